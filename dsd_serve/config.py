@@ -1,0 +1,125 @@
+"""The shape of a DSD network, and the named sizes.
+
+The paper (arXiv 2511.14716) states only the parameter counts 42M, 118M and 205M at 256x256 with 1000 classes; every
+other number here is our choice.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from dsd_serve.errors import ConfigError
+
+PREDICTIONS = ("latents", "velocity")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that is needed to build the network and to know what goes in and out of it.
+
+    image_size, patch_size: pixels. latent_dim: channels C of one latent token. prediction: what the trunk's output
+    means in a denoise row, "latents" (the clean estimate itself, DSD) or "velocity" (the baselines of the collapse
+    study); `denoise` returns the clean estimate either way. classes: the ImageNet-1k labels that were trained, empty
+    for all.
+    Raises ConfigError where the numbers do not fit together.
+    """
+
+    image_size: int
+    patch_size: int
+    latent_dim: int
+    hidden_size: int
+    depth: int
+    num_heads: int
+    num_classes: int = 1000
+    prediction: str = "latents"
+    classes: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "patch_size", "latent_dim", "hidden_size", "depth", "num_heads", "num_classes"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigError(f"{name} must be a whole number of 1 or more, got {value!r}")
+        if self.image_size % self.patch_size:
+            raise ConfigError(
+                f"image_size must be divisible by patch_size, got {self.image_size} and {self.patch_size}"
+            )
+        if self.hidden_size % self.num_heads:
+            raise ConfigError(
+                f"hidden_size must be divisible by num_heads, got {self.hidden_size} and {self.num_heads}"
+            )
+        if self.hidden_size % 4:
+            raise ConfigError(f"hidden_size must be divisible by 4 for 2-D positions, got {self.hidden_size}")
+        if self.latent_dim < 2:
+            raise ConfigError("latent_dim must be 2 or more: the latent normaliser works over channels")
+        if self.prediction not in PREDICTIONS:
+            raise ConfigError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {self.prediction!r}")
+        for label in self.classes:
+            if not 0 <= label < self.num_classes:
+                raise ConfigError(f"classes must be labels from 0 to {self.num_classes - 1}, got {label}")
+        if len(set(self.classes)) != len(self.classes):
+            raise ConfigError("classes must not name a label twice")
+
+    @property
+    def null_label(self) -> int:
+        """The label that stands for «no class»."""
+        return self.num_classes
+
+    @property
+    def grid_size(self) -> int:
+        """Latent tokens along one side of the picture."""
+        return self.image_size // self.patch_size
+
+    @property
+    def latent_shape(self) -> tuple[int, int]:
+        """(L, C) of one picture's latents."""
+        return self.grid_size**2, self.latent_dim
+
+    @property
+    def pixel_shape(self) -> tuple[int, int, int]:
+        """(3, H, W) of one picture."""
+        return 3, self.image_size, self.image_size
+
+    @property
+    def trained_classes(self) -> tuple[int, ...]:
+        """The labels that the network has seen, in order."""
+        return tuple(sorted(self.classes)) if self.classes else tuple(range(self.num_classes))
+
+    def flops_per_row(self) -> int:
+        """Floating-point operations of the matrix products of one denoise row (a multiply and an add count as two)."""
+        tokens, d = self.latent_shape[0], self.hidden_size
+        block = 2 * tokens * (4 * d * d + 3 * d * mlp_size(d)) + 2 * 2 * tokens * tokens * d
+        borders = 2 * tokens * 2 * self.latent_dim * d
+        conditioning = 2 * (FREQUENCIES * d + d * d + 6 * d * d)
+        return self.depth * block + borders + conditioning
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "classes": list(self.classes)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "ModelConfig":
+        """The inverse of `to_dict`; ConfigError names a key that is unknown or missing."""
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ConfigError(
+                f"unknown key {unknown[0]!r} in the model configuration; known are {', '.join(sorted(known))}"
+            )
+        try:
+            return cls(**{**values, "classes": tuple(values.get("classes", ()))})
+        except TypeError as error:
+            raise ConfigError(f"the model configuration is incomplete: {error}") from None
+
+
+FREQUENCIES = 256  # width of the sinusoidal features of t, as in DiT
+
+
+def mlp_size(hidden_size: int) -> int:
+    """Inner width of a SwiGLU layer that costs 8 d^2 parameters, rounded to a multiple of 32."""
+    return max(32, round(8 * hidden_size / 3 / 32) * 32)
+
+
+PRESETS = {
+    "dsd-s": ModelConfig(image_size=256, patch_size=16, latent_dim=32, hidden_size=384, depth=22, num_heads=6),
+    "dsd-m": ModelConfig(image_size=256, patch_size=16, latent_dim=32, hidden_size=768, depth=16, num_heads=12),
+    "dsd-b": ModelConfig(image_size=256, patch_size=16, latent_dim=32, hidden_size=768, depth=28, num_heads=12),
+    "demo": ModelConfig(image_size=32, patch_size=8, latent_dim=16, hidden_size=192, depth=6, num_heads=6),
+}

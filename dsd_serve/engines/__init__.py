@@ -1,0 +1,49 @@
+"""Engines: something that runs rows. `load_engine` picks one by name and never replaces it by another."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from dsd_serve.config import ModelConfig
+from dsd_serve.errors import EngineUnavailableError
+from dsd_serve.rows import Array, Row
+
+ENGINE_NAMES = ("onnx", "torch")
+
+
+class Engine(Protocol):
+    """One network on one device. `run` is called by one thread at a time."""
+
+    config: ModelConfig
+
+    def run(self, rows: Sequence[Row]) -> list[Array]:
+        """One forward pass over rows of any kinds; one output per row, in their order.
+
+        Encode -> latents float32 [L, C], Denoise -> z_hat float32 [L, C], Decode -> pixels uint8 [3, H, W].
+        """
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What runs: engine, device, precision, version; plain values for /model."""
+        ...
+
+
+def load_engine(name: str, model_dir: Path, device: str = "cpu", num_threads: int = 0) -> Engine:
+    """Load the network of a model directory on an engine.
+
+    name: onnx or torch. device: cpu, cuda or cuda:N. num_threads: of the CPU, 0 for all cores. Raises
+    EngineUnavailableError when that engine cannot run on that device here, CheckpointError when the directory is wrong.
+    """
+    if name == "onnx":
+        from dsd_serve.engines.onnx_engine import OnnxEngine
+
+        return OnnxEngine.load(model_dir, device=device, num_threads=num_threads)
+    if name == "torch":
+        try:
+            from dsd_serve.engines.torch_engine import TorchEngine
+        except ImportError as error:
+            raise EngineUnavailableError(
+                f"engine 'torch' needs torch, which cannot be imported ({error}): pip install 'dsd-serve[train]'"
+            ) from None
+        return TorchEngine.load(model_dir, device=device, num_threads=num_threads)
+    raise EngineUnavailableError(f"engine must be one of {', '.join(ENGINE_NAMES)}, got {name!r}")

@@ -1,0 +1,47 @@
+"""The torch engine: the reference that other engines are compared with."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dsd_serve.checkpoint import read_model_dir, read_weights
+from dsd_serve.errors import EngineUnavailableError
+from dsd_serve.model import DSD
+from dsd_serve.rows import Array, Row, collate, distribute
+
+
+class TorchEngine:
+    """Eager torch in float32 on any device that torch knows."""
+
+    def __init__(self, model: DSD) -> None:
+        self.model = model.eval()
+        self.config = model.config
+
+    @classmethod
+    def load(cls, model_dir: Path, *, device: str = "cpu", num_threads: int = 0) -> "TorchEngine":
+        if num_threads:
+            torch.set_num_threads(num_threads)
+        model = DSD(read_model_dir(model_dir).config)
+        model.load_state_dict({name: torch.from_numpy(array) for name, array in read_weights(model_dir).items()})
+        try:
+            return cls(model.to(device))
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise EngineUnavailableError(f"engine 'torch' cannot use device {device!r}: {reason}") from None
+
+    @torch.inference_mode()
+    def run(self, rows: Sequence[Row]) -> list[Array]:
+        device = self.model.role_embed.weight.device
+        inputs = [torch.from_numpy(array).to(device) for array in collate(rows, self.config).values()]
+        outputs = self.model(*inputs)
+        return distribute(rows, [output.cpu().numpy() for output in outputs])
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "engine": "torch",
+            "device": str(self.model.role_embed.weight.device),
+            "precision": "fp32",
+            "version": torch.__version__,
+        }

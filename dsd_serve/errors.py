@@ -1,0 +1,63 @@
+"""The errors that callers may want to tell apart.
+
+    DSDError
+      InputError              a request that cannot be carried out: a wrong class, number, sampler, picture
+      ConfigError             a training or model configuration that does not make sense
+      CheckpointError         a model directory, checkpoint or data folder that cannot be used
+      EngineUnavailableError  an engine that was asked for cannot run here (package or device missing)
+      EngineError             an engine failed while it ran
+      QueueFullError          more programs are waiting than the batcher takes
+      ClosedError             the batcher takes nothing more: it drains or its engine is dead
+      CancelledError          the caller gave up before the result was there
+      ServerError             (client) the server answered with a problem document
+
+They know nothing of HTTP; server/errors.py maps them to status codes.
+"""
+
+
+class DSDError(Exception):
+    """Base of all errors that this project raises on purpose. The text is a sentence for the user."""
+
+
+class InputError(DSDError, ValueError):
+    """A request that cannot be carried out as it is; the text names what is allowed."""
+
+
+class ConfigError(DSDError, ValueError):
+    """A configuration that does not make sense; the text names the key."""
+
+
+class CheckpointError(DSDError):
+    """A file or folder that does not hold what it should."""
+
+
+class EngineUnavailableError(DSDError):
+    """The engine that was asked for cannot run here; the text says what to install or change."""
+
+
+class EngineError(DSDError):
+    """The engine failed while it ran rows."""
+
+
+class QueueFullError(DSDError):
+    """Too many programs are waiting. `retry_after` is an estimate in seconds."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class ClosedError(DSDError):
+    """Nothing more is accepted: the batcher is draining, or its engine is dead."""
+
+
+class CancelledError(DSDError):
+    """The job was cancelled by its caller."""
+
+
+class ServerError(DSDError):
+    """A server answered with an error; `status` is its HTTP status."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status

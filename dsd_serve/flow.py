@@ -1,0 +1,24 @@
+"""The flow convention, written once: t = 0 is noise, t = 1 is data.
+
+    z_t = t z + (1 - t) noise
+    velocity = dz_t/dt = z - noise = (z_hat - z_t) / (1 - t)
+
+t = 1 is never evaluated. The functions take numpy arrays and torch tensors alike; t is a float or broadcasts against z.
+"""
+
+from typing import Any
+
+
+def add_noise(z: Any, noise: Any, t: Any) -> Any:
+    """The point z_t on the straight path from noise (t = 0) to z (t = 1)."""
+    return t * z + (1 - t) * noise
+
+
+def velocity(z_hat: Any, z_t: Any, t: Any) -> Any:
+    """The velocity at z_t that the clean estimate z_hat implies; t < 1."""
+    return (z_hat - z_t) / (1 - t)
+
+
+def from_velocity(v: Any, z_t: Any, t: Any) -> Any:
+    """The clean estimate that a velocity at z_t implies: the inverse of `velocity`."""
+    return z_t + (1 - t) * v

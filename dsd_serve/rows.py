@@ -1,0 +1,82 @@
+"""Rows: the unit of work, and the signature of the graph that runs them.
+
+The network takes three kinds of rows in one call. This file is the contract between the exported graph, the engines and
+the programs; the names below are written nowhere else.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dsd_serve.config import ModelConfig
+from dsd_serve.errors import InputError
+
+Array = NDArray[Any]
+Latents = NDArray[np.float32]
+Pixels = NDArray[np.uint8]
+
+INPUT_NAMES = ("encode_pixels", "denoise_latents", "denoise_t", "denoise_labels", "decode_latents")
+OUTPUT_NAMES = ("encoded_latents", "denoised_latents", "decoded_pixels")
+
+
+@dataclass(frozen=True, slots=True)
+class Encode:
+    """A picture, uint8 [3, H, W], to be turned into latents [L, C]."""
+
+    pixels: Pixels
+
+
+@dataclass(frozen=True, slots=True)
+class Denoise:
+    """Noised latents [L, C] at time t in [0, 1) with a label, to be turned into the clean estimate [L, C]."""
+
+    z_t: Latents
+    t: float
+    label: int
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """Latents [L, C] to be turned into a picture, uint8 [3, H, W]."""
+
+    z: Latents
+
+
+Row = Encode | Denoise | Decode
+
+
+def collate(rows: Sequence[Row], config: ModelConfig) -> dict[str, Array]:
+    """The inputs of the graph for these rows: encode rows first, then denoise, then decode; each kind in its order.
+
+    Raises InputError when a row does not have the shape of this network.
+    """
+    pixels = [row.pixels for row in rows if isinstance(row, Encode)]
+    denoise = [row for row in rows if isinstance(row, Denoise)]
+    latents = [row.z for row in rows if isinstance(row, Decode)]
+    return {
+        "encode_pixels": stack(pixels, config.pixel_shape, np.uint8, "the pixels of an encode row"),
+        "denoise_latents": stack(
+            [row.z_t for row in denoise], config.latent_shape, np.float32, "the latents of a denoise row"
+        ),
+        "denoise_t": np.array([row.t for row in denoise], np.float32),
+        "denoise_labels": np.array([row.label for row in denoise], np.int64),
+        "decode_latents": stack(latents, config.latent_shape, np.float32, "the latents of a decode row"),
+    }
+
+
+def stack(arrays: Sequence[Array], shape: tuple[int, ...], dtype: type[np.generic], what: str) -> Array:
+    for array in arrays:
+        if array.shape != shape or array.dtype != dtype:
+            raise InputError(
+                f"{what} must be {np.dtype(dtype).name} {list(shape)}, got {array.dtype.name} {list(array.shape)}"
+            )
+    return np.stack(arrays) if arrays else np.empty((0, *shape), dtype)
+
+
+def distribute(rows: Sequence[Row], outputs: Sequence[Array]) -> list[Array]:
+    """The inverse of `collate` for the three outputs of the graph: one array per row, in the order of the rows."""
+    streams = dict(zip((Encode, Denoise, Decode), map(iter, outputs), strict=True))
+    return [next(streams[type(row)]) for row in rows]

@@ -1,0 +1,87 @@
+"""Samplers of the flow dz/dt = velocity from t = 0 to t = 1, each a short generator.
+
+A sampler takes noise z [L, C], increasing timesteps that begin anywhere below 1 and end at 1, and `denoise`, a
+generator function (z_t, t) -> z_hat. It never calls a network: it yields the rows that `denoise` yields, and is sent
+their outputs.
+"""
+
+import math
+from collections.abc import Callable, Generator
+from itertools import pairwise
+
+import numpy as np
+
+from dsd_serve.flow import velocity
+from dsd_serve.rows import Array, Denoise, Latents, Row
+
+Rows = Generator[list[Row], list[Array], Latents]
+Denoiser = Callable[[Latents, float], Rows]
+
+
+def timesteps(num_steps: int, start: float = 0.0) -> list[float]:
+    """num_steps + 1 evenly spaced times from `start` to 1."""
+    return [start + (1 - start) * i / num_steps for i in range(num_steps)] + [1.0]
+
+
+def initial_noise(seed: int, index: int, shape: tuple[int, ...]) -> Latents:
+    """Standard normal noise that depends on the seed and the index alone (counter-based Philox), never on a batch."""
+    generator = np.random.Generator(np.random.Philox(key=[seed, index]))
+    return generator.standard_normal(shape, dtype=np.float32)
+
+
+def guided(label: int, guidance_scale: float, null_label: int) -> Denoiser:
+    """Clean estimates with classifier-free guidance (arXiv 2207.12598): two rows in the same tick, one at scale 1."""
+
+    def denoise(z_t: Latents, t: float) -> Rows:
+        if guidance_scale == 1:
+            (z_hat,) = yield [Denoise(z_t, t, label)]
+            return z_hat
+        z_hat, z_null = yield [Denoise(z_t, t, label), Denoise(z_t, t, null_label)]
+        return z_null + np.float32(guidance_scale) * (z_hat - z_null)
+
+    return denoise
+
+
+def euler(z: Latents, ts: list[float], denoise: Denoiser) -> Rows:
+    """First order, one evaluation a step."""
+    for t, t_next in pairwise(ts):
+        z_hat = yield from denoise(z, t)
+        z = z + (t_next - t) * velocity(z_hat, z, t)
+    return z
+
+
+def heun(z: Latents, ts: list[float], denoise: Denoiser) -> Rows:
+    """Second order, two evaluations a step; the last step is Euler's, because t = 1 is never evaluated."""
+    for t, t_next in pairwise(ts):
+        v = velocity((yield from denoise(z, t)), z, t)
+        z_next = z + (t_next - t) * v
+        if t_next < 1:
+            v_next = velocity((yield from denoise(z_next, t_next)), z_next, t_next)
+            z_next = z + (t_next - t) * (v + v_next) / 2
+        z = z_next
+    return z
+
+
+def dpmpp_2m(z: Latents, ts: list[float], denoise: Denoiser) -> Rows:
+    """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2) with alpha = t, sigma = 1 - t: second order, one evaluation.
+
+    The first step and the last are first order: lambda = log(alpha / sigma) is infinite at both ends.
+    """
+    previous: tuple[float, Latents] | None = None
+    for t, t_next in pairwise(ts):
+        z_hat = yield from denoise(z, t)
+        estimate = z_hat
+        if previous is not None and previous[0] > 0 and t_next < 1:
+            r = (log_snr(t) - log_snr(previous[0])) / (log_snr(t_next) - log_snr(t))
+            estimate = z_hat + (z_hat - previous[1]) / np.float32(2 * r)
+        z = z + (t_next - t) * velocity(estimate, z, t)  # the exact step of the linear part, for alpha = t
+        previous = t, z_hat
+    return z
+
+
+def log_snr(t: float) -> float:
+    """lambda, half the log signal-to-noise ratio."""
+    return math.log(t / (1 - t))
+
+
+SAMPLERS = {"euler": euler, "heun": heun, "dpmpp_2m": dpmpp_2m}

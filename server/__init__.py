@@ -1,0 +1,1 @@
+"""dsd-serve: the HTTP server."""

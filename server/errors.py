@@ -1,0 +1,81 @@
+"""Errors -> RFC 9457 problem documents: the one table from DSDError to HTTP status."""
+
+import http
+import logging
+import math
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from dsd_serve.errors import (
+    CancelledError,
+    ClosedError,
+    DSDError,
+    EngineError,
+    InputError,
+    QueueFullError,
+)
+
+log = logging.getLogger(__name__)
+
+STATUS: dict[type[DSDError], int] = {
+    InputError: 422,
+    QueueFullError: 429,
+    EngineError: 500,
+    CancelledError: 503,
+    ClosedError: 503,
+}
+MEDIA_TYPE = "application/problem+json"
+
+
+def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    title = http.HTTPStatus(status).phrase
+    body = {"type": "about:blank", "title": title, "status": status, "detail": detail}
+    return JSONResponse(body, status, headers, MEDIA_TYPE)
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of the app with a problem document."""
+
+    @app.exception_handler(DSDError)
+    async def ours(_: Request, error: DSDError) -> JSONResponse:
+        status = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), 500)
+        headers = {}
+        if isinstance(error, QueueFullError):
+            headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+        elif status == 503:
+            headers["Retry-After"] = "5"
+        return problem(status, str(error), headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        return problem(422, "; ".join(sentence(item) for item in error.errors()))
+
+    @app.exception_handler(HTTPException)
+    async def standard(request: Request, error: HTTPException) -> JSONResponse:
+        detail = error.detail
+        if error.status_code == 404 and detail == "Not Found":
+            detail = f"there is no {request.url.path} here; /docs lists what there is"
+        elif error.status_code == 405 and detail == "Method Not Allowed":
+            detail = f"{request.url.path} does not take {request.method}"
+        return problem(error.status_code, detail, dict(error.headers or {}))
+
+    @app.exception_handler(Exception)
+    async def unexpected(_: Request, error: Exception) -> JSONResponse:
+        return problem(500, "the server made a mistake; its log has the details")
+
+
+def sentence(item: dict[str, Any]) -> str:
+    """One error of pydantic in words, with the place and what was sent."""
+    name = str(item["loc"][-1]) if len(item["loc"]) > 1 else "the request"
+    if item["type"] == "missing":
+        return f"{name} is missing"
+    if item["type"] == "extra_forbidden":
+        return f"there is no parameter {name!r}; /docs lists them"
+    if item["type"] == "json_invalid":
+        return f"the body is not valid JSON: {item.get('ctx', {}).get('error', '')}"
+    message = item["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return f"{name} must be {message}, got {str(item.get('input'))[:80]!r}"

@@ -1,0 +1,1 @@
+"""dsd-train: configuration, data, losses, the loop and its measurements."""

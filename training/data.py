@@ -1,0 +1,261 @@
+"""Pictures and labels for training, as uint8 [3, S, S] in a deterministic order.
+
+A source is one of
+  - a parquet file, or a folder of them, with the columns of Hugging Face `datasets`: `image` {bytes, path} and `label`;
+    names that begin with «val» or «test» are left out of a folder unless it holds nothing else;
+  - a folder with one folder per class, named by wnid (n02099601) or by label (207);
+  - `hf:NAME` or `hf:NAME:SPLIT`, a data set that the `datasets` package finds.
+The order is a function of (seed, step) alone, so that a run resumes exactly and any number of processes can share it.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from dsd_serve import images
+from dsd_serve.errors import CheckpointError, InputError
+from dsd_serve.labels import all_classes
+
+PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+MAX_PIXELS = 200_000_000  # ImageNet holds a few very large pictures
+
+
+class Source(Protocol):
+    """Encoded pictures by index."""
+
+    labels: NDArray[np.int64]
+
+    def read(self, index: int) -> tuple[bytes, str]:
+        """The bytes of a picture, and a name for error messages."""
+        ...
+
+
+class ParquetSource:
+    def __init__(self, files: Sequence[Path]) -> None:
+        try:
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+        except ImportError:
+            raise CheckpointError("parquet files need pyarrow: pip install 'dsd-serve[train]'") from None
+        tables = []
+        for file in files:
+            try:
+                tables.append(pq.read_table(file, columns=["image", "label"]))
+            except (pa.ArrowException, OSError) as error:
+                raise CheckpointError(f"{file} is no parquet file with columns image and label: {error}") from None
+        table = pa.concat_tables(tables)
+        self.labels = table.column("label").to_numpy().astype(np.int64)
+        self.column = table.column("image").combine_chunks() if len(files) == 1 else table.column("image")
+
+    def read(self, index: int) -> tuple[bytes, str]:
+        cell = self.column[index].as_py()
+        return cell["bytes"], cell["path"] or f"row {index}"
+
+
+class FolderSource:
+    def __init__(self, folder: Path) -> None:
+        self.files: list[Path] = []
+        labels = []
+        wnids = {c.wnid: c.index for c in all_classes()}
+        for sub in sorted(path for path in folder.iterdir() if path.is_dir()):
+            label = wnids.get(sub.name, int(sub.name) if sub.name.isdecimal() else None)
+            if label is None:
+                raise CheckpointError(f"{sub} must be named by a wnid like n02099601 or by a label like 207")
+            found = sorted(path for path in sub.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
+            self.files += found
+            labels += [label] * len(found)
+        self.labels = np.array(labels, np.int64)
+
+    def read(self, index: int) -> tuple[bytes, str]:
+        return self.files[index].read_bytes(), str(self.files[index])
+
+
+class HuggingFaceSource:
+    def __init__(self, name: str) -> None:
+        try:
+            import datasets
+        except ImportError:
+            raise CheckpointError(f"hf:{name} needs the datasets package: pip install datasets") from None
+        name, _, split = name.partition(":")
+        self.rows: Any = datasets.load_dataset(name, split=split or "train")
+        if missing := {"image", "label"} - set(self.rows.column_names):
+            raise CheckpointError(f"hf:{name} has no column {sorted(missing)[0]!r}")
+        self.labels = np.array(self.rows["label"], np.int64)
+        self.rows = self.rows.cast_column("image", datasets.Image(decode=False))
+
+    def read(self, index: int) -> tuple[bytes, str]:
+        cell = self.rows[int(index)]["image"]
+        return cell["bytes"] or Path(cell["path"]).read_bytes(), cell["path"] or f"row {index}"
+
+
+def open_source(path: str) -> Source:
+    """The source at `path`; CheckpointError when there is none."""
+    if path.startswith("hf:"):
+        return HuggingFaceSource(path.removeprefix("hf:"))
+    place = Path(path).expanduser()
+    if not path or not place.exists():
+        raise CheckpointError(f"data.path must be a folder, a parquet file or hf:NAME; there is no {path!r}")
+    if place.is_file():
+        return ParquetSource([place])
+    files = sorted(place.glob("*.parquet"))
+    training = [file for file in files if not file.name.lower().startswith(("val", "test"))]
+    if files:
+        return ParquetSource(training or files)
+    source = FolderSource(place)
+    if not source.files:
+        raise CheckpointError(f"{path} holds neither parquet files nor folders of pictures named by class")
+    return source
+
+
+class Pictures(Dataset[tuple[Tensor, int]]):
+    """The pictures of a source that are of the wanted classes, cut to squares of `size` pixels.
+
+    Index i gives (uint8 [3, S, S], label). `hold()` decodes all of them into memory.
+    """
+
+    def __init__(self, path: str, size: int, classes: Sequence[int] = (), num_classes: int = 1000) -> None:
+        self.source, self.size, self.path = open_source(path), size, path
+        labels = self.source.labels
+        keep = np.isin(labels, classes) if classes else np.ones(len(labels), bool)
+        self.indices = np.flatnonzero(keep)
+        self.labels = labels[self.indices]
+        self.pixels: NDArray[np.uint8] | None = None
+        if missing := sorted(set(classes) - set(self.labels.tolist())):
+            raise CheckpointError(f"{path} has no pictures of class {missing[0]}")
+        if not len(self.indices):
+            raise CheckpointError(f"{path} has no pictures")
+        if self.labels.min() < 0 or self.labels.max() >= num_classes:
+            raise CheckpointError(
+                f"{path} has labels from {labels.min()} to {labels.max()}; 0 to {num_classes - 1} are known"
+            )
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        pixels = self.decode(index) if self.pixels is None else self.pixels[index]
+        return torch.from_numpy(pixels), int(self.labels[index])
+
+    def decode(self, index: int) -> NDArray[np.uint8]:
+        data, name = self.source.read(int(self.indices[index]))
+        try:
+            return images.fit(images.read_image(data, MAX_PIXELS), self.size)
+        except InputError as error:
+            raise CheckpointError(f"{self.path}: picture {name}: {error}") from None
+
+    def num_bytes(self) -> int:
+        """Size of all pictures once decoded."""
+        return len(self) * 3 * self.size**2
+
+    def hold(self) -> None:
+        """Decode everything into memory."""
+        held = np.empty((len(self), 3, self.size, self.size), np.uint8)
+
+        def fill(index: int) -> None:
+            held[index] = self.decode(index)
+
+        with ThreadPoolExecutor() as pool:
+            for _ in pool.map(fill, range(len(self))):
+                pass
+        self.pixels = held
+
+    def subset(self, keep: NDArray[np.int64]) -> "Pictures":
+        """The pictures at these indices only, sharing the source."""
+        part = object.__new__(Pictures)
+        part.__dict__ = {**self.__dict__, "indices": self.indices[keep], "labels": self.labels[keep]}
+        part.pixels = None if self.pixels is None else self.pixels[keep]
+        return part
+
+
+def hold_out(pictures: Pictures, share: float = 0.01) -> tuple[Pictures, Pictures]:
+    """Split off every 1/share-th picture: (the rest, the held out)."""
+    every = round(1 / share)
+    index = np.arange(len(pictures))
+    held = index % every == every - 1
+    if not held.any():
+        raise CheckpointError(
+            f"{pictures.path} has only {len(pictures)} pictures; give data.validation a folder of its own"
+        )
+    return pictures.subset(index[~held]), pictures.subset(index[held])
+
+
+class Order:
+    """Which pictures make up which micro-batch: each epoch is a fresh permutation, and steps run across its border."""
+
+    def __init__(self, num_pictures: int, batch_size: int, seed: int) -> None:
+        self.num_pictures, self.batch_size, self.seed = num_pictures, batch_size, seed
+        self.epoch = -1
+        self.permutation = np.empty(0, np.int64)
+
+    def indices(self, step: int) -> NDArray[np.int64]:
+        """Indices [batch_size] of the pictures of a step, over all processes."""
+        positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        epochs, offsets = np.divmod(positions, self.num_pictures)
+        found = np.empty(self.batch_size, np.int64)
+        for epoch in np.unique(epochs):
+            found[epochs == epoch] = self.permuted(int(epoch))[offsets[epochs == epoch]]
+        return found
+
+    def permuted(self, epoch: int) -> NDArray[np.int64]:
+        if epoch != self.epoch:
+            generator = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
+            self.permutation, self.epoch = generator.permutation(self.num_pictures), epoch
+        return self.permutation
+
+
+def micro_batches(
+    pictures: Pictures,
+    order: Order,
+    first_step: int,
+    last_step: int,
+    micro: int,
+    rank: int,
+    world: int,
+    num_workers: int,
+) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+    """Yield (step, number of the micro-batch, pixels uint8 [micro, 3, S, S], labels [micro]) of one process.
+
+    Micro-batches of a step are dealt out to the processes in turn, so that their contents do not depend on how many
+    processes there are.
+    """
+    per_step = order.batch_size // micro
+    keys = [(step, number) for step in range(first_step, last_step) for number in range(rank, per_step, world)]
+
+    def indices(key: tuple[int, int]) -> list[int]:
+        step, number = key
+        return order.indices(step)[number * micro : (number + 1) * micro].tolist()
+
+    batches: Iterator[tuple[Tensor, Tensor]]
+    if pictures.pixels is not None:
+        batches = (gather(pictures, indices(key)) for key in keys)
+    else:
+        sampler = (indices(key) for key in keys)
+        loader = DataLoader(pictures, batch_sampler=Batches(sampler, len(keys)), num_workers=num_workers)
+        batches = iter(loader)
+    for (step, number), (pixels, labels) in zip(keys, batches, strict=True):
+        yield step, number, pixels, labels
+
+
+class Batches:
+    """A batch sampler over ready-made lists of indices."""
+
+    def __init__(self, lists: Iterator[list[int]], length: int) -> None:
+        self.lists, self.length = lists, length
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return self.lists
+
+    def __len__(self) -> int:
+        return self.length
+
+
+def gather(pictures: Pictures, indices: list[int]) -> tuple[Tensor, Tensor]:
+    assert pictures.pixels is not None
+    return torch.from_numpy(pictures.pixels[indices]), torch.from_numpy(pictures.labels[indices])

@@ -1,0 +1,148 @@
+"""The DSD objective and the two baselines that collapse (arXiv 2511.14716).
+
+One picture x gives latents z = E(x+) from the online encoder on an augmented picture, and targets z_target = E_ema(x)
+from an EMA copy on the clean one. With z_t = t z + (1 - t) noise the three objectives are
+
+    dsd            w(t) || z_hat(z_t, t, y) - sg(z_target) ||^2     both cures: stop-gradient, clean-latent prediction
+    stop_gradient  || v(z_t, t, y) - (sg(z_target) - noise) ||^2    the first cure alone
+    naive          || v(z_t, t, y) - (z - noise) ||^2               neither
+
+and the gradient reaches the encoder through z_t in all of them. Beside it stand reconstruction and three auxiliary
+losses.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dsd_serve.flow import add_noise, velocity
+from dsd_serve.model import DSD, patchify, unpatchify
+from training.config import LossSection
+
+MAX_T = 0.999  # t = 1 is never evaluated
+
+
+@dataclass
+class Draws:
+    """All randomness of one micro-batch of B pictures with K draws each, so that a step is a pure function of it.
+
+    noise [B K, L, C], t [B K], null [B K] bool (drop the label), mask [B, L] bool (hide the patch from the encoder),
+    decode_noise [B, L, C] and decode_t [B]: what the latents are noised with before decoding (t = 1: nothing).
+    """
+
+    noise: Tensor
+    t: Tensor
+    null: Tensor
+    mask: Tensor
+    decode_noise: Tensor
+    decode_t: Tensor
+
+    @classmethod
+    def make(
+        cls, config: LossSection, batch: int, latent_shape: tuple[int, int], generator: torch.Generator
+    ) -> "Draws":
+        device, length = generator.device, latent_shape[0]
+        rows = batch * config.num_draws
+
+        def uniform(*shape: int) -> Tensor:
+            return torch.rand(*shape, generator=generator, device=device)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator, device=device)
+
+        t = torch.sigmoid(config.t_mean + config.t_std * normal(rows)).clamp(max=MAX_T)
+        masked = uniform(batch, 1) < config.mask_probability
+        noised = uniform(batch) < config.reconstruction_noise
+        decode_t = config.reconstruction_t + (1 - config.reconstruction_t) * uniform(batch)
+        return cls(
+            noise=normal(rows, *latent_shape),
+            t=t,
+            null=uniform(rows) < config.class_dropout,
+            mask=masked & (uniform(batch, length) < config.mask_ratio),
+            decode_noise=normal(batch, *latent_shape),
+            decode_t=torch.where(noised, decode_t, 1.0),
+        )
+
+
+def projector(hidden_size: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size))
+
+
+class Objective(nn.Module):
+    """The online network with the heads that only training needs; `forward` gives the loss and its parts."""
+
+    def __init__(self, model: DSD, config: LossSection) -> None:
+        super().__init__()
+        self.model, self.config = model, config
+        size = model.config.hidden_size
+        self.alignment_layer = config.alignment_layer or max(1, model.config.depth // 2)
+        self.alignment_head = projector(size) if config.alignment_weight else None
+        self.representation_head = projector(size) if config.representation_weight else None
+        self.classifier = nn.Linear(size, model.config.num_classes) if config.classification_weight else None
+
+    def forward(self, ema: DSD, images: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        """images [B, 3, S, S] in [-1, 1], labels int64 [B] -> total loss, and its unweighted parts by name."""
+        config, model = self.config, self.model
+        batch, draws_each = images.shape[0], config.num_draws
+
+        hidden, _ = model.trunk(*model.embed_images(self.hide(images, draws.mask)))  # [B, L, W]
+        z = model.to_latents(hidden)  # [B, L, C]
+        with torch.no_grad():
+            target_hidden, _ = ema.trunk(*ema.embed_images(images))  # [B, L, W]
+            ema_z = ema.to_latents(target_hidden)
+            target_hidden = F.layer_norm(target_hidden.float(), target_hidden.shape[-1:])
+        z_target = self.target(z, ema_z)
+
+        # One forward for the denoise and the decode rows: the same mixture that the server runs.
+        source = z if config.gradient_through_z_t else z.detach()
+        t = draws.t[:, None, None]
+        z_t = add_noise(source.repeat_interleave(draws_each, 0), draws.noise, t)  # [B K, L, C]
+        rows = torch.where(draws.null, model.config.null_label, labels.repeat_interleave(draws_each))
+        z_decode = add_noise(z, draws.decode_noise, draws.decode_t[:, None, None])
+        noised, decode = model.embed_noised(z_t, draws.t, rows), model.embed_latents(z_decode)
+        mixed = torch.cat([noised[0], decode[0]]), torch.cat([noised[1], decode[1]])
+        out, tapped = model.trunk(*mixed, tap=self.alignment_layer)
+        z_hat = model.to_z_hat(out[: batch * draws_each], z_t, draws.t)
+        decoded = model.to_images(out[batch * draws_each :])
+
+        parts = {
+            "denoise": self.denoise_loss(z_hat, z_t, z_target.repeat_interleave(draws_each, 0), draws.noise, t),
+            "reconstruction": (F.l1_loss if config.reconstruction_norm == "l1" else F.mse_loss)(decoded, images),
+        }
+        if self.alignment_head is not None:
+            aligned = self.alignment_head(tapped[: batch * draws_each])
+            parts["alignment"] = distance(aligned, target_hidden.repeat_interleave(draws_each, 0))
+        if self.representation_head is not None:
+            parts["representation"] = distance(self.representation_head(hidden), target_hidden)
+        if self.classifier is not None:
+            parts["classification"] = F.cross_entropy(self.classifier(hidden.mean(1)).float(), labels)
+        total = torch.stack([getattr(config, f"{name}_weight") * part for name, part in parts.items()]).sum()
+        return total, parts
+
+    def target(self, z: Tensor, ema_z: Tensor) -> Tensor:
+        """The latents to be denoised to. Only the naive objective lets the gradient into them."""
+        if self.config.objective == "naive":
+            return z
+        return ema_z if self.config.ema_target else z.detach()
+
+    def denoise_loss(self, z_hat: Tensor, z_t: Tensor, z_target: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        if self.config.objective != "dsd":
+            return F.mse_loss(velocity(z_hat, z_t, t), z_target - noise)
+        error = (z_hat - z_target) ** 2
+        if self.config.denoise_weighting == "velocity":
+            error = error / (1 - t).clamp(min=self.config.denoise_floor) ** 2
+        return error.mean()
+
+    def hide(self, images: Tensor, mask: Tensor) -> Tensor:
+        """The augmentation x+ of the online encoder: hidden patches become grey."""
+        if not self.config.mask_probability:
+            return images
+        size = self.model.config.patch_size
+        return unpatchify(patchify(images, size) * ~mask[..., None], size)
+
+
+def distance(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean cosine distance over tokens, in [0, 2]."""
+    return 1 - F.cosine_similarity(prediction.float(), target, dim=-1).mean()

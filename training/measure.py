@@ -1,0 +1,63 @@
+"""What training is judged by: effective rank, spread of the latents, reconstruction PSNR."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dsd_serve.model import DSD, to_images, to_pixels
+
+COLLAPSE_SHARE = 0.25  # of the latent channels: below this effective rank we warn
+
+
+def effective_rank(latents: Tensor) -> float:
+    """exp(entropy of the normalised singular values) of centred latents (Roy and Vetterli, 2007).
+
+    latents: [N, L, C] -> a number from 1 to C, over the N L tokens.
+    """
+    tokens = latents.reshape(-1, latents.shape[-1]).double()
+    singular = torch.linalg.svdvals(tokens - tokens.mean(0))
+    share = singular / singular.sum().clamp(min=1e-12)
+    share = share[share > 0]
+    return float(torch.exp(-(share * share.log()).sum()))
+
+
+def psnr(pixels: NDArray[np.uint8], others: NDArray[np.uint8]) -> float:
+    """Mean over pictures of the peak signal-to-noise ratio in dB; uint8 [N, 3, H, W] both."""
+    error = ((pixels.astype(np.float64) - others.astype(np.float64)) ** 2).reshape(len(pixels), -1).mean(1)
+    return float(np.mean(10 * np.log10(255**2 / np.maximum(error, 1e-3))))
+
+
+@torch.no_grad()
+def latent_metrics(model: DSD, pixels: Tensor, batch_size: int = 128) -> tuple[dict[str, float], Tensor]:
+    """Measure a network on pictures uint8 [N, 3, S, S]: the numbers by name, and the reconstructions uint8.
+
+    effective_rank 1 to C; channel_std_min and channel_std_max: spread of single channels over all tokens;
+    picture_std: mean spread of a channel at one place over pictures, near 0 when all pictures get the same latents.
+    """
+    device = model.role_embed.weight.device
+    latents, decoded = [], []
+    for part in pixels.split(batch_size):
+        z = model.encode(to_images(part.to(device)))
+        latents.append(z.cpu())
+        decoded.append(to_pixels(model.decode(z)).cpu())
+    z, reconstructed = torch.cat(latents), torch.cat(decoded)
+    std = z.reshape(-1, z.shape[-1]).std(0)
+    numbers = {
+        "effective_rank": effective_rank(z),
+        "channel_std_min": float(std.min()),
+        "channel_std_max": float(std.max()),
+        "picture_std": float(z.std(0).mean()),
+        "psnr": psnr(pixels.numpy(), reconstructed.numpy()),
+    }
+    return numbers, reconstructed
+
+
+def collapse_warning(numbers: dict[str, float], latent_dim: int) -> str | None:
+    """A sentence when the latents have collapsed, else None."""
+    rank, floor = numbers["effective_rank"], COLLAPSE_SHARE * latent_dim
+    if rank < floor:
+        return f"the latents collapse: effective rank {rank:.1f} of {latent_dim}, below {floor:.1f}"
+    if numbers["picture_std"] < 0.1:
+        return f"the latents collapse: they hardly differ between pictures (spread {numbers['picture_std']:.3f})"
+    return None

@@ -1,0 +1,414 @@
+"""dsd-train training/configs/NAME.toml [section.key=value ...]
+
+Trains a DSD network. A run folder holds checkpoint.pt, metrics.jsonl, TensorBoard's events and PNG grids; starting a
+run again in the same folder goes on from its checkpoint, to the bit. Ctrl-C or SIGTERM saves a checkpoint and exits.
+Several devices: torchrun --nproc-per-node N -m training training/configs/NAME.toml
+"""
+
+import argparse
+import contextlib
+import copy
+import json
+import logging
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from dsd_serve import images as pictures_io
+from dsd_serve.checkpoint import read_checkpoint, write_checkpoint
+from dsd_serve.engines.torch_engine import TorchEngine
+from dsd_serve.errors import CheckpointError, ConfigError, DSDError
+from dsd_serve.model import DSD, to_images
+from dsd_serve.params import SamplingParams
+from dsd_serve.programs import generate, run_all
+from training.config import OptimSection, TrainConfig, load_config
+from training.data import Order, Pictures, hold_out, micro_batches
+from training.loss import Draws, Objective
+from training.measure import collapse_warning, latent_metrics
+
+log = logging.getLogger(__name__)
+
+SEED_STREAM = 0x0D5D  # keeps the draws of training apart from other uses of the same seed
+
+
+@dataclass
+class Device:
+    """Where this process computes, and how."""
+
+    device: torch.device
+    bf16: bool
+    compiled: bool
+    rank: int = 0
+    world: int = 1
+
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:
+        """Mixed precision; on a CPU also plain attention: the fused one is several times slower backwards in bf16."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16))
+            if self.device.type == "cpu":
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            yield
+
+
+@dataclass
+class State:
+    """What a checkpoint holds: after `step` optimiser steps."""
+
+    objective: Objective
+    ema: DSD
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+
+
+def lr_at(step: int, config: OptimSection) -> float:
+    """Linear warm-up, then a cosine to lr * lr_final at the last step."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    return config.lr * (config.lr_final + (1 - config.lr_final) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+
+
+def ema_decay_at(step: int, config: OptimSection) -> float:
+    """Short memory at first, so that the target encoder is not the random one for long."""
+    return min(config.ema_decay, (1 + step) / (10 + step))
+
+
+def new_state(config: TrainConfig, device: torch.device) -> State:
+    torch.manual_seed(config.run.seed)
+    model = DSD(config.model_config()).to(device)
+    objective = Objective(model, config.loss).to(device)
+    ema = copy.deepcopy(model).requires_grad_(False).eval()
+    decay = [p for p in objective.parameters() if p.ndim >= 2]
+    rest = [p for p in objective.parameters() if p.ndim < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": config.optim.weight_decay}, {"params": rest, "weight_decay": 0.0}],
+        lr=config.optim.lr,
+        betas=(config.optim.betas[0], config.optim.betas[1]),
+        fused=True,
+    )
+    return State(objective, ema, optimizer)
+
+
+def save(state: State, config: TrainConfig, path: Path) -> None:
+    write_checkpoint(
+        path,
+        {
+            "step": state.step,
+            "config": config.to_dict(),
+            "network": state.ema.config.to_dict(),
+            "objective": state.objective.state_dict(),
+            "ema": state.ema.state_dict(),
+            "optimizer": state.optimizer.state_dict(),
+        },
+    )
+
+
+def restore(state: State, config: TrainConfig, path: Path) -> None:
+    """Load a checkpoint into a fresh state. Raises CheckpointError when it is of another network or objective."""
+    values = read_checkpoint(path)
+    ours = config.model_config().to_dict()
+    for key, value in ours.items():
+        if values["network"].get(key) != value:
+            raise CheckpointError(
+                f"{path} has {key} = {values['network'].get(key)!r}, the configuration {value!r}; "
+                "use another run.dir or the same network"
+            )
+    try:
+        state.objective.load_state_dict(values["objective"])
+        state.ema.load_state_dict(values["ema"])
+        state.optimizer.load_state_dict(values["optimizer"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} does not fit this configuration: {' '.join(str(error).split())[:300]}") from None
+    state.step = values["step"]
+
+
+def generator_for(seed: int, step: int, number: int, device: torch.device) -> torch.Generator:
+    """The random numbers of one micro-batch: a function of its place in the run, so that nothing need be saved."""
+    state = np.random.SeedSequence([SEED_STREAM, seed, step, number]).generate_state(1, np.uint64)
+    return torch.Generator(device).manual_seed(int(state[0]) >> 1)
+
+
+def prepare(pixels: Tensor, labels: Tensor, flip: bool, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """uint8 pixels to images in [-1, 1] on the device, half of them mirrored."""
+    device = generator.device
+    images = to_images(pixels.to(device, non_blocking=True))
+    if flip:
+        mirrored = torch.rand(len(images), 1, 1, 1, generator=generator, device=device) < 0.5
+        images = torch.where(mirrored, images.flip(-1), images)
+    return images, labels.to(device, non_blocking=True)
+
+
+def train_step(
+    state: State, forward: Any, config: TrainConfig, where: Device, batches: Iterator[tuple[int, int, Tensor, Tensor]]
+) -> dict[str, Tensor]:
+    """One optimiser step over this process's micro-batches. Returns the loss and its parts, averaged, and grad_norm."""
+    optim, model = config.optim, state.objective.model
+    per_process = optim.batch_size // optim.micro_batch_size // where.world
+    sums: dict[str, Tensor] = {}
+    for number in range(per_process):
+        step, micro, pixels, labels = next(batches)
+        assert step == state.step, "the data must come in the order of the steps"
+        generator = generator_for(config.run.seed, step, micro, where.device)
+        images, labels = prepare(pixels, labels, config.data.flip, generator)
+        draws = Draws.make(config.loss, len(images), model.config.latent_shape, generator)
+        last = number == per_process - 1
+        alone = isinstance(forward, DistributedDataParallel) and not last
+        with forward.no_sync() if alone else contextlib.nullcontext(), where.computing():
+            total, parts = forward(state.ema, images, labels, draws)
+            (total / per_process).backward()
+        for name, value in {"loss": total, **parts}.items():
+            sums[name] = sums.get(name, 0) + value.detach() / per_process
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr_at(state.step, optim)
+    sums["grad_norm"] = torch.nn.utils.clip_grad_norm_(state.objective.parameters(), optim.grad_clip)
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        weight = 1 - ema_decay_at(state.step, optim)
+        torch._foreach_lerp_(list(state.ema.parameters()), list(model.parameters()), weight)
+    state.step += 1
+    return sums
+
+
+def evaluate(state: State, config: TrainConfig, held_out: Tensor, folder: Path) -> dict[str, float]:
+    """Measure the EMA network on held-out pictures; write grids of reconstructions and of samples."""
+    numbers, reconstructed = latent_metrics(state.ema, held_out)
+    pairs = [part.numpy() for pair in zip(held_out[:32], reconstructed[:32], strict=True) for part in pair]
+    write_png(folder / f"reconstructions-{state.step:07d}.png", pairs, columns=8)
+    classes = state.ema.config.trained_classes[:10]
+    params = [
+        SamplingParams(
+            seed=config.run.seed,
+            index=i,
+            num_steps=config.run.sample_steps,
+            guidance_scale=config.run.sample_guidance,
+        )
+        for i in range(8)
+    ]
+    programs = [generate(state.ema.config, label, p) for label in classes for p in params]
+    write_png(folder / f"samples-{state.step:07d}.png", run_all(TorchEngine(state.ema), programs), columns=8)
+    return numbers
+
+
+def write_png(path: Path, pictures: Sequence[Any], columns: int) -> None:
+    path.write_bytes(pictures_io.write_image(pictures_io.grid(list(pictures), columns)))
+
+
+class Journal:
+    """metrics.jsonl, and TensorBoard where it is installed; silent on all but the first process."""
+
+    def __init__(self, folder: Path, first: bool, step: int) -> None:
+        self.file = self.board = None
+        if not first:
+            return
+        path = folder / "metrics.jsonl"
+        kept = (
+            [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+            if path.exists()
+            else []
+        )
+        path.write_text("".join(line + "\n" for line in kept))  # what was logged after the checkpoint happens again
+        self.file = path.open("a", encoding="utf-8")
+        with contextlib.suppress(ImportError):
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(folder), purge_step=step)
+
+    def write(self, step: int, numbers: dict[str, float]) -> None:
+        if self.file is not None:
+            self.file.write(json.dumps({"step": step, **{k: round(v, 6) for k, v in numbers.items()}}) + "\n")
+            self.file.flush()
+        if self.board is not None:
+            for name, value in numbers.items():
+                self.board.add_scalar(name, value, step)
+
+
+class StopSignal:
+    """Becomes true at SIGINT or SIGTERM; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.caught = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.catch)
+
+    def catch(self, number: int, _: Any) -> None:
+        if self.caught:
+            sys.exit(128 + number)
+        self.caught = True
+
+    def agreed(self, where: Device) -> bool:
+        """Whether any process caught one: all must stop after the same step."""
+        if where.world == 1:
+            return self.caught
+        flag = torch.tensor([self.caught], dtype=torch.int32, device=where.device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag.item())
+
+
+def choose_device(config: TrainConfig) -> Device:
+    """The device of this process; under torchrun joins the group. Raises ConfigError when it is not there."""
+    name = config.run.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"run.device is {name!r}, but torch {torch.__version__} sees no CUDA device here")
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1:
+        if name == "cuda":
+            name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        dist.init_process_group("nccl" if name.startswith("cuda") else "gloo")
+        num_micro = config.optim.batch_size // config.optim.micro_batch_size
+        if num_micro % world:
+            raise ConfigError(
+                f"optim.batch_size / optim.micro_batch_size is {num_micro}; it must be a multiple of {world} processes"
+            )
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"run.device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    native = torch.cuda.is_bf16_supported() if device.type == "cuda" else cpu_multiplies_bf16()
+    bf16 = config.run.precision == "bf16" or (config.run.precision == "auto" and native)
+    compiled = config.run.compile == "on" or (config.run.compile == "auto" and device.type == "cuda")
+    return Device(device, bf16, compiled, rank, world)
+
+
+def cpu_multiplies_bf16() -> bool:
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def load_pictures(config: TrainConfig) -> tuple[Pictures, Pictures]:
+    """(training, held-out) pictures, in memory where they fit."""
+    network, data = config.model_config(), config.data
+    training = Pictures(data.path, network.image_size, data.classes, network.num_classes)
+    if data.validation:
+        held = Pictures(data.validation, network.image_size, data.classes, network.num_classes)
+    else:
+        training, held = hold_out(training)
+    generator = np.random.Generator(np.random.Philox(key=[config.run.seed, 0]))
+    held = held.subset(np.sort(generator.permutation(len(held))[: config.run.eval_images]))
+    held.hold()
+    if training.num_bytes() <= data.memory_gb * 1e9:
+        training.hold()
+    return training, held
+
+
+def train(config: TrainConfig) -> State:
+    """Train as the configuration says; returns the state at the end or where it was stopped."""
+    where = choose_device(config)
+    first = where.rank == 0
+    folder = Path(config.run.dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    training, held = load_pictures(config)
+    assert held.pixels is not None
+    held_out = torch.from_numpy(held.pixels)
+
+    state = new_state(config, where.device)
+    checkpoint = folder / "checkpoint.pt"
+    if checkpoint.exists():
+        restore(state, config, checkpoint)
+    if first:
+        num_parameters = sum(p.numel() for p in state.objective.model.parameters())
+        log.info(
+            "%s: %d pictures (%s), %d held out; %.1fM parameters on %s, %s%s; %s",
+            folder,
+            len(training),
+            "in memory" if training.pixels is not None else f"decoded by {config.data.num_workers} processes",
+            len(held),
+            num_parameters / 1e6,
+            where.device,
+            "bf16" if where.bf16 else "fp32",
+            ", compiled" if where.compiled else "",
+            f"resumes after step {state.step}" if state.step else "starts",
+        )
+    forward: Any = state.objective
+    if where.compiled:
+        forward = torch.compile(forward)
+    if where.world > 1:
+        forward = DistributedDataParallel(forward)
+
+    order = Order(len(training), config.optim.batch_size, config.run.seed)
+    batches = micro_batches(
+        training,
+        order,
+        state.step,
+        config.optim.steps,
+        config.optim.micro_batch_size,
+        where.rank,
+        where.world,
+        config.data.num_workers,
+    )
+    journal, stop = Journal(folder, first, state.step), StopSignal()
+    bar = tqdm(total=config.optim.steps, initial=state.step, unit="step", disable=not first, dynamic_ncols=True)
+    began, began_step = time.perf_counter(), state.step
+    while True:
+        done = state.step >= config.optim.steps
+        stopping = stop.agreed(where)
+        if first and (done or (state.step % config.run.eval_every == 0 and not stopping)):
+            numbers = evaluate(state, config, held_out, folder)
+            journal.write(state.step, numbers)
+            bar.write(f"step {state.step}: " + ", ".join(f"{name} {value:.3f}" for name, value in numbers.items()))
+            if state.step and (warning := collapse_warning(numbers, state.ema.config.latent_dim)):
+                bar.write(f"WARNING: {warning}")
+            began, began_step = time.perf_counter(), state.step
+        if first and (done or stopping or (state.step % config.run.save_every == 0 and state.step)):
+            save(state, config, checkpoint)
+        if done or stopping:
+            break
+
+        losses = train_step(state, forward, config, where, batches)
+
+        bar.update()
+        if state.step % config.run.log_every == 0:
+            values = {name: float(value) for name, value in losses.items()}
+            if not math.isfinite(values["loss"]):
+                raise ConfigError(
+                    f"the loss is {values['loss']} at step {state.step}; lower optim.lr and start from {checkpoint}"
+                )
+            rate = (state.step - began_step) * config.optim.batch_size / (time.perf_counter() - began)
+            journal.write(state.step, {**values, "lr": lr_at(state.step, config.optim), "pictures_per_second": rate})
+            bar.set_postfix_str(f"loss {values['loss']:.3f}, {rate:.0f} pictures/s")
+    bar.close()
+    if first:
+        log.info(
+            "%s after step %d; checkpoint %s", "stopped" if stopping and not done else "done", state.step, checkpoint
+        )
+    if where.world > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+    return state
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="dsd-train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("config", type=Path, help="a TOML file, see training/configs")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that replace the file's")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        train(load_config(options.config, options.overrides))
+    except DSDError as error:
+        sys.exit(f"dsd-train: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""dsd-ui: a page in the browser, as a client of the HTTP API."""
