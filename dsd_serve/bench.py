@@ -1,0 +1,113 @@
+"""python -m dsd_serve bench: how near the network comes to what the machine can multiply.
+
+Measures, in turns in one run, the float32 matrix-product rate of the machine (numpy's BLAS, at the network's own shapes
+and at a large square, the better of the two), the ONNX engine and eager torch on the same denoise rows. Rates count the
+multiplications and additions of the network's matrix products only.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dsd_serve.config import PRESETS, ModelConfig, mlp_size
+from dsd_serve.engines import Engine, load_engine
+from dsd_serve.errors import EngineUnavailableError
+from dsd_serve.rows import Denoise, Row
+
+ROUNDS = 7
+
+
+def denoise_rows(config: ModelConfig, count: int) -> list[Row]:
+    rng = np.random.default_rng(0)
+    labels = config.trained_classes
+    return [
+        Denoise(
+            rng.standard_normal(config.latent_shape, dtype=np.float32), float(rng.random()), labels[i % len(labels)]
+        )
+        for i in range(count)
+    ]
+
+
+def product(n: int, k: int, m: int) -> tuple[Callable[[], object], int]:
+    """A float32 product [n, k] x [k, m] and its floating-point operations, repeated to take some milliseconds."""
+    rng = np.random.default_rng(0)
+    a, b = rng.random((n, k), np.float32), rng.random((k, m), np.float32)
+    out = np.empty((n, m), np.float32)
+    repeats = max(1, int(4e9 / (2 * n * k * m)))
+
+    def multiply() -> None:
+        for _ in range(repeats):
+            np.matmul(a, b, out=out)
+
+    return multiply, repeats * 2 * n * k * m
+
+
+def best_rates(tasks: dict[str, tuple[Callable[[], object], int]], rounds: int = ROUNDS) -> dict[str, float]:
+    """The best of several rounds of each task, taken in turns: name -> floating-point operations per second."""
+    best = dict.fromkeys(tasks, float("inf"))
+    for run, _ in tasks.values():
+        run()
+    for _ in range(rounds):
+        for name, (run, _) in tasks.items():
+            began = time.perf_counter()
+            run()
+            best[name] = min(best[name], time.perf_counter() - began)
+    return {name: flops / best[name] for name, (_, flops) in tasks.items()}
+
+
+def untrained(preset: str, folder: Path) -> Path:
+    """A model directory of a preset with random weights, made by dsd-export."""
+    command = [sys.executable, "-m", "export.main", "--untrained", preset, "-o", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise EngineUnavailableError(
+            f"dsd-export --untrained {preset} failed, give --model DIR instead: {done.stderr.strip()[-300:]}"
+        )
+    return folder
+
+
+def bench(model_dir: Path, num_rows: int, threads: int) -> str:
+    """Measure and describe."""
+    engines: dict[str, Engine] = {"onnx": load_engine("onnx", model_dir, num_threads=threads)}
+    try:
+        engines["torch"] = load_engine("torch", model_dir, num_threads=threads)
+    except EngineUnavailableError:
+        print("torch is not installed: nothing to compare with", file=sys.stderr)
+    config = engines["onnx"].config
+    rows = denoise_rows(config, num_rows)
+    tokens, d = num_rows * config.latent_shape[0], config.hidden_size
+    tasks = {"square": product(2048, 2048, 2048), "shaped": product(tokens, d, mlp_size(d))}
+    for name, engine in engines.items():
+        tasks[name] = (lambda engine=engine: engine.run(rows)), num_rows * config.flops_per_row()  # type: ignore[misc]
+    rates = best_rates(tasks)
+    machine = max(rates["square"], rates["shaped"])
+    lines = [
+        f"{num_rows} denoise rows of {tokens // num_rows} tokens, width {d}, depth {config.depth}; {threads} threads",
+        f"machine   {machine / 1e9:7.1f} GFLOP/s float32 matrix products",
+    ]
+    for name in engines:
+        rate = rates[name]
+        milliseconds = 1000 * config.flops_per_row() / rate
+        lines.append(f"{name:9} {rate / 1e9:7.1f} GFLOP/s, {rate / machine:.0%} of that, {milliseconds:.2f} ms a row")
+    if "torch" in engines:
+        lines.append(f"onnx is {rates['onnx'] / rates['torch']:.2f} times torch eager")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m dsd_serve bench", description=__doc__)
+    parser.add_argument("--model", type=Path, help="a model directory (default: an untrained --preset)")
+    parser.add_argument("--preset", choices=PRESETS, default="dsd-s")
+    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as temporary:
+        model_dir = options.model or untrained(options.preset, Path(temporary) / options.preset)
+        print(bench(model_dir, options.rows, options.threads))

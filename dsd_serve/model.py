@@ -78,23 +78,29 @@ class LabelEmbedder(nn.Module):
 
 
 class Attention(nn.Module):
-    """Full self-attention with RMS-normalised queries and keys (arXiv 2302.05442)."""
+    """Full self-attention with RMS-normalised queries and keys (arXiv 2302.05442).
+
+    Only the keys have a learned scale: a scale of the queries would do the same to their products.
+    """
 
     def __init__(self, hidden_size: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads, self.head_dim = num_heads, hidden_size // num_heads
-        self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
-        self.q_norm = nn.RMSNorm(self.head_dim, eps=1e-6)
-        self.k_norm = nn.RMSNorm(self.head_dim, eps=1e-6)
+        self.q = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.k = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.v = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.k_scale = nn.Parameter(torch.ones(self.head_dim))
         self.proj = nn.Linear(hidden_size, hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        length = x.shape[1]
-        qkv = self.qkv(x).reshape(-1, length, 3, self.num_heads, self.head_dim)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, H, L, W / H]
-        q, k = self.q_norm(q.float()), self.k_norm(k.float())  # float32 also under autocast
-        out = F.scaled_dot_product_attention(q, k, v.to(q.dtype))  # [B, H, L, W / H]
-        return self.proj(out.transpose(1, 2).reshape(-1, length, self.num_heads * self.head_dim))
+        heads = -1, x.shape[1], self.num_heads, self.head_dim
+        q, k, v = (layer(x).reshape(heads) for layer in (self.q, self.k, self.v))  # [B, L, H, W / H]
+        # float32 also under autocast; the 1 / sqrt of attention is folded into a weight when the graph is exported
+        q = F.rms_norm(q.float(), (self.head_dim,), eps=1e-6)
+        k = F.rms_norm(k.float(), (self.head_dim,), self.k_scale * self.head_dim**-0.5, eps=1e-6)
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v.to(q.dtype)))  # [B, H, L, W / H]
+        out = F.scaled_dot_product_attention(q, k, v, scale=1.0)
+        return self.proj(out.transpose(1, 2).flatten(2))  # [B, L, W]
 
 
 class Mlp(nn.Module):

@@ -23,10 +23,7 @@ def write_card(
     notes: str,
 ) -> str:
     """Markdown: what the network is, how it was trained, what it draws, what was measured at export."""
-    training = checkpoint["config"]
     num_parameters = sum(tensor.numel() for tensor in checkpoint["ema"].values())
-    step, batch = checkpoint["step"], training["optim"]["batch_size"]
-    num_draws = training["loss"]["num_draws"]
     length, channels = config.latent_shape
     lines = [
         f"# {name}",
@@ -39,8 +36,7 @@ def write_card(
         f"| latents | {length} tokens x {channels} channels, patches of {config.patch_size} pixels |",
         f"| network | {num_parameters / 1e6:.2f}M parameters: width {config.hidden_size}, {config.depth} blocks |",
         f"| weights | EMA, stored as {store}, computed in float32 |",
-        f"| objective | {training['loss']['objective']} |",
-        f"| training | {step:,} steps of {batch} pictures ({step * batch:,} in all), {num_draws} noise draws each |",
+        *training_lines(checkpoint),
         f"| sampling | {defaults.sampler}, {defaults.num_steps} steps, guidance {defaults.guidance_scale:g} |",
         "",
         "## What it draws",
@@ -58,6 +54,17 @@ def write_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def training_lines(checkpoint: dict[str, Any]) -> list[str]:
+    training, step = checkpoint["config"], checkpoint["step"]
+    if training is None:
+        return ["| training | none: the weights are random, for benchmarks only |"]
+    batch, num_draws = training["optim"]["batch_size"], training["loss"]["num_draws"]
+    return [
+        f"| objective | {training['loss']['objective']} |",
+        f"| training | {step:,} steps of {batch} pictures ({step * batch:,} in all), {num_draws} noise draws each |",
+    ]
 
 
 def classes_sentence(config: ModelConfig) -> str:

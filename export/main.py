@@ -3,6 +3,7 @@
 Turns a training checkpoint into a model directory: config.json, model.safetensors (the EMA weights), model.onnx (one
 graph for encode, denoise and decode rows) and card.md. The graph is checked against the torch network on mixtures of
 rows; one that differs is not written.
+dsd-export --untrained dsd-s -o DIR does the same for random weights, for benchmarks.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from dsd_serve.checkpoint import config_json, read_checkpoint
-from dsd_serve.config import ModelConfig
+from dsd_serve.config import PRESETS, ModelConfig
 from dsd_serve.engines.onnx_engine import OnnxEngine
 from dsd_serve.engines.torch_engine import TorchEngine
 from dsd_serve.errors import CheckpointError, DSDError
@@ -34,14 +35,18 @@ log = logging.getLogger(__name__)
 DTYPES = {"fp32": np.float32, "fp16": np.float16}
 
 
-def export(checkpoint: Path, target: Path, *, name: str, store: str, defaults: SamplingParams, notes: str) -> Report:
-    """Write the model directory `target`. store: fp32 or fp16, of the weights on disk; the network computes in float32.
+def export(
+    checkpoint: Path | None, preset: str, target: Path, *, name: str, store: str, defaults: SamplingParams, notes: str
+) -> Report:
+    """Write the model directory `target` from a checkpoint, or without one from random weights of a preset.
+
+    store: fp32 or fp16, of the weights on disk; the network computes in float32.
 
     Everything is made and checked in a temporary folder beside `target` and then moved into place. Raises
     CheckpointError when the checkpoint is unusable or the graph differs from the network.
     """
-    values = read_checkpoint(checkpoint)
-    model, state = load_ema(values, checkpoint, store)
+    values = read_checkpoint(checkpoint) if checkpoint else untrained(preset)
+    model, state = load_ema(values, checkpoint or Path(preset), store)
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".dsd-export-", dir=target) as temporary:
         draft = Path(temporary)
@@ -59,6 +64,15 @@ def export(checkpoint: Path, target: Path, *, name: str, store: str, defaults: S
         for file in ("model.safetensors", "model.onnx", "card.md", "config.json"):
             shutil.move(draft / file, target / file)  # config.json last: without it a folder is no model directory
     return report
+
+
+def untrained(preset: str) -> dict[str, Any]:
+    """What a checkpoint holds, for random weights. adaLN is not left at zero: the blocks must do something."""
+    torch.manual_seed(0)
+    model = DSD(PRESETS[preset])
+    with torch.no_grad():
+        model.adaLN_modulation.weight.normal_(std=0.02)
+    return {"step": 0, "network": model.config.to_dict(), "ema": model.state_dict(), "config": None}
 
 
 def load_ema(values: dict[str, Any], path: Path, store: str) -> tuple[DSD, dict[str, NDArray[np.float32]]]:
@@ -89,7 +103,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="dsd-export", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("checkpoint", type=Path, help="a checkpoint.pt of dsd-train")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("checkpoint", type=Path, nargs="?", help="a checkpoint.pt of dsd-train")
+    source.add_argument("--untrained", choices=PRESETS, metavar="PRESET", help="random weights of a preset instead")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="the model directory to write")
     parser.add_argument("--name", help="the model's name (default: the name of DIR)")
     parser.add_argument("--store", choices=DTYPES, default="fp32", help="type of the weights on disk (default fp32)")
@@ -103,7 +119,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         defaults = SamplingParams(num_steps=options.steps, sampler=options.sampler, guidance_scale=options.guidance)
         notes = options.notes.read_text(encoding="utf-8") if options.notes else ""
         name = options.name or options.output.resolve().name
-        export(options.checkpoint, options.output, name=name, store=options.store, defaults=defaults, notes=notes)
+        export(
+            options.checkpoint,
+            options.untrained,
+            options.output,
+            name=name,
+            store=options.store,
+            defaults=defaults,
+            notes=notes,
+        )
     except (DSDError, OSError) as error:
         sys.exit(f"dsd-export: {error}")
     log.info("wrote %s; serve it with: dsd-serve --model %s", options.output, options.output)

@@ -111,15 +111,13 @@ def at_most(name: str, value: int, limit: int) -> None:
         raise InputError(f"{name} must be at most {limit} on this server, got {value}")
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The application. The model is loaded and measured when it starts up, before it answers."""
+def create_app(service: Service) -> FastAPI:
+    """The application around a service that is ready; its batcher is closed at shutdown."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        service = await run_in_threadpool(Service, settings)
-        app.state.service = service
         yield
-        await run_in_threadpool(service.batcher.close, settings.grace)
+        await run_in_threadpool(service.batcher.close, service.settings.grace)
 
     app = FastAPI(
         title="DSD",
@@ -128,6 +126,7 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         separate_input_output_schemas=False,
     )
+    app.state.service = service
     errors.install(app)
     add_image_routes(app)
     add_information_routes(app)

@@ -95,6 +95,7 @@ class RunSection:
     eval_every: int = 500
     save_every: int = 500
     eval_images: int = 512
+    samples_per_class: int = 8  # pictures of each of the first ten classes at every evaluation; 0: none
     sample_steps: int = 25
     sample_guidance: float = 1.0
 
@@ -188,6 +189,8 @@ def check(config: TrainConfig) -> None:
     for name, value in positive.items():
         if value <= 0:
             raise ConfigError(f"{name} must be above 0, got {value}")
+    if run.samples_per_class < 0:
+        raise ConfigError(f"run.samples_per_class must be 0 or more, got {run.samples_per_class}")
     for item in fields(loss):
         if item.name.endswith("_weight") and getattr(loss, item.name) < 0:
             raise ConfigError(f"loss.{item.name} must be 0 or more, got {getattr(loss, item.name)}")

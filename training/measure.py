@@ -11,13 +11,29 @@ COLLAPSE_SHARE = 0.25  # of the latent channels: below this effective rank we wa
 
 
 def effective_rank(latents: Tensor) -> float:
-    """exp(entropy of the normalised singular values) of centred latents (Roy and Vetterli, 2007).
+    """In how many dimensions latents differ between pictures. latents: [N, L, C] -> a number from 1 to C + 1.
 
-    latents: [N, L, C] -> a number from 1 to C, over the N L tokens.
+    exp(entropy of the normalised singular values) (Roy and Vetterli, 2007) of the latents centred at each place, where
+    the constant that was taken off counts as one value more. The normaliser fixes the energy of a token, so latents
+    that collapse to a constant do not shrink: without that value the formula sees only what little is left, as if
+    magnified.
     """
-    tokens = latents.reshape(-1, latents.shape[-1]).double()
-    singular = torch.linalg.svdvals(tokens - tokens.mean(0))
-    share = singular / singular.sum().clamp(min=1e-12)
+    z = latents.double()
+    constant = z.mean(0, keepdim=True)
+    energy = constant.expand_as(z).norm()  # the singular value of the constant part, as one dimension
+    singular = torch.linalg.svdvals((z - constant).flatten(0, 1))
+    return exp_entropy(torch.cat([singular, energy[None]]))
+
+
+def centred_rank(latents: Tensor) -> float:
+    """The formula as it is usually written: all tokens centred together. [N, L, C] -> a number from 1 to C."""
+    tokens = latents.double().flatten(0, 1)
+    return exp_entropy(torch.linalg.svdvals(tokens - tokens.mean(0)))
+
+
+def exp_entropy(values: Tensor) -> float:
+    """exp of the entropy of non-negative values, normalised to sum to 1."""
+    share = values / values.sum().clamp(min=1e-12)
     share = share[share > 0]
     return float(torch.exp(-(share * share.log()).sum()))
 
@@ -32,8 +48,8 @@ def psnr(pixels: NDArray[np.uint8], others: NDArray[np.uint8]) -> float:
 def latent_metrics(model: DSD, pixels: Tensor, batch_size: int = 128) -> tuple[dict[str, float], Tensor]:
     """Measure a network on pictures uint8 [N, 3, S, S]: the numbers by name, and the reconstructions uint8.
 
-    effective_rank 1 to C; channel_std_min and channel_std_max: spread of single channels over all tokens;
-    picture_std: mean spread of a channel at one place over pictures, near 0 when all pictures get the same latents.
+    effective_rank 1 to C + 1, centred_rank 1 to C; channel_std_min and channel_std_max: spread of single channels over
+    all tokens; picture_std: mean spread of a channel at one place over pictures, near 0 when all pictures get the same latents.
     """
     device = model.role_embed.weight.device
     latents, decoded = [], []
@@ -45,6 +61,7 @@ def latent_metrics(model: DSD, pixels: Tensor, batch_size: int = 128) -> tuple[d
     std = z.reshape(-1, z.shape[-1]).std(0)
     numbers = {
         "effective_rank": effective_rank(z),
+        "centred_rank": centred_rank(z),
         "channel_std_min": float(std.min()),
         "channel_std_max": float(std.max()),
         "picture_std": float(z.std(0).mean()),

@@ -190,6 +190,8 @@ def evaluate(state: State, config: TrainConfig, held_out: Tensor, folder: Path) 
     numbers, reconstructed = latent_metrics(state.ema, held_out)
     pairs = [part.numpy() for pair in zip(held_out[:32], reconstructed[:32], strict=True) for part in pair]
     write_png(folder / f"reconstructions-{state.step:07d}.png", pairs, columns=8)
+    if not config.run.samples_per_class:
+        return numbers
     classes = state.ema.config.trained_classes[:10]
     params = [
         SamplingParams(
@@ -198,10 +200,11 @@ def evaluate(state: State, config: TrainConfig, held_out: Tensor, folder: Path) 
             num_steps=config.run.sample_steps,
             guidance_scale=config.run.sample_guidance,
         )
-        for i in range(8)
+        for i in range(config.run.samples_per_class)
     ]
     programs = [generate(state.ema.config, label, p) for label in classes for p in params]
-    write_png(folder / f"samples-{state.step:07d}.png", run_all(TorchEngine(state.ema), programs), columns=8)
+    pictures = run_all(TorchEngine(state.ema), programs)
+    write_png(folder / f"samples-{state.step:07d}.png", pictures, columns=config.run.samples_per_class)
     return numbers
 
 

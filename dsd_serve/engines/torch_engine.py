@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from dsd_serve.checkpoint import read_model_dir, read_weights
-from dsd_serve.errors import EngineUnavailableError
+from dsd_serve.errors import CheckpointError, EngineUnavailableError
 from dsd_serve.model import DSD
 from dsd_serve.rows import Array, Row, collate, distribute
 
@@ -24,7 +24,12 @@ class TorchEngine:
         if num_threads:
             torch.set_num_threads(num_threads)
         model = DSD(read_model_dir(model_dir).config)
-        model.load_state_dict({name: torch.from_numpy(array) for name, array in read_weights(model_dir).items()})
+        weights = {name: torch.from_numpy(array) for name, array in read_weights(model_dir).items()}
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise CheckpointError(f"{model_dir}: the weights do not fit config.json: {reason}") from None
         try:
             return cls(model.to(device))
         except (RuntimeError, AssertionError) as error:

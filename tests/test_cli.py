@@ -1,0 +1,77 @@
+"""The four commands, as a person meets them."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+COMMANDS = {
+    "dsd-serve": "server.main",
+    "dsd-train": "training.train",
+    "dsd-export": "export.main",
+    "dsd-ui": "ui.main",
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help(name):
+    done = subprocess.run([sys.executable, "-m", COMMANDS[name], "--help"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"usage: {name}")
+
+
+def test_commands_work_from_a_wheel_in_another_folder(tmp_path):
+    """All five packages and the data files are in the wheel."""
+    import zipfile
+
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(tmp_path), str(ROOT)], check=True
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    for needed in (
+        "dsd_serve/imagenet1k.csv",
+        "dsd_serve/demo/model.onnx",
+        "dsd_serve/demo/model.safetensors",
+        "server/app.py",
+        "export/main.py",
+        "ui/page.py",
+        "training/configs/demo.toml",
+    ):
+        assert needed in names
+    assert not [name for name in names if name.startswith("tests/")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["training.train", "nowhere.toml"], "dsd-train: there is no configuration file nowhere.toml"),
+        (
+            ["training.train", "training/configs/demo.toml", "data.path=/nowhere"],
+            "dsd-train: data.path must be a folder",
+        ),
+        (["export.main", "nowhere.pt", "-o", "out"], "dsd-export: there is no checkpoint nowhere.pt"),
+        (["ui.main", "--server", "http://127.0.0.1:9"], "dsd-ui: the server at http://127.0.0.1:9 cannot be reached"),
+        (["dsd_serve"], "usage: python -m dsd_serve bench"),
+    ],
+)
+def test_mistakes_end_in_one_sentence(arguments, words, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments, *([f"run.dir={tmp_path}"] if "data.path=/nowhere" in arguments else [])],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode != 0
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_bench_prints_the_machine_and_the_network(tiny_dir):
+    command = [sys.executable, "-m", "dsd_serve", "bench", "--model", str(tiny_dir), "--rows", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert "machine" in done.stdout
+    assert "of that" in done.stdout
+    assert "times torch eager" in done.stdout

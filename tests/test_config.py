@@ -1,0 +1,55 @@
+import pytest
+
+from dsd_serve.config import PRESETS, ModelConfig
+from dsd_serve.errors import ConfigError
+from dsd_serve.model import DSD
+
+
+@pytest.mark.parametrize(("name", "millions"), [("dsd-s", 42), ("dsd-m", 118), ("dsd-b", 205)])
+def test_presets_have_the_sizes_of_the_paper(name, millions):
+    import torch
+
+    with torch.device("meta"):
+        count = sum(p.numel() for p in DSD(PRESETS[name]).parameters())
+    assert abs(count / 1e6 - millions) <= 0.03 * millions
+    assert PRESETS[name].image_size == 256
+    assert PRESETS[name].num_classes == 1000
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"image_size": 33}, "33 and 8"),
+        ({"num_heads": 5}, "192 and 5"),
+        ({"depth": 0}, "depth"),
+        ({"latent_dim": "x"}, "latent_dim"),
+        ({"prediction": "noise"}, "noise"),
+        ({"classes": [1000]}, "999"),
+        ({"classes": [1, 1]}, "twice"),
+        ({"dept": 3}, "dept"),
+    ],
+)
+def test_a_wrong_configuration_is_named(change, named):
+    with pytest.raises(ConfigError, match=named):
+        ModelConfig.from_dict({**PRESETS["demo"].to_dict(), **change})
+
+
+def test_an_incomplete_configuration_is_named():
+    with pytest.raises(ConfigError, match="depth"):
+        ModelConfig.from_dict({"image_size": 32, "patch_size": 8})
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_to_dict_and_back(name):
+    assert ModelConfig.from_dict(PRESETS[name].to_dict()) == PRESETS[name]
+
+
+def test_flops_count_what_torch_counts():
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config = PRESETS["demo"]
+    model = DSD(config).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.denoise(torch.zeros(1, *config.latent_shape), torch.zeros(1), torch.zeros(1, dtype=torch.long))
+    assert abs(counter.get_total_flops() / config.flops_per_row() - 1) < 0.02

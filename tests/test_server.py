@@ -1,0 +1,312 @@
+"""The real server, in a process of its own, over HTTP."""
+
+import base64
+import io
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from dsd_serve.client import Client
+from dsd_serve.engines import load_engine
+from dsd_serve.errors import ServerError
+from dsd_serve.images import fit, read_image, write_image
+from dsd_serve.params import SAMPLER_NAMES, SamplingParams
+from dsd_serve.programs import generate, reconstruct, run
+from tests.conftest import ROOT, Running, picture
+
+
+def opened(answer):
+    assert answer.status_code == 200, answer.text
+    return Image.open(io.BytesIO(answer.content))
+
+
+def problem(answer, status):
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    body = answer.json()
+    assert body["status"] == status
+    assert body["title"]
+    return body["detail"]
+
+
+def test_a_class_becomes_a_png(http):
+    answer = http.get("/generate", params={"class": 207})
+    image = opened(answer)
+    assert (image.format, image.size, image.mode) == ("PNG", (16, 16), "RGB")
+    assert answer.headers["x-dsd-class"] == "207"
+    assert 0 <= int(answer.headers["x-dsd-seed"]) < 2**32
+    assert (answer.headers["x-dsd-steps"], answer.headers["x-dsd-guidance"]) == ("4", "1.5")
+
+
+def test_curl_as_in_the_readme(server_url, tmp_path):
+    url = f"{server_url}/generate?class=207"
+    subprocess.run(["curl", "-sSf", url, "-o", tmp_path / "dog.png"], check=True)
+    assert Image.open(tmp_path / "dog.png").size == (16, 16)
+
+
+def test_all_names_of_a_class_and_both_methods_draw_the_same(http):
+    settings = {"seed": 3, "steps": 3, "sampler": "euler", "guidance": 2}
+    answers = [http.get("/generate", params={"class": c, **settings}) for c in ("207", "n02099601", "golden retriever")]
+    answers.append(http.post("/generate", json={"class": 207, **settings}))
+    assert len({answer.content for answer in answers}) == 1
+
+
+def test_the_picture_is_what_the_program_draws(http, tiny_dir):
+    engine = load_engine("onnx", tiny_dir)
+    params = SamplingParams(seed=11, index=2, num_steps=5, sampler="dpmpp_2m", guidance_scale=3.0)
+    query = {"class": 950, "seed": 11, "index": 2, "steps": 5, "sampler": "dpmpp_2m", "guidance": 3.0}
+    drawn = read_image(http.get("/generate", params=query).content)
+    assert np.array_equal(drawn, run(engine, generate(engine.config, 950, params)))
+
+
+def test_sizes_formats_and_accept(http):
+    for query, headers, kind, size in (
+        ({"size": 64}, {}, "PNG", (64, 64)),
+        ({"format": "jpeg"}, {}, "JPEG", (16, 16)),
+        ({}, {"accept": "image/webp,*/*;q=0.1"}, "WEBP", (16, 16)),
+        ({}, {"accept": "image/avif,image/*;q=0.8"}, "PNG", (16, 16)),
+        ({"n": 4}, {}, "PNG", (32, 32)),
+        ({"n": 3, "size": 20}, {}, "PNG", (40, 40)),
+    ):
+        image = opened(http.get("/generate", params={"class": 1, "steps": 1, **query}, headers=headers))
+        assert (image.format, image.size) == (kind, size)
+
+
+def test_json_holds_every_picture_and_what_draws_it_again(http):
+    answer = http.get("/generate", params={"class": 1, "n": 3, "seed": 5, "steps": 2, "format": "json"}).json()
+    assert answer["class"] == {"index": 1, "wnid": "n01443537", "name": "goldfish"}
+    assert [image["index"] for image in answer["images"]] == [0, 1, 2]
+    again = http.get("/generate", params={"class": 1, "seed": answer["seed"], "index": 2, "steps": answer["steps"]})
+    assert base64.b64decode(answer["images"][2]["base64"]) == again.content
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ({}, "class is missing"),
+        ({"class": "3"}, "tiger shark, which this model was not trained on; it knows 1 (goldfish), 207"),
+        ({"class": "1000"}, "class must be an index"),
+        ({"class": "golden retreiver"}, "did you mean 207 (Golden Retriever)?"),
+        ({"clas": "207", "class": "207"}, "there is no parameter 'clas'"),
+        ({"class": "207", "steps": "0"}, "steps must be greater than or equal to 1, got '0'"),
+        ({"class": "207", "steps": "100000"}, "steps must be at most 250 on this server, got 100000"),
+        ({"class": "207", "steps": "many"}, "steps must be a valid integer"),
+        ({"class": "207", "sampler": "ddim"}, "sampler must be one of euler, heun, dpmpp_2m, got 'ddim'"),
+        ({"class": "207", "guidance": "nan"}, "guidance must be a finite number"),
+        ({"class": "207", "guidance": "-1"}, "guidance must be greater than or equal to 0"),
+        ({"class": "207", "n": "9"}, "n must be at most 8 on this server"),
+        ({"class": "207", "seed": "-1"}, "seed must be"),
+        ({"class": "207", "seed": str(2**63)}, "seed must be"),
+        ({"class": "207", "index": str(2**63 - 1), "n": "2"}, "index must be"),
+        ({"class": "207", "size": "5000"}, "size must be at most 1024"),
+        ({"class": "207", "format": "gif"}, "format must be 'png', 'jpeg', 'webp' or 'json', got 'gif'"),
+    ],
+)
+def test_what_is_wrong_is_said(http, query, words):
+    assert words in problem(http.get("/generate", params=query), 422)
+    if query and all(not value.lstrip("-").isdecimal() for value in query.values()):
+        assert words in problem(http.post("/generate", json=query), 422)
+
+
+def test_other_errors_are_problems_too(http):
+    assert "there is no /nothing here" in problem(http.get("/nothing"), 404)
+    assert "does not take DELETE" in problem(http.delete("/generate"), 405)
+    assert "text/html" in problem(http.get("/generate?class=1", headers={"accept": "text/html"}), 406)
+    assert "not valid JSON" in problem(http.post("/generate", content=b"{"), 422)
+
+
+def test_reconstruct_takes_a_body_or_a_form(http, tiny_dir):
+    pixels = picture(207, 0, size=40)
+    data = write_image(pixels)
+    engine = load_engine("onnx", tiny_dir)
+    expected = run(engine, reconstruct(fit(pixels, 16)))
+    for answer in (
+        http.post("/reconstruct", content=data),
+        http.post("/reconstruct", files={"image": ("dog.png", data, "image/png")}),
+    ):
+        assert np.array_equal(read_image(answer.content), expected)
+    answer = http.post("/reconstruct", content=data, params={"format": "json", "size": 32}).json()
+    assert read_image(base64.b64decode(answer["base64"])).shape == (3, 32, 32)
+    error = np.mean((fit(pixels, 16).astype(float) - expected) ** 2)
+    assert answer["psnr"] == pytest.approx(10 * np.log10(255**2 / error))
+
+
+def test_reconstruct_takes_real_photos(http, real_data):
+    for path in sorted(real_data.glob("photos/*.jpg"))[:10]:
+        assert opened(http.post("/reconstruct", content=path.read_bytes())).size == (16, 16)
+
+
+def test_wrong_uploads_are_sentences(http):
+    assert "the body is empty" in problem(http.post("/reconstruct"), 422)
+    assert "no picture that can be read" in problem(http.post("/reconstruct", content=b"hello"), 422)
+    truncated = write_image(picture(1, 0, size=64))[:-60]
+    assert "broken" in problem(http.post("/reconstruct", content=truncated), 422)
+    assert "larger than 2 MB" in problem(http.post("/reconstruct", content=b"x" * 2_000_001), 413)
+
+    def chunks():
+        for _ in range(30):
+            yield b"x" * 100_000
+
+    assert "larger than 2 MB" in problem(http.post("/reconstruct", content=chunks()), 413)
+    form = {"files": {"photo": ("a.png", b"x", "image/png")}}
+    assert "file field named image, got photo" in problem(http.post("/reconstruct", **form), 422)
+    broken = {"content": b"nonsense", "headers": {"content-type": "multipart/form-data; boundary=x"}}
+    assert "form" in problem(http.post("/reconstruct", **broken), 422)
+
+
+def test_classes_and_model(http):
+    assert [c["index"] for c in http.get("/classes").json()] == [1, 207, 950]
+    assert [c["index"] for c in http.get("/classes", params={"q": "gold"}).json()] == [1, 207]
+    assert len(http.get("/classes", params={"trained": False}).json()) == 1000
+    model = http.get("/model").json()
+    assert (model["name"], model["classes"]) == ("tiny", [1, 207, 950])
+    assert model["engine"]["provider"] == "CPUExecutionProvider"
+    assert model["defaults"] == {"steps": 4, "sampler": "heun", "guidance": 1.5}
+    assert len(model["fingerprint"]) == 64
+
+
+def test_health_docs_and_root(http):
+    assert http.get("/health/live").json() == {"status": "live"}
+    assert http.get("/health/ready").json() == {"status": "ready"}
+    assert "generate" in http.get("/").json()["try"]
+    paths = http.get("/openapi.json").json()["paths"]
+    assert {"/generate", "/reconstruct", "/classes", "/model", "/health/live", "/health/ready"} == set(paths)
+    assert http.get("/docs").status_code == 200
+
+
+def test_a_seed_gives_the_same_bytes_alone_and_in_a_crowd(server_url):
+    """Seventeen requests at once with other samplers, step counts and guidance, each equal to itself alone."""
+    queries = [
+        {
+            "class": (1, 207, 950)[i % 3],
+            "seed": i,
+            "steps": 1 + i,
+            "sampler": SAMPLER_NAMES[i % 3],
+            "guidance": 1 + i % 2,
+        }
+        for i in range(17)
+    ]
+    with httpx.Client(base_url=server_url, timeout=60) as client, ThreadPoolExecutor(17) as pool:
+        alone = [client.get("/generate", params=query).content for query in queries]
+        together = list(pool.map(lambda query: client.get("/generate", params=query).content, queries))
+    assert together == alone
+
+
+def test_a_full_queue_is_429_with_retry_after(tiny_dir):
+    running = Running("--model", str(tiny_dir), "--max-waiting", "4", "--row-budget", "1")
+    codes = []
+
+    def ask(_):
+        with httpx.Client(base_url=running.url, timeout=60) as client:
+            answer = client.get("/generate", params={"class": 1, "n": 2, "steps": 200})
+            codes.append(answer.status_code)
+            if answer.status_code == 429:
+                assert int(answer.headers["retry-after"]) >= 1
+                assert "limit of 4" in problem(answer, 429)
+
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(ask, range(12)))
+    assert set(codes) == {200, 429}
+    assert running.stop() == 0
+
+
+def test_a_client_that_goes_away_frees_its_place(tiny_dir):
+    """The second client would wait for minutes behind the first's pictures if these went on."""
+    running = Running("--model", str(tiny_dir), "--row-budget", "1", "--max-steps", "1000000")
+    with httpx.Client(base_url=running.url, timeout=2) as impatient, pytest.raises(httpx.ReadTimeout):
+        impatient.get("/generate", params={"class": 1, "n": 4, "steps": 1000})
+    with httpx.Client(base_url=running.url, timeout=30) as client:
+        began = time.monotonic()
+        client.get("/generate", params={"class": 1, "steps": 2}).raise_for_status()
+        assert time.monotonic() - began < 1.5
+    assert running.stop() == 0
+
+
+def test_sigterm_finishes_what_runs(tiny_dir):
+    running = Running("--model", str(tiny_dir))
+    answers = []
+
+    def ask(seed):
+        with httpx.Client(base_url=running.url, timeout=60) as client:
+            answers.append(client.get("/generate", params={"class": 1, "steps": 200, "seed": seed}).status_code)
+
+    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.3)
+    running.process.send_signal(signal.SIGTERM)
+    for thread in threads:
+        thread.join(60)
+    assert answers == [200] * 6
+    assert running.process.wait(30) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "words"),
+    [
+        (["--model", "/nowhere"], {}, "/nowhere is no model directory"),
+        (["--device", "cuda"], {}, "onnxruntime-gpu"),
+        (["--engine", "magic"], {}, "engine must be one of onnx, torch"),
+        (["--max-steps", "0"], {}, "max_steps must be above 0"),
+        ([], {"DSD_PORT": "http"}, "DSD_PORT must be a int, got 'http'"),
+        (["--port", "99999"], {}, "port must be from 0 to 65535"),
+    ],
+)
+def test_a_server_that_cannot_start_says_why_and_exits(arguments, environment, words):
+    import os
+
+    command = [sys.executable, "-m", "server.main", *arguments]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=60, env={**os.environ, **environment}
+    )
+    assert done.returncode != 0
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_settings_from_the_environment(tiny_dir):
+    running = Running(env={"DSD_MODEL": str(tiny_dir), "DSD_MAX_IMAGES": "3"})
+    assert httpx.get(running.url + "/model").json()["limits"]["n"] == 3
+    assert running.stop() == 0
+
+
+def test_the_client(server_url):
+    with Client(server_url) as client:
+        assert read_image(client.generate("goldfish", seed=1, steps=1)).shape == (3, 16, 16)
+        assert len(client.generate_json(1, n=2, steps=1)["images"]) == 2
+        assert client.reconstruct(write_image(picture(1, 1)))["psnr"] > 5
+        assert client.classes("orange")[0]["index"] == 950
+        with pytest.raises(ServerError, match="sampler must be one of") as error:
+            client.generate(1, sampler="x")
+        assert error.value.status == 422
+    with pytest.raises(ServerError, match="cannot be reached"):
+        Client("http://127.0.0.1:9").model()
+
+
+def test_the_demo_model_draws_every_class(demo_dir):
+    running = Running()
+    with httpx.Client(base_url=running.url, timeout=60) as client:
+        classes = client.get("/classes").json()
+        assert 207 in [c["index"] for c in classes]
+        for c in classes:
+            answer = client.get("/generate", params={"class": c["wnid"], "seed": 1, "steps": 4, "size": 256})
+            assert opened(answer).size == (256, 256)
+            assert np.asarray(opened(answer)).std() > 5
+    assert running.stop() == 0
+
+
+def test_the_openapi_document_is_valid_json_with_examples(http):
+    document = http.get("/openapi.json").json()
+    assert "golden retriever" in json.dumps(document)
+    for path in document["paths"].values():
+        for operation in path.values():
+            assert operation.get("description") or operation.get("summary")

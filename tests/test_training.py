@@ -1,0 +1,347 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from dsd_serve.checkpoint import read_checkpoint
+from dsd_serve.config import ModelConfig
+from dsd_serve.errors import CheckpointError, ConfigError
+from dsd_serve.images import write_image
+from dsd_serve.model import DSD
+from tests.conftest import CLASSES, ROOT, picture, train_arguments
+from training.config import LossSection, TrainConfig, load_config
+from training.data import Order, Pictures, hold_out, micro_batches
+from training.loss import Draws, Objective
+from training.measure import centred_rank, collapse_warning, effective_rank, psnr
+from training.train import lr_at, train
+
+NETWORK = ModelConfig(image_size=16, patch_size=8, latent_dim=8, hidden_size=32, depth=2, num_heads=2)
+
+
+def tensors(values):
+    """All tensors of a checkpoint by place."""
+    found = {}
+
+    def walk(value, place):
+        if isinstance(value, torch.Tensor):
+            found[place] = value
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                walk(item, f"{place}/{key}")
+
+    walk(values, "")
+    return found
+
+
+def assert_same(one, other):
+    a, b = tensors(read_checkpoint(one)), tensors(read_checkpoint(other))
+    assert a.keys() == b.keys()
+    assert [key for key in a if not torch.equal(a[key], b[key])] == []
+
+
+def test_resuming_equals_never_stopping_to_the_bit(train_config, tmp_path):
+    """Also across a border between epochs, with accumulation, masks and all losses."""
+    options = ["loss.mask_probability=0.5", "run.eval_every=3", "run.save_every=2", "run.log_every=1", "optim.lr=0.01"]
+    train(train_config("optim.steps=12", f"run.dir={tmp_path}/whole", *options))
+    for last in (5, 9, 12):
+        stopping_at = f"run.dir={tmp_path}/{'part'}"
+        train_until(train_config("optim.steps=12", stopping_at, *options), last)
+    assert_same(tmp_path / "whole/checkpoint.pt", tmp_path / "part/checkpoint.pt")
+    whole, part = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("whole", "part")
+    )
+    losses = {line["step"]: line["loss"] for line in whole if "loss" in line}
+    assert losses == {line["step"]: line["loss"] for line in part if "loss" in line}
+    assert len(losses) == 12
+
+
+def train_until(config, last):
+    """Train, and catch a signal after step `last`, as Ctrl-C would."""
+    from training import train as module
+
+    steps = []
+    original = module.train_step
+
+    def counted(state, *rest):
+        result = original(state, *rest)
+        steps.append(state.step)
+        if state.step == last:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return result
+
+    module.train_step = counted
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        module.train(config)
+    finally:
+        module.train_step = original
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert steps[-1] == last
+
+
+def test_sigterm_saves_a_checkpoint_and_exits_in_order(picture_folder, tmp_path):
+    arguments = train_arguments(picture_folder, "optim.steps=100000", f"run.dir={tmp_path}", "run.eval_every=100000")
+    command = [sys.executable, "-m", "training", "training/configs/demo.toml", *arguments, "run.log_every=1"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "metrics.jsonl"
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and (not metrics.exists() or len(metrics.read_text().splitlines()) < 5):
+        time.sleep(0.1)
+    process.terminate()
+    _, output = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert "stopped after step" in output
+    step = read_checkpoint(tmp_path / "checkpoint.pt")["step"]
+    assert step >= 4
+    assert step == json.loads(metrics.read_text().splitlines()[-1])["step"]
+
+
+def test_two_processes_compute_what_one_does(picture_folder, tmp_path):
+    """torchrun with two gloo processes and the same global batch: the same losses up to the order of sums."""
+    common = train_arguments(picture_folder, "optim.steps=4", "run.log_every=1", "run.precision=fp32")
+    for name, launcher in (
+        ("one", [sys.executable]),
+        ("two", [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]),
+    ):
+        command = [*launcher, "-m", "training", "training/configs/demo.toml", *common, f"run.dir={tmp_path / name}"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (read_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("one", "two"))
+    for key, value in one["ema"].items():
+        torch.testing.assert_close(two["ema"][key], value, atol=2e-4, rtol=1e-3)
+
+
+def gradients(objective_name, **changes):
+    """Gradient of the denoising loss alone with respect to the encoder's patch embedding, and with z detached."""
+    torch.manual_seed(0)
+    prediction = "latents" if objective_name == "dsd" else "velocity"
+    model = DSD(ModelConfig(**{**NETWORK.to_dict(), "prediction": prediction, "classes": ()}))
+    with torch.no_grad():
+        model.adaLN_modulation.weight.normal_(std=0.3)
+    config = LossSection(objective=objective_name, **changes)
+    objective = Objective(model, config)
+    images = torch.rand(4, 3, 16, 16) * 2 - 1
+    draws = Draws.make(config, 4, NETWORK.latent_shape, torch.Generator().manual_seed(1))
+    _, parts = objective(DSD(model.config), images, torch.tensor([1, 2, 3, 4]), draws)
+    (gradient,) = torch.autograd.grad(parts["denoise"], model.patch_embed.proj.weight, allow_unused=True)
+    return gradient
+
+
+@pytest.mark.parametrize("name", ["dsd", "stop_gradient"])
+def test_the_target_gets_no_gradient(name):
+    """The gradient reaches the encoder through z_t, and through nothing else."""
+    assert gradients(name).abs().max() > 0
+    assert gradients(name, gradient_through_z_t=False) is None
+    assert gradients(name, gradient_through_z_t=False, ema_target=False) is None
+
+
+def test_naive_lets_the_gradient_into_the_target():
+    assert gradients("naive", gradient_through_z_t=False).abs().max() > 0
+
+
+def test_every_loss_can_be_switched_off_and_reaches_what_it_should():
+    model = DSD(NETWORK)
+    config = LossSection(alignment_weight=0, representation_weight=0, classification_weight=0)
+    draws = Draws.make(config, 2, NETWORK.latent_shape, torch.Generator().manual_seed(1))
+    total, parts = Objective(model, config)(model, torch.zeros(2, 3, 16, 16), torch.tensor([1, 2]), draws)
+    assert set(parts) == {"denoise", "reconstruction"}
+    expected = config.denoise_weight * parts["denoise"] + config.reconstruction_weight * parts["reconstruction"]
+    torch.testing.assert_close(total, expected)
+    _, parts = Objective(model, LossSection())(model, torch.zeros(2, 3, 16, 16), torch.tensor([1, 2]), draws)
+    assert set(parts) == {"denoise", "reconstruction", "alignment", "representation", "classification"}
+
+
+def test_draws_have_the_distributions_that_they_should():
+    config = LossSection(num_draws=4, mask_probability=0.5, mask_ratio=0.5)
+    draws = Draws.make(config, 2000, (4, 8), torch.Generator().manual_seed(0))
+    assert draws.t.max() <= 0.999
+    assert abs(torch.logit(draws.t).std() - 1) < 0.05
+    assert abs(draws.null.float().mean() - 0.1) < 0.02
+    assert abs(draws.mask.float().mean() - 0.25) < 0.03
+    assert abs((draws.decode_t == 1).float().mean() - 0.5) < 0.05
+    assert draws.decode_t.min() >= 0.7
+
+
+def test_the_learning_rate_warms_up_and_falls():
+    optim = TrainConfig.from_dict({"optim": {"steps": 100, "warmup_steps": 10, "lr": 1.0, "lr_final": 0.1}}).optim
+    assert lr_at(0, optim) == 0.1
+    assert lr_at(9, optim) == lr_at(10, optim) == 1
+    assert all(lr_at(s, optim) > lr_at(s + 1, optim) for s in range(10, 100))
+    assert lr_at(100, optim) == pytest.approx(0.1)
+
+
+# Measurements.
+
+
+def test_effective_rank_of_known_spectra():
+    generator = torch.Generator().manual_seed(0)
+    white = torch.randn(500, 16, 8, generator=generator)
+    assert 7.9 < centred_rank(white) <= 8
+    assert 7.9 < effective_rank(white) < 8.5
+    line = torch.randn(500, 16, 1, generator=generator) * torch.arange(1.0, 9.0)
+    assert centred_rank(line) == pytest.approx(1, abs=1e-3)
+    assert 1 <= effective_rank(line) < 1.2
+    assert effective_rank(torch.zeros(3, 4, 8)) == pytest.approx(1)
+
+
+def test_latents_that_hardly_differ_between_pictures_have_a_low_effective_rank():
+    """A constant for each place and a little white noise: the usual formula is blind to it, ours is not."""
+    generator = torch.Generator().manual_seed(0)
+    constant = torch.nn.functional.layer_norm(torch.randn(1, 16, 8, generator=generator), (8,))
+    collapsed = constant + 0.01 * torch.randn(500, 16, 8, generator=generator)
+    assert centred_rank(collapsed) > 5
+    assert effective_rank(collapsed) < 1.5
+
+
+def test_collapse_is_said_loudly():
+    assert "effective rank 2.0 of 16" in collapse_warning({"effective_rank": 2.0, "picture_std": 1}, 16)
+    assert "hardly differ" in collapse_warning({"effective_rank": 12.0, "picture_std": 0.01}, 16)
+    assert collapse_warning({"effective_rank": 12.0, "picture_std": 1}, 16) is None
+
+
+def test_psnr_of_a_known_error():
+    zero = np.zeros((2, 3, 4, 4), np.uint8)
+    assert psnr(zero, zero + 10) == pytest.approx(20 * np.log10(25.5))
+
+
+# Data.
+
+
+def test_a_folder_of_folders(picture_folder):
+    pictures = Pictures(str(picture_folder), 16)
+    assert len(pictures) == 36
+    assert sorted(set(pictures.labels.tolist())) == [1, 207, 950]
+    lazy, label = pictures[30]
+    pictures.hold()
+    held, _ = pictures[30]
+    assert torch.equal(lazy, held)
+    assert lazy.shape == (3, 16, 16)
+    assert label == 950
+    kept, held_out = hold_out(pictures, share=0.25)
+    assert (len(kept), len(held_out)) == (27, 9)
+
+
+def test_real_parquet_shards(real_data):
+    pictures = Pictures(str(real_data / "tiny-imagenet-200"), 64, classes=(207,))
+    assert len(pictures) == 500  # validation is not mixed in
+    assert pictures[499][0].shape == (3, 64, 64)
+
+
+def test_parquet_as_huggingface_writes_it(picture_folder, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for name in ("train-0.parquet", "train-1.parquet", "validation.parquet"):
+        rows = [{"bytes": write_image(picture(label, 0)), "path": None} for label in CLASSES]
+        pq.write_table(pa.table({"image": rows, "label": list(CLASSES)}), tmp_path / name)
+    assert len(Pictures(str(tmp_path), 16)) == 6
+    assert len(Pictures(str(tmp_path / "validation.parquet"), 16)) == 3
+
+
+def test_what_is_wrong_with_data_is_said(picture_folder, tmp_path):
+    for path, named in (
+        (str(tmp_path / "nowhere"), "there is no"),
+        ("", "data.path must be"),
+        (str(tmp_path), "holds neither"),
+    ):
+        with pytest.raises(CheckpointError, match=named):
+            Pictures(path, 16)
+    with pytest.raises(CheckpointError, match="no pictures of class 5"):
+        Pictures(str(picture_folder), 16, classes=(1, 5))
+    (tmp_path / "dogs").mkdir()
+    with pytest.raises(CheckpointError, match="must be named by a wnid"):
+        Pictures(str(tmp_path), 16)
+    (tmp_path / "dogs").rename(tmp_path / "207")
+    (tmp_path / "207/broken.png").write_bytes(b"no picture")
+    with pytest.raises(CheckpointError, match=r"broken\.png: the bytes are no picture"):
+        Pictures(str(tmp_path), 16).hold()
+    (tmp_path / "x.parquet").write_bytes(b"no parquet")
+    with pytest.raises(CheckpointError, match=r"x\.parquet is no parquet file"):
+        Pictures(str(tmp_path), 16)
+
+
+def test_an_epoch_holds_every_picture_once():
+    order = Order(30, 7, seed=3)
+    seen = np.concatenate([order.indices(step) for step in range(60)])[: 30 * 14]
+    for epoch in seen.reshape(14, 30):
+        assert sorted(epoch.tolist()) == list(range(30))
+    assert not np.array_equal(seen[:30], seen[30:60])
+    assert np.array_equal(Order(30, 7, seed=3).indices(20), order.indices(20))
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_processes_share_a_step_without_overlap(picture_folder, held):
+    pictures = Pictures(str(picture_folder), 16)
+    if held:
+        pictures.hold()
+    whole = list(micro_batches(pictures, Order(36, 12, 0), 2, 4, 4, rank=0, world=1, num_workers=0))
+    parts = []
+    for rank in range(3):
+        parts += micro_batches(pictures, Order(36, 12, 0), 2, 4, 4, rank=rank, world=3, num_workers=1)
+    assert [key[:2] for key in whole] == sorted(part[:2] for part in parts)
+    for step, number, pixels, labels in parts:
+        (same,) = [w for w in whole if w[:2] == (step, number)]
+        assert torch.equal(same[2], pixels)
+        assert torch.equal(same[3], labels)
+
+
+# Configuration.
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("optim.lrr=1", "unknown key optim.'lrr'"),
+        ("optm.lr=1", "unknown key 'optm'"),
+        ("optim.lr=fast", "optim.lr must be of type float"),
+        ("optim.steps=1.5", "optim.steps must be of type int"),
+        ("optim.batch_size=10", "multiple of optim.micro_batch_size"),
+        ("loss.objective=dds", "dsd, stop_gradient, naive"),
+        ("loss.class_dropout=2", "class_dropout must be between 0 and 1"),
+        ("loss.alignment_layer=99", "at most the depth"),
+        ("data.classes=[5000]", "999"),
+        ("model.preset=huge", "model.preset must be one of"),
+        ("run.device", "section.key=value"),
+        ("data.flip=1", "data.flip must be of type bool"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named(override, named):
+    with pytest.raises(ConfigError, match=named):
+        load_config(ROOT / "training/configs/demo.toml", [override])
+
+
+def test_every_shipped_configuration_loads():
+    for path in (ROOT / "training/configs").glob("*.toml"):
+        assert load_config(path).run.dir == f"runs/{path.stem}"
+
+
+def test_a_missing_file_and_a_missing_device_are_sentences(train_config, tmp_path):
+    with pytest.raises(ConfigError, match="there is no configuration file"):
+        load_config(tmp_path / "none.toml")
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="sees no CUDA device"):
+            train(train_config("run.device=cuda", f"run.dir={tmp_path}"))
+
+
+@pytest.mark.parametrize("override", ["model.depth=3", "loss.objective=naive", "loss.classification_weight=0"])
+def test_a_checkpoint_of_another_shape_is_refused(checkpoint, train_config, tmp_path, override):
+    (tmp_path / "checkpoint.pt").write_bytes(checkpoint.read_bytes())
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt"):
+        train(train_config(f"run.dir={tmp_path}", override))
+
+
+def test_a_run_leaves_metrics_grids_and_events(checkpoint):
+    names = {path.name for path in checkpoint.parent.iterdir()}
+    assert {"metrics.jsonl", "samples-0000020.png", "reconstructions-0000020.png"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    last = json.loads((checkpoint.parent / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {"effective_rank", "psnr", "channel_std_min", "channel_std_max"} <= set(last)
