@@ -117,13 +117,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"there is no checkpoint {path}") from None
     except IsADirectoryError:
         raise CheckpointError(f"{path} is a folder; give the checkpoint.pt in it, or a model directory") from None
-    except pickle.UnpicklingError as error:
+    except pickle.UnpicklingError:
         raise CheckpointError(
-            f"{path} is refused: it holds something other than tensors and plain values, and could run code when it is "
-            f"loaded ({str(error).splitlines()[0]})"
+            f"{path} is refused: it is damaged, or holds something other than tensors and plain values, which could "
+            "run code when it is loaded"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} is no checkpoint: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # torch raises anything on broken files
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise CheckpointError(f"{path} is no checkpoint: {reason}") from None
     if not isinstance(values, dict) or values.get("format") != CHECKPOINT_FORMAT:
         raise CheckpointError(f"{path} is no checkpoint of dsd-train")
     return values

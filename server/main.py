@@ -1,6 +1,7 @@
 """dsd-serve: start the server."""
 
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -19,6 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app = create_app(Service(settings))
     except DSDError as error:
         sys.exit(f"dsd-serve: {error}")
+    # Uvicorn drains at a signal and then raises it again; a drained server has ended in order.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
     uvicorn.run(
         app,
         host=settings.host,

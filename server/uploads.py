@@ -1,7 +1,8 @@
 """Reading uploaded pictures, within limits."""
 
-from fastapi import HTTPException, Request
+from fastapi import Request
 from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 
 from dsd_serve.errors import InputError

@@ -121,7 +121,10 @@ def test_other_errors_are_problems_too(http):
     assert "there is no /nothing here" in problem(http.get("/nothing"), 404)
     assert "does not take DELETE" in problem(http.delete("/generate"), 405)
     assert "text/html" in problem(http.get("/generate?class=1", headers={"accept": "text/html"}), 406)
-    assert "not valid JSON" in problem(http.post("/generate", content=b"{"), 422)
+    assert "must be a JSON object" in problem(http.post("/generate", content=b"{"), 422)
+    json_type = {"content-type": "application/json"}
+    assert "not valid JSON" in problem(http.post("/generate", content=b"{", headers=json_type), 422)
+    assert "must be a JSON object" in problem(http.post("/generate", json=[207]), 422)
 
 
 def test_reconstruct_takes_a_body_or_a_form(http, tiny_dir):
@@ -221,9 +224,9 @@ def test_a_full_queue_is_429_with_retry_after(tiny_dir):
 
 def test_a_client_that_goes_away_frees_its_place(tiny_dir):
     """The second client would wait for minutes behind the first's pictures if these went on."""
-    running = Running("--model", str(tiny_dir), "--row-budget", "1", "--max-steps", "1000000")
-    with httpx.Client(base_url=running.url, timeout=2) as impatient, pytest.raises(httpx.ReadTimeout):
-        impatient.get("/generate", params={"class": 1, "n": 4, "steps": 1000})
+    running = Running("--model", str(tiny_dir), "--row-budget", "1", "--max-steps", "1000")
+    with httpx.Client(base_url=running.url, timeout=1) as impatient, pytest.raises(httpx.ReadTimeout):
+        impatient.get("/generate", params={"class": 1, "n": 16, "steps": 1000})
     with httpx.Client(base_url=running.url, timeout=30) as client:
         began = time.monotonic()
         client.get("/generate", params={"class": 1, "steps": 2}).raise_for_status()

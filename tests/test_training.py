@@ -132,7 +132,7 @@ def gradients(objective_name, **changes):
     images = torch.rand(4, 3, 16, 16) * 2 - 1
     draws = Draws.make(config, 4, NETWORK.latent_shape, torch.Generator().manual_seed(1))
     _, parts = objective(DSD(model.config), images, torch.tensor([1, 2, 3, 4]), draws)
-    (gradient,) = torch.autograd.grad(parts["denoise"], model.patch_embed.proj.weight, allow_unused=True)
+    (gradient,) = torch.autograd.grad(parts["denoise"], model.patch_embed.proj.weight)
     return gradient
 
 
@@ -140,8 +140,8 @@ def gradients(objective_name, **changes):
 def test_the_target_gets_no_gradient(name):
     """The gradient reaches the encoder through z_t, and through nothing else."""
     assert gradients(name).abs().max() > 0
-    assert gradients(name, gradient_through_z_t=False) is None
-    assert gradients(name, gradient_through_z_t=False, ema_target=False) is None
+    assert gradients(name, gradient_through_z_t=False).abs().max() == 0
+    assert gradients(name, gradient_through_z_t=False, ema_target=False).abs().max() == 0
 
 
 def test_naive_lets_the_gradient_into_the_target():
@@ -189,7 +189,7 @@ def test_effective_rank_of_known_spectra():
     assert 7.9 < effective_rank(white) < 8.5
     line = torch.randn(500, 16, 1, generator=generator) * torch.arange(1.0, 9.0)
     assert centred_rank(line) == pytest.approx(1, abs=1e-3)
-    assert 1 <= effective_rank(line) < 1.2
+    assert 1 <= effective_rank(line) < 1.5
     assert effective_rank(torch.zeros(3, 4, 8)) == pytest.approx(1)
 
 
@@ -225,7 +225,7 @@ def test_a_folder_of_folders(picture_folder):
     held, _ = pictures[30]
     assert torch.equal(lazy, held)
     assert lazy.shape == (3, 16, 16)
-    assert label == 950
+    assert label == pictures.labels[30] == 207
     kept, held_out = hold_out(pictures, share=0.25)
     assert (len(kept), len(held_out)) == (27, 9)
 
@@ -325,7 +325,7 @@ def test_every_shipped_configuration_loads():
 
 
 def test_a_missing_file_and_a_missing_device_are_sentences(train_config, tmp_path):
-    with pytest.raises(ConfigError, match="there is no configuration file"):
+    with pytest.raises(ConfigError, match=r"there is no configuration file"):
         load_config(tmp_path / "none.toml")
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="sees no CUDA device"):

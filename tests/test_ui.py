@@ -7,7 +7,7 @@ from PIL import Image
 
 from dsd_serve.client import Client
 from dsd_serve.images import write_image
-from tests.conftest import picture
+from tests.conftest import Running, picture
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +36,20 @@ def test_generate_and_reconstruct_by_gradio_client(page_url, tmp_path):
     assert "dB" in quality
 
 
-def test_server_errors_are_sentences_on_the_page(page_url):
+def test_a_server_that_went_away_is_a_sentence_on_the_page(tiny_dir):
     from gradio_client import Client as GradioClient
     from gradio_client.exceptions import AppError
 
-    client = GradioClient(page_url, verbose=False)
-    with pytest.raises(AppError, match="steps must be at most"):
-        client.predict(207, 5, False, 1, 100000, "euler", 1.5, api_name="/generate")
+    from ui.page import build_page
+
+    running = Running("--model", str(tiny_dir))
+    page = build_page(Client(running.url))
+    _, url, _ = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, ssr_mode=False)
+    client = GradioClient(url, verbose=False)
+    assert running.stop() == 0
+    with pytest.raises(AppError, match="cannot be reached"):
+        client.predict(207, 5, False, 1, 2, "euler", 1.5, api_name="/generate")
+    page.close()
 
 
 def test_base64_pictures_open():

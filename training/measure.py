@@ -49,7 +49,7 @@ def latent_metrics(model: DSD, pixels: Tensor, batch_size: int = 128) -> tuple[d
     """Measure a network on pictures uint8 [N, 3, S, S]: the numbers by name, and the reconstructions uint8.
 
     effective_rank 1 to C + 1, centred_rank 1 to C; channel_std_min and channel_std_max: spread of single channels over
-    all tokens; picture_std: mean spread of a channel at one place over pictures, near 0 when all pictures get the same latents.
+    all tokens; picture_std: mean spread of a channel at one place over pictures, near 0 when all get the same latents.
     """
     device = model.role_embed.weight.device
     latents, decoded = [], []
