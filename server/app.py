@@ -13,6 +13,7 @@ import numpy as np
 from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 
 from dsd_serve import __version__, images, labels
 from dsd_serve.batcher import Batcher, Job
@@ -49,9 +50,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         503: "starting, shutting down, or the engine is dead",
     }.items()
 }
-PICTURES: dict[int | str, dict[str, Any]] = {
-    200: {"content": {media: {} for media in images.MEDIA_TYPES.values()}, "description": "the picture"}
-}
+BINARY = {"schema": {"type": "string", "format": "binary"}}
 FORMATS = {media: name for name, media in images.MEDIA_TYPES.items()} | {"application/json": "json"}
 
 
@@ -106,6 +105,12 @@ async def cancel_on_disconnect(request: Request, jobs: Sequence[Job]) -> None:
         job.cancel()
 
 
+def pictures_or(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """The documented answers of a route that gives a picture, or `model` as JSON."""
+    content = dict.fromkeys(images.MEDIA_TYPES.values(), BINARY)
+    return {200: {"model": model, "content": content, "description": "the picture"}, **PROBLEMS}
+
+
 def at_most(name: str, value: int, limit: int) -> None:
     if value > limit:
         raise InputError(f"{name} must be at most {limit} on this server, got {value}")
@@ -134,7 +139,7 @@ def create_app(service: Service) -> FastAPI:
 
 
 def add_image_routes(app: FastAPI) -> None:
-    @app.get("/generate", responses={**PICTURES, **PROBLEMS}, response_class=Response)
+    @app.get("/generate", responses=pictures_or(GenerateAnswer), response_class=Response)
     async def generate_get(request: Request, query: Annotated[GenerateRequest, Query()]) -> Response:
         """Draw pictures of a class: `curl "localhost:8000/generate?class=207" -o dog.png`.
 
@@ -142,26 +147,21 @@ def add_image_routes(app: FastAPI) -> None:
         """
         return await draw(request, query)
 
-    @app.post("/generate", responses={**PICTURES, **PROBLEMS}, response_class=Response)
+    @app.post("/generate", responses=pictures_or(GenerateAnswer), response_class=Response)
     async def generate_post(request: Request, query: GenerateRequest) -> Response:
         """The same, with the parameters as JSON."""
         return await draw(request, query)
 
     @app.post(
         "/reconstruct",
-        responses={**PICTURES, **PROBLEMS},
+        responses=pictures_or(ReconstructAnswer),
         response_class=Response,
         openapi_extra={
             "requestBody": {
                 "required": True,
                 "content": {
-                    **{
-                        media: {"schema": {"type": "string", "format": "binary"}}
-                        for media in images.MEDIA_TYPES.values()
-                    },
-                    "multipart/form-data": {
-                        "schema": {"type": "object", "properties": {"image": {"type": "string", "format": "binary"}}}
-                    },
+                    **dict.fromkeys(images.MEDIA_TYPES.values(), BINARY),
+                    "multipart/form-data": {"schema": {"type": "object", "properties": {"image": BINARY["schema"]}}},
                 },
             }
         },
@@ -319,6 +319,3 @@ def add_information_routes(app: FastAPI) -> None:
     async def index(request: Request) -> JSONResponse:
         base = str(request.base_url).rstrip("/")
         return JSONResponse({"try": f"{base}/generate?class=207", "docs": f"{base}/docs", "model": f"{base}/model"})
-
-
-__all__ = ["GenerateAnswer", "ReconstructAnswer", "create_app"]

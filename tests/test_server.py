@@ -312,6 +312,10 @@ def test_the_demo_model_draws_every_class(demo_dir):
 def test_the_openapi_document_is_valid_json_with_examples(http):
     document = http.get("/openapi.json").json()
     assert "golden retriever" in json.dumps(document)
+    answers = document["paths"]["/generate"]["get"]["responses"]
+    assert set(answers["200"]["content"]) == {"application/json", "image/png", "image/jpeg", "image/webp"}
+    assert set(answers) == {"200", "406", "413", "422", "429", "503"}
+    assert "application/problem+json" in answers["429"]["content"]
     for path in document["paths"].values():
         for operation in path.values():
             assert operation.get("description") or operation.get("summary")
