@@ -46,15 +46,16 @@ def load_classifier() -> Any:
 
 
 @torch.inference_mode()
-def top1(classifier: Any, pixels: NDArray[np.uint8], labels: NDArray[np.int64], among: Sequence[int]) -> float:
-    """Share of pictures uint8 [N, 3, S, S] whose label [N] is the likeliest of the classes `among`."""
-    classes, right = torch.tensor(sorted(among)), 0
+def found(
+    classifier: Any, pixels: NDArray[np.uint8], labels: NDArray[np.int64], among: Sequence[int]
+) -> NDArray[np.bool_]:
+    """Whether the label [N] of each picture uint8 [N, 3, S, S] is the likeliest of the classes `among`: bool [N]."""
+    classes, answers = torch.tensor(sorted(among)), []
     for begin in range(0, len(pixels), 64):
         images = (torch.from_numpy(pixels[begin : begin + 64]).float() - 127) / 128
         images = F.interpolate(images, CLASSIFIER_SIZE, mode="bicubic", antialias=True)
-        found = classes[classifier(images)[:, classes].argmax(1)]
-        right += int((found.numpy() == labels[begin : begin + 64]).sum())
-    return right / len(pixels)
+        answers.append(classes[classifier(images)[:, classes].argmax(1)].numpy())
+    return np.concatenate(answers) == labels
 
 
 def draw(engine: Engine, count: int, params: SamplingParams) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -80,6 +81,7 @@ def evaluate(model_dir: Path, data: Pictures, engine: Engine, samples: int, para
     classifier = load_classifier()
     drawn, labels = draw(engine, samples, params)
     among = config.trained_classes
+    right = found(classifier, drawn, labels, among)
     return {
         "model": read_model_dir(model_dir).name,
         "fingerprint": read_model_dir(model_dir).fingerprint(),
@@ -91,10 +93,11 @@ def evaluate(model_dir: Path, data: Pictures, engine: Engine, samples: int, para
         "num_steps": params.num_steps,
         "guidance_scale": params.guidance_scale,
         "seed": params.seed,
-        "top1_samples": round(top1(classifier, drawn, labels, among), 4),
-        "top1_real": round(top1(classifier, data.pixels, data.labels, among), 4),
-        "top1_reconstructed": round(top1(classifier, rebuilt, data.labels, among), 4),
+        "top1_samples": round(float(right.mean()), 4),
+        "top1_real": round(float(found(classifier, data.pixels, data.labels, among).mean()), 4),
+        "top1_reconstructed": round(float(found(classifier, rebuilt, data.labels, among).mean()), 4),
         "top1_chance": round(1 / len(among), 4),
+        "top1_samples_by_class": {str(c): round(float(right[labels == c].mean()), 4) for c in among},
     }
 
 
