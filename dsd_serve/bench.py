@@ -21,7 +21,7 @@ from dsd_serve.engines import Engine, load_engine
 from dsd_serve.errors import EngineUnavailableError
 from dsd_serve.rows import Denoise, Row
 
-ROUNDS = 7
+ROUNDS = 12
 
 
 def denoise_rows(config: ModelConfig, count: int) -> list[Row]:
