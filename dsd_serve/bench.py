@@ -64,7 +64,7 @@ def best_rates(tasks: dict[str, tuple[Callable[[], object], int]], rounds: int =
 
 def untrained(preset: str, folder: Path) -> Path:
     """A model directory of a preset with random weights, made by dsd-export."""
-    command = [sys.executable, "-m", "export.main", "--untrained", preset, "-o", str(folder)]
+    command = [sys.executable, "-m", "export", "--untrained", preset, "-o", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise EngineUnavailableError(

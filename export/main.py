@@ -131,7 +131,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (DSDError, OSError) as error:
         sys.exit(f"dsd-export: {error}")
     log.info("wrote %s; serve it with: dsd-serve --model %s", options.output, options.output)
-
-
-if __name__ == "__main__":
-    main()

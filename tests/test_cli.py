@@ -9,8 +9,8 @@ from tests.conftest import ROOT
 
 COMMANDS = {
     "dsd-serve": "server.main",
-    "dsd-train": "training.train",
-    "dsd-export": "export.main",
+    "dsd-train": "training",
+    "dsd-export": "export",
     "dsd-ui": "ui.main",
 }
 
@@ -47,12 +47,12 @@ def test_commands_work_from_a_wheel_in_another_folder(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["training.train", "nowhere.toml"], "dsd-train: there is no configuration file nowhere.toml"),
+        (["training", "nowhere.toml"], "dsd-train: there is no configuration file nowhere.toml"),
         (
-            ["training.train", "training/configs/demo.toml", "data.path=/nowhere"],
+            ["training", "training/configs/demo.toml", "data.path=/nowhere"],
             "dsd-train: data.path must be a folder",
         ),
-        (["export.main", "nowhere.pt", "-o", "out"], "dsd-export: there is no checkpoint nowhere.pt"),
+        (["export", "nowhere.pt", "-o", "out"], "dsd-export: there is no checkpoint nowhere.pt"),
         (["ui.main", "--server", "http://127.0.0.1:9"], "dsd-ui: the server at http://127.0.0.1:9 cannot be reached"),
         (["dsd_serve"], "usage: python -m dsd_serve bench"),
     ],
@@ -66,6 +66,18 @@ def test_mistakes_end_in_one_sentence(arguments, words, tmp_path):
     )
     assert done.returncode != 0
     assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("name", "extra"), [("training", "train"), ("export", "export"), ("ui.main", "ui")])
+def test_a_missing_extra_is_named(name, extra):
+    code = (
+        "import runpy, sys; sys.modules.update({'torch': None, 'gradio': None})\n"
+        f"sys.argv = ['x']; runpy.run_module({name!r}, run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode != 0
+    assert f"pip install 'dsd-serve[{extra}]'" in done.stderr
     assert "Traceback" not in done.stderr
 
 

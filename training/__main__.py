@@ -1,5 +1,15 @@
-"""python -m training: what dsd-train runs, for torchrun."""
+"""dsd-train, also as python -m training for torchrun."""
 
-from training.train import main
+import sys
 
-main()
+
+def main() -> None:
+    try:
+        from training.train import main as train_main
+    except ImportError as error:
+        sys.exit(f"dsd-train: a package for training is missing ({error}): pip install 'dsd-serve[train]'")
+    train_main()
+
+
+if __name__ == "__main__":
+    main()

@@ -411,7 +411,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         train(load_config(options.config, options.overrides))
     except DSDError as error:
         sys.exit(f"dsd-train: {error}")
-
-
-if __name__ == "__main__":
-    main()

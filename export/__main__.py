@@ -1,0 +1,15 @@
+"""dsd-export, also as python -m export."""
+
+import sys
+
+
+def main() -> None:
+    try:
+        from export.main import main as export_main
+    except ImportError as error:
+        sys.exit(f"dsd-export: a package for export is missing ({error}): pip install 'dsd-serve[export]'")
+    export_main()
+
+
+if __name__ == "__main__":
+    main()
