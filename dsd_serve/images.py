@@ -75,6 +75,12 @@ def grid(pictures: list[Pixels], columns: int | None = None) -> Pixels:
     return sheet
 
 
+def psnr(pixels: Pixels, others: Pixels) -> float:
+    """Mean over pictures of the peak signal-to-noise ratio in dB; uint8 [N, 3, H, W] both."""
+    error = ((pixels.astype(np.float64) - others.astype(np.float64)) ** 2).reshape(len(pixels), -1).mean(1)
+    return float(np.mean(10 * np.log10(255**2 / np.maximum(error, 1e-3))))
+
+
 def write_image(pixels: Pixels, media: str = "png", text: dict[str, str] | None = None) -> bytes:
     """Encode pixels [3, H, W] as `media` (png, jpeg or webp); `text` goes into a PNG's text chunks."""
     buffer = io.BytesIO()

@@ -9,7 +9,6 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
 
-import numpy as np
 from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
@@ -221,8 +220,7 @@ async def redraw(request: Request, query: ReconstructQuery) -> Response:
     max_pixels = int(settings.max_megapixels * 1e6)
     pixels = await run_in_threadpool(lambda: images.fit(images.read_image(data, max_pixels), service.config.image_size))
     (decoded,) = await service.run(request, [(reconstruct(pixels), 2)])
-    error = float(np.mean((pixels.astype(np.float64) - decoded) ** 2))
-    quality = 10 * np.log10(255**2 / max(error, 1e-3))
+    quality = images.psnr(pixels[None], decoded[None])
     if chosen == "json":
         text = await run_in_threadpool(to_base64, decoded, query.size)
         return JSONResponse({"size": query.size or service.config.image_size, "psnr": quality, "base64": text})

@@ -2,11 +2,11 @@ import numpy as np
 import torch
 
 from dsd_serve.engines import load_engine
+from dsd_serve.images import psnr
 from dsd_serve.params import SamplingParams
 from dsd_serve.programs import generate, reconstruct, run, run_all
 from training.data import Pictures
 from training.evaluate import draw, found
-from training.measure import psnr
 
 
 def test_the_classifier_chooses_among_the_classes_of_the_model():

@@ -76,6 +76,11 @@ def test_broken_bytes_give_a_picture_or_an_input_error(cut, flips):
         assert pixels.ndim == 3
 
 
+def test_psnr_of_a_known_error():
+    zero = np.zeros((2, 3, 4, 4), np.uint8)
+    assert images.psnr(zero, zero + 10) == pytest.approx(20 * np.log10(25.5))
+
+
 def test_grid_lays_pictures_row_by_row():
     pictures = [np.full((3, 2, 2), value, np.uint8) for value in (1, 2, 3)]
     sheet = images.grid(pictures, columns=2)

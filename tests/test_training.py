@@ -18,7 +18,7 @@ from tests.conftest import CLASSES, ROOT, picture, train_arguments
 from training.config import LossSection, TrainConfig, load_config
 from training.data import Order, Pictures, hold_out, micro_batches
 from training.loss import Draws, Objective
-from training.measure import centred_rank, collapse_warning, effective_rank, psnr
+from training.measure import centred_rank, collapse_warning, effective_rank
 from training.train import lr_at, train
 
 NETWORK = ModelConfig(image_size=16, patch_size=8, latent_dim=8, hidden_size=32, depth=2, num_heads=2)
@@ -206,11 +206,6 @@ def test_collapse_is_said_loudly():
     assert "effective rank 2.0 of 16" in collapse_warning({"effective_rank": 2.0, "picture_std": 1}, 16)
     assert "hardly differ" in collapse_warning({"effective_rank": 12.0, "picture_std": 0.01}, 16)
     assert collapse_warning({"effective_rank": 12.0, "picture_std": 1}, 16) is None
-
-
-def test_psnr_of_a_known_error():
-    zero = np.zeros((2, 3, 4, 4), np.uint8)
-    assert psnr(zero, zero + 10) == pytest.approx(20 * np.log10(25.5))
 
 
 # Data.

@@ -21,10 +21,10 @@ from torch.nn import functional as F
 from dsd_serve.checkpoint import read_model_dir
 from dsd_serve.engines import Engine, load_engine
 from dsd_serve.errors import DSDError, EngineUnavailableError
+from dsd_serve.images import psnr
 from dsd_serve.params import SAMPLER_NAMES, SamplingParams
 from dsd_serve.programs import generate, reconstruct, run_all
 from training.data import Pictures
-from training.measure import psnr
 
 CLASSIFIER_SIZE = 128  # pixels at which the classifier sees all pictures
 

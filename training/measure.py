@@ -1,10 +1,9 @@
 """What training is judged by: effective rank, spread of the latents, reconstruction PSNR."""
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from dsd_serve.images import psnr
 from dsd_serve.model import DSD, to_images, to_pixels
 
 COLLAPSE_SHARE = 0.25  # of the latent channels: below this effective rank we warn
@@ -36,12 +35,6 @@ def exp_entropy(values: Tensor) -> float:
     share = values / values.sum().clamp(min=1e-12)
     share = share[share > 0]
     return float(torch.exp(-(share * share.log()).sum()))
-
-
-def psnr(pixels: NDArray[np.uint8], others: NDArray[np.uint8]) -> float:
-    """Mean over pictures of the peak signal-to-noise ratio in dB; uint8 [N, 3, H, W] both."""
-    error = ((pixels.astype(np.float64) - others.astype(np.float64)) ** 2).reshape(len(pixels), -1).mean(1)
-    return float(np.mean(10 * np.log10(255**2 / np.maximum(error, 1e-3))))
 
 
 @torch.no_grad()
