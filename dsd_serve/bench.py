@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -83,9 +84,12 @@ def bench(model_dir: Path, num_rows: int, threads: int) -> str:
     config = engines["onnx"].config
     rows = denoise_rows(config, num_rows)
     tokens, d = num_rows * config.latent_shape[0], config.hidden_size
-    tasks = {"square": product(2048, 2048, 2048), "shaped": product(tokens, d, mlp_size(d))}
+    tasks: dict[str, tuple[Callable[[], object], int]] = {
+        "square": product(2048, 2048, 2048),
+        "shaped": product(tokens, d, mlp_size(d)),
+    }
     for name, engine in engines.items():
-        tasks[name] = (lambda engine=engine: engine.run(rows)), num_rows * config.flops_per_row()  # type: ignore[misc]
+        tasks[name] = partial(engine.run, rows), num_rows * config.flops_per_row()
     rates = best_rates(tasks)
     machine = max(rates["square"], rates["shaped"])
     lines = [
