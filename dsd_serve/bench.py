@@ -36,12 +36,12 @@ def denoise_rows(config: ModelConfig, count: int) -> list[Row]:
     ]
 
 
-def product(n: int, k: int, m: int) -> tuple[Callable[[], object], int]:
-    """A float32 product [n, k] x [k, m] and its floating-point operations, repeated to take some milliseconds."""
+def product(n: int, k: int, m: int, flops: int) -> tuple[Callable[[], object], int]:
+    """A float32 product [n, k] x [k, m], repeated to about `flops` operations, and their exact number."""
     rng = np.random.default_rng(0)
     a, b = rng.random((n, k), np.float32), rng.random((k, m), np.float32)
     out = np.empty((n, m), np.float32)
-    repeats = max(1, int(4e9 / (2 * n * k * m)))
+    repeats = max(1, round(flops / (2 * n * k * m)))
 
     def multiply() -> None:
         for _ in range(repeats):
@@ -84,12 +84,14 @@ def bench(model_dir: Path, num_rows: int, threads: int) -> str:
     config = engines["onnx"].config
     rows = denoise_rows(config, num_rows)
     tokens, d = num_rows * config.latent_shape[0], config.hidden_size
+    # As much work as one call of an engine: a shorter task would find the quiet moments of a shared machine.
+    flops = num_rows * config.flops_per_row()
     tasks: dict[str, tuple[Callable[[], object], int]] = {
-        "square": product(2048, 2048, 2048),
-        "shaped": product(tokens, d, mlp_size(d)),
+        "square": product(2048, 2048, 2048, flops),
+        "shaped": product(tokens, d, mlp_size(d), flops),
     }
     for name, engine in engines.items():
-        tasks[name] = partial(engine.run, rows), num_rows * config.flops_per_row()
+        tasks[name] = partial(engine.run, rows), flops
     rates = best_rates(tasks)
     machine = max(rates["square"], rates["shaped"])
     lines = [

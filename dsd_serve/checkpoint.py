@@ -5,6 +5,7 @@ A model directory is what everything passes around:
     config.json        the network, its name and its sampling defaults
     model.safetensors  the EMA weights, stored once: float32 or float16
     model.onnx         the graph; its weights are the bytes of model.safetensors
+    model.ort.onnx     the same with ONNX Runtime's own attention operator: what the ONNX engine runs
     card.md            what it was trained on, what it can and cannot do
 
 A .pt is read with `weights_only`, so that it can hold tensors and plain values but no code.
@@ -42,7 +43,9 @@ class ModelDir:
 
     @property
     def graph(self) -> Path:
-        return self.path / "model.onnx"
+        """What ONNX Runtime runs: the graph with its own operators, or the plain one where that is missing."""
+        fused = self.path / "model.ort.onnx"
+        return fused if fused.exists() else self.path / "model.onnx"
 
     @property
     def weights(self) -> Path:

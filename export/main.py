@@ -1,8 +1,8 @@
 """dsd-export checkpoint.pt -o DIR
 
 Turns a training checkpoint into a model directory: config.json, model.safetensors (the EMA weights), model.onnx (one
-graph for encode, denoise and decode rows) and card.md. The graph is checked against the torch network on mixtures of
-rows; one that differs is not written.
+graph for encode, denoise and decode rows), model.ort.onnx (the same with ONNX Runtime's own attention) and card.md. The
+graphs are checked against the torch network on mixtures of rows; one that differs is not written.
 dsd-export --untrained dsd-s -o DIR does the same for random weights, for benchmarks.
 """
 
@@ -27,11 +27,13 @@ from dsd_serve.errors import CheckpointError, DSDError
 from dsd_serve.model import DSD
 from dsd_serve.params import SAMPLER_NAMES, SamplingParams
 from export.card import write_card
+from export.fuse import fuse
 from export.to_onnx import share_weights, to_onnx
 from export.verify import Report, verify
 
 log = logging.getLogger(__name__)
 
+FILES = ("model.safetensors", "model.onnx", "model.ort.onnx", "card.md", "config.json")  # without the last no directory
 DTYPES = {"fp32": np.float32, "fp16": np.float16}
 
 
@@ -54,15 +56,17 @@ def export(
         write_weights(draft / "model.safetensors", state, store)
         log.info("exporting the graph ...")
         graph = share_weights(to_onnx(model), draft / "model.safetensors", state)
-        (draft / "model.onnx").write_bytes(graph.SerializeToString())
-        report = verify(OnnxEngine.load(draft), TorchEngine.load(draft))
-        log.info("%s", report)
-        if not report.passed:
-            raise CheckpointError(f"the exported graph is not the network, nothing was written: {report}")
+        reference = TorchEngine.load(draft)
+        for file, proto in (("model.onnx", graph), ("model.ort.onnx", fuse(graph))):
+            (draft / file).write_bytes(proto.SerializeToString())
+            report = verify(OnnxEngine.load(draft), reference)  # which takes model.ort.onnx as soon as it is there
+            log.info("%s: %s", file, report)
+            if not report.passed:
+                raise CheckpointError(f"the exported graph {file} is not the network, nothing was written: {report}")
         card = write_card(name, model.config, values, store, report, defaults, notes)
         (draft / "card.md").write_text(card, encoding="utf-8")
-        for file in ("model.safetensors", "model.onnx", "card.md", "config.json"):
-            shutil.move(draft / file, target / file)  # config.json last: without it a folder is no model directory
+        for file in FILES:
+            shutil.move(draft / file, target / file)
     return report
 
 
@@ -94,9 +98,10 @@ def load_ema(values: dict[str, Any], path: Path, store: str) -> tuple[DSD, dict[
 
 
 def write_weights(path: Path, state: dict[str, NDArray[np.float32]], store: str) -> None:
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
-    save_file({name: np.ascontiguousarray(array.astype(DTYPES[store])) for name, array in state.items()}, path)
+    # Not `save_file`: its files can be read by their owner only, and a server often runs as another user.
+    path.write_bytes(save({name: np.ascontiguousarray(array.astype(DTYPES[store])) for name, array in state.items()}))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -115,6 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--notes", type=Path, metavar="FILE", help="Markdown to put into the card")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for talkative in ("onnx_ir", "onnxscript"):
+        logging.getLogger(talkative).setLevel(logging.WARNING)
     try:
         defaults = SamplingParams(num_steps=options.steps, sampler=options.sampler, guidance_scale=options.guidance)
         notes = options.notes.read_text(encoding="utf-8") if options.notes else ""

@@ -14,6 +14,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from onnxscript import opset20 as op
 from torch.export import Dim
 
 from dsd_serve.model import DSD
@@ -50,6 +51,7 @@ def to_onnx(model: DSD) -> onnx.ModelProto:
                 input_names=INPUT_NAMES,
                 output_names=OUTPUT_NAMES,
                 dynamic_shapes=({0: encode}, {0: denoise}, {0: denoise}, {0: denoise}, {0: decode}),
+                custom_translation_table={torch.ops.aten.scaled_dot_product_attention.default: attention},
                 external_data=False,
                 verbose=False,
             )
@@ -62,6 +64,14 @@ def to_onnx(model: DSD) -> onnx.ModelProto:
         node.ClearField("metadata_props")  # stack traces of the machine that exported
         node.ClearField("doc_string")
     return proto
+
+
+def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):  # type: ignore[no-untyped-def]
+    """softmax(q k') v, as the network calls it. The exporter's own form is general: it computes shapes in the graph."""
+    if attn_mask is not None or dropout_p or is_causal or enable_gqa or scale != 1.0:
+        raise NotImplementedError("only plain attention with scale 1 is exported")
+    products = op.MatMul(query, op.Transpose(key, perm=[0, 1, 3, 2]))
+    return op.MatMul(op.Softmax(products, axis=-1), value)
 
 
 def share_weights(proto: onnx.ModelProto, weights: Path, state: dict[str, NDArray[np.float32]]) -> onnx.ModelProto:

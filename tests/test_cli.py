@@ -34,6 +34,7 @@ def test_commands_work_from_a_wheel_in_another_folder(tmp_path):
     for needed in (
         "dsd_serve/imagenet1k.csv",
         "dsd_serve/demo/model.onnx",
+        "dsd_serve/demo/model.ort.onnx",
         "dsd_serve/demo/model.safetensors",
         "server/app.py",
         "export/main.py",

@@ -97,11 +97,12 @@ def test_broken_files_are_named(tiny_dir, tmp_path):
     for file in tiny_dir.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "model.safetensors").write_bytes((tiny_dir / "model.safetensors").read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match=r"model.onnx cannot be loaded"):
+    with pytest.raises(CheckpointError, match=r"model.ort.onnx cannot be loaded"):
         load_engine("onnx", tmp_path)
     with pytest.raises(CheckpointError, match="no safetensors file"):
         load_engine("torch", tmp_path)
     (tmp_path / "model.onnx").unlink()
+    (tmp_path / "model.ort.onnx").unlink()
     with pytest.raises(CheckpointError, match=r"has no model\.onnx"):
         load_engine("onnx", tmp_path)
 

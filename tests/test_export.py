@@ -13,7 +13,9 @@ from export.verify import Report, verify
 
 
 def test_the_model_directory_is_complete(tiny_dir):
-    assert {file.name for file in tiny_dir.iterdir()} == {"config.json", "model.safetensors", "model.onnx", "card.md"}
+    files = {"config.json", "model.safetensors", "model.onnx", "model.ort.onnx", "card.md"}
+    assert {file.name for file in tiny_dir.iterdir()} == files
+    assert {file.stat().st_mode & 0o444 for file in tiny_dir.iterdir()} == {0o444}, "a server may be another user"
     model = read_model_dir(tiny_dir)
     assert model.name == "tiny"
     assert model.config.trained_classes == (1, 207, 950)
@@ -40,6 +42,25 @@ def test_the_graph_has_the_promised_signature_and_shares_the_weights(demo_dir):
     onnx.checker.check_model(str(demo_dir / "model.onnx"))
     text = (demo_dir / "model.onnx").read_bytes()
     assert b"/site-packages/" not in text, "no paths of the machine that exported"
+
+
+def test_onnxruntime_gets_its_own_operators_and_others_the_plain_graph(demo_dir):
+    def operators(file):
+        graph = onnx.load(demo_dir / file, load_external_data=False).graph
+        return {(node.domain, node.op_type) for node in graph.node}
+
+    assert {domain for domain, _ in operators("model.onnx")} == {""}
+    fused = operators("model.ort.onnx")
+    assert ("com.microsoft", "MultiHeadAttention") in fused
+    assert ("", "SimplifiedLayerNormalization") in fused
+    assert not {("", "Softmax"), ("", "Pow")} & fused, "every attention and normalisation is fused"
+
+
+def test_the_plain_graph_runs_where_the_fused_one_is_missing(demo_dir, tmp_path):
+    for file in demo_dir.iterdir():
+        if file.name != "model.ort.onnx":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    assert verify(load_engine("onnx", tmp_path), load_engine("onnx", demo_dir)).passed
 
 
 def test_fp32_weights_give_a_graph_too(checkpoint, tmp_path):

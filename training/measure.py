@@ -10,22 +10,17 @@ COLLAPSE_SHARE = 0.25  # of the latent channels: below this effective rank we wa
 
 
 def effective_rank(latents: Tensor) -> float:
-    """In how many dimensions latents differ between pictures. latents: [N, L, C] -> a number from 1 to C + 1.
+    """In how many directions the latents lie. latents: [N, L, C] -> a number from 1 to C.
 
-    exp(entropy of the normalised singular values) (Roy and Vetterli, 2007) of the latents centred at each place, where
-    the constant that was taken off counts as one value more. The normaliser fixes the energy of a token, so latents
-    that collapse to a constant do not shrink: without that value the formula sees only what little is left, as if
-    magnified.
+    exp(entropy of the normalised singular values) of all tokens as they are: RankMe (arXiv 2210.02885), after Roy and
+    Vetterli (2007). Not centred: the normaliser fixes the energy of a token, so latents that collapse to a constant do
+    not shrink, and without the constant only the little that is left would be seen, as if magnified.
     """
-    z = latents.double()
-    constant = z.mean(0, keepdim=True)
-    energy = constant.expand_as(z).norm()  # the singular value of the constant part, as one dimension
-    singular = torch.linalg.svdvals((z - constant).flatten(0, 1))
-    return exp_entropy(torch.cat([singular, energy[None]]))
+    return exp_entropy(torch.linalg.svdvals(latents.double().flatten(0, 1)))
 
 
 def centred_rank(latents: Tensor) -> float:
-    """The formula as it is usually written: all tokens centred together. [N, L, C] -> a number from 1 to C."""
+    """The same after the mean of all tokens is taken off. [N, L, C] -> a number from 1 to C."""
     tokens = latents.double().flatten(0, 1)
     return exp_entropy(torch.linalg.svdvals(tokens - tokens.mean(0)))
 
@@ -41,8 +36,8 @@ def exp_entropy(values: Tensor) -> float:
 def latent_metrics(model: DSD, pixels: Tensor, batch_size: int = 128) -> tuple[dict[str, float], Tensor]:
     """Measure a network on pictures uint8 [N, 3, S, S]: the numbers by name, and the reconstructions uint8.
 
-    effective_rank 1 to C + 1, centred_rank 1 to C; channel_std_min and channel_std_max: spread of single channels over
-    all tokens; picture_std: mean spread of a channel at one place over pictures, near 0 when all get the same latents.
+    effective_rank and centred_rank 1 to C; channel_std_min and channel_std_max: spread of single channels over all
+    tokens; picture_std: mean spread of a channel at one place over pictures, near 0 when all get the same latents.
     """
     device = model.role_embed.weight.device
     latents, decoded = [], []
