@@ -8,6 +8,7 @@ company.
 
 import itertools
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -19,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from dsd_serve.engines import Engine
-from dsd_serve.errors import CancelledError, ClosedError, DSDError, EngineError, QueueFullError
-from dsd_serve.programs import Program
+from dsd_serve.errors import CancelledError, ClosedError, DeadlineError, DSDError, EngineError, QueueFullError
+from dsd_serve.programs import Cost, Program
 from dsd_serve.rows import Array, Denoise, Row
 
 log = logging.getLogger(__name__)
@@ -28,18 +29,44 @@ log = logging.getLogger(__name__)
 MAX_BUDGET = 64
 NEARLY_BEST = 0.95  # of the best rate: more rows than that would only delay everyone
 DEAD_AFTER = 3  # failed ticks in a row
+STALLED_AFTER = 10.0  # seconds of one engine call, and twenty usual ticks: then it counts as hanging
+ONE_ROW = Cost(1, 1)
+OUTCOMES: dict[type, str] = {type(None): "done", CancelledError: "cancelled", DeadlineError: "late"}
+
+
+class Observer:
+    """What a batcher tells of its work. The methods do nothing; override those of interest. They must not block."""
+
+    def tick(self, rows: Sequence[Row], seconds: float) -> None:
+        """The engine ran these rows, from the batcher's thread."""
+
+    def started(self, waited: float) -> None:
+        """A program left the queue after `waited` seconds."""
+
+    def finished(self, outcome: str) -> None:
+        """A program ended: done, failed, cancelled or late."""
+
+    def rejected(self, reason: str) -> None:
+        """A request was not taken: queue_full, deadline, draining or dead."""
 
 
 @dataclass(eq=False)
 class Job:
-    """A program on its way. `future` gets its result, or an error; `cancel` takes effect at the next tick."""
+    """A program on its way. `future` gets its result, or an error; `cancel` takes effect at the next tick.
+
+    rows_left: what remains of its cost. submitted, started, ended and deadline are times of `time.monotonic`.
+    """
 
     program: Program
-    cost: int
+    rows_left: int
     number: int
+    deadline: float
     future: "Future[Any]" = field(default_factory=Future)
     rows: list[Row] = field(default_factory=list)
     cancelled: bool = False
+    submitted: float = field(default_factory=time.monotonic)
+    started: float = 0.0
+    ended: float = 0.0
 
     def cancel(self) -> None:
         self.cancelled = True
@@ -53,12 +80,26 @@ class Job:
 class Batcher:
     """Owns one thread and the engine. All methods may be called from any thread.
 
-    budget: rows per tick; 0 measures it. max_waiting: programs that may wait; one more raises QueueFullError.
+    budget: rows per tick; 0 measures it. max_waiting: programs that may wait. max_seconds: of estimated work that may
+    be ahead of a program. Above either, QueueFullError.
     """
 
-    def __init__(self, engine: Engine, *, budget: int = 0, max_waiting: int = 256) -> None:
-        self.engine, self.max_waiting = engine, max_waiting
-        self.budget = budget or measure_budget(engine)
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        budget: int = 0,
+        max_waiting: int = 256,
+        max_seconds: float = math.inf,
+        observer: Observer | None = None,
+    ) -> None:
+        self.engine, self.max_waiting, self.max_seconds = engine, max_waiting, max_seconds
+        self.observer = observer or Observer()
+        self.row_seconds = 0.0  # of a full tick, per row; moving average
+        self.tick_seconds = 0.0  # moving average over all ticks
+        self.budget = budget
+        if not budget:
+            self.budget, self.tick_seconds, self.row_seconds = measure_budget(engine)
         self.waiting: deque[Job] = deque()
         self.running: list[Job] = []
         self.condition = threading.Condition()
@@ -68,48 +109,116 @@ class Batcher:
         self.failures = 0
         self.num_ticks = 0
         self.num_rows = 0
-        self.row_seconds = 0.0  # moving average
+        self.busy_since: float | None = None  # when the engine call that runs now began
         self.thread = threading.Thread(target=self.loop, name="batcher", daemon=True)
         self.thread.start()
 
     # What callers use.
 
-    def submit(self, program: Program, *, cost: int = 1) -> Job:
-        """Put a program in the queue. cost: rows that it will take, for the estimate of waiting time.
+    def submit(self, program: Program, cost: Cost = ONE_ROW, *, timeout: float | None = None) -> Job:
+        """Put a program in the queue: `submit_all` of one."""
+        return self.submit_all([(program, cost)], timeout=timeout)[0]
 
-        Raises QueueFullError, or ClosedError once the batcher drains or its engine is dead.
+    def submit_all(self, programs: Sequence[tuple[Program, Cost]], *, timeout: float | None = None) -> list[Job]:
+        """Put several programs with their costs in the queue, all or none.
+
+        timeout: seconds after which their results are of no use. Raises QueueFullError; DeadlineError when the results
+        cannot be expected in time; ClosedError once the batcher drains or its engine is dead.
         """
-        return self.submit_all([(program, cost)])[0]
-
-    def submit_all(self, programs: Sequence[tuple[Program, int]]) -> list[Job]:
-        """Put several (program, cost) in the queue, all or none."""
         with self.condition:
-            if self.dead or self.closed:
-                raise ClosedError(self.dead or "the server is shutting down")
-            if len(self.waiting) + len(programs) > self.max_waiting:
-                raise QueueFullError(
-                    f"{len(self.waiting)} images are waiting, {len(programs)} more would exceed the limit of "
-                    f"{self.max_waiting}; try again later",
-                    self.seconds_ahead(),
-                )
-            jobs = [Job(program, cost, next(self.numbers)) for program, cost in programs]
+            try:
+                self.admit([cost for _, cost in programs], timeout)
+            except DSDError:
+                for program, _ in programs:
+                    program.close()
+                raise
+            deadline = math.inf if timeout is None else time.monotonic() + timeout
+            jobs = [Job(program, cost.rows, next(self.numbers), deadline) for program, cost in programs]
             self.waiting.extend(jobs)
             self.condition.notify()
             return jobs
 
+    def admit(self, costs: Sequence[Cost], timeout: float | None) -> None:
+        if self.dead or self.closed:
+            self.observer.rejected("dead" if self.dead else "draining")
+            raise ClosedError(self.dead or "the server is shutting down")
+        ahead, excess = self.seconds_ahead(), len(self.waiting) + len(costs) - self.max_waiting
+        if excess > 0 or ahead > self.max_seconds:
+            self.observer.rejected("queue_full")
+            share = min(1.0, excess / max(1, len(self.waiting))) if excess > 0 else 1 - self.max_seconds / ahead
+            raise QueueFullError(
+                f"{len(self.waiting)} images are waiting, about {ahead:.1f} s of work is ahead; this server takes at "
+                f"most {self.max_waiting} images and {self.max_seconds:.0f} s; try again later",
+                ahead * share,
+            )
+        expected = self.expected_seconds(costs)
+        if timeout is not None and expected > timeout:
+            self.observer.rejected("deadline")
+            raise DeadlineError(
+                f"this would take about {expected:.2f} s, more than the timeout of {timeout:g} s: allow more time, ask "
+                "for fewer steps or images, or try again later"
+            )
+
     def seconds_ahead(self) -> float:
         """Estimated seconds until what is queued and running now is done."""
-        return sum(job.cost for job in itertools.chain(self.running, self.waiting)) * self.row_seconds
+        return sum(job.rows_left for job in itertools.chain(self.running, self.waiting)) * self.row_seconds
+
+    def expected_seconds(self, costs: Sequence[Cost]) -> float:
+        """Estimated seconds until programs of these costs would be done, if they were submitted now."""
+        work = self.seconds_ahead() + sum(cost.rows for cost in costs) * self.row_seconds
+        return max(work, max(cost.ticks for cost in costs) * self.tick_seconds)
+
+    @property
+    def not_ready(self) -> str | None:
+        """Why nothing would be served now, or None."""
+        if self.dead or self.closed:
+            return self.dead or "the server is shutting down"
+        since = self.busy_since
+        if since is not None and (stalled := time.monotonic() - since) > STALLED_AFTER + 20 * self.tick_seconds:
+            return f"the engine has not answered for {stalled:.0f} s"
+        return None if self.thread.is_alive() else "the batcher's thread is dead"
 
     @property
     def ready(self) -> bool:
-        return self.dead is None and not self.closed and self.thread.is_alive()
+        return self.not_ready is None
 
-    def close(self, timeout: float | None = None) -> bool:
-        """Take nothing more and finish what is there; after `timeout` seconds cancel the rest. True if all finished."""
+    def snapshot(self) -> dict[str, Any]:
+        """What runs and waits now, as plain values."""
+        now = time.monotonic()
+        with self.condition:
+            running, waiting = list(self.running), list(self.waiting)
+        return {
+            "budget": self.budget,
+            "ticks": self.num_ticks,
+            "rows": self.num_rows,
+            "row_ms": round(1000 * self.row_seconds, 3),
+            "tick_ms": round(1000 * self.tick_seconds, 3),
+            "seconds_ahead": round(self.seconds_ahead(), 3),
+            "not_ready": self.not_ready,
+            "running": [
+                {
+                    "number": job.number,
+                    "rows_left": job.rows_left,
+                    "waits_for": [type(row).__name__.lower() for row in job.rows],
+                    "seconds": round(now - job.submitted, 3),
+                }
+                for job in running
+            ],
+            "waiting": [
+                {"number": job.number, "rows_left": job.rows_left, "seconds": round(now - job.submitted, 3)}
+                for job in waiting
+            ],
+        }
+
+    def drain(self) -> None:
+        """Take nothing more, and go on with what is there."""
         with self.condition:
             self.closed = True
             self.condition.notify()
+
+    def close(self, timeout: float | None = None) -> bool:
+        """Drain, and after `timeout` seconds cancel what is left. True if all finished."""
+        self.drain()
         self.thread.join(timeout)
         finished = not self.thread.is_alive()
         if not finished:
@@ -141,23 +250,37 @@ class Batcher:
         if not chosen:
             return
         rows = [row for job in chosen for row in job.rows]
-        began = time.perf_counter()
+        began = self.busy_since = time.monotonic()
         try:
             outputs = self.engine.run(rows)
         except Exception as error:
             self.engine_failed(chosen, error)
             return
-        seconds = (time.perf_counter() - began) / len(rows)
-        self.row_seconds += (seconds - self.row_seconds) * (0.1 if self.num_ticks else 1.0)
-        self.failures, self.num_ticks, self.num_rows = 0, self.num_ticks + 1, self.num_rows + len(rows)
+        finally:
+            self.busy_since = None
+        self.note(rows, time.monotonic() - began)
         results = iter(outputs)
         for job in chosen:
-            job.cost = max(0, job.cost - len(job.rows))
-            self.advance(job, [next(results) for _ in job.rows])
+            job.rows_left = max(0, job.rows_left - len(job.rows))
+            own = [next(results) for _ in job.rows]
+            if all(np.isfinite(output).all() for output in own if output.dtype != np.uint8):
+                self.advance(job, own)
+            else:
+                self.end(job, error=EngineError("the network gave values that are not finite for this picture"))
+
+    def note(self, rows: Sequence[Row], seconds: float) -> None:
+        """Update counts and averages. Only full ticks tell what a row costs under load."""
+        self.observer.tick(rows, seconds)
+        weight = 0.1 if self.tick_seconds else 1.0
+        self.tick_seconds += (seconds - self.tick_seconds) * weight
+        if 2 * len(rows) > self.budget or not self.row_seconds:
+            weight = 0.1 if self.row_seconds else 1.0
+            self.row_seconds += (seconds / len(rows) - self.row_seconds) * weight
+        self.failures, self.num_ticks, self.num_rows = 0, self.num_ticks + 1, self.num_rows + len(rows)
 
     def choose(self) -> list[Job]:
         """The jobs whose rows make up this tick: borders first, then first come, first served, within the budget."""
-        self.drop_cancelled()
+        self.drop_ended()
         chosen: list[Job] = []
         used = 0
         for job in sorted(self.running, key=lambda job: (not job.is_border, job.number)):
@@ -171,14 +294,16 @@ class Batcher:
             used += len(started.rows)
         return chosen
 
-    def drop_cancelled(self) -> None:
+    def drop_ended(self) -> None:
+        """End the jobs that were cancelled, or are too late."""
+        now = time.monotonic()
         with self.condition:
-            cancelled = [job for job in (*self.running, *self.waiting) if job.cancelled]
-            self.running = [job for job in self.running if not job.cancelled]
-            self.waiting = deque(job for job in self.waiting if not job.cancelled)
-        for job in cancelled:
-            job.program.close()
-            finish(job, error=CancelledError("the job was cancelled"))
+            ended = [job for job in (*self.running, *self.waiting) if job.cancelled or job.deadline < now]
+        for job in ended:
+            if job.cancelled:
+                self.end(job, error=CancelledError("the job was cancelled"))
+            else:
+                self.end(job, error=DeadlineError("the result was not there in time and was given up"))
 
     def start_next(self) -> Job | None:
         """Move the first waiting job to the running ones; jobs that end at once do not count."""
@@ -188,6 +313,8 @@ class Batcher:
                     return None
                 job = self.waiting.popleft()
                 self.running.append(job)
+            job.started = time.monotonic()
+            self.observer.started(job.started - job.submitted)
             self.advance(job, None)
             if job.rows:
                 return job
@@ -200,25 +327,36 @@ class Batcher:
             if not rows:
                 raise EngineError("a program yielded no rows")
             job.rows = rows
-            return
         except StopIteration as stop:
-            finish(job, stop.value)
+            self.end(job, stop.value)
         except Exception as error:
             if not isinstance(error, DSDError):
                 log.exception("a program failed")
-            finish(job, error=error)
+            self.end(job, error=error)
+
+    def end(self, job: Job, result: Any = None, *, error: Exception | None = None) -> None:
+        """Take a job out and resolve its future."""
         with self.condition:
-            self.running.remove(job)
+            if job in self.running:
+                self.running.remove(job)
+            elif job in self.waiting:
+                self.waiting.remove(job)
+        job.program.close()
+        job.ended = time.monotonic()
+        self.observer.finished(OUTCOMES.get(type(error), "failed"))
+        if not job.future.set_running_or_notify_cancel():
+            return  # the caller cancelled the future itself
+        if error is None:
+            job.future.set_result(result)
+        else:
+            job.future.set_exception(error)
 
     def engine_failed(self, chosen: list[Job], error: Exception) -> None:
         """Fail the programs of this tick; after several such ticks in a row the engine counts as dead."""
         log.error("the engine failed", exc_info=error)
         self.failures += 1
-        with self.condition:
-            self.running = [job for job in self.running if job not in chosen]
         for job in chosen:
-            job.program.close()
-            finish(job, error=error if isinstance(error, DSDError) else EngineError(f"the engine failed: {error}"))
+            self.end(job, error=error if isinstance(error, DSDError) else EngineError(f"the engine failed: {error}"))
         if self.failures >= DEAD_AFTER:
             self.die(f"the engine failed {self.failures} times in a row; the last time: {error}")
 
@@ -226,24 +364,15 @@ class Batcher:
         with self.condition:
             self.dead = reason
             jobs = [*self.running, *self.waiting]
-            self.running, self.waiting = [], deque()
         for job in jobs:
-            finish(job, error=ClosedError(reason))
+            self.end(job, error=ClosedError(reason))
 
 
-def finish(job: Job, result: Any = None, *, error: BaseException | None = None) -> None:
-    if not job.future.set_running_or_notify_cancel():
-        return  # the caller cancelled the future itself
-    if error is None:
-        job.future.set_result(result)
-    else:
-        job.future.set_exception(error)
-
-
-def measure_budget(engine: Engine, seconds: float = 1.0) -> int:
+def measure_budget(engine: Engine, seconds: float = 1.0) -> tuple[int, float, float]:
     """The smallest number of denoise rows within 5 % of the best rows per second, from 1, 2, 4 ... 64.
 
-    Also warms the engine up. Takes about `seconds`, or a few ticks where a tick is longer.
+    Also gives the seconds of a tick with one row, and the seconds per row at that number. Warms the engine up. Takes
+    about `seconds`, or a few ticks where a tick is longer.
     """
     rng = np.random.default_rng(0)
     config = engine.config
@@ -259,7 +388,8 @@ def measure_budget(engine: Engine, seconds: float = 1.0) -> int:
         if time.perf_counter() > deadline or rates[size] < NEARLY_BEST * max(rates.values()):
             break
         size *= 2
-    return min(size for size, rate in rates.items() if rate >= NEARLY_BEST * max(rates.values()))
+    budget = min(size for size, rate in rates.items() if rate >= NEARLY_BEST * max(rates.values()))
+    return budget, 1 / rates[1], 1 / rates[budget]
 
 
 def timed(engine: Engine, rows: Sequence[Row]) -> float:

@@ -39,7 +39,8 @@ class Client:
     def reconstruct(self, picture: bytes, **settings: Any) -> dict[str, Any]:
         """Encode and decode a picture: {"base64": PNG, "psnr": dB, "size": pixels}. settings: size."""
         answer = self.request("POST", "/reconstruct", content=picture, params={"format": "json", **given(settings)})
-        return dict(answer.json())
+        found = dict(answer.json())
+        return {**found, "base64": found["images"][0]["base64"]}
 
     def classes(self, query: str = "") -> list[dict[str, Any]]:
         """The classes that the model can draw, or those that match."""

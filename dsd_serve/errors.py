@@ -7,6 +7,7 @@
       EngineUnavailableError  an engine that was asked for cannot run here (package or device missing)
       EngineError             an engine failed while it ran
       QueueFullError          more programs are waiting than the batcher takes
+      DeadlineError           a result would come, or came, too late for its caller
       ClosedError             the batcher takes nothing more: it drains or its engine is dead
       CancelledError          the caller gave up before the result was there
       ServerError             (client) the server answered with a problem document
@@ -45,6 +46,10 @@ class QueueFullError(DSDError):
     def __init__(self, message: str, retry_after: float) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class DeadlineError(DSDError):
+    """The result cannot be there in the time that the caller gave."""
 
 
 class ClosedError(DSDError):

@@ -3,13 +3,19 @@
 Programs are plain maths: no queue, no thread, no engine. `run` is the obvious way to run them; batcher.py the fast one.
 """
 
-from collections.abc import Callable, Generator, Sequence
+import math
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+
 from dsd_serve.config import ModelConfig
+from dsd_serve.errors import InputError
+from dsd_serve.flow import add_noise
 from dsd_serve.params import SamplingParams
 from dsd_serve.rows import Array, Decode, Encode, Latents, Pixels, Row
-from dsd_serve.samplers import SAMPLERS, Denoiser, Rows, guided, initial_noise, timesteps
+from dsd_serve.samplers import SAMPLERS, Denoiser, Rows, guided, initial_noise, keeping, num_rows, timesteps
 
 Program = Generator[list[Row], list[Array], Any]
 OnPreview = Callable[[int, Pixels], None]
@@ -21,22 +27,40 @@ class RunsRows(Protocol):
     def run(self, rows: Sequence[Row]) -> list[Array]: ...
 
 
-def generate(
-    config: ModelConfig, label: int, params: SamplingParams, on_preview: OnPreview | None = None
-) -> Generator[list[Row], list[Array], Pixels]:
-    """Draw one picture of a class: uint8 [3, H, W].
+@dataclass(frozen=True)
+class Cost:
+    """What a program takes: rows of the network, and ticks, of which it waits for one after the other."""
 
-    on_preview(step, pixels) is called with the decoded clean estimate of every `params.preview_every`-th step, counted
-    from 1; its Decode row rides along with the rows of the evaluation that follows.
+    rows: int
+    ticks: int
+
+
+def generate(
+    config: ModelConfig,
+    label: int | Mapping[int, float],
+    params: SamplingParams,
+    on_preview: OnPreview | None = None,
+    noise: Latents | None = None,
+) -> Generator[list[Row], list[Array], Pixels]:
+    """Draw one picture: uint8 [3, H, W].
+
+    label: a class, or several with weights that sum to 1. noise: what to begin with, float32 [L, C], instead of that of
+    the seed. on_preview(step, pixels) is called with the decoded clean estimate of every `params.preview_every`-th
+    step, counted from 1; its Decode row rides along with the rows of the evaluation that follows.
     """
-    z = initial_noise(params.seed, params.index, config.latent_shape)
-    denoise = guided(label, params.guidance_scale, config.null_label)
-    ts = timesteps(params.num_steps)
-    if on_preview is not None and params.preview_every:
-        denoise = with_previews(denoise, ts, params.preview_every, on_preview)
-    z = yield from SAMPLERS[params.sampler](z, ts, denoise)
+    z = initial_noise(params.seed, params.index, config.latent_shape) if noise is None else noise
+    denoise = guided({label: 1.0} if isinstance(label, int) else label, params, config.null_label)
+    z = yield from sample(z, timesteps(params.num_steps), denoise, params, on_preview)
     (pixels,) = yield [Decode(z)]
     return pixels
+
+
+def sample(
+    z: Latents, ts: list[float], denoise: Denoiser, params: SamplingParams, on_preview: OnPreview | None
+) -> Rows:
+    if on_preview is not None and params.preview_every:
+        denoise = with_previews(denoise, ts, params.preview_every, on_preview)
+    return (yield from SAMPLERS[params.sampler](z, ts, denoise))
 
 
 def with_previews(denoise: Denoiser, ts: list[float], every: int, on_preview: OnPreview) -> Denoiser:
@@ -68,11 +92,89 @@ def with_previews(denoise: Denoiser, ts: list[float], every: int, on_preview: On
     return observed
 
 
+def encode(pixels: Pixels) -> Rows:
+    """A picture, uint8 [3, H, W] of the network's size -> latents float32 [L, C]."""
+    (z,) = yield [Encode(pixels)]
+    return z
+
+
+def decode(z: Latents) -> Generator[list[Row], list[Array], Pixels]:
+    """Latents float32 [L, C] -> a picture, uint8 [3, H, W]."""
+    (pixels,) = yield [Decode(z)]
+    return pixels
+
+
 def reconstruct(pixels: Pixels) -> Generator[list[Row], list[Array], Pixels]:
     """Encode a picture, uint8 [3, H, W] of the network's size, and decode its latents."""
-    (z,) = yield [Encode(pixels)]
-    (decoded,) = yield [Decode(z)]
-    return decoded
+    z = yield from encode(pixels)
+    return (yield from decode(z))
+
+
+def edit(
+    config: ModelConfig,
+    pixels: Pixels,
+    label: int,
+    params: SamplingParams,
+    strength: float,
+    mask: Array | None = None,
+    on_preview: OnPreview | None = None,
+) -> Generator[list[Row], list[Array], Pixels]:
+    """Noise a picture and sample on from there towards a class (SDEdit, arXiv 2108.01073): uint8 [3, H, W].
+
+    pixels: uint8 [3, H, W] of the network's size. label: a class, or the null label for none. strength in (0, 1]: how
+    much noise; 1 keeps nothing. It takes that share of `params.num_steps`. mask: bool [H, W], True where to draw; the
+    rest of the picture stays as it is, to the pixel.
+    """
+    z = yield from encode(pixels)
+    ts = edit_timesteps(params.num_steps, strength)
+    z_t = add_noise(z, initial_noise(params.seed, params.index, config.latent_shape), np.float32(ts[0]))
+    denoise = guided({label: 1.0}, params, config.null_label)
+    if mask is not None:
+        denoise = keeping(denoise, z, tokens_of(mask, config.patch_size))
+    z = yield from sample(z_t, ts, denoise, params, on_preview)
+    drawn = yield from decode(z)
+    return drawn if mask is None else np.where(mask, drawn, pixels)
+
+
+def edit_timesteps(num_steps: int, strength: float) -> list[float]:
+    if not 0 < strength <= 1:
+        raise InputError(f"strength must be above 0 and at most 1, got {strength}")
+    return timesteps(math.ceil(num_steps * strength), 1 - strength)
+
+
+def tokens_of(mask: Array, patch_size: int) -> Array:
+    """The tokens that a mask of pixels, bool [H, W], touches: bool [L, 1]."""
+    grid = mask.shape[0] // patch_size
+    return mask.reshape(grid, patch_size, grid, patch_size).any((1, 3)).reshape(-1, 1)
+
+
+def cost_of(params: SamplingParams, strength: float | None = None, num_labels: int = 1) -> Cost:
+    """What `generate` costs, or with a strength `edit`; previews included."""
+    ts = timesteps(params.num_steps) if strength is None else edit_timesteps(params.num_steps, strength)
+    evaluations = 2 * len(ts) - 3 if params.sampler == "heun" else len(ts) - 1
+    previews = (len(ts) - 2) // params.preview_every if params.preview_every else 0
+    borders = 1 if strength is None else 2
+    return Cost(num_rows(params, ts, num_labels) + previews + borders, evaluations + borders)
+
+
+def between(start: Latents, end: Latents, fraction: float, *, on_sphere: bool) -> Latents:
+    """A point on the way between two noises or two latents [L, C]; the ends themselves at 0 and 1.
+
+    Noise goes along the great circle (slerp), which keeps its length. Latents go straight and are then normalised over
+    the channels of each token, as the encoder does it.
+    """
+    if fraction in (0, 1):
+        return end if fraction else start
+    if on_sphere:
+        a, b = start.astype(np.float64).ravel(), end.astype(np.float64).ravel()
+        angle = np.arccos(np.clip(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)), -1, 1))
+        if angle < 1e-6:
+            return start
+        mixed = (np.sin((1 - fraction) * angle) * a + np.sin(fraction * angle) * b) / np.sin(angle)
+        return mixed.reshape(start.shape).astype(np.float32)
+    z = (1 - fraction) * start.astype(np.float64) + fraction * end
+    z -= z.mean(-1, keepdims=True)
+    return (z / np.sqrt(z.var(-1, keepdims=True) + 1e-5)).astype(np.float32)
 
 
 def run(engine: RunsRows, program: Program) -> Any:

@@ -6,12 +6,13 @@ their outputs.
 """
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
 
 from dsd_serve.flow import velocity
+from dsd_serve.params import SamplingParams
 from dsd_serve.rows import Array, Denoise, Latents, Row
 
 Rows = Generator[list[Row], list[Array], Latents]
@@ -29,17 +30,54 @@ def initial_noise(seed: int, index: int, shape: tuple[int, ...]) -> Latents:
     return generator.standard_normal(shape, dtype=np.float32)
 
 
-def guided(label: int, guidance_scale: float, null_label: int) -> Denoiser:
-    """Clean estimates with classifier-free guidance (arXiv 2207.12598): two rows in the same tick, one at scale 1."""
+def guided(labels: Mapping[int, float], params: SamplingParams, null_label: int) -> Denoiser:
+    """Clean estimates with classifier-free guidance (arXiv 2207.12598), all rows of an evaluation in the same tick.
+
+    labels: label -> weight, weights summing to 1; the estimates of several labels are averaged. Guidance adds the row
+    without a class, and only where `params` has it on.
+    """
 
     def denoise(z_t: Latents, t: float) -> Rows:
-        if guidance_scale == 1:
-            (z_hat,) = yield [Denoise(z_t, t, label)]
+        rows: list[Row] = [Denoise(z_t, t, label) for label in labels]
+        is_guided = params.is_guided(t)
+        if is_guided:
+            rows.append(Denoise(z_t, t, null_label))
+        outputs = yield rows
+        z_hat = average(outputs[: len(labels)], list(labels.values()))
+        if not is_guided:
             return z_hat
-        z_hat, z_null = yield [Denoise(z_t, t, label), Denoise(z_t, t, null_label)]
-        return z_null + np.float32(guidance_scale) * (z_hat - z_null)
+        z_null = outputs[-1]
+        return z_null + np.float32(params.guidance_scale) * (z_hat - z_null)
 
     return denoise
+
+
+def average(estimates: Sequence[Latents], weights: Sequence[float]) -> Latents:
+    if len(estimates) == 1:
+        return estimates[0]
+    total = np.zeros_like(estimates[0])
+    for estimate, weight in zip(estimates, weights, strict=True):
+        total += np.float32(weight) * estimate
+    return total
+
+
+def keeping(denoise: Denoiser, z: Latents, drawn: Array) -> Denoiser:
+    """`denoise` that draws only the tokens of `drawn`, bool [L, 1]; the others are known to be those of z.
+
+    A clean estimate of z gives the velocity z - noise, so known tokens stay on the straight path from their own noise.
+    """
+
+    def inpainted(z_t: Latents, t: float) -> Rows:
+        z_hat = yield from denoise(z_t, t)
+        return np.where(drawn, z_hat, z)
+
+    return inpainted
+
+
+def num_rows(params: SamplingParams, ts: list[float], num_labels: int = 1) -> int:
+    """Denoise rows that sampling over the timesteps `ts` takes."""
+    times = [*ts[:-1], *(ts[1:-1] if params.sampler == "heun" else [])]
+    return sum(num_labels + params.is_guided(t) for t in times)
 
 
 def euler(z: Latents, ts: list[float], denoise: Denoiser) -> Rows:

@@ -1,13 +1,12 @@
 """Is the exported graph the network? Measured on mixtures of rows, before anyone relies on it."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from dsd_serve.config import ModelConfig
 from dsd_serve.engines import Engine
-from dsd_serve.rows import Decode, Denoise, Encode, Row
+from dsd_serve.engines.selftest import invariance, mixture
+from dsd_serve.rows import Decode
 
 MIXTURES = ((1, 0, 0), (0, 1, 0), (0, 0, 1), (2, 3, 4), (0, 5, 0), (3, 0, 2), (1, 7, 1))
 MAX_LATENT_ERROR = 1e-4
@@ -36,30 +35,18 @@ class Report:
         )
 
 
-def mixture(config: ModelConfig, counts: Sequence[int], seed: int) -> list[Row]:
-    """Random rows: counts = (encode, denoise, decode), in shuffled order."""
-    rng = np.random.default_rng(seed)
-    encode, denoise, decode = counts
-    labels = [*config.trained_classes, config.null_label]
-    rows: list[Row] = [Encode(rng.integers(0, 256, config.pixel_shape, dtype=np.uint8)) for _ in range(encode)]
-    for _ in range(denoise):
-        z_t = rng.standard_normal(config.latent_shape, dtype=np.float32)
-        rows.append(Denoise(z_t, float(rng.uniform(0, 0.999)), int(rng.choice(labels))))
-    rows += [Decode(rng.standard_normal(config.latent_shape, dtype=np.float32)) for _ in range(decode)]
-    return [rows[i] for i in rng.permutation(len(rows))]
-
-
 def verify(engine: Engine, reference: Engine) -> Report:
     """Compare an engine with a reference on mixtures of rows, and each row in company with itself alone."""
     latent_error, pixel_error, dependent, total = 0.0, 0, 0, 0
     for seed, counts in enumerate(MIXTURES):
         rows = mixture(engine.config, counts, seed)
-        for row, ours, theirs in zip(rows, engine.run(rows), reference.run(rows), strict=True):
+        outputs = engine.run(rows)
+        for row, ours, theirs in zip(rows, outputs, reference.run(rows), strict=True):
             error = float(np.abs(ours.astype(np.float64) - theirs).max())
             if isinstance(row, Decode):
                 pixel_error = max(pixel_error, int(error))
             else:
                 latent_error = max(latent_error, error) if np.isfinite(error) else float("inf")
-            dependent += not np.array_equal(engine.run([row])[0], ours)
-            total += 1
+        dependent += invariance(engine, rows, outputs).dependent_rows
+        total += len(rows)
     return Report(latent_error, pixel_error, dependent, total)

@@ -8,11 +8,13 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from dsd_serve.errors import (
     CancelledError,
     ClosedError,
+    DeadlineError,
     DSDError,
     EngineError,
     InputError,
@@ -27,14 +29,38 @@ STATUS: dict[type[DSDError], int] = {
     EngineError: 500,
     CancelledError: 503,
     ClosedError: 503,
+    DeadlineError: 504,
 }
+MISTAKE = "the server made a mistake; its log has the details"
 MEDIA_TYPE = "application/problem+json"
 
 
 def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    title = http.HTTPStatus(status).phrase
-    body = {"type": "about:blank", "title": title, "status": status, "detail": detail}
-    return JSONResponse(body, status, headers, MEDIA_TYPE)
+    return JSONResponse(body_of(status, detail), status, headers, MEDIA_TYPE)
+
+
+def body_of(status: int, detail: str) -> dict[str, Any]:
+    return {"type": "about:blank", "title": http.HTTPStatus(status).phrase, "status": status, "detail": detail}
+
+
+def status_of(error: BaseException) -> int:
+    return next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), 500)
+
+
+def document(error: BaseException) -> dict[str, Any]:
+    """The problem document of an error that ends an answer which has begun."""
+    return body_of(status_of(error), str(error) if isinstance(error, DSDError) else MISTAKE)
+
+
+def headers_of(error: DSDError) -> dict[str, str]:
+    if isinstance(error, QueueFullError):
+        return {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
+    return {"Retry-After": "5"} if status_of(error) == 503 else {}
+
+
+def located(error: ValidationError) -> list[Any]:
+    """The errors of a model that a route validated itself, as FastAPI reports those of its own."""
+    return [{**item, "loc": ("body", *item["loc"])} for item in error.errors()]
 
 
 def install(app: FastAPI) -> None:
@@ -42,13 +68,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(DSDError)
     async def ours(_: Request, error: DSDError) -> JSONResponse:
-        status = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), 500)
-        headers = {}
-        if isinstance(error, QueueFullError):
-            headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
-        elif status == 503:
-            headers["Retry-After"] = "5"
-        return problem(status, str(error), headers)
+        return problem(status_of(error), str(error), headers_of(error))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -65,7 +85,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def unexpected(_: Request, error: Exception) -> JSONResponse:
-        return problem(500, "the server made a mistake; its log has the details")
+        return problem(500, MISTAKE)
 
 
 def sentence(item: dict[str, Any]) -> str:

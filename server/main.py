@@ -15,7 +15,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
         import uvicorn
 
-        from server.app import Service, create_app
+        from server.app import create_app
+        from server.service import Service
 
         app = create_app(Service(settings))
     except DSDError as error:

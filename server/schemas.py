@@ -1,36 +1,45 @@
 """What requests and answers look like. Unknown parameters are refused, so that a misspelling is no silent default."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from dsd_serve.params import MAX_GUIDANCE, MAX_SEED
+from dsd_serve.params import MAX_GUIDANCE, MAX_SEED, MAX_STEPS
 
-Format = Literal["png", "jpeg", "webp", "json"]
+Format = Literal["png", "jpeg", "webp", "json", "zip"]
 Size = Annotated[
     int | None,
     Field(
         ge=8, description="side of the pictures in pixels; the network's own size is scaled to it (default: not scaled)"
     ),
 ]
+ClassName = Annotated[
+    str | int,
+    Field(
+        description="ImageNet-1k index, wnid or name",
+        examples=["207", "n02099601", "golden retriever"],
+    ),
+]
+Seed = Annotated[int | None, Field(ge=0, le=MAX_SEED, description="same seed, same picture (default: random)")]
+Time = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Timeout = Annotated[
+    float | None,
+    Field(
+        gt=0,
+        allow_inf_nan=False,
+        description="seconds after which the answer is of no use: refused at once when it cannot be expected in time",
+    ),
+]
 
 
-class GenerateRequest(BaseModel):
-    """Settings of GET and POST /generate. What is left out is taken from the model's recommendation."""
-
+class Request(BaseModel):
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
-    class_: Annotated[
-        str | int,
-        Field(
-            alias="class",
-            description="ImageNet-1k index, wnid or name",
-            examples=["207", "n02099601", "golden retriever"],
-        ),
-    ]
-    seed: Annotated[int | None, Field(ge=0, le=MAX_SEED, description="same seed, same picture (default: random)")] = (
-        None
-    )
+
+class SamplingQuery(Request):
+    """Settings of all that is drawn. What is left out is taken from the model's recommendation."""
+
+    seed: Seed = None
     n: Annotated[int, Field(ge=1, description="number of pictures; image i is that of index + i")] = 1
     index: Annotated[int, Field(ge=0, le=MAX_SEED, description="number of the first picture of this seed")] = 0
     steps: Annotated[int | None, Field(ge=1, description="steps of the sampler")] = None
@@ -38,22 +47,87 @@ class GenerateRequest(BaseModel):
     guidance: Annotated[
         float | None, Field(ge=0, le=MAX_GUIDANCE, allow_inf_nan=False, description="guidance scale, 1 is off")
     ] = None
-    format: Annotated[Format | None, Field(description="default: what Accept asks for, else png")] = None
+    guidance_start: Annotated[Time, Field(description="time from which guidance is on; 0 is noise, 1 is data")] = 0.0
+    guidance_stop: Annotated[Time, Field(description="time until which guidance is on; outside a step costs half")] = (
+        1.0
+    )
+    preview_every: Annotated[
+        int, Field(ge=0, le=MAX_STEPS, description="with events: a preview every that many steps, 0 is none")
+    ] = 0
+    timeout: Timeout = None
     size: Size = None
 
 
-class ReconstructQuery(BaseModel):
-    """Settings of POST /reconstruct, in the query string; the body is the picture."""
+class GenerateRequest(SamplingQuery):
+    """Settings of GET and POST /generate."""
 
-    model_config = ConfigDict(extra="forbid")
+    class_: Annotated[ClassName, Field(alias="class")]
+    format: Annotated[
+        Literal["png", "jpeg", "webp", "json", "zip", "events"] | None,
+        Field(description="default: what Accept asks for, else png; events are server-sent events with previews"),
+    ] = None
+
+
+class EditQuery(SamplingQuery):
+    """Settings of POST /edit, in the query string; the body is the picture, or a form with image and mask."""
+
+    class_: Annotated[ClassName | None, Field(alias="class", description="what to draw (default: no class)")] = None
+    strength: Annotated[
+        float, Field(gt=0, le=1, allow_inf_nan=False, description="how much noise: 1 keeps nothing of the picture")
+    ] = 0.6
+    format: Annotated[
+        Literal["png", "jpeg", "webp", "json", "zip", "events"] | None,
+        Field(description="default: what Accept asks for, else png; events are server-sent events with previews"),
+    ] = None
+
+
+class PictureQuery(Request):
+    """Settings of POST /reconstruct and /decode, in the query string; the body is the picture or the latents."""
 
     format: Annotated[Format | None, Field(description="default: what Accept asks for, else png")] = None
     size: Size = None
+    timeout: Timeout = None
 
 
-class ClassesQuery(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class EncodeQuery(Request):
+    """Settings of POST /encode, in the query string; the body is the picture."""
 
+    format: Annotated[
+        Literal["npy", "safetensors", "json"] | None, Field(description="default: what Accept asks for, else npy")
+    ] = None
+    timeout: Timeout = None
+
+
+class WalkQuery(Request):
+    """Settings of POST /interpolate between two pictures, in the query string; the body is a form with both."""
+
+    n: Annotated[int, Field(ge=2, description="number of pictures, both ends included")] = 8
+    format: Annotated[Format | None, Field(description="default: what Accept asks for, else png")] = None
+    size: Size = None
+    timeout: Timeout = None
+
+
+class End(Request):
+    """One end of a walk: a class, and the seed and index of its noise."""
+
+    class_: Annotated[ClassName, Field(alias="class")]
+    seed: Seed = None
+    index: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
+
+
+class InterpolateRequest(SamplingQuery):
+    """Settings of POST /interpolate between two classes or seeds. A seed that is left out is that of the other end."""
+
+    from_: Annotated[End, Field(alias="from")]
+    to: End
+    n: Annotated[int, Field(ge=2, description="number of pictures, both ends included")] = 8
+    format: Annotated[Format | None, Field(description="default: what Accept asks for, else png")] = None
+    seed: Annotated[None, Field(description="each end has its own")] = None
+    index: Annotated[Literal[0], Field(description="each end has its own")] = 0
+    preview_every: Literal[0] = 0
+
+
+class ClassesQuery(Request):
     q: Annotated[str, StringConstraints(max_length=200), Field(description="words to search for")] = ""
     trained: Annotated[bool, Field(description="only classes that this model can draw")] = True
 
@@ -65,28 +139,24 @@ class ImageClassAnswer(BaseModel):
 
 
 class ImageAnswer(BaseModel):
-    """One picture of a JSON answer."""
+    """One picture of a JSON answer, with the settings that draw it again."""
 
-    index: Annotated[int, Field(description="its number under the seed: the same seed and index give the same picture")]
+    model_config = ConfigDict(extra="allow")
+
     base64: Annotated[str, Field(description="a PNG")]
 
 
-class GenerateAnswer(BaseModel):
+class PicturesAnswer(BaseModel):
     """`format=json`: the pictures and everything that is needed to draw them again."""
 
-    class_: Annotated[ImageClassAnswer, Field(alias="class")]
-    seed: int
-    steps: int
-    sampler: str
-    guidance: float
-    size: int
+    model_config = ConfigDict(extra="allow")
+
     images: list[ImageAnswer]
 
 
-class ReconstructAnswer(BaseModel):
-    size: int
-    psnr: Annotated[float, Field(description="of the reconstruction, in dB, at the network's own size")]
-    base64: Annotated[str, Field(description="a PNG")]
+class LatentsAnswer(BaseModel):
+    shape: list[int]
+    latents: list[list[float]]
 
 
 class ModelAnswer(BaseModel):
@@ -103,6 +173,7 @@ class ModelAnswer(BaseModel):
     samplers: list[str]
     engine: dict[str, str]
     row_budget: int
+    self_test: Annotated[dict[str, Any], Field(description="whether a row depends on its neighbours, tried at start")]
     limits: dict[str, int | float]
 
 

@@ -29,6 +29,8 @@ class Settings:
     threads: int = 0
     row_budget: int = 0
     max_waiting: int = 256
+    max_wait: float = 60.0
+    max_seconds: float = 300.0
     max_images: int = 16
     max_steps: int = 250
     max_size: int = 1024
@@ -47,6 +49,8 @@ HELP = {
     "threads": "CPU threads of the engine, 0 for all cores",
     "row_budget": "rows per tick of the batcher, 0 to measure the best at start",
     "max_waiting": "images that may wait; more are answered with 429",
+    "max_wait": "seconds of estimated work that may be ahead of a request; more is answered with 429",
+    "max_seconds": "seconds that a request may take; one that would take longer is refused with 504",
     "max_images": "largest n of one request",
     "max_steps": "largest number of sampler steps",
     "max_size": "largest side of an answer's pictures, in pixels",
@@ -88,7 +92,7 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
 
 
 def check(settings: Settings) -> None:
-    for name in ("max_waiting", "max_images", "max_steps", "max_size", "max_body_mb", "max_megapixels"):
+    for name in (name for name in vars(settings) if name.startswith("max_")):
         if getattr(settings, name) <= 0:
             raise ConfigError(f"{name} must be above 0, got {getattr(settings, name)}")
     for name in ("threads", "row_budget", "grace"):

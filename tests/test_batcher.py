@@ -8,7 +8,7 @@ from dsd_serve.batcher import Batcher, measure_budget
 from dsd_serve.engines import load_engine
 from dsd_serve.errors import CancelledError, ClosedError, EngineError, QueueFullError
 from dsd_serve.params import SAMPLER_NAMES, SamplingParams
-from dsd_serve.programs import generate, reconstruct, run
+from dsd_serve.programs import Cost, generate, reconstruct, run
 from dsd_serve.rows import Denoise, Encode
 
 
@@ -136,15 +136,15 @@ def test_a_full_queue_is_an_error_with_an_estimate(watched):
     batcher.submit(reconstruct(np.zeros(watched.config.pixel_shape, np.uint8))).future.result(30)
     watched.go.clear()
     slow = generate(watched.config, 1, SamplingParams(num_steps=3))
-    running = batcher.submit(slow, cost=6)
+    running = batcher.submit(slow, Cost(6, 6))
     while not batcher.running:
         time.sleep(0.01)
-    waiting = [batcher.submit(generate(watched.config, 1, SamplingParams(num_steps=1)), cost=2) for _ in range(3)]
-    with pytest.raises(QueueFullError, match="3 images are waiting, 1 more") as error:
+    waiting = [batcher.submit(generate(watched.config, 1, SamplingParams(num_steps=1)), Cost(2, 2)) for _ in range(3)]
+    with pytest.raises(QueueFullError, match="3 images are waiting, about") as error:
         batcher.submit(generate(watched.config, 1, SamplingParams()))
     assert error.value.retry_after > 0
     with pytest.raises(QueueFullError):
-        batcher.submit_all([(generate(watched.config, 1, SamplingParams()), 1)] * 2)
+        batcher.submit_all([(generate(watched.config, 1, SamplingParams()), Cost(1, 1))] * 2)
     watched.go.set()
     for job in (running, *waiting):
         job.future.result(30)
@@ -243,5 +243,5 @@ class Accelerator:
 
 
 def test_the_measured_budget_is_where_more_rows_stop_to_pay(engine):
-    assert measure_budget(Accelerator(engine.config)) == 16
-    assert 1 <= measure_budget(engine) <= 64
+    assert measure_budget(Accelerator(engine.config))[0] == 16
+    assert 1 <= measure_budget(engine)[0] <= 64

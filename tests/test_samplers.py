@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dsd_serve.params import SamplingParams
 from dsd_serve.rows import Denoise
 from dsd_serve.samplers import SAMPLERS, guided, initial_noise, timesteps
 
@@ -89,13 +90,13 @@ def test_timesteps_rise_from_start_to_one(num_steps, start):
 
 def test_guidance():
     z_t, cond, null = np.zeros((2, 2), np.float32), np.full((2, 2), 3, np.float32), np.full((2, 2), 1, np.float32)
-    program = guided(5, 2.0, 1000)(z_t, 0.25)
+    program = guided({5: 1.0}, SamplingParams(guidance_scale=2.0), 1000)(z_t, 0.25)
     rows = next(program)
     assert [(row.t, row.label) for row in rows] == [(0.25, 5), (0.25, 1000)]
     with pytest.raises(StopIteration) as stop:
         program.send([cond, null])
     assert stop.value.value.tolist() == [[5, 5], [5, 5]]
-    assert [type(row) for row in next(guided(5, 1.0, 1000)(z_t, 0.5))] == [Denoise]
+    assert [type(row) for row in next(guided({5: 1.0}, SamplingParams(), 1000)(z_t, 0.5))] == [Denoise]
 
 
 def test_noise_depends_on_seed_and_index_alone():

@@ -1,0 +1,58 @@
+"""Does a row's result depend on its neighbours? Asked of every engine before it serves, and of every exported graph."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dsd_serve.config import ModelConfig
+from dsd_serve.engines import Engine
+from dsd_serve.rows import Array, Decode, Denoise, Encode, Row
+
+
+@dataclass(frozen=True)
+class Invariance:
+    """dependent_rows: of num_rows, how many differ in any bit from the same row alone. max_difference: by how much,
+    in units of the latents, or grey levels / 255 for pixels."""
+
+    num_rows: int
+    dependent_rows: int
+    max_difference: float
+
+    @property
+    def holds(self) -> bool:
+        return self.dependent_rows == 0
+
+    def __str__(self) -> str:
+        if self.holds:
+            return f"{self.num_rows} rows give the same bits alone and in a mixture"
+        return (
+            f"{self.dependent_rows} of {self.num_rows} rows differ from themselves alone, by at most "
+            f"{self.max_difference:.1e}: the same seed may give slightly different pictures under load"
+        )
+
+
+def mixture(config: ModelConfig, counts: Sequence[int], seed: int) -> list[Row]:
+    """Random rows: counts = (encode, denoise, decode), in shuffled order."""
+    rng = np.random.default_rng(seed)
+    encode, denoise, decode = counts
+    labels = [*config.trained_classes, config.null_label]
+    rows: list[Row] = [Encode(rng.integers(0, 256, config.pixel_shape, dtype=np.uint8)) for _ in range(encode)]
+    for _ in range(denoise):
+        z_t = rng.standard_normal(config.latent_shape, dtype=np.float32)
+        rows.append(Denoise(z_t, float(rng.uniform(0, 0.999)), int(rng.choice(labels))))
+    rows += [Decode(rng.standard_normal(config.latent_shape, dtype=np.float32)) for _ in range(decode)]
+    return [rows[i] for i in rng.permutation(len(rows))]
+
+
+def invariance(engine: Engine, rows: Sequence[Row], together: Sequence[Array] | None = None) -> Invariance:
+    """Compare each row in company with itself alone. together: the outputs in company, where they are known."""
+    dependent, worst = 0, 0.0
+    outputs = engine.run(rows) if together is None else together
+    for row, output in zip(rows, outputs, strict=True):
+        (alone,) = engine.run([row])
+        if not np.array_equal(alone, output):
+            dependent += 1
+            scale = 255.0 if output.dtype == np.uint8 else 1.0
+            worst = max(worst, float(np.abs(alone.astype(np.float64) - output).max()) / scale)
+    return Invariance(len(rows), dependent, worst)

@@ -1,0 +1,138 @@
+"""Answers: which format a client gets, and pictures in that format."""
+
+import base64
+import contextlib
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import HTTPException, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.sse import format_sse_event
+
+from dsd_serve import images
+from dsd_serve.rows import Pixels
+
+PICTURES = {media: name for name, media in images.MEDIA_TYPES.items()}
+ANSWERS = {**PICTURES, "application/json": "json", "application/zip": "zip"}
+EVENTS = {**ANSWERS, "text/event-stream": "events"}
+TEXT_KEY = "dsd"  # of the PNG chunk that holds the settings as JSON
+
+
+@dataclass(frozen=True)
+class Picture:
+    """uint8 [3, H, W], and what it takes to draw it again: written into PNG files and JSON answers."""
+
+    pixels: Pixels
+    settings: Mapping[str, Any]
+
+
+def choose(request: Request, asked: str | None, offered: Mapping[str, str]) -> str:
+    """The format of the answer: what the parameter asks for, else the client's best-liked of those offered (media type
+    -> name), of which the first is the default. Raises 406 when the client accepts none.
+    """
+    if asked is not None:
+        return asked
+    accept = request.headers.get("accept", "*/*")
+    liked: list[tuple[float, str]] = []
+    for entry in accept.split(","):
+        media, *rest = (part.strip().lower() for part in entry.split(";"))
+        quality = 1.0
+        for part in rest:
+            if part.startswith("q="):
+                with contextlib.suppress(ValueError):
+                    quality = float(part[2:])
+        matching = [name for ours, name in offered.items() if media in (ours, "*/*", ours.split("/")[0] + "/*")]
+        if matching and quality > 0:
+            liked.append((quality, matching[0]))
+    if not liked:
+        raise HTTPException(406, f"this gives {', '.join(offered)}; the client accepts only {accept[:200]}")
+    return max(liked, key=lambda item: item[0])[1]
+
+
+async def answer(
+    pictures: Sequence[Picture],
+    chosen: str,
+    size: int | None,
+    common: Mapping[str, Any],
+    headers: dict[str, str],
+    columns: int | None = None,
+) -> Response:
+    """Pictures as one file (several side by side in `columns`), as a zip of PNGs, or with `common` as JSON."""
+    return await run_in_threadpool(encode_answer, pictures, chosen, size, common, headers, columns)
+
+
+def encode_answer(
+    pictures: Sequence[Picture],
+    chosen: str,
+    size: int | None,
+    common: Mapping[str, Any],
+    headers: dict[str, str],
+    columns: int | None,
+) -> Response:
+    if chosen == "json":
+        shown = [{**picture.settings, "base64": to_base64(picture, size)} for picture in pictures]
+        return JSONResponse({**common, "images": shown}, headers=headers)
+    if chosen == "zip":
+        return Response(to_zip(pictures, size), media_type="application/zip", headers=headers)
+    if len(pictures) == 1:
+        body = images.write_image(scaled(pictures[0].pixels, size), chosen, text_of(pictures[0].settings))
+    else:
+        sheet = images.grid([scaled(picture.pixels, size) for picture in pictures], columns)
+        body = images.write_image(sheet, chosen, text_of({**common, "n": len(pictures)}))
+    return Response(body, media_type=images.MEDIA_TYPES[chosen], headers=headers)
+
+
+def text_of(settings: Mapping[str, Any]) -> dict[str, str]:
+    return {TEXT_KEY: json.dumps(settings)}
+
+
+def scaled(pixels: Pixels, size: int | None) -> Pixels:
+    return pixels if size is None or size == pixels.shape[-1] else images.resize(pixels, size)
+
+
+def to_png(picture: Picture, size: int | None) -> bytes:
+    return images.write_image(scaled(picture.pixels, size), "png", text_of(picture.settings))
+
+
+def to_base64(picture: Picture, size: int | None) -> str:
+    return base64.b64encode(to_png(picture, size)).decode()
+
+
+def to_zip(pictures: Sequence[Picture], size: int | None) -> bytes:
+    """PNGs 000.png, 001.png ... with a fixed date, so that the same pictures give the same bytes."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for number, picture in enumerate(pictures):
+            archive.writestr(zipfile.ZipInfo(f"{number:03}.png"), to_png(picture, size))
+    return buffer.getvalue()
+
+
+def etag_of(*parts: Any) -> str:
+    """A strong ETag of plain values that decide every byte of an answer."""
+    return f'"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]}"'
+
+
+def is_fresh(request: Request, etag: str) -> bool:
+    """Whether the client of a GET has this answer already."""
+    known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
+    return request.method in ("GET", "HEAD") and (etag in known or "*" in known)
+
+
+def event_stream(events: AsyncIterator[tuple[str, Any] | None], headers: dict[str, str]) -> StreamingResponse:
+    """Server-sent events of (name, JSON value); None is a comment that keeps the connection open."""
+
+    async def lines() -> AsyncIterator[bytes]:
+        async for event in events:
+            if event is None:
+                yield b": ping\n\n"
+            else:
+                yield format_sse_event(event=event[0] or None, data_str=json.dumps(event[1]))
+
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", **headers}
+    return StreamingResponse(lines(), media_type="text/event-stream", headers=headers)

@@ -1,0 +1,89 @@
+"""The routes that tell: classes, the model, health, what the batcher does."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import JSONResponse
+
+from dsd_serve import __version__, labels
+from dsd_serve.params import SAMPLER_NAMES
+from server import errors
+from server.schemas import ClassesQuery, Health, ImageClassAnswer, ModelAnswer, Problem
+from server.service import Service
+
+router = APIRouter()
+
+INVALID: dict[int | str, dict[str, Any]] = {
+    422: {"model": Problem, "description": "a parameter is wrong", "content": {errors.MEDIA_TYPE: {}}}
+}
+NOT_READY: dict[int | str, dict[str, Any]] = {
+    503: {"model": Problem, "description": "nothing would be served now", "content": {errors.MEDIA_TYPE: {}}}
+}
+
+
+@router.get("/classes", responses=INVALID)
+async def classes(request: Request, query: Annotated[ClassesQuery, Query()]) -> list[ImageClassAnswer]:
+    """The classes that the model can draw, or those among them that match `q`."""
+    among = request.app.state.service.config.trained_classes if query.trained else None
+    return [ImageClassAnswer(index=c.index, wnid=c.wnid, name=c.name) for c in labels.search(query.q, among)]
+
+
+@router.get("/model")
+async def model(request: Request) -> ModelAnswer:
+    """What is served, how it is best sampled, what runs it, and the limits of this server."""
+    service: Service = request.app.state.service
+    config, defaults, settings = service.config, service.model.defaults, service.settings
+    return ModelAnswer(
+        name=service.model.name,
+        fingerprint=service.fingerprint,
+        version=__version__,
+        image_size=config.image_size,
+        latent_shape=list(config.latent_shape),
+        num_classes=config.num_classes,
+        classes=list(config.trained_classes),
+        defaults={"steps": defaults.num_steps, "sampler": defaults.sampler, "guidance": defaults.guidance_scale},
+        samplers=list(SAMPLER_NAMES),
+        engine=service.described,
+        row_budget=service.batcher.budget,
+        self_test={
+            "batch_invariant": service.invariance.holds,
+            "rows": service.invariance.num_rows,
+            "max_difference": service.invariance.max_difference,
+        },
+        limits={
+            "n": settings.max_images,
+            "steps": settings.max_steps,
+            "size": settings.max_size,
+            "body_mb": settings.max_body_mb,
+            "megapixels": settings.max_megapixels,
+            "waiting": settings.max_waiting,
+            "wait_seconds": settings.max_wait,
+            "seconds": settings.max_seconds,
+        },
+    )
+
+
+@router.get("/health/live")
+async def live() -> Health:
+    """The process answers."""
+    return Health(status="live")
+
+
+@router.get("/health/ready", responses=NOT_READY)
+async def ready(request: Request) -> Response:
+    """Requests will be served: the model is loaded, the engine works, the server is not shutting down."""
+    if reason := request.app.state.service.batcher.not_ready:
+        return errors.problem(503, reason, {"Retry-After": "5"})
+    return JSONResponse({"status": "ready"})
+
+
+@router.get("/debug/batcher")
+async def debug_batcher(request: Request) -> dict[str, Any]:
+    """What runs and waits at this moment: programs by number, rows left, seconds since they came."""
+    return request.app.state.service.batcher.snapshot()
+
+
+@router.get("/", include_in_schema=False)
+async def index(request: Request) -> JSONResponse:
+    base = str(request.base_url).rstrip("/")
+    return JSONResponse({"try": f"{base}/generate?class=207", "docs": f"{base}/docs", "model": f"{base}/model"})
