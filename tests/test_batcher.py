@@ -4,9 +4,9 @@ import time
 import numpy as np
 import pytest
 
-from dsd_serve.batcher import Batcher, measure_budget
+from dsd_serve.batcher import Batcher, Observer, measure_budget
 from dsd_serve.engines import load_engine
-from dsd_serve.errors import CancelledError, ClosedError, EngineError, QueueFullError
+from dsd_serve.errors import CancelledError, ClosedError, DeadlineError, EngineError, QueueFullError
 from dsd_serve.params import SAMPLER_NAMES, SamplingParams
 from dsd_serve.programs import Cost, generate, reconstruct, run
 from dsd_serve.rows import Denoise, Encode
@@ -149,6 +149,121 @@ def test_a_full_queue_is_an_error_with_an_estimate(watched):
     for job in (running, *waiting):
         job.future.result(30)
     batcher.close()
+
+
+def test_work_that_waits_is_limited_by_its_cost(watched):
+    """One expensive program may fill what many cheap ones would not."""
+    batcher = Batcher(watched, budget=2, max_seconds=1.0)
+    batcher.submit(generate(watched.config, 1, SamplingParams(num_steps=2, sampler="euler"))).future.result(30)
+    batcher.row_seconds = 0.01
+    watched.go.clear()
+    cheap = [batcher.submit(generate(watched.config, 1, SamplingParams(num_steps=1)), Cost(2, 2)) for _ in range(20)]
+    dear = batcher.submit(generate(watched.config, 1, SamplingParams(num_steps=1)), Cost(300, 150))
+    with pytest.raises(QueueFullError, match="work is ahead") as error:
+        batcher.submit(generate(watched.config, 1, SamplingParams(num_steps=1)), Cost(2, 2))
+    assert 2 < error.value.retry_after < 3, "until a second of work is left of 3.4"
+    watched.go.set()
+    for job in (*cheap, dear):
+        job.future.result(30)
+    batcher.close()
+
+
+def test_a_deadline_that_cannot_be_met_is_refused_at_once(watched):
+    batcher = Batcher(watched, budget=2)
+    batcher.row_seconds, batcher.tick_seconds = 0.01, 0.02
+    program = generate(watched.config, 1, SamplingParams(num_steps=100, sampler="euler"))
+    with pytest.raises(DeadlineError, match=r"about 2\.02 s, more than the timeout of 0\.5 s"):
+        batcher.submit(program, Cost(101, 101), timeout=0.5)
+    with pytest.raises(StopIteration):
+        next(program)  # it was closed
+    assert batcher.submit(reconstruct(np.zeros(watched.config.pixel_shape, np.uint8)), Cost(2, 2), timeout=0.5)
+    batcher.close()
+
+
+def test_what_comes_too_late_ends_at_the_next_tick(watched):
+    def endless():
+        while True:
+            yield [Denoise(np.zeros(watched.config.latent_shape, np.float32), 0.5, 1)]
+
+    batcher = Batcher(watched, budget=2)
+    job = batcher.submit(endless(), timeout=0.2)
+    with pytest.raises(DeadlineError, match="not there in time"):
+        job.future.result(10)
+    assert 0.2 <= job.ended - job.submitted < 1
+    assert not batcher.running
+    batcher.close()
+
+
+def test_values_that_are_not_finite_fail_one_picture(watched, batcher):
+    """The poisoned program shares its ticks with a healthy one."""
+    poison = np.full(watched.config.latent_shape, np.nan, np.float32)
+
+    def poisoned():
+        for _ in range(3):
+            yield [Denoise(poison, 0.5, 1)]
+
+    watched.go.clear()
+    params = SamplingParams(seed=3, num_steps=5)
+    bad, good = batcher.submit(poisoned()), batcher.submit(generate(watched.config, 1, params))
+    watched.go.set()
+    with pytest.raises(EngineError, match="not finite"):
+        bad.future.result(30)
+    assert np.array_equal(good.future.result(30), run(watched.engine, generate(watched.config, 1, params)))
+    assert batcher.ready
+
+
+def test_an_engine_that_hangs_is_not_ready(watched, batcher, monkeypatch):
+    monkeypatch.setattr("dsd_serve.batcher.STALLED_AFTER", 0.1)
+    watched.go.clear()
+    job = batcher.submit(reconstruct(np.zeros(watched.config.pixel_shape, np.uint8)))
+    deadline = time.monotonic() + 10
+    while batcher.ready and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert "has not answered" in batcher.not_ready
+    watched.go.set()
+    job.future.result(10)
+    assert batcher.ready
+
+
+def test_the_snapshot_and_the_observer_tell_what_happens(watched):
+    seen = []
+
+    class Noting(Observer):
+        def tick(self, rows, seconds):
+            seen.append(("tick", len(rows)))
+
+        def started(self, waited):
+            seen.append(("started", waited >= 0))
+
+        def finished(self, outcome):
+            seen.append(("finished", outcome))
+
+        def rejected(self, reason):
+            seen.append(("rejected", reason))
+
+    batcher = Batcher(watched, budget=2, max_waiting=1, observer=Noting())
+    watched.go.clear()
+    pixels = np.zeros(watched.config.pixel_shape, np.uint8)
+    first = batcher.submit(reconstruct(pixels), Cost(2, 2))
+    while not batcher.snapshot()["running"]:
+        time.sleep(0.01)
+    second = batcher.submit(reconstruct(pixels), Cost(2, 2))
+    with pytest.raises(QueueFullError):
+        batcher.submit(reconstruct(pixels))
+    shown = batcher.snapshot()
+    assert (shown["running"][0]["waits_for"], shown["running"][0]["rows_left"]) == (["encode"], 2)
+    assert (len(shown["waiting"]), shown["budget"], shown["not_ready"]) == (1, 2, None)
+    second.cancel()
+    watched.go.set()
+    first.future.result(10)
+    with pytest.raises(CancelledError):
+        second.future.result(10)
+    batcher.close()
+    with pytest.raises(ClosedError):
+        batcher.submit(reconstruct(pixels))
+    assert seen.count(("tick", 1)) == 2
+    assert {("started", True), ("finished", "done"), ("finished", "cancelled")} < set(seen)
+    assert [reason for kind, reason in seen if kind == "rejected"] == ["queue_full", "draining"]
 
 
 def test_cancelling_frees_the_place_at_the_next_tick(watched, batcher):
