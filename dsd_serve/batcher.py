@@ -40,6 +40,7 @@ class Job:
     future: "Future[Any]" = field(default_factory=Future)
     rows: list[Row] = field(default_factory=list)
     cancelled: bool = False
+    submitted: float = field(default_factory=time.monotonic)
 
     def cancel(self) -> None:
         self.cancelled = True
@@ -50,14 +51,32 @@ class Job:
         return not any(isinstance(row, Denoise) for row in self.rows)
 
 
+class Observer:
+    """What a batcher tells of its work, from its own thread. The methods do nothing; override those of interest."""
+
+    def tick(self, rows: Sequence[Row], seconds: float) -> None:
+        """One engine call took `seconds`."""
+
+    def started(self, waited: float) -> None:
+        """A program left the queue after `waited` seconds."""
+
+    def finished(self, outcome: str) -> None:
+        """A program ended: done, failed or cancelled."""
+
+    def rejected(self, reason: str) -> None:
+        """Programs were refused: queue_full, deadline, draining or dead."""
+
+
 class Batcher:
     """Owns one thread and the engine. All methods may be called from any thread.
 
     budget: rows per tick; 0 measures it. max_waiting: programs that may wait; one more raises QueueFullError.
     """
 
-    def __init__(self, engine: Engine, *, budget: int = 0, max_waiting: int = 256) -> None:
-        self.engine, self.max_waiting = engine, max_waiting
+    def __init__(
+        self, engine: Engine, *, budget: int = 0, max_waiting: int = 256, observer: Observer | None = None
+    ) -> None:
+        self.engine, self.max_waiting, self.observer = engine, max_waiting, observer or Observer()
         self.budget = budget or measure_budget(engine)
         self.waiting: deque[Job] = deque()
         self.running: list[Job] = []
@@ -85,8 +104,10 @@ class Batcher:
         """Put several (program, cost) in the queue, all or none."""
         with self.condition:
             if self.dead or self.closed:
+                self.observer.rejected("dead" if self.dead else "draining")
                 raise ClosedError(self.dead or "the server is shutting down")
             if len(self.waiting) + len(programs) > self.max_waiting:
+                self.observer.rejected("queue_full")
                 raise QueueFullError(
                     f"{len(self.waiting)} images are waiting, {len(programs)} more would exceed the limit of "
                     f"{self.max_waiting}; try again later",
@@ -147,7 +168,9 @@ class Batcher:
         except Exception as error:
             self.engine_failed(chosen, error)
             return
-        seconds = (time.perf_counter() - began) / len(rows)
+        elapsed = time.perf_counter() - began
+        self.observer.tick(rows, elapsed)
+        seconds = elapsed / len(rows)
         self.row_seconds += (seconds - self.row_seconds) * (0.1 if self.num_ticks else 1.0)
         self.failures, self.num_ticks, self.num_rows = 0, self.num_ticks + 1, self.num_rows + len(rows)
         results = iter(outputs)
@@ -178,7 +201,7 @@ class Batcher:
             self.waiting = deque(job for job in self.waiting if not job.cancelled)
         for job in cancelled:
             job.program.close()
-            finish(job, error=CancelledError("the job was cancelled"))
+            self.finish(job, error=CancelledError("the job was cancelled"))
 
     def start_next(self) -> Job | None:
         """Move the first waiting job to the running ones; jobs that end at once do not count."""
@@ -188,6 +211,7 @@ class Batcher:
                     return None
                 job = self.waiting.popleft()
                 self.running.append(job)
+            self.observer.started(time.monotonic() - job.submitted)
             self.advance(job, None)
             if job.rows:
                 return job
@@ -202,11 +226,11 @@ class Batcher:
             job.rows = rows
             return
         except StopIteration as stop:
-            finish(job, stop.value)
+            self.finish(job, stop.value)
         except Exception as error:
             if not isinstance(error, DSDError):
                 log.exception("a program failed")
-            finish(job, error=error)
+            self.finish(job, error=error)
         with self.condition:
             self.running.remove(job)
 
@@ -218,7 +242,7 @@ class Batcher:
             self.running = [job for job in self.running if job not in chosen]
         for job in chosen:
             job.program.close()
-            finish(job, error=error if isinstance(error, DSDError) else EngineError(f"the engine failed: {error}"))
+            self.finish(job, error=error if isinstance(error, DSDError) else EngineError(f"the engine failed: {error}"))
         if self.failures >= DEAD_AFTER:
             self.die(f"the engine failed {self.failures} times in a row; the last time: {error}")
 
@@ -228,16 +252,17 @@ class Batcher:
             jobs = [*self.running, *self.waiting]
             self.running, self.waiting = [], deque()
         for job in jobs:
-            finish(job, error=ClosedError(reason))
+            self.finish(job, error=ClosedError(reason))
 
-
-def finish(job: Job, result: Any = None, *, error: BaseException | None = None) -> None:
-    if not job.future.set_running_or_notify_cancel():
-        return  # the caller cancelled the future itself
-    if error is None:
-        job.future.set_result(result)
-    else:
-        job.future.set_exception(error)
+    def finish(self, job: Job, result: Any = None, *, error: BaseException | None = None) -> None:
+        outcome = "done" if error is None else "cancelled" if isinstance(error, CancelledError) else "failed"
+        self.observer.finished(outcome)
+        if not job.future.set_running_or_notify_cancel():
+            return  # the caller cancelled the future itself
+        if error is None:
+            job.future.set_result(result)
+        else:
+            job.future.set_exception(error)
 
 
 def measure_budget(engine: Engine, seconds: float = 1.0) -> int:

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import logging
+import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -22,7 +23,7 @@ from dsd_serve.errors import InputError
 from dsd_serve.params import SAMPLER_NAMES, SamplingParams
 from dsd_serve.programs import Program, generate, reconstruct
 from dsd_serve.rows import Pixels
-from server import errors
+from server import drain, errors, logs, metrics, security, traces, watch
 from server.schemas import (
     ClassesQuery,
     GenerateAnswer,
@@ -59,22 +60,28 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.model: ModelDir = read_model_dir(settings.model)
+        self.keys = security.load_keys(settings.api_keys, os.environ)
+        self.traces = traces.load_traces(settings.otel)
+        self.drain, self.metrics = drain.Drain(), metrics.Metrics()
         engine = load_engine(settings.engine, settings.model, settings.device, settings.threads)
         self.config = engine.config
-        self.batcher = Batcher(engine, budget=settings.row_budget, max_waiting=settings.max_waiting)
+        self.batcher = Batcher(
+            engine, budget=settings.row_budget, max_waiting=settings.max_waiting, observer=self.metrics
+        )
         self.fingerprint = self.model.fingerprint()
         log.info("%s on %s, %d rows a tick", self.model.name, engine.describe(), self.batcher.budget)
 
     async def run(self, request: Request, programs: Sequence[tuple[Program, int]]) -> list[Any]:
         """Run programs of one request; cancelled when its client goes away."""
-        jobs = self.batcher.submit_all(programs)
-        watcher = asyncio.create_task(cancel_on_disconnect(request, jobs))
-        try:
-            return await asyncio.gather(*(asyncio.wrap_future(job.future) for job in jobs))
-        finally:
-            watcher.cancel()
-            for job in jobs:
-                job.cancel()  # does nothing to those that are done
+        with security.images_at_once(len(programs)):
+            jobs = self.batcher.submit_all([(self.traces.traced(program), cost) for program, cost in programs])
+            watcher = asyncio.create_task(cancel_on_disconnect(request, jobs))
+            try:
+                return await asyncio.gather(*(asyncio.wrap_future(job.future) for job in jobs))
+            finally:
+                watcher.cancel()
+                for job in jobs:
+                    job.cancel()  # does nothing to those that are done
 
     def params(self, query: GenerateRequest) -> list[SamplingParams]:
         """Sampling parameters of each picture; raises InputError above a limit."""
@@ -129,12 +136,34 @@ def create_app(service: Service) -> FastAPI:
         summary="Images from a single network: generate, reconstruct.",
         lifespan=lifespan,
         separate_input_output_schemas=False,
+        telemetry=service.traces.config(),
     )
     app.state.service = service
     errors.install(app)
+    install_operations(app, service)
     add_image_routes(app)
     add_information_routes(app)
     return app
+
+
+def install_operations(app: FastAPI, service: Service) -> None:
+    """Middleware, from the innermost to the outermost, and /metrics."""
+    counters = service.metrics
+    drain.install(app, service.drain, counters.rejected)
+    security.install(
+        app,
+        keys=service.keys,
+        origins=security.parse_origins(service.settings.cors_origins),
+        used=lambda name: counters.key_requests.labels(name).inc(),
+        rejected=counters.rejected,
+    )
+    watch.install(app, logs.access_line, counters.answered)
+    described = service.batcher.engine.describe()
+    model = {name: str(described.get(name, "")) for name in ("engine", "device", "provider", "precision")}
+    counters.watch(
+        service.batcher, service.drain, {"model": service.model.name, **model, "fingerprint": service.fingerprint}
+    )
+    metrics.install(app, counters)
 
 
 def add_image_routes(app: FastAPI) -> None:

@@ -3,12 +3,14 @@
 import http
 import logging
 import math
+from contextvars import ContextVar
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from dsd_serve.errors import (
     CancelledError,
@@ -30,10 +32,14 @@ STATUS: dict[type[DSDError], int] = {
 }
 MEDIA_TYPE = "application/problem+json"
 
+request_id: ContextVar[str] = ContextVar("request_id", default="")
+
 
 def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
     title = http.HTTPStatus(status).phrase
     body = {"type": "about:blank", "title": title, "status": status, "detail": detail}
+    if number := request_id.get():
+        body["request_id"] = number
     return JSONResponse(body, status, headers, MEDIA_TYPE)
 
 
@@ -41,13 +47,16 @@ def install(app: FastAPI) -> None:
     """Answer every error of the app with a problem document."""
 
     @app.exception_handler(DSDError)
-    async def ours(_: Request, error: DSDError) -> JSONResponse:
+    async def ours(request: Request, error: DSDError) -> JSONResponse:
+        request.state.error = error
         status = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), 500)
         headers = {}
         if isinstance(error, QueueFullError):
             headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
         elif status == 503:
             headers["Retry-After"] = "5"
+        if isinstance(error, ClosedError):
+            headers["Connection"] = "close"  # a new connection may find another server
         return problem(status, str(error), headers)
 
     @app.exception_handler(RequestValidationError)
@@ -66,6 +75,14 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def unexpected(_: Request, error: Exception) -> JSONResponse:
         return problem(500, "the server made a mistake; its log has the details")
+
+
+async def answer(error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
+    """Send what the app's handlers make of an error: for middleware, which stands outside of them."""
+    handlers = scope["app"].exception_handlers
+    handler = next(handlers[kind] for kind in type(error).__mro__ if kind in handlers)
+    response = await handler(Request(scope), error)
+    await response(scope, receive, send)
 
 
 def sentence(item: dict[str, Any]) -> str:
