@@ -43,13 +43,19 @@ class PrettyFormatter(logging.Formatter):
     """`12:00:00.123 INFO    server.access: GET /generate 200 request_id=...`; tracebacks follow, indented."""
 
     def format(self, record: logging.LogRecord) -> str:
-        fields = "".join(f" {name}={value}" for name, value in context_fields(record).items())
+        fields = "".join(f" {name}={quoted(value)}" for name, value in context_fields(record).items())
         when = f"{datetime.fromtimestamp(record.created):%H:%M:%S}.{int(record.msecs):03d}"
         line = f"{when} {record.levelname:7} {record.name}: {record.getMessage()}{fields}".translate(ESCAPES)
         if record.exc_info:
             trouble = self.formatException(record.exc_info).splitlines()
             line = "\n".join([line, *(f"    {part.translate(ESCAPES)}" for part in trouble)])
         return line
+
+
+def quoted(value: Any) -> str:
+    """Text that holds what separates fields is put in quotes, so that a path cannot pretend to be other fields."""
+    text = str(value)
+    return json.dumps(text) if any(mark in text for mark in ' "=') else text
 
 
 class JsonFormatter(logging.Formatter):

@@ -37,6 +37,8 @@ class Exchange:
     def route(self) -> str:
         """The path template of the route that took it, or "none": clients cannot make up new values."""
         route = self.scope.get("route")
+        if route is None and (endpoint := self.scope.get("endpoint")):  # /docs and its kin
+            route = next((one for one in self.scope["app"].routes if getattr(one, "endpoint", None) is endpoint), None)
         return getattr(route, "path", None) or "none"
 
     @property
