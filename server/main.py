@@ -35,10 +35,7 @@ def serve(settings: Settings) -> None:
         timeout_graceful_shutdown=LAST_ANSWERS,
         reset_contextvars=True,
     )
-    server = DrainingServer(config, service.drain, service.batcher, settings.grace)
-    server.run()
-    if not server.started:
-        sys.exit(1)
+    DrainingServer(config, service.drain, service.batcher, settings.grace).run()
 
 
 if __name__ == "__main__":

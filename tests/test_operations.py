@@ -19,8 +19,9 @@ import pytest
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
-from dsd_serve.errors import ConfigError
+from dsd_serve.errors import CancelledError, ConfigError
 from server import errors, logs, watch
+from server.metrics import Metrics
 from server.security import ApiKey, find, load_keys, parse_origins
 from server.settings import GROUPS, HELP, Settings, parse_settings
 from tests.conftest import ROOT
@@ -253,6 +254,15 @@ def test_a_client_that_goes_away_is_counted(server):
     assert server.metrics(**{"X-API-Key": ADMIN})[("dsd_requests_total", "499", "/generate")] == 1
 
 
+def test_a_request_cancelled_by_shutdown_is_counted():
+    metrics = Metrics()
+    metrics.answered(watch.Exchange({"type": "http", "state": {"error": CancelledError("x")}}, status=503))
+    metrics.answered(watch.Exchange({"type": "http", "state": {}}, status=503))
+    count = metrics.registry.get_sample_value
+    assert count("dsd_requests_cancelled_total", {"reason": "shutdown"}) == 1
+    assert count("dsd_requests_total", {"route": "none", "code": "503"}) == 2
+
+
 def test_the_dashboard_asks_for_metrics_that_exist(server, admin):
     dashboard = json.loads((ROOT / "docs/grafana-dashboard.json").read_text())
     assert dashboard["schemaVersion"] >= 39 and dashboard["uid"] and dashboard["title"]
@@ -466,7 +476,7 @@ def running_images(server):
 def test_sigterm_with_twenty_requests_in_flight(tmp_path):
     """All twenty finish, new ones are refused and told so, readiness is false at once, and the exit code is 0."""
     server = Server(tmp_path)
-    query = {"class": 207, "steps": 40, "sampler": "euler", "guidance": 1}
+    query = {"class": 207, "steps": 60, "sampler": "euler", "guidance": 1}
 
     def ask(seed):
         with httpx.Client(base_url=server.url, timeout=60) as client:
