@@ -468,14 +468,28 @@ def test_traces_without_their_extra_are_a_sentence():
 # The end.
 
 
+@pytest.fixture
+def launch(tmp_path):
+    """Starts a server of the test's own; one that a failed test leaves behind is killed."""
+    started = []
+
+    def start(*arguments):
+        started.append(Server(tmp_path, *arguments))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.process.kill()
+
+
 def running_images(server):
     metrics = server.metrics()
     return metrics[("dsd_images_running",)] + metrics[("dsd_images_waiting",)]
 
 
-def test_sigterm_with_twenty_requests_in_flight(tmp_path):
+def test_sigterm_with_twenty_requests_in_flight(launch):
     """All twenty finish, new ones are refused and told so, readiness is false at once, and the exit code is 0."""
-    server = Server(tmp_path)
+    server = launch()
     query = {"class": 207, "steps": 60, "sampler": "euler", "guidance": 1}
 
     def ask(seed):
@@ -505,8 +519,8 @@ def test_sigterm_with_twenty_requests_in_flight(tmp_path):
     assert "Traceback" not in server.stderr.read_text()
 
 
-def test_after_the_grace_what_runs_is_cancelled_with_an_answer(tmp_path):
-    server = Server(tmp_path, "--grace", "0.3", "--max-steps", "1000")
+def test_after_the_grace_what_runs_is_cancelled_with_an_answer(launch):
+    server = launch("--grace", "0.3", "--max-steps", "1000")
     with ThreadPoolExecutor(1) as pool:
         query = {"class": 207, "steps": 1000, "n": 4}
         answer = pool.submit(httpx.get, server.url + "/generate", params=query, timeout=60)
@@ -518,8 +532,8 @@ def test_after_the_grace_what_runs_is_cancelled_with_an_answer(tmp_path):
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_ends_at_once(tmp_path, second):
-    server = Server(tmp_path, "--max-steps", "1000")
+def test_a_second_signal_ends_at_once(launch, second):
+    server = launch("--max-steps", "1000")
     with ThreadPoolExecutor(1) as pool:
         query = {"class": 207, "steps": 1000, "n": 4}
         answer = pool.submit(httpx.get, server.url + "/generate", params=query, timeout=60)
