@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
 
 from dsd_serve import __version__
-from server import errors, image_routes, info_routes
+from server import drain, errors, image_routes, info_routes, logs, metrics, security, watch
 from server.service import Service
 
 
@@ -25,9 +25,30 @@ def create_app(service: Service) -> FastAPI:
         summary="Images from a single network: generate, edit, interpolate, encode, decode.",
         lifespan=lifespan,
         separate_input_output_schemas=False,
+        telemetry=service.traces.config(),
     )
     app.state.service = service
     errors.install(app)
+    install_operations(app, service)
     app.include_router(image_routes.router)
     app.include_router(info_routes.router)
     return app
+
+
+def install_operations(app: FastAPI, service: Service) -> None:
+    """Middleware, from the innermost to the outermost, and /metrics."""
+    counters = service.metrics
+    drain.install(app, service.drain, counters.rejected)
+    security.install(
+        app,
+        keys=service.keys,
+        origins=security.parse_origins(service.settings.cors_origins),
+        used=lambda name: counters.key_requests.labels(name).inc(),
+        rejected=counters.rejected,
+    )
+    watch.install(app, logs.access_line, counters.answered)
+    model = {name: service.described.get(name, "") for name in ("engine", "device", "provider", "precision")}
+    counters.watch(
+        service.batcher, service.drain, {"model": service.model.name, **model, "fingerprint": service.fingerprint}
+    )
+    metrics.install(app, counters)

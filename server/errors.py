@@ -3,6 +3,7 @@
 import http
 import logging
 import math
+from contextvars import ContextVar
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -10,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from dsd_serve.errors import (
     CancelledError,
@@ -34,13 +36,18 @@ STATUS: dict[type[DSDError], int] = {
 MISTAKE = "the server made a mistake; its log has the details"
 MEDIA_TYPE = "application/problem+json"
 
+request_id: ContextVar[str] = ContextVar("request_id", default="")
+
 
 def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
     return JSONResponse(body_of(status, detail), status, headers, MEDIA_TYPE)
 
 
 def body_of(status: int, detail: str) -> dict[str, Any]:
-    return {"type": "about:blank", "title": http.HTTPStatus(status).phrase, "status": status, "detail": detail}
+    body = {"type": "about:blank", "title": http.HTTPStatus(status).phrase, "status": status, "detail": detail}
+    if number := request_id.get():
+        body["request_id"] = number
+    return body
 
 
 def status_of(error: BaseException) -> int:
@@ -55,6 +62,8 @@ def document(error: BaseException) -> dict[str, Any]:
 def headers_of(error: DSDError) -> dict[str, str]:
     if isinstance(error, QueueFullError):
         return {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
+    if isinstance(error, ClosedError):
+        return {"Retry-After": "5", "Connection": "close"}  # a new connection may find another server
     return {"Retry-After": "5"} if status_of(error) == 503 else {}
 
 
@@ -67,7 +76,8 @@ def install(app: FastAPI) -> None:
     """Answer every error of the app with a problem document."""
 
     @app.exception_handler(DSDError)
-    async def ours(_: Request, error: DSDError) -> JSONResponse:
+    async def ours(request: Request, error: DSDError) -> JSONResponse:
+        request.state.error = error
         return problem(status_of(error), str(error), headers_of(error))
 
     @app.exception_handler(RequestValidationError)
@@ -86,6 +96,14 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def unexpected(_: Request, error: Exception) -> JSONResponse:
         return problem(500, MISTAKE)
+
+
+async def answer(error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
+    """Send what the app's handlers make of an error: for middleware, which stands outside of them."""
+    handlers = scope["app"].exception_handlers
+    handler = next(handlers[kind] for kind in type(error).__mro__ if kind in handlers)
+    response = await handler(Request(scope), error)
+    await response(scope, receive, send)
 
 
 def sentence(item: dict[str, Any]) -> str:

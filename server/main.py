@@ -1,36 +1,42 @@
 """dsd-serve: start the server."""
 
-import logging
-import signal
 import sys
 from collections.abc import Sequence
 
 from dsd_serve.errors import DSDError
-from server.settings import parse_settings
+from server.settings import Settings, parse_settings
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     try:
-        settings = parse_settings(arguments)
-        logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
-        import uvicorn
-
-        from server.app import create_app
-        from server.service import Service
-
-        app = create_app(Service(settings))
+        serve(parse_settings(arguments))
     except DSDError as error:
         sys.exit(f"dsd-serve: {error}")
-    # Uvicorn drains at a signal and then raises it again; a drained server has ended in order.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
-    uvicorn.run(
-        app,
+    except KeyboardInterrupt:  # while it started; a running server handles the signal itself
+        sys.exit(130)
+
+
+def serve(settings: Settings) -> None:
+    """Serve until a signal ends it. Raises DSDError when it cannot start."""
+    import uvicorn  # here and not above: --help needs none of it
+
+    from server import logs
+    from server.app import create_app
+    from server.drain import LAST_ANSWERS, DrainingServer
+    from server.service import Service
+
+    logs.configure(settings.log_level, settings.log_format)
+    service = Service(settings)
+    config = uvicorn.Config(
+        create_app(service),
         host=settings.host,
         port=settings.port,
-        log_level=settings.log_level,
-        timeout_graceful_shutdown=int(settings.grace) or None,
+        log_config=None,  # its lines go through ours
+        access_log=False,
+        timeout_graceful_shutdown=LAST_ANSWERS,
+        reset_contextvars=True,
     )
+    DrainingServer(config, service.drain, service.batcher, settings.grace).run()
 
 
 if __name__ == "__main__":

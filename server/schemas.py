@@ -188,3 +188,4 @@ class Problem(BaseModel):
     title: str
     status: int
     detail: str
+    request_id: Annotated[str, Field(description="as in the header X-Request-ID and in the log")] = ""

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Future
@@ -13,7 +14,7 @@ from anyio import CapacityLimiter, to_thread
 from fastapi import Request
 
 from dsd_serve import images
-from dsd_serve.batcher import Batcher, Job, Observer
+from dsd_serve.batcher import Batcher, Job
 from dsd_serve.checkpoint import ModelDir, read_model_dir
 from dsd_serve.engines import Engine, load_engine
 from dsd_serve.engines.selftest import invariance, mixture
@@ -21,8 +22,12 @@ from dsd_serve.errors import InputError
 from dsd_serve.params import SamplingParams
 from dsd_serve.programs import Cost, OnPreview, Program
 from dsd_serve.rows import Pixels
+from server.drain import Drain
+from server.metrics import Metrics
 from server.schemas import SamplingQuery
+from server.security import claim_images, load_keys
 from server.settings import Settings
+from server.traces import load_traces
 
 log = logging.getLogger(__name__)
 
@@ -65,10 +70,13 @@ Event = Preview | Ended | None  # None: nothing for PING_SECONDS
 
 
 class Service:
-    """One model directory on one engine behind one batcher."""
+    """One model directory on one engine behind one batcher. engine: in place of the one that the settings name."""
 
-    def __init__(self, settings: Settings, engine: Engine | None = None, observer: Observer | None = None) -> None:
+    def __init__(self, settings: Settings, engine: Engine | None = None) -> None:
         self.settings = settings
+        self.keys = load_keys(settings.api_keys, os.environ)
+        self.traces = load_traces(settings.otel)
+        self.drain, self.metrics = Drain(), Metrics()
         self.model: ModelDir = read_model_dir(settings.model)
         self.engine = engine or load_engine(settings.engine, settings.model, settings.device, settings.threads)
         self.config = self.engine.config
@@ -81,7 +89,7 @@ class Service:
             budget=settings.row_budget,
             max_waiting=settings.max_waiting,
             max_seconds=settings.max_wait,
-            observer=observer,
+            observer=self.metrics,
         )
         (log.info if self.invariance.holds else log.warning)("self-test: %s", self.invariance)
         log.info("%s on %s, %d rows a tick", self.model.name, self.described, self.batcher.budget)
@@ -111,8 +119,7 @@ class Service:
         queue: asyncio.Queue[Event] = asyncio.Queue()
 
         def tell(event: Event) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
-                loop.call_soon_threadsafe(queue.put_nowait, event)
+            soon(loop, lambda: queue.put_nowait(event))
 
         def on_preview(number: int) -> OnPreview:
             return lambda step, pixels: tell(Preview(number, step, pixels))
@@ -140,8 +147,26 @@ class Service:
         return events()
 
     def submit(self, programs: Programs, timeout: float | None) -> list[Job]:
+        """Put the programs of one request in the queue. Raises what `Batcher.submit_all` and `claim_images` raise."""
         limit = self.settings.max_seconds
-        return self.batcher.submit_all(programs, timeout=limit if timeout is None else min(timeout, limit))
+        release = claim_images(len(programs))
+        try:
+            traced = [(self.traces.traced(program), cost) for program, cost in programs]
+            jobs = self.batcher.submit_all(traced, timeout=limit if timeout is None else min(timeout, limit))
+        except Exception:
+            release()
+            raise
+        loop, remaining = asyncio.get_running_loop(), len(jobs)
+
+        def one_ended() -> None:
+            nonlocal remaining
+            remaining -= 1
+            if not remaining:
+                release()
+
+        for job in jobs:
+            job.future.add_done_callback(lambda _: soon(loop, one_ended))
+        return jobs
 
     def params(self, query: SamplingQuery) -> list[SamplingParams]:
         """Sampling parameters of each picture; raises InputError above a limit."""
@@ -178,6 +203,12 @@ class Service:
 
     def check_size(self, size: int | None) -> None:
         at_most("size", size or 1, self.settings.max_size)
+
+
+def soon(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+    """Call in the loop's thread, from any thread."""
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+        loop.call_soon_threadsafe(call)
 
 
 async def cancel_on_disconnect(request: Request, jobs: Sequence[Job]) -> None:

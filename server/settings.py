@@ -3,10 +3,10 @@
 import argparse
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from dsd_serve.engines import ENGINE_NAMES
 from dsd_serve.errors import ConfigError
@@ -37,7 +37,11 @@ class Settings:
     max_body_mb: float = 20.0
     max_megapixels: float = 40.0
     grace: float = 30.0
+    api_keys: str = ""
+    cors_origins: str = ""
     log_level: str = "info"
+    log_format: str = "pretty"
+    otel: bool = False
 
 
 HELP = {
@@ -56,39 +60,87 @@ HELP = {
     "max_size": "largest side of an answer's pictures, in pixels",
     "max_body_mb": "largest request body, in megabytes",
     "max_megapixels": "largest uploaded picture, in millions of pixels",
-    "grace": "seconds to finish running requests after SIGTERM",
-    "log_level": "debug, info, warning or error",
+    "grace": "seconds to finish running requests after SIGTERM; a second signal ends the server at once",
+    "api_keys": "file of API keys, one name:key[:requests_per_minute[:images_at_once]] a line; with keys every request "
+    "but those to /health needs one, as Authorization: Bearer KEY or X-API-Key: KEY. Keys may also stand in the "
+    "environment variable DSD_API_KEYS, comma separated (default: none, everybody may send requests)",
+    "cors_origins": "web pages whose scripts may use the server, as https://a.example,https://b.example, or * for all "
+    "(default: none)",
+    "log_level": "debug, info, warning or error; access lines are info",
+    "log_format": "pretty or json. Access lines go to stdout, the rest to stderr",
+    "otel": "send traces by OTLP/HTTP, by default to localhost:4318; also on when OTEL_EXPORTER_OTLP_ENDPOINT is set, "
+    "and the other OTEL_* variables hold. Needs the extra otel (default: off)",
 }
+
+GROUPS = {
+    "model": ("model", "engine", "device", "threads", "row_budget"),
+    "network": ("host", "port", "grace"),
+    "limits": tuple(name for name in HELP if name.startswith("max_")),
+    "security": ("api_keys", "cors_origins"),
+    "logging and traces": ("log_level", "log_format", "otel"),
+}
+LOG_LEVELS = ("debug", "info", "warning", "error")
+LOG_FORMATS = ("pretty", "json")
+METAVARS = {"api_keys": "FILE"}
+BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; dsd-serve --help lists the flags")
 
 
 def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
     """Settings from flags, else from the environment, else the defaults. Raises ConfigError for a wrong variable."""
     defaults = Settings()
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="dsd-serve",
         description="Serve a DSD model over HTTP. Try: curl 'localhost:8000/generate?class=207' -o dog.png",
-        epilog="Each flag can also be given as an environment variable: --max-body-mb 5 is DSD_MAX_BODY_MB=5.",
+        epilog="Each flag can also be given as the environment variable named beside it; flags win.",
     )
-    for item in fields(Settings):
-        kind = type(getattr(defaults, item.name))
-        variable = f"DSD_{item.name.upper()}"
-        value: Any = getattr(defaults, item.name)
-        if variable in os.environ:
-            try:
-                value = Path(os.environ[variable]) if isinstance(value, Path) else kind(os.environ[variable])
-            except ValueError:
-                raise ConfigError(f"{variable} must be a {kind.__name__}, got {os.environ[variable]!r}") from None
-        shown = "" if item.name == "model" else f" (default {getattr(defaults, item.name)})"
-        parser.add_argument(
-            "--" + item.name.replace("_", "-"),
-            type=Path if isinstance(value, Path) else kind,
-            default=value,
-            help=HELP[item.name] + shown,
-            metavar=item.name.rpartition("_")[2].upper(),
-        )
+    for title, names in GROUPS.items():
+        group = parser.add_argument_group(title)
+        for name in names:
+            add_flag(group, name, getattr(defaults, name))
     settings = Settings(**vars(parser.parse_args(arguments)))
     check(settings)
     return settings
+
+
+def add_flag(group: Any, name: str, default: Any) -> None:
+    kind = type(default)
+    shown = "" if "(default: " in HELP[name] else f" (default {default})"
+    options: dict[str, Any] = {"help": f"{HELP[name]}{shown} [{variable(name)}]"}
+    if kind is bool:
+        options["action"] = "store_true"
+    else:
+        options |= {
+            "type": Path if isinstance(default, Path) else kind,
+            "metavar": METAVARS.get(name, name.rpartition("_")[2].upper()),
+        }
+    group.add_argument("--" + name.replace("_", "-"), default=from_environment(name, default), **options)
+
+
+def variable(name: str) -> str:
+    """The environment variable of a setting. DSD_API_KEYS holds keys themselves, so the file has another name."""
+    return "DSD_API_KEYS_FILE" if name == "api_keys" else f"DSD_{name.upper()}"
+
+
+def from_environment(name: str, default: Any) -> Any:
+    text = os.environ.get(variable(name))
+    if text is None:
+        return default
+    if isinstance(default, Path):
+        return Path(text)
+    if isinstance(default, bool):
+        if text.lower() not in BOOLEANS:
+            raise ConfigError(f"{variable(name)} must be true or false, got {text!r}")
+        return BOOLEANS[text.lower()]
+    kind = type(default)
+    try:
+        return kind(text)
+    except ValueError:
+        raise ConfigError(f"{variable(name)} must be a {kind.__name__}, got {text!r}") from None
 
 
 def check(settings: Settings) -> None:
@@ -100,5 +152,6 @@ def check(settings: Settings) -> None:
             raise ConfigError(f"{name} must be 0 or more, got {getattr(settings, name)}")
     if not 0 <= settings.port <= 65535:
         raise ConfigError(f"port must be from 0 to 65535, got {settings.port}")
-    if settings.log_level not in ("debug", "info", "warning", "error"):
-        raise ConfigError(f"log_level must be debug, info, warning or error, got {settings.log_level!r}")
+    for name, allowed in (("log_level", LOG_LEVELS), ("log_format", LOG_FORMATS)):
+        if getattr(settings, name) not in allowed:
+            raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {getattr(settings, name)!r}")

@@ -1,0 +1,139 @@
+"""Prometheus metrics, GET /metrics: told by the batcher of its work and by requests of their end."""
+
+import platform
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    Info,
+    ProcessCollector,
+)
+from prometheus_client.exposition import choose_encoder
+
+from dsd_serve import __version__
+from dsd_serve.batcher import Batcher, Observer
+from dsd_serve.errors import CancelledError
+from dsd_serve.rows import Decode, Denoise, Encode, Row
+from server.drain import Drain
+from server.watch import Exchange
+
+KINDS: dict[type[Row], str] = {Encode: "encode", Denoise: "denoise", Decode: "decode"}
+REJECTIONS = ("queue_full", "deadline", "draining", "dead", "too_large", "unauthorized", "rate_limit")
+CANCELLATIONS = ("disconnect", "deadline", "shutdown")
+
+TICK_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+WAIT_SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+
+
+class Metrics(Observer):
+    """The metrics of one app, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        into: dict[str, Any] = {"registry": self.registry}
+        ProcessCollector(**into)
+        GCCollector(**into)
+        Info("dsd_build", "What was built.", **into).info({"version": __version__, "python": platform.python_version()})
+        self.model = Info("dsd_model", "The model that is served, and what runs it.", **into)
+
+        self.requests = Counter("dsd_requests_total", "Requests answered, by route.", ["route", "code"], **into)
+        self.rejections = Counter("dsd_requests_rejected_total", "Requests refused.", ["reason"], **into)
+        self.cancellations = Counter("dsd_requests_cancelled_total", "Requests given up.", ["reason"], **into)
+        self.key_requests = Counter("dsd_key_requests_total", "Requests with an API key, by its name.", ["key"], **into)
+        self.request_seconds = Histogram(
+            "dsd_request_duration_seconds",
+            "From the request's first line to its answer's last byte.",
+            ["route"],
+            buckets=WAIT_SECONDS,
+            **into,
+        )
+
+        self.images = Counter("dsd_images_total", "Images finished: drawn, encoded, decoded.", **into)
+        self.images_failed = Counter("dsd_images_failed_total", "Images whose program or engine failed.", **into)
+        self.rows = Counter("dsd_network_rows_total", "Rows that went through the network.", ["kind"], **into)
+        self.ticks = Counter("dsd_ticks_total", "Calls of the network, each with the rows of many requests.", **into)
+        self.queue_seconds = Histogram(
+            "dsd_queue_duration_seconds", "Time that an image waited for its first tick.", buckets=WAIT_SECONDS, **into
+        )
+        self.tick_seconds = Histogram(
+            "dsd_tick_duration_seconds", "Time of one call of the network.", buckets=TICK_SECONDS, **into
+        )
+        self.tick_rows = Histogram("dsd_tick_rows", "Rows of one call of the network.", buckets=ROWS, **into)
+        # Every series exists from the start, so that a rate over it is 0 and not missing.
+        for counter, values in (
+            (self.rejections, REJECTIONS),
+            (self.cancellations, CANCELLATIONS),
+            (self.rows, KINDS.values()),
+        ):
+            for value in values:
+                counter.labels(value)
+
+    # What the batcher tells.
+
+    def tick(self, rows: Sequence[Row], seconds: float) -> None:
+        self.ticks.inc()
+        self.tick_seconds.observe(seconds)
+        self.tick_rows.observe(len(rows))
+        for row in rows:
+            self.rows.labels(KINDS[type(row)]).inc()
+
+    def started(self, waited: float) -> None:
+        self.queue_seconds.observe(waited)
+
+    def finished(self, outcome: str) -> None:
+        if outcome == "done":
+            self.images.inc()
+        elif outcome == "failed":
+            self.images_failed.inc()
+        elif outcome == "late":
+            self.cancellations.labels("deadline").inc()
+
+    def rejected(self, reason: str) -> None:
+        self.rejections.labels(reason).inc()
+
+    # What requests tell.
+
+    def answered(self, exchange: Exchange) -> None:
+        self.requests.labels(exchange.route, str(exchange.status)).inc()
+        self.request_seconds.labels(exchange.route).observe(exchange.seconds)
+        if exchange.disconnected:
+            self.cancellations.labels("disconnect").inc()
+        elif isinstance(exchange.error, CancelledError):
+            self.cancellations.labels("shutdown").inc()
+        if exchange.status == 413:
+            self.rejected("too_large")
+
+    def watch(self, batcher: Batcher, drain: Drain, model: dict[str, str]) -> None:
+        """Add what is read only when somebody asks. model: labels of dsd_model_info."""
+        self.model.info(model)
+
+        def gauge(name: str, text: str, value: Any) -> None:
+            Gauge(name, text, registry=self.registry).set_function(value)
+
+        gauge("dsd_images_running", "Images whose program has begun.", lambda: len(batcher.running))
+        gauge("dsd_images_waiting", "Images in the queue.", lambda: len(batcher.waiting))
+        gauge("dsd_seconds_ahead", "Estimated seconds until all of them are done.", lambda: seconds_ahead(batcher))
+        gauge("dsd_row_budget", "Rows that a tick may take.", lambda: batcher.budget)
+        gauge(
+            "dsd_ready", "1 when requests are served, as /health/ready.", lambda: batcher.ready and not drain.draining
+        )
+
+
+def seconds_ahead(batcher: Batcher) -> float:
+    with batcher.condition:  # its lists change meanwhile
+        return batcher.seconds_ahead()
+
+
+def install(app: FastAPI, metrics: Metrics) -> None:
+    @app.get("/metrics", include_in_schema=False)
+    async def metrics_get(request: Request) -> Response:
+        """The metrics, as Prometheus reads them."""
+        encode, media_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(metrics.registry), headers={"Content-Type": media_type})
