@@ -1,9 +1,9 @@
 """What PNG, JPEG and WebP files are made of, read without decoding anything.
 
-A decoder trusts much that a file says of itself: metadata that unpacks a thousandfold, directories that point at the same
-bytes again and again, canvases that are allocated before their size can be asked for. So no decoder sees an uploaded
-file. `inspect` walks it within limits and keeps only the parts that hold the picture: `Picture.data` is a new file of
-these, with no metadata, no second picture and nothing behind its end.
+A decoder trusts much that a file says of itself: metadata that unpacks a thousandfold, directories that point at the
+same bytes again and again, canvases that are allocated before their size can be asked for. So no decoder sees an
+uploaded file. `inspect` walks it within limits and keeps only the parts that hold the picture: `Picture.data` is a new
+file of these, with no metadata, no second picture and nothing behind its end.
 """
 
 import re
@@ -140,9 +140,11 @@ def inspect_jpeg(data: bytes) -> Picture:
     for code, segment in jpeg_segments(data):
         body = segment[4:]
         if code in JPEG_OTHER_FRAMES:
-            raise InputError("the JPEG is lossless, hierarchical or arithmetic-coded; send it as baseline or progressive")
+            raise InputError(
+                "the JPEG is lossless, hierarchical or arithmetic-coded; send it as baseline or progressive"
+            )
         if code == JPEG_EXIF:
-            if turn is None and body[:6] == b"Exif\0\0":
+            if turn is None and bytes(body[:6]) == b"Exif\0\0":
                 turn = orientation(bytes(body))
             continue
         if code in JPEG_FRAMES:
@@ -232,7 +234,9 @@ def inspect_webp(data: memoryview) -> Picture:
         extent = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
         parts = [(b"VP8X", memoryview(b"\x10\0\0\0" + extent)), (b"ALPH", alpha), pixels]
     chunks = b"".join(webp_chunk(kind, body) for kind, body in parts)
-    return Picture("WEBP", width, height, turn, b"".join([b"RIFF", struct.pack("<I", 4 + len(chunks)), b"WEBP", chunks]))
+    return Picture(
+        "WEBP", width, height, turn, b"".join([b"RIFF", struct.pack("<I", 4 + len(chunks)), b"WEBP", chunks])
+    )
 
 
 def webp_chunks(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
@@ -259,7 +263,7 @@ def webp_size(kind: bytes, body: memoryview) -> tuple[int, int]:
             raise broken("its VP8L chunk has no signature")
         packed = little(body[1:5])
         return (packed & 0x3FFF) + 1, (packed >> 14 & 0x3FFF) + 1
-    if body[0] & 1 or body[3:6] != b"\x9d\x01\x2a":
+    if body[0] & 1 or bytes(body[3:6]) != b"\x9d\x01\x2a":
         raise broken("its VP8 chunk does not begin with a key frame")
     width, height = struct.unpack_from("<HH", body, 6)
     return width & 0x3FFF, height & 0x3FFF

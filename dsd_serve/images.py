@@ -48,11 +48,11 @@ def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Picture:
 def decode(picture: Picture, size: int | None = None) -> Pixels:
     """The pixels of a picture, upright and in RGB; with `size` those of its centre square, [3, size, size]."""
     try:
-        image = Image.open(io.BytesIO(picture.data), formats=[picture.format])
+        file = Image.open(io.BytesIO(picture.data), formats=[picture.format])
         if size is not None:
-            image.draft(None, (GAP * size, GAP * size))  # a JPEG of many pixels is decoded at 1/2, 1/4 or 1/8
-        image.load()
-        image = flatten(image) if size is None else centre(image, size)
+            file.draft(None, (GAP * size, GAP * size))  # a JPEG of many pixels is decoded at 1/2, 1/4 or 1/8
+        file.load()
+        image = flatten(file) if size is None else centre(file, size)
     except Exception as error:  # decoders raise anything on broken input
         raise InputError(f"the picture is broken and cannot be decoded ({type(error).__name__}: {error})") from None
     turn = TURNS.get(picture.orientation)
@@ -82,8 +82,8 @@ def centre(image: Image.Image, size: int) -> Image.Image:
     for row in range(0, height, step):
         band = flatten(image.crop((x, y + row, x + width, y + min(row + step, height))))
         sheet.paste(band if factor == 1 else band.reduce(factor), (0, row // factor))
-    square = tuple(value / factor for value in (left - x, top - y, left - x + side, top - y + side))
-    return sheet.resize((size, size), Image.Resampling.LANCZOS, box=square)
+    box = ((left - x) / factor, (top - y) / factor, (left - x + side) / factor, (top - y + side) / factor)
+    return sheet.resize((size, size), Image.Resampling.LANCZOS, box=box)
 
 
 def flatten(image: Image.Image) -> Image.Image:

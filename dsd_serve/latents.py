@@ -65,12 +65,16 @@ def wanted(shape: tuple[int, int]) -> str:
 def checked(shape: tuple[int, int], kind: object, found: Any, size: int) -> None:
     """Refuse a type, shape or number of bytes that is not ours, before any memory is taken for it."""
     if kind not in ("<f2", "<f4", "<f8"):
-        raise InputError(f"{wanted(shape)}; the type must be float16, float32 or float64, little-endian, got {kind!s:.40}")
+        raise InputError(
+            f"{wanted(shape)}; the type must be float16, float32 or float64, little-endian, got {kind!s:.40}"
+        )
     if tuple(found) != shape:
         raise InputError(f"{wanted(shape)}, got shape {str(list(found))[:80]}")
     needed = math.prod(shape) * np.dtype(str(kind)).itemsize
     if size != needed:
-        raise InputError(f"{wanted(shape)}, which is {needed} bytes of data, got {size}; the file is cut off or too long")
+        raise InputError(
+            f"{wanted(shape)}, which is {needed} bytes of data, got {size}; the file is cut off or too long"
+        )
 
 
 def read_npy(data: bytes, shape: tuple[int, int]) -> Array:

@@ -23,6 +23,7 @@ from dsd_serve.params import SAMPLER_NAMES, SamplingParams
 from dsd_serve.programs import Program, generate, reconstruct
 from dsd_serve.rows import Pixels
 from server import errors
+from server.bodies import BodyLimits
 from server.schemas import (
     ClassesQuery,
     GenerateAnswer,
@@ -35,7 +36,7 @@ from server.schemas import (
     ReconstructQuery,
 )
 from server.settings import Settings
-from server.uploads import read_upload
+from server.uploads import Decoder, read_picture
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,14 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         422: "a parameter or picture is wrong",
         429: "too many images are waiting; see Retry-After",
         503: "starting, shutting down, or the engine is dead",
+    }.items()
+}
+UPLOAD_PROBLEMS = PROBLEMS | {
+    status: {"model": Problem, "description": what, "content": {errors.MEDIA_TYPE: {}}}
+    for status, what in {
+        400: "the connection was closed before the whole body had come",
+        408: "the body came too slowly",
+        415: "the body is neither a picture nor a form, or it is compressed",
     }.items()
 }
 BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -62,6 +71,7 @@ class Service:
         engine = load_engine(settings.engine, settings.model, settings.device, settings.threads)
         self.config = engine.config
         self.batcher = Batcher(engine, budget=settings.row_budget, max_waiting=settings.max_waiting)
+        self.decoder = Decoder(settings)
         self.fingerprint = self.model.fingerprint()
         log.info("%s on %s, %d rows a tick", self.model.name, engine.describe(), self.batcher.budget)
 
@@ -132,6 +142,7 @@ def create_app(service: Service) -> FastAPI:
     )
     app.state.service = service
     errors.install(app)
+    app.add_middleware(BodyLimits, settings=service.settings)
     add_image_routes(app)
     add_information_routes(app)
     return app
@@ -153,7 +164,7 @@ def add_image_routes(app: FastAPI) -> None:
 
     @app.post(
         "/reconstruct",
-        responses=pictures_or(ReconstructAnswer),
+        responses=pictures_or(ReconstructAnswer) | UPLOAD_PROBLEMS,
         response_class=Response,
         openapi_extra={
             "requestBody": {
@@ -213,12 +224,9 @@ async def draw(request: Request, query: GenerateRequest) -> Response:
 
 async def redraw(request: Request, query: ReconstructQuery) -> Response:
     service: Service = request.app.state.service
-    settings = service.settings
     chosen = choose_format(request, query.format)
-    at_most("size", query.size or 1, settings.max_size)
-    data = await read_upload(request, int(settings.max_body_mb * 1e6))
-    max_pixels = int(settings.max_megapixels * 1e6)
-    pixels = await run_in_threadpool(lambda: images.fit(images.read_image(data, max_pixels), service.config.image_size))
+    at_most("size", query.size or 1, service.settings.max_size)
+    pixels = await read_picture(request, service.decoder, service.config.image_size)
     (decoded,) = await service.run(request, [(reconstruct(pixels), 2)])
     quality = images.psnr(pixels[None], decoded[None])
     if chosen == "json":

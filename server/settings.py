@@ -33,6 +33,9 @@ class Settings:
     max_steps: int = 250
     max_size: int = 1024
     max_body_mb: float = 20.0
+    max_uploads_mb: float = 200.0
+    max_decode_mb: float = 400.0
+    body_timeout: float = 60.0
     max_megapixels: float = 40.0
     grace: float = 30.0
     log_level: str = "info"
@@ -51,6 +54,9 @@ HELP = {
     "max_steps": "largest number of sampler steps",
     "max_size": "largest side of an answer's pictures, in pixels",
     "max_body_mb": "largest request body, in megabytes",
+    "max_uploads_mb": "memory for the bodies of all requests, twice their size; more is answered with 429",
+    "max_decode_mb": "memory for decoding uploaded pictures; those that would need more wait for others",
+    "body_timeout": "seconds in which the body of a request must come",
     "max_megapixels": "largest uploaded picture, in millions of pixels",
     "grace": "seconds to finish running requests after SIGTERM",
     "log_level": "debug, info, warning or error",
@@ -88,12 +94,21 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
 
 
 def check(settings: Settings) -> None:
-    for name in ("max_waiting", "max_images", "max_steps", "max_size", "max_body_mb", "max_megapixels"):
-        if getattr(settings, name) <= 0:
+    above_zero = (
+        *("max_waiting", "max_images", "max_steps", "max_size", "max_megapixels"),
+        *("max_body_mb", "max_uploads_mb", "max_decode_mb", "body_timeout"),
+    )
+    for name in above_zero:
+        if not getattr(settings, name) > 0:  # also refuses NaN
             raise ConfigError(f"{name} must be above 0, got {getattr(settings, name)}")
     for name in ("threads", "row_budget", "grace"):
         if getattr(settings, name) < 0:
             raise ConfigError(f"{name} must be 0 or more, got {getattr(settings, name)}")
+    if settings.max_uploads_mb < 2 * settings.max_body_mb:
+        raise ConfigError(
+            f"max_uploads_mb must be at least twice max_body_mb, got {settings.max_uploads_mb:g} "
+            f"and {settings.max_body_mb:g}"
+        )
     if not 0 <= settings.port <= 65535:
         raise ConfigError(f"port must be from 0 to 65535, got {settings.port}")
     if settings.log_level not in ("debug", "info", "warning", "error"):
