@@ -121,9 +121,9 @@ def png_chunks(data: memoryview) -> Iterator[tuple[bytes, memoryview, int]]:
     place = 8
     for _ in range(MAX_PARTS):
         length, kind = struct.unpack_from(">I4s", data, place)
+        (crc,) = struct.unpack_from(">I", data, place + 8 + length)
         if kind == b"IEND":
             return
-        (crc,) = struct.unpack_from(">I", data, place + 8 + length)
         yield kind, data[place + 8 : place + 8 + length], crc
         place += 12 + length
     raise InputError(f"the picture has more than {MAX_PARTS:,} chunks; save it again with another program")

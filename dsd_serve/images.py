@@ -13,6 +13,8 @@ Pixels = NDArray[np.uint8]
 
 MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 MAX_PIXELS = 40_000_000
+# Larger than what glibc ever takes from its heap, so that the memory of a large picture goes back to the system.
+Image.core.set_block_size(64 * 2**20)  # type: ignore[attr-defined]
 GAP = 3  # a large picture is averaged down to this many times the wanted size before it is resampled
 BAND_PIXELS = 500_000
 TURNS = {  # EXIF orientation -> what turns the picture upright
@@ -61,6 +63,8 @@ def decode(picture: Picture, size: int | None = None) -> Pixels:
 
 def decode_memory(picture: Picture, size: int) -> int:
     """Bytes that `decode(picture, size)` takes at most."""
+    if picture.format != "JPEG":
+        return picture.memory()
     gap = min(picture.width, picture.height) // (GAP * size)
     return picture.memory(next(shrink for shrink in (8, 4, 2, 1) if shrink <= max(gap, 1)))
 

@@ -58,7 +58,8 @@ class Body:
     async def receive(self) -> Message:
         if self.complete:
             return await self.source()
-        self.check(self.announced)
+        if not self.size:
+            self.check(self.announced)
         try:
             async with asyncio.timeout_at(self.deadline):
                 message = await self.source()

@@ -10,12 +10,13 @@ or, for the usual case of one picture, `await read_picture(request, service.deco
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fastapi import Request
-from fastapi.concurrency import run_in_threadpool
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.exceptions import HTTPException
@@ -163,12 +164,15 @@ class Decoder:
         self.max_pixels = int(settings.max_megapixels * 1e6)
         self.max_total = int(settings.max_decode_mb * 1e6)
         self.total = 0
+        # Few threads of its own: the processor is not shared among many pictures, nor memory among many heaps.
+        self.threads = ThreadPoolExecutor(os.cpu_count(), "decoder")
         self.turn = asyncio.Lock()  # first come, first served
         self.freed = asyncio.Event()
 
     async def read(self, data: bytes, size: int) -> Pixels:
         """The centre square of a picture, uint8 [3, size, size]. Raises InputError with what is wrong with it."""
-        picture = await run_in_threadpool(images.open_picture, data, self.max_pixels)
+        loop = asyncio.get_running_loop()
+        picture = await loop.run_in_executor(self.threads, images.open_picture, data, self.max_pixels)
         needed = images.decode_memory(picture, size)
         if needed > self.max_total:
             raise InputError(
@@ -176,7 +180,7 @@ class Decoder:
                 f"{needed / 1e6:.0f} MB, this server allows {self.max_total / 1e6:g} MB; send it smaller"
             )
         async with self.memory(needed):
-            return await run_in_threadpool(images.decode, picture, size)
+            return await loop.run_in_executor(self.threads, images.decode, picture, size)
 
     @contextlib.asynccontextmanager
     async def memory(self, needed: int) -> AsyncIterator[None]:
