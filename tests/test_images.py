@@ -2,7 +2,7 @@ import io
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
@@ -176,6 +176,7 @@ def test_a_file_that_is_cut_anywhere_is_refused(name):
 
 
 @pytest.mark.parametrize("name", ["jpeg", "progressive", "webp", "alpha"])
+@settings(deadline=None)  # a decoder on a busy machine
 @given(flips=st.lists(st.tuples(st.integers(0, 800), st.integers(1, 255)), min_size=1, max_size=6))
 def test_damaged_files_give_a_square_or_an_input_error(name, flips):
     data = bytearray(hostile.pictures()[name])
@@ -189,6 +190,7 @@ def test_damaged_files_give_a_square_or_an_input_error(name, flips):
         assert (pixels.shape, pixels.dtype) == ((3, 8, 8), np.uint8)
 
 
+@settings(deadline=None)
 @given(data=st.binary(max_size=200))
 @pytest.mark.parametrize("start", [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF\x40\0\0\0WEBPVP8 "])
 def test_any_bytes_are_a_picture_or_refused(start, data):

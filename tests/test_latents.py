@@ -7,7 +7,7 @@ import struct
 import numpy as np
 import pytest
 import safetensors.numpy
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -30,6 +30,7 @@ def tensors(header, data=b"", length=None):
     return struct.pack("<Q", len(text) if length is None else length) + text + data
 
 
+@settings(deadline=None)
 @given(z=arrays(np.float32, SHAPE, elements=floats), form=st.sampled_from(sorted(MEDIA_TYPES)))
 def test_what_is_written_is_read_to_the_bit(z, form):
     assert np.array_equal(read_latents(write_latents(z, form), SHAPE).view(np.uint32), z.view(np.uint32))
@@ -127,11 +128,13 @@ def good_or_refused(data):
 starts = st.sampled_from([b"", b"\x93NUMPY", b"\x93NUMPY\x01\x00v\x00{", b"{", b'{"latents":', bytes(8) + b"{"])
 
 
+@settings(deadline=None)
 @given(start=starts, rest=st.binary(max_size=300))
 def test_any_bytes_are_latents_or_refused(start, rest):
     good_or_refused(start + rest)
 
 
+@settings(deadline=None)
 @given(
     form=st.sampled_from(sorted(MEDIA_TYPES)),
     cut=st.integers(0, 200),
