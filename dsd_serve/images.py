@@ -16,6 +16,7 @@ MAX_PIXELS = 40_000_000
 # Larger than what glibc ever takes from its heap, so that the memory of a large picture goes back to the system.
 Image.core.set_block_size(64 * 2**20)  # type: ignore[attr-defined]
 GAP = 3  # a large picture is averaged down to this many times the wanted size before it is resampled
+DRAFT_GAP = 16  # as GAP, for a JPEG that is decoded smaller: cruder, so more must be left to average
 BAND_PIXELS = 500_000
 TURNS = {  # EXIF orientation -> what turns the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -52,7 +53,9 @@ def decode(picture: Picture, size: int | None = None) -> Pixels:
     try:
         file = Image.open(io.BytesIO(picture.data), formats=[picture.format])
         if size is not None:
-            file.draft(None, (GAP * size, GAP * size))  # a JPEG of many pixels is decoded at 1/2, 1/4 or 1/8
+            file.draft(
+                None, (DRAFT_GAP * size, DRAFT_GAP * size)
+            )  # a JPEG of many pixels is decoded at 1/2, 1/4 or 1/8
         file.load()
         image = flatten(file) if size is None else centre(file, size)
     except Exception as error:  # decoders raise anything on broken input
@@ -65,7 +68,7 @@ def decode_memory(picture: Picture, size: int) -> int:
     """Bytes that `decode(picture, size)` takes at most."""
     if picture.format != "JPEG":
         return picture.memory()
-    gap = min(picture.width, picture.height) // (GAP * size)
+    gap = min(picture.width, picture.height) // (DRAFT_GAP * size)
     return picture.memory(next(shrink for shrink in (8, 4, 2, 1) if shrink <= max(gap, 1)))
 
 
