@@ -1,52 +1,111 @@
 """Bytes <-> uint8 pixels [3, H, W]: the only file that knows Pillow, and the limits on what it is given."""
 
 import io
-import warnings
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin
 
+from dsd_serve.containers import Picture, inspect
 from dsd_serve.errors import InputError
 
 Pixels = NDArray[np.uint8]
 
-READABLE = ("PNG", "JPEG", "WEBP")  # what decoders are tried on untrusted bytes
 MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 MAX_PIXELS = 40_000_000
+# Larger than what glibc ever takes from its heap, so that the memory of a large picture goes back to the system.
+Image.core.set_block_size(64 * 2**20)  # type: ignore[attr-defined]
+GAP = 3  # a large picture is averaged down to this many times the wanted size before it is resampled
+DRAFT_GAP = 16  # as GAP, for a JPEG that is decoded smaller: cruder, so more must be left to average
+BAND_PIXELS = 500_000
+TURNS = {  # EXIF orientation -> what turns the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
-def read_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
+def read_image(data: bytes, max_pixels: int = MAX_PIXELS, size: int | None = None) -> Pixels:
     """Decode a PNG, JPEG or WebP of at most `max_pixels`, upright and in RGB: uint8 [3, H, W].
 
-    The size is checked on the header, before anything is decoded. Raises InputError with what is wrong.
+    size: only the centre square is wanted, [3, size, size], which takes a fraction of the memory.
+    Everything is checked before anything is decoded. Raises InputError with what is wrong.
     """
+    return decode(open_picture(data, max_pixels), size)
+
+
+def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Picture:
+    """What a file holds, found without decoding: a PNG, JPEG or WebP of at most `max_pixels`, or InputError."""
+    picture = inspect(data)
+    if picture.width * picture.height > max_pixels:
+        raise InputError(
+            f"the picture has {picture.width} x {picture.height} pixels; at most {max_pixels:,} are allowed"
+        )
+    return picture
+
+
+def decode(picture: Picture, size: int | None = None) -> Pixels:
+    """The pixels of a picture, upright and in RGB; with `size` those of its centre square, [3, size, size]."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of large pictures; ours is a limit, not a warning
-            image = Image.open(io.BytesIO(data), formats=READABLE)
-            width, height = image.size
-            if width * height > max_pixels:
-                raise InputError(f"the picture has {width} x {height} pixels; at most {max_pixels:,} are allowed")
-            frames = getattr(image, "n_frames", 1)
-            if frames > 1:
-                raise InputError(f"the picture is animated ({frames} frames); send a single picture")
-            image.load()
-            return to_pixels(ImageOps.exif_transpose(image))
-    except InputError:
-        raise
-    except UnidentifiedImageError:
-        raise InputError("the bytes are no picture that can be read: send a PNG, JPEG or WebP") from None
+        file = Image.open(io.BytesIO(picture.data), formats=[picture.format])
+        if size is not None:
+            file.draft(
+                None, (DRAFT_GAP * size, DRAFT_GAP * size)
+            )  # a JPEG of many pixels is decoded at 1/2, 1/4 or 1/8
+        file.load()
+        image = flatten(file) if size is None else centre(file, size)
     except Exception as error:  # decoders raise anything on broken input
         raise InputError(f"the picture is broken and cannot be decoded ({type(error).__name__}: {error})") from None
+    turn = TURNS.get(picture.orientation)
+    return to_pixels(image if turn is None else image.transpose(turn))
+
+
+def decode_memory(picture: Picture, size: int) -> int:
+    """Bytes that `decode(picture, size)` takes at most."""
+    if picture.format != "JPEG":
+        return picture.memory()
+    gap = min(picture.width, picture.height) // (DRAFT_GAP * size)
+    return picture.memory(next(shrink for shrink in (8, 4, 2, 1) if shrink <= max(gap, 1)))
+
+
+def centre(image: Image.Image, size: int) -> Image.Image:
+    """The centre square of a picture in any mode, [size, size] in RGB, as `fit` gives it.
+
+    A large picture is first averaged over blocks, so that GAP times the wanted size is left, as Pillow's `reducing_gap`
+    does. That goes in bands, so that no second picture of the same size comes to be.
+    """
+    side = min(image.size)
+    factor = max(1, side // (GAP * size))
+    margin = 3 * (side // size + 1)  # as far as the resampling filter looks beyond the square
+    left, top = ((length - side) / 2 for length in image.size)
+    x, y = (max(0, int(start) - margin) for start in (left, top))
+    width, height = (length - 2 * start for length, start in zip(image.size, (x, y), strict=True))
+    sheet = Image.new("RGB", (-(-width // factor), -(-height // factor)))
+    step = factor * max(1, BAND_PIXELS // (width * factor))
+    for row in range(0, height, step):
+        band = flatten(image.crop((x, y + row, x + width, y + min(row + step, height))))
+        sheet.paste(band if factor == 1 else band.reduce(factor), (0, row // factor))
+    box = ((left - x) / factor, (top - y) / factor, (left - x + side) / factor, (top - y + side) / factor)
+    return sheet.resize((size, size), Image.Resampling.LANCZOS, box=box)
+
+
+def flatten(image: Image.Image) -> Image.Image:
+    """A Pillow image in any mode -> RGB; transparency is laid on white."""
+    if image.mode.startswith("I;16"):  # Pillow would clip 16 bits to 8 instead of scaling them
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def to_pixels(image: Image.Image) -> Pixels:
     """A Pillow image in any mode -> uint8 [3, H, W]; transparency is laid on white."""
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.ascontiguousarray(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
+    return np.ascontiguousarray(np.asarray(flatten(image)).transpose(2, 0, 1))
 
 
 def to_pil(pixels: Pixels) -> Image.Image:

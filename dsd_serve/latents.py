@@ -1,13 +1,139 @@
+"""Bytes <-> latents float32 [L, C]: .npy, safetensors or JSON. Nothing here can load a pickle.
+
+safetensors is read and written here, in a few lines, because serving does not need that package otherwise.
+"""
+
 import io
+import json
+import math
+import struct
+from typing import Any
 
 import numpy as np
 
+from dsd_serve.errors import InputError
+from dsd_serve.rows import Array, Latents
 
-def read_latents(data, shape):
-    return np.load(io.BytesIO(data), allow_pickle=False)
+MEDIA_TYPES = {"npy": "application/x-npy", "safetensors": "application/x-safetensors", "json": "application/json"}
+NAME = "latents"  # of the tensor in a safetensors file, of the key in JSON
+NPY = b"\x93NUMPY"
+MAX_HEADER = 10_000  # bytes; ours have about a hundred
+SAFETENSORS_TYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
 
 
-def write_latents(z, form):
-    b = io.BytesIO()
-    np.save(b, z)
-    return b.getvalue()
+def read_latents(data: bytes, shape: tuple[int, int]) -> Latents:
+    """Latents of `shape` from a file of any of the three forms, which its first bytes tell.
+
+    Numbers may be float16, float32 or float64. Raises InputError with what is wanted and what was found.
+    """
+    if data[:6] == NPY:
+        array = read_npy(data, shape)
+    elif data[8:9] == b"{" and b"\0" in data[:8]:  # the length of the header, which may begin with the byte of a brace
+        array = read_safetensors(data, shape)
+    elif data.lstrip()[:1] in (b"{", b"["):
+        array = read_json(data, shape)
+    else:
+        raise InputError(f"the bytes are no latents that can be read: {wanted(shape)}, as .npy, safetensors or JSON")
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused
+        latents = np.ascontiguousarray(array, np.float32)
+    if not np.isfinite(latents).all():
+        raise InputError("the latents must be finite numbers of float32, got NaN, infinity or a number beyond it")
+    return latents
+
+
+def write_latents(z: Latents, form: str) -> bytes:
+    """Latents as a file: form is npy, safetensors or json."""
+    z = np.ascontiguousarray(z, "<f4")
+    if form == "npy":
+        buffer = io.BytesIO()
+        np.save(buffer, z, allow_pickle=False)
+        return buffer.getvalue()
+    if form == "safetensors":
+        entry = {"dtype": "F32", "shape": list(z.shape), "data_offsets": [0, z.nbytes]}
+        header = json.dumps({NAME: entry}, separators=(",", ":")).encode()
+        header += b" " * (-len(header) % 8)  # so that the numbers are aligned
+        return struct.pack("<Q", len(header)) + header + z.tobytes()
+    if form == "json":
+        return json.dumps({NAME: z.tolist()}).encode()
+    raise InputError(f"format must be one of {', '.join(MEDIA_TYPES)}, got {form!r}")
+
+
+def wanted(shape: tuple[int, int]) -> str:
+    return f"latents of this model are floats of shape {list(shape)}"
+
+
+def checked(shape: tuple[int, int], kind: object, found: Any, size: int) -> None:
+    """Refuse a type, shape or number of bytes that is not ours, before any memory is taken for it."""
+    if kind not in ("<f2", "<f4", "<f8"):
+        raise InputError(
+            f"{wanted(shape)}; the type must be float16, float32 or float64, little-endian, got {kind!s:.40}"
+        )
+    if tuple(found) != shape:
+        raise InputError(f"{wanted(shape)}, got shape {str(list(found))[:80]}")
+    needed = math.prod(shape) * np.dtype(str(kind)).itemsize
+    if size != needed:
+        raise InputError(
+            f"{wanted(shape)}, which is {needed} bytes of data, got {size}; the file is cut off or too long"
+        )
+
+
+def read_npy(data: bytes, shape: tuple[int, int]) -> Array:
+    stream = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+        found, fortran, dtype = read(stream, max_header_size=MAX_HEADER)
+    except Exception:  # numpy parses the header as a Python literal, which fails in many ways
+        raise InputError("the .npy header cannot be read; write the file with numpy.save") from None
+    checked(shape, dtype.str, found, len(data) - stream.tell())
+    return np.frombuffer(data, dtype, offset=stream.tell()).reshape(shape, order="F" if fortran else "C")
+
+
+def read_safetensors(data: bytes, shape: tuple[int, int]) -> Array:
+    (length,) = struct.unpack_from("<Q", data)  # there are at least nine bytes
+    if length > min(MAX_HEADER, len(data) - 8):
+        raise InputError(f"the safetensors header must end within the file and have at most {MAX_HEADER} bytes")
+    header = parse_json(data[8 : 8 + length])
+    header.pop("__metadata__", None)
+    entry = header.get(NAME)
+    if len(header) != 1 or not isinstance(entry, dict):
+        raise InputError(f"the safetensors file must have one tensor, named {NAME}, got {str(list(header))[:80]}")
+    found, offsets = entry.get("shape"), entry.get("data_offsets")
+    if not whole_numbers(found) or not whole_numbers(offsets) or offsets != [0, len(data) - 8 - length]:
+        raise InputError(f"the tensor must have a shape and lie at data_offsets [0, {len(data) - 8 - length}]")
+    kind = SAFETENSORS_TYPES.get(str(entry.get("dtype")), entry.get("dtype"))
+    checked(shape, kind, found, len(data) - 8 - length)
+    return np.frombuffer(data, str(kind), offset=8 + length).reshape(shape)
+
+
+def read_json(data: bytes, shape: tuple[int, int]) -> Array:
+    most = 32 * math.prod(shape) + 1000  # a number of 17 digits with sign, exponent and comma has up to 26
+    if len(data) > most:
+        raise InputError(f"{wanted(shape)}, whose JSON has at most {most:,} bytes, got {len(data):,}")
+    content = parse_json(data)
+    rows = content.get(NAME)
+    if set(content) != {NAME} or not isinstance(rows, list):
+        raise InputError(f'the JSON must be {{"{NAME}": [[...], ...]}}, got the keys {str(list(content))[:80]}')
+    found = [len(rows), *{len(row) if isinstance(row, list) else 0 for row in rows}]
+    if tuple(found) != shape:
+        raise InputError(f"{wanted(shape)}, got {len(rows)} rows" + (f" of {found[1]}" if len(found) == 2 else ""))
+    if not all(type(value) in (int, float) for row in rows for value in row):
+        raise InputError(f"{wanted(shape)}; every value in the JSON must be a number")
+    try:
+        return np.array(rows, np.float64)
+    except OverflowError:  # a whole number beyond float64
+        return np.full(shape, np.inf)
+
+
+def parse_json(data: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError):
+        raise InputError("the JSON cannot be read; check that it is complete and in UTF-8") from None
+    if not isinstance(content, dict):
+        raise InputError(f'the JSON must be an object with the key "{NAME}", got {type(content).__name__}')
+    return content
+
+
+def whole_numbers(value: object) -> bool:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)

@@ -8,6 +8,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from dsd_serve import __version__
 from server import drain, errors, image_routes, info_routes, logs, metrics, security, watch
+from server.bodies import BodyLimits
 from server.service import Service
 
 
@@ -29,6 +30,7 @@ def create_app(service: Service) -> FastAPI:
     )
     app.state.service = service
     errors.install(app)
+    app.add_middleware(BodyLimits, settings=service.settings)
     install_operations(app, service)
     app.include_router(image_routes.router)
     app.include_router(info_routes.router)

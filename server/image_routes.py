@@ -25,7 +25,7 @@ from dsd_serve.programs import (
     generate,
     reconstruct,
 )
-from dsd_serve.rows import Array, Pixels
+from dsd_serve.rows import Array
 from dsd_serve.samplers import initial_noise
 from server import errors
 from server.answers import (
@@ -55,7 +55,7 @@ from server.schemas import (
     WalkQuery,
 )
 from server.service import Ended, Event, Finished, Preview, Programs, Service
-from server.uploads import read_upload, read_uploads
+from server.uploads import read_picture, read_uploads, release
 
 router = APIRouter()
 
@@ -78,7 +78,15 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 }
 UPLOAD_PROBLEMS: dict[int | str, dict[str, Any]] = {
     **PROBLEMS,
-    413: {"model": Problem, "description": "the body is larger than allowed", "content": {errors.MEDIA_TYPE: {}}},
+    **{
+        status: {"model": Problem, "description": what, "content": {errors.MEDIA_TYPE: {}}}
+        for status, what in {
+            400: "the connection was closed before the whole body had come",
+            408: "the body came too slowly",
+            413: "the body is larger than allowed",
+            415: "the body is of another kind, or it is compressed",
+        }.items()
+    },
 }
 
 
@@ -136,9 +144,13 @@ async def edit_post(request: Request, query: Annotated[EditQuery, Query()]) -> R
         if query.guidance not in (None, 1):
             raise InputError("guidance needs a class to guide to: give class, or leave guidance out")
         params = [replace(p, guidance_scale=1.0) for p in params]
-    files = await read_uploads(request, ("image", "mask"), service.settings)
-    pixels = await read_picture(service, files["image"])
-    mask = await read_mask(service, files["mask"]) if "mask" in files else None
+    form = await read_uploads(request, ("image", "mask"))
+    size = service.config.image_size
+    pixels = await service.decoder.read(form.files["image"], size)
+    mask = None
+    if "mask" in form.files:
+        mask = (await service.decoder.read(form.files["mask"], size)).mean(0) >= 128
+    release(request)
     label = service.config.null_label if wanted is None else wanted.index
 
     def programs(on_preview: Callable[[int], OnPreview | None]) -> Programs:
@@ -171,9 +183,8 @@ async def interpolate_post(request: Request) -> Response:
         return await walk_pictures(request, service, validated(WalkQuery, dict(request.query_params)))
     if request.query_params:
         raise InputError("the settings of a walk between classes are in the JSON body, not in the query string")
-    body = await read_upload(request, service.settings)
     try:
-        query = InterpolateRequest.model_validate_json(body)
+        query = InterpolateRequest.model_validate_json(await request.body())
     except ValidationError as error:
         raise RequestValidationError(errors.located(error)) from None
     return await walk_classes(request, service, query)
@@ -192,7 +203,7 @@ async def encode_post(request: Request, query: Annotated[EncodeQuery, Query()]) 
     """
     service: Service = request.app.state.service
     chosen = choose(request, query.format, LATENTS)
-    pixels = await read_picture(service, await read_upload(request, service.settings))
+    pixels = await read_picture(request, service.decoder, service.config.image_size)
     done = await service.run(request, [(encode(pixels), Cost(1, 1))], query.timeout)
     media = next(media for media, name in LATENTS.items() if name == chosen)
     return Response(
@@ -211,7 +222,8 @@ async def decode_post(request: Request, query: Annotated[PictureQuery, Query()])
     service: Service = request.app.state.service
     chosen = choose(request, query.format, ANSWERS)
     service.check_size(query.size)
-    z = read_latents(await read_upload(request, service.settings), service.config.latent_shape)
+    form = await read_uploads(request, ("latents",), media_types=LATENTS)
+    z = read_latents(form.files["latents"], service.config.latent_shape)
     done = await service.run(request, [(decode(z), Cost(1, 1))], query.timeout)
     return await answer_shown(service, chosen, query, done)
 
@@ -230,7 +242,7 @@ async def reconstruct_post(request: Request, query: Annotated[PictureQuery, Quer
     service: Service = request.app.state.service
     chosen = choose(request, query.format, ANSWERS)
     service.check_size(query.size)
-    pixels = await read_picture(service, await read_upload(request, service.settings))
+    pixels = await read_picture(request, service.decoder, service.config.image_size)
     done = await service.run(request, [(reconstruct(pixels), Cost(2, 2))], query.timeout)
     quality = images.psnr(pixels[None], done.results[0][None])
     return await answer_shown(service, chosen, query, done, {"psnr": round(quality, 2)})
@@ -399,8 +411,11 @@ def mixed(start: int, end: int, fraction: float) -> dict[int, float]:
 async def walk_pictures(request: Request, service: Service, query: WalkQuery) -> Response:
     chosen = choose(request, query.format, ANSWERS)
     service.check_walk(query.n, query.size)
-    files = await read_uploads(request, ("from", "to"), service.settings, required=("from", "to"))
-    ends = [await read_picture(service, files[name]) for name in ("from", "to")]
+    form = await read_uploads(request, ("from", "to"))
+    if "to" not in form.files:
+        raise InputError("the form must have two pictures, in the file fields from and to; to is missing")
+    ends = [await service.decoder.read(form.files[name], service.config.image_size) for name in ("from", "to")]
+    release(request)
     encoded = await service.run(request, [(encode(pixels), Cost(1, 1)) for pixels in ends], query.timeout)
     start, end = encoded.results
     fractions = [i / (query.n - 1) for i in range(query.n)]
@@ -425,16 +440,6 @@ async def answer_walk(
 
 def find_class(service: Service, name: str | int) -> ImageClass:
     return labels.resolve(str(name), service.config.trained_classes)
-
-
-async def read_picture(service: Service, data: bytes) -> Pixels:
-    """An uploaded picture: its centre square at the network's size, uint8 [3, H, W]."""
-    return await service.decode_upload(data)
-
-
-async def read_mask(service: Service, data: bytes) -> Array:
-    """An uploaded mask: bool [H, W], True where it is light."""
-    return (await service.decode_upload(data)).mean(0) >= 128
 
 
 def validated(model: type[Model], values: dict[str, Any]) -> Model:

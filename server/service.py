@@ -10,10 +10,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from anyio import CapacityLimiter, to_thread
 from fastapi import Request
 
-from dsd_serve import images
 from dsd_serve.batcher import Batcher, Job
 from dsd_serve.checkpoint import ModelDir, read_model_dir
 from dsd_serve.engines import Engine, load_engine
@@ -28,11 +26,11 @@ from server.schemas import SamplingQuery
 from server.security import claim_images, load_keys
 from server.settings import Settings
 from server.traces import load_traces
+from server.uploads import Decoder
 
 log = logging.getLogger(__name__)
 
 Programs = Sequence[tuple[Program, Cost]]
-DECODERS = 2  # uploads that are decoded at the same time: each may take hundreds of megabytes
 PING_SECONDS = 15  # proxies close streams that are silent for longer
 
 
@@ -83,7 +81,7 @@ class Service:
         self.fingerprint = self.model.fingerprint()
         self.described = {key: str(value) for key, value in self.engine.describe().items()}
         self.invariance = invariance(self.engine, mixture(self.config, (1, 2, 1), seed=0))
-        self.decoders = CapacityLimiter(DECODERS)
+        self.decoder = Decoder(settings)
         self.batcher = Batcher(
             self.engine,
             budget=settings.row_budget,
@@ -189,13 +187,6 @@ class Service:
             )
             for i in range(query.n)
         ]
-
-    async def decode_upload(self, data: bytes) -> Pixels:
-        """An uploaded picture's centre square at the network's size, uint8 [3, H, W]. Few are decoded at a time."""
-        max_pixels, size = int(self.settings.max_megapixels * 1e6), self.config.image_size
-        return await to_thread.run_sync(
-            lambda: images.fit(images.read_image(data, max_pixels), size), limiter=self.decoders
-        )
 
     def check_walk(self, n: int, size: int | None) -> None:
         at_most("n", n, self.settings.max_images)

@@ -35,6 +35,9 @@ class Settings:
     max_steps: int = 250
     max_size: int = 1024
     max_body_mb: float = 20.0
+    max_uploads_mb: float = 200.0
+    max_decode_mb: float = 400.0
+    body_timeout: float = 60.0
     max_megapixels: float = 40.0
     grace: float = 30.0
     api_keys: str = ""
@@ -59,6 +62,9 @@ HELP = {
     "max_steps": "largest number of sampler steps",
     "max_size": "largest side of an answer's pictures, in pixels",
     "max_body_mb": "largest request body, in megabytes",
+    "max_uploads_mb": "memory for the bodies of all requests, twice their size; more is answered with 429",
+    "max_decode_mb": "memory for decoding uploaded pictures; those that would need more wait for others",
+    "body_timeout": "seconds in which the body of a request must come",
     "max_megapixels": "largest uploaded picture, in millions of pixels",
     "grace": "seconds to finish running requests after SIGTERM; a second signal ends the server at once",
     "api_keys": "file of API keys, one name:key[:requests_per_minute[:images_at_once]] a line; with keys every request "
@@ -75,7 +81,7 @@ HELP = {
 GROUPS = {
     "model": ("model", "engine", "device", "threads", "row_budget"),
     "network": ("host", "port", "grace"),
-    "limits": tuple(name for name in HELP if name.startswith("max_")),
+    "limits": (*(name for name in HELP if name.startswith("max_")), "body_timeout"),
     "security": ("api_keys", "cors_origins"),
     "logging and traces": ("log_level", "log_format", "otel"),
 }
@@ -144,12 +150,17 @@ def from_environment(name: str, default: Any) -> Any:
 
 
 def check(settings: Settings) -> None:
-    for name in (name for name in vars(settings) if name.startswith("max_")):
-        if getattr(settings, name) <= 0:
+    for name in ("body_timeout", *(name for name in vars(settings) if name.startswith("max_"))):
+        if not getattr(settings, name) > 0:  # also refuses NaN
             raise ConfigError(f"{name} must be above 0, got {getattr(settings, name)}")
     for name in ("threads", "row_budget", "grace"):
         if getattr(settings, name) < 0:
             raise ConfigError(f"{name} must be 0 or more, got {getattr(settings, name)}")
+    if settings.max_uploads_mb < 2 * settings.max_body_mb:
+        raise ConfigError(
+            f"max_uploads_mb must be at least twice max_body_mb, got {settings.max_uploads_mb:g} "
+            f"and {settings.max_body_mb:g}"
+        )
     if not 0 <= settings.port <= 65535:
         raise ConfigError(f"port must be from 0 to 65535, got {settings.port}")
     for name, allowed in (("log_level", LOG_LEVELS), ("log_format", LOG_FORMATS)):

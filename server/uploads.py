@@ -1,69 +1,211 @@
-"""Reading uploaded pictures, within limits."""
+"""Reading uploads: a body or the fields of a form, and the pictures in them, within limits.
 
-from collections.abc import Sequence
+A route that takes pictures does
+
+    form = await read_uploads(request, files=("image", "mask"), fields=("strength",))
+    pixels = await service.decoder.read(form.files["image"], size)
+
+or, for the usual case of one picture, `await read_picture(request, service.decoder, size)`.
+"""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from fastapi import Request
-from starlette.datastructures import UploadFile
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException
 
+from dsd_serve import images
 from dsd_serve.errors import InputError
+from dsd_serve.rows import Pixels
+from server.bodies import Body
 from server.settings import Settings
 
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
 
-async def read_upload(request: Request, settings: Settings) -> bytes:
-    """The file in a request: its body, or the field `image` of a form. 413 when it is larger than allowed."""
-    return (await read_uploads(request, ("image",), settings))["image"]
+MAX_FIELD_BYTES = 10_000
+ANY_BYTES = ("", "application/octet-stream", "application/x-www-form-urlencoded")  # curl says the last of any file
+
+
+@dataclass
+class Form:
+    """What was uploaded: files and text fields by name. A body that is no form is the first file."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    fields: dict[str, str] = field(default_factory=dict)
 
 
 async def read_uploads(
-    request: Request, names: Sequence[str], settings: Settings, required: Sequence[str] = ()
-) -> dict[str, bytes]:
-    """The files of a form by field name, those of `names` that are there; a body that is no form is the first.
+    request: Request,
+    files: Sequence[str] = ("image",),
+    fields: Collection[str] = (),
+    media_types: Collection[str] = (),
+) -> Form:
+    """The named files and text fields of a form; or the body, as the first of the files, which must be there.
 
-    required: which must be there, the first by default. All together may be max_body_mb long.
+    media_types: what a body may be besides a picture. Raises InputError for a form that is not as described, 415 for
+    another kind of body. The size and time of the body are limited by BodyLimits.
     """
-    body = await read_body(request, int(settings.max_body_mb * 1e6))
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    files = await form_files(request, body, names) if kind == "multipart/form-data" else {names[0]: body}
-    for name in required or names[:1]:
-        if not files.get(name):
-            raise InputError("the body is empty; send a PNG, JPEG or WebP as the body, or as the field image of a form")
-    return files
+    if kind == "multipart/form-data":
+        form = await read_form(request, files, fields)
+    elif kind in ANY_BYTES or kind.startswith("image/") or kind in media_types:
+        form = Form({files[0]: b"".join([chunk async for chunk in request.stream()])})
+    else:
+        raise HTTPException(
+            415, f"send the file as the body, with content-type image/png or its like, or as a form, not {kind[:80]!r}"
+        )
+    if not form.files.get(files[0]):
+        what = f"field {files[0]} of the form" if kind == "multipart/form-data" else "body"
+        raise InputError(f"the {what} is empty; send a file as the body, or as the field {files[0]} of a form")
+    return form
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
-    too_large = HTTPException(413, f"the body is larger than {max_bytes / 1e6:g} MB, which is the limit of this server")
-    length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > max_bytes:
-        raise too_large
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > max_bytes:
-            raise too_large
-    return bytes(body)
-
-
-async def form_files(request: Request, body: bytes, names: Sequence[str]) -> dict[str, bytes]:
-    """The file fields of a multipart form whose bytes have been read already."""
-
-    async def replay() -> dict[str, object]:
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    files = {}
+async def read_form(request: Request, files: Sequence[str], fields: Collection[str]) -> Form:
+    """Parse a multipart form as it comes in. Nothing is written to disk."""
+    parts = FormParts(files, fields)
+    _, options = parse_options_header(request.headers["content-type"])
     try:
-        async with Request(request.scope, replay).form(max_files=4, max_fields=16) as form:
-            for name in names:
-                field = form.get(name)
-                if isinstance(field, UploadFile):
-                    files[name] = await field.read()
-            if names[0] not in files:
-                raise InputError(
-                    f"the form must have a file field named {names[0]}, got {', '.join(form) or 'no fields'}"
-                )
-            return files
-    except MultiPartException as error:
-        raise InputError(f"the form cannot be read: {error.message}") from None
-    except HTTPException as error:  # Starlette turns its own MultiPartException into a 400
-        raise InputError(f"the form cannot be read: {error.detail}") from None
+        parser = MultipartParser(options.get(b"boundary", b""), parts.callbacks())
+        if not options.get(b"boundary"):
+            raise InputError("the form cannot be read: its content-type names no boundary")
+        async for chunk in request.stream():
+            parser.write(chunk)
+    except FormParserError as error:
+        raise InputError(f"the form cannot be read: {str(error)[:200]}") from None
+    if not parts.complete:
+        raise InputError("the form cannot be read: it ends before its closing boundary")
+    return parts.form()
+
+
+class FormParts:
+    """Collects the parts of a form while python-multipart walks it."""
+
+    def __init__(self, files: Sequence[str], fields: Collection[str]) -> None:
+        self.files, self.fields = files, fields
+        self.parts: dict[str, bytearray] = {}
+        self.header, self.value, self.disposition = b"", b"", b""
+        self.name = ""
+        self.complete = False
+
+    def callbacks(self) -> "MultipartCallbacks":
+        return {
+            "on_part_begin": self.part_begin,
+            "on_header_field": self.header_field,
+            "on_header_value": self.header_value,
+            "on_header_end": self.header_end,
+            "on_headers_finished": self.headers_finished,
+            "on_part_data": self.part_data,
+            "on_end": self.end,
+        }
+
+    def part_begin(self) -> None:
+        self.header, self.value, self.disposition = b"", b"", b""
+
+    def header_field(self, data: bytes, start: int, end: int) -> None:
+        self.header += data[start:end]
+
+    def header_value(self, data: bytes, start: int, end: int) -> None:
+        self.value += data[start:end]
+
+    def header_end(self) -> None:
+        if self.header.lower() == b"content-disposition":
+            self.disposition = self.value
+        self.header, self.value = b"", b""
+
+    def headers_finished(self) -> None:
+        _, options = parse_options_header(self.disposition)
+        self.name = options.get(b"name", b"").decode(errors="replace")
+        if self.name not in self.files and self.name not in self.fields:
+            others = (
+                f"; it may have {', '.join([*self.files[1:], *self.fields])}" if self.fields or self.files[1:] else ""
+            )
+            raise InputError(
+                f"the form must have a file field named {self.files[0]}{others}, got {self.name[:80] or 'no name'}"
+            )
+        if self.name in self.parts:
+            raise InputError(f"the form has the field {self.name} twice")
+        self.parts[self.name] = bytearray()
+
+    def part_data(self, data: bytes, start: int, end: int) -> None:
+        part = self.parts[self.name]
+        part += data[start:end]
+        if self.name in self.fields and len(part) > MAX_FIELD_BYTES:
+            raise InputError(f"the form field {self.name} has more than {MAX_FIELD_BYTES} bytes")
+
+    def end(self) -> None:
+        self.complete = True
+
+    def form(self) -> Form:
+        form = Form()
+        for name in list(self.parts):
+            data = bytes(self.parts.pop(name))
+            if name in self.files:
+                form.files[name] = data
+                continue
+            try:
+                form.fields[name] = data.decode()
+            except UnicodeDecodeError:
+                raise InputError(f"the form field {name} must be text in UTF-8") from None
+        return form
+
+
+class Decoder:
+    """Decodes uploaded pictures; all that are decoded at one time take at most `max_decode_mb`, others wait."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.max_pixels = int(settings.max_megapixels * 1e6)
+        self.max_total = int(settings.max_decode_mb * 1e6)
+        self.total = 0
+        # Few threads of its own: the processor is not shared among many pictures, nor memory among many heaps.
+        self.threads = ThreadPoolExecutor(os.cpu_count(), "decoder")
+        self.turn = asyncio.Lock()  # first come, first served
+        self.freed = asyncio.Event()
+
+    async def read(self, data: bytes, size: int) -> Pixels:
+        """The centre square of a picture, uint8 [3, size, size]. Raises InputError with what is wrong with it."""
+        loop = asyncio.get_running_loop()
+        picture = await loop.run_in_executor(self.threads, images.open_picture, data, self.max_pixels)
+        needed = images.decode_memory(picture, size)
+        if needed > self.max_total:
+            raise InputError(
+                f"decoding this {picture.format} of {picture.width} x {picture.height} pixels takes "
+                f"{needed / 1e6:.0f} MB, this server allows {self.max_total / 1e6:g} MB; send it smaller"
+            )
+        async with self.memory(needed):
+            return await loop.run_in_executor(self.threads, images.decode, picture, size)
+
+    @contextlib.asynccontextmanager
+    async def memory(self, needed: int) -> AsyncIterator[None]:
+        async with self.turn:
+            while self.total + needed > self.max_total:
+                self.freed.clear()
+                await self.freed.wait()
+            self.total += needed
+        try:
+            yield
+        finally:
+            self.total -= needed
+            self.freed.set()
+
+
+async def read_picture(request: Request, decoder: Decoder, size: int) -> Pixels:
+    """The centre square of the picture in a request, which is its body or the field `image` of a form."""
+    form = await read_uploads(request)
+    pixels = await decoder.read(form.files["image"], size)
+    release(request)
+    return pixels
+
+
+def release(request: Request) -> None:
+    """Say that nothing of the request's body is held any more, before its answer is ready."""
+    body: Body | None = request.scope.get("dsd.body")
+    if body is not None:
+        body.release()

@@ -2,12 +2,13 @@ import io
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from dsd_serve import images
 from dsd_serve.errors import InputError
+from tests import hostile
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -86,3 +87,120 @@ def test_grid_lays_pictures_row_by_row():
     sheet = images.grid(pictures, columns=2)
     assert sheet.shape == (3, 4, 4)
     assert [sheet[0, 0, 0], sheet[0, 0, 2], sheet[0, 2, 0], sheet[0, 2, 2]] == [1, 2, 3, 255]
+
+
+def shaded(width: int, height: int) -> Image.Image:
+    """A picture that has no symmetry, with noise."""
+    x, y = np.meshgrid(np.linspace(0, 200, width), np.linspace(0, 120, height))
+    noise = np.random.default_rng(0).integers(0, 50, (height, width))
+    return Image.fromarray(np.stack([x + noise, y + noise, (x + y) / 2], -1).astype(np.uint8))
+
+
+@pytest.mark.parametrize("size", [(40, 40), (31, 50), (95, 40), (7, 3), (1, 90)])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_the_centre_of_a_small_picture_is_what_fit_gives(size, kind):
+    data = encoded(shaded(*size), kind, lossless=True)
+    assert np.array_equal(images.read_image(data, size=16), images.fit(images.read_image(data), 16))
+
+
+@pytest.mark.parametrize("size", [(700, 500), (501, 1203), (2000, 96)])
+@pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("JPEG", {"quality": 95}), ("JPEG", {"progressive": True})])
+def test_the_centre_of_a_large_picture_comes_near_to_it(size, kind, options):
+    data = encoded(shaded(*size), kind, **options)
+    near = images.read_image(data, size=16).astype(int) - images.fit(images.read_image(data), 16)
+    assert np.abs(near).max() <= 4
+    assert np.abs(near).mean() < 0.7
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1", "RGBA", "LA", "I;16"])
+def test_bands_do_not_show_in_any_mode(mode, monkeypatch):
+    image = shaded(300, 400).convert("L" if mode == "I;16" else mode)
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
+    elif mode in ("RGBA", "LA"):
+        image.putalpha(100)
+    data = encoded(image)
+    whole = images.read_image(data, size=16)
+    monkeypatch.setattr(images, "BAND_PIXELS", 1)
+    assert np.array_equal(images.read_image(data, size=16), whole)
+    assert np.abs(whole.astype(int) - images.fit(images.read_image(data), 16)).max() <= 4
+
+
+def test_sixteen_bits_are_scaled_and_not_clipped():
+    data = encoded(Image.fromarray(np.full((4, 4), 0x8000, np.uint16)))
+    assert images.read_image(data).max() == images.read_image(data).min() == 0x80
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("turn", range(10))
+def test_every_orientation_is_applied_in_every_format(kind, turn):
+    """0 and 9 mean nothing. Pillow's own reader of EXIF is the reference."""
+    exif = Image.Exif()
+    exif[0x010E], exif[0x0112], exif[0x0131] = "words", turn, "more words"
+    data = encoded(shaded(24, 10), kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
+    upright = images.to_pixels(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    assert np.array_equal(images.read_image(data), upright)
+    square = images.read_image(data, size=8).astype(int)  # turned after it was resampled, so rounded otherwise
+    assert np.abs(square - images.fit(upright, 8)).max() <= 2
+
+
+def test_pictures_behind_the_first_of_a_jpeg_are_left_out():
+    """Phones add a preview, a depth map or a film to their photos."""
+    first, second = shaded(20, 30), Image.new("RGB", (8, 8))
+    data = encoded(first, "MPO", save_all=True, append_images=[second], quality=95)
+    assert Image.open(io.BytesIO(data)).n_frames == 2
+    assert np.array_equal(images.read_image(data), images.read_image(encoded(first, "JPEG", quality=95)))
+
+
+@pytest.mark.parametrize("name", ["png", "jpeg", "progressive", "webp", "lossless", "alpha"])
+def test_taking_a_file_apart_changes_no_pixel(name):
+    data = hostile.pictures()[name]
+    assert np.array_equal(images.read_image(data), images.to_pixels(Image.open(io.BytesIO(data))))
+
+
+def test_no_decoder_sees_metadata():
+    for upload in hostile.defused():
+        picture = images.open_picture(upload.body)
+        assert len(picture.data) < 60_000, upload.name
+        file = Image.open(io.BytesIO(picture.data))
+        file.load()
+        assert not {"exif", "xmp", "icc_profile", "k", "comment"} & set(file.info), upload.name
+
+
+@pytest.mark.parametrize("name", ["png", "jpeg", "progressive", "webp", "lossless", "alpha"])
+def test_a_file_that_is_cut_anywhere_is_refused(name):
+    data = hostile.pictures()[name]
+    for length in range(len(data)):
+        with pytest.raises(InputError):
+            images.read_image(data[:length])
+
+
+@pytest.mark.parametrize("name", ["jpeg", "progressive", "webp", "alpha"])
+@settings(deadline=None)  # a decoder on a busy machine
+@given(flips=st.lists(st.tuples(st.integers(0, 800), st.integers(1, 255)), min_size=1, max_size=6))
+def test_damaged_files_give_a_square_or_an_input_error(name, flips):
+    data = bytearray(hostile.pictures()[name])
+    for place, change in flips:
+        data[place % len(data)] ^= change
+    try:
+        pixels = images.read_image(bytes(data), size=8)
+    except InputError as error:
+        assert len(str(error)) < 300
+    else:
+        assert (pixels.shape, pixels.dtype) == ((3, 8, 8), np.uint8)
+
+
+@settings(deadline=None)
+@given(data=st.binary(max_size=200))
+@pytest.mark.parametrize("start", [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF\x40\0\0\0WEBPVP8 "])
+def test_any_bytes_are_a_picture_or_refused(start, data):
+    with pytest.raises(InputError):
+        images.read_image(start + data)
+
+
+def test_real_photos_come_near_to_fit(real_data):
+    """A JPEG that is decoded smaller loses what `fit` averages: differences were 4 levels until enough was left."""
+    for path in sorted(real_data.glob("photos/*.jpg"))[:40]:
+        data = path.read_bytes()
+        near = np.abs(images.read_image(data, size=32).astype(int) - images.fit(images.read_image(data), 32))
+        assert near.mean() < 1, path.name

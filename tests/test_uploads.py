@@ -1,0 +1,177 @@
+"""Forms of several fields, and the memory that uploads may take, in a small application on a real server."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+
+import httpx
+import numpy as np
+import pytest
+import uvicorn
+from fastapi import FastAPI, Request
+
+from dsd_serve import images
+from dsd_serve.errors import InputError
+from server import errors
+from server.bodies import BodyLimits
+from server.settings import Settings
+from server.uploads import Decoder, read_uploads, release
+from tests import hostile
+
+SETTINGS = Settings(max_body_mb=1.0, max_uploads_mb=4.0, max_decode_mb=20.0, body_timeout=1.0)
+
+
+def application() -> FastAPI:
+    app = FastAPI()
+    errors.install(app)
+    app.add_middleware(BodyLimits, settings=SETTINGS)
+    hold = asyncio.Event()
+
+    @app.post("/edit")
+    async def edit(request: Request) -> dict[str, object]:
+        form = await read_uploads(request, ("image", "mask"), ("strength", "note"), ("application/x-npy",))
+        return {"files": {name: len(data) for name, data in form.files.items()}, "fields": form.fields}
+
+    @app.post("/hold")
+    async def hold_body(request: Request, until_released: bool = False) -> str:
+        form = await read_uploads(request)
+        if until_released:
+            del form
+            release(request)
+        await hold.wait()
+        return "done"
+
+    @app.post("/go")
+    async def go() -> None:
+        hold.set()
+
+    @app.post("/json")
+    async def json(body: dict[str, int]) -> int:
+        return len(body)
+
+    return app
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[httpx.Client]:
+    server = uvicorn.Server(uvicorn.Config(application(), port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as made:
+        yield made
+    server.should_exit = True
+    thread.join(10)
+
+
+def detail(answer: httpx.Response, status: int) -> str:
+    assert answer.status_code == status, answer.text
+    return answer.json()["detail"]
+
+
+def test_files_and_fields_of_a_form(client):
+    answer = client.post("/edit", files={"image": b"x" * 5000, "mask": b"y"}, data={"strength": "0.5", "note": "é"})
+    assert answer.json() == {"files": {"image": 5000, "mask": 1}, "fields": {"strength": "0.5", "note": "é"}}
+    assert client.post("/edit", files={"image": b"x"}).json() == {"files": {"image": 1}, "fields": {}}
+
+
+def test_a_body_is_the_first_file(client):
+    for media in ("image/png", "application/octet-stream", "application/x-www-form-urlencoded", "application/x-npy"):
+        answer = client.post("/edit", content=b"xyz", headers={"content-type": media})
+        assert answer.json() == {"files": {"image": 3}, "fields": {}}
+
+
+def test_forms_that_are_not_as_described(client):
+    image = {"image": b"x"}
+    assert "field image of the form is empty" in detail(client.post("/edit", files={"mask": b"x"}), 422)
+    others = "named image; it may have mask, strength, note, got strenght"
+    assert others in detail(client.post("/edit", files=image, data={"strenght": "1"}), 422)
+    assert "note has more than 10000 bytes" in detail(
+        client.post("/edit", files=image, data={"note": "x" * 10_001}), 422
+    )
+    twice = [("image", b"x"), ("mask", b"1"), ("mask", b"2")]
+    assert "field mask twice" in detail(client.post("/edit", files=twice), 422)
+    assert "in UTF-8" in detail(client.post("/edit", files=image, data={"note": b"\xff\xfe"}), 422)
+    assert "text/csv" in detail(client.post("/edit", content=b"x", headers={"content-type": "text/csv"}), 415)
+
+
+def test_the_limit_holds_for_all_files_together(client):
+    assert client.post("/edit", files={"image": bytes(500_000), "mask": bytes(450_000)}).status_code == 200
+    answer = client.post("/edit", files={"image": bytes(600_000), "mask": bytes(600_000)})
+    assert "larger than 1 MB" in detail(answer, 413)
+
+
+def test_a_body_in_many_chunks_counts_what_came(client):
+    def chunks(size: int) -> Iterator[bytes]:
+        for _ in range(size // 1000):
+            yield bytes(1000)
+
+    assert client.post("/edit", content=chunks(900_000)).json()["files"]["image"] == 900_000
+    assert "larger than 1 MB" in detail(client.post("/edit", content=chunks(1_001_000)), 413)
+    length = {"content-length": "900000"}  # announced and then sent in pieces: each byte counts once
+    assert client.post("/edit", content=chunks(900_000), headers=length).json()["files"]["image"] == 900_000
+
+
+def test_json_is_limited_too(client):
+    assert client.post("/json", json={"a": 1}).json() == 1
+    answer = client.post("/json", content=b" " * 1_000_001, headers={"content-type": "application/json"})
+    assert "larger than 1 MB" in detail(answer, 413)
+    assert client.post("/json", content=b"[" * 900_000, headers={"content-type": "application/json"}).status_code == 400
+
+
+def test_bodies_of_all_requests_share_their_memory(client):
+    """Each of these takes 1.8 of 4 MB: two fit, then none until they are released or answered."""
+    body = bytes(900_000)
+    answers: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(client.post("/hold", content=body).status_code))
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.3)
+    refused = client.post("/edit", content=body)
+    assert "memory set aside" in detail(refused, 429)
+    assert refused.headers["retry-after"] == "1"
+    assert client.post("/edit", content=bytes(100_000)).status_code == 200
+    client.post("/go")
+    for thread in threads:
+        thread.join(10)
+    assert answers == [200, 200]
+    assert client.post("/edit", content=body).status_code == 200
+
+
+def test_a_picture_that_takes_too_much_memory_is_refused():
+    data = images.write_image(np.zeros((3, 1200, 1200), np.uint8), "webp")
+    with pytest.raises(InputError, match=r"1200 x 1200 pixels takes 39 MB, this server allows 20 MB"):
+        asyncio.run(Decoder(SETTINGS).read(data, 16))
+
+
+def test_pictures_wait_for_memory_in_their_order():
+    decoder = Decoder(SETTINGS)
+    order: list[int] = []
+    most = 0
+
+    async def take(number: int, megabytes: int) -> None:
+        nonlocal most
+        async with decoder.memory(megabytes * 1_000_000):
+            order.append(number)
+            most = max(most, decoder.total)
+            await asyncio.sleep(0.01)
+
+    async def all_at_once() -> None:
+        await asyncio.gather(*(take(number, megabytes) for number, megabytes in enumerate((15, 3, 20, 1, 8, 20, 2))))
+
+    asyncio.run(all_at_once())
+    assert order == list(range(7))
+    assert most <= 20_000_000
+    assert decoder.total == 0
+
+
+def test_the_decoder_gives_what_read_image_gives():
+    decoder = Decoder(Settings())
+    for data in hostile.pictures().values():
+        assert np.array_equal(asyncio.run(decoder.read(data, 16)), images.read_image(data, size=16))
