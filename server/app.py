@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from dsd_serve import __version__, images, labels
 from dsd_serve.batcher import Batcher, Job
 from dsd_serve.checkpoint import ModelDir, read_model_dir
-from dsd_serve.engines import load_engine
+from dsd_serve.engines import Engine, load_engine
 from dsd_serve.errors import InputError
 from dsd_serve.params import SAMPLER_NAMES, SamplingParams
 from dsd_serve.programs import Program, generate, reconstruct
@@ -54,12 +54,15 @@ FORMATS = {media: name for name, media in images.MEDIA_TYPES.items()} | {"applic
 
 
 class Service:
-    """What routes share: the model directory, the batcher and the settings."""
+    """What routes share: the model directory, the batcher and the settings.
 
-    def __init__(self, settings: Settings) -> None:
+    engine: runs the rows in place of the engine that the settings name; for benchmarks.
+    """
+
+    def __init__(self, settings: Settings, engine: Engine | None = None) -> None:
         self.settings = settings
         self.model: ModelDir = read_model_dir(settings.model)
-        engine = load_engine(settings.engine, settings.model, settings.device, settings.threads)
+        engine = engine or load_engine(settings.engine, settings.model, settings.device, settings.threads)
         self.config = engine.config
         self.batcher = Batcher(engine, budget=settings.row_budget, max_waiting=settings.max_waiting)
         self.fingerprint = self.model.fingerprint()
