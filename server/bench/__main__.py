@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -76,22 +77,28 @@ class Bench:
     def say(self, text: str) -> None:
         print(f"{time.monotonic() - self.began:6.1f} s  {text}", file=sys.stderr, flush=True)
 
-    def offline(self, contestant: Contestant) -> tuple[Running, float]:
-        """Start a server and measure its highest throughput."""
-        running = self.stack.enter_context(Running(contestant, self.model, self.simulated, self.classes))
+    def start(self, contestant: Contestant) -> Running:
+        return self.stack.enter_context(Running(contestant, self.model, self.simulated, self.classes))
+
+    def offline(self, running: Running) -> float:
+        """The highest throughput of a server, in images a second."""
+        contestant = running.contestant
         answer = running.measure("closed", 0.7 * self.seconds, self.warmup, clients=contestant.clients)
         self.say(f"{contestant.label}: {answer['rate']:.1f} images/s saturated")
-        return running, answer["rate"]
+        return answer["rate"]
 
     def best(self, candidates: Sequence[Contestant]) -> tuple[list[tuple[Running, Result]], list[tuple[str, float]]]:
         """The candidate of the highest throughput, and of a simulated accelerator all; and the rates of the others."""
-        tried = [(*self.offline(candidate), candidate.label) for candidate in candidates]
-        kept = tried if self.simulated else [max(tried, key=lambda item: item[1])]
-        for running, _, _ in tried:
-            if all(running is not other for other, _, _ in kept):
+        servers = [self.start(candidate) for candidate in candidates]
+        tried = [Result(running.contestant.label, self.offline(running)) for running in servers]
+        kept = tried if self.simulated else [max(tried, key=lambda result: result.offline)]
+        field = []
+        for running, result in zip(servers, tried, strict=True):
+            if result in kept:
+                field.append((running, result))
+            else:
                 running.stop()
-        others = [(label, rate) for running, rate, label in tried if all(running is not k for k, _, _ in kept)]
-        return [(running, Result(label, rate)) for running, rate, label in kept], others
+        return field, [(result.label, result.offline) for result in tried if result not in kept]
 
     def poisson(self, running: Running, result: Result, fraction: float, capacity: float) -> Summary:
         summary = running.poisson(fraction * capacity, self.seconds, self.warmup)
@@ -102,6 +109,9 @@ class Bench:
         )
         return summary
 
+    def sustains(self, running: Running, result: Result, capacity: float, fraction: float) -> bool:
+        return self.poisson(running, result, fraction, capacity).sustained
+
     def under_load(self, field: Sequence[tuple[Running, Result]], capacity: float) -> None:
         """The loads that were asked for, in turns; then the highest that each sustains."""
         for fraction in self.loads:
@@ -110,11 +120,8 @@ class Bench:
                     result.loads[fraction] = self.poisson(running, result, fraction, capacity)
         for running, result in field:
             known = {fraction: summary.sustained for fraction, summary in result.loads.items()}
-            highest = highest_sustained(
-                lambda fraction, r=running, to=result: self.poisson(r, to, fraction, capacity).sustained,
-                known,
-                1.1 * result.offline / capacity,
-            )
+            sustained = partial(self.sustains, running, result, capacity)
+            highest = highest_sustained(sustained, known, 1.1 * result.offline / capacity)
             # A run is too short to show a small overload, but nobody sustains more than the highest throughput.
             result.highest = min(highest * capacity, result.offline)
 
@@ -144,6 +151,10 @@ def run(options: argparse.Namespace) -> str:
             reference = measure_reference(options.model, bench.seconds / 2)
             bench.say(f"diffusers: {reference['rate']:.1f} images/s")
         bench.under_load(field, capacity)
+        again = bench.offline(field[0][0])
+        about["reference capacity"] = (
+            f"{capacity:.1f} images/s, what {field[0][1].label} reached; at the end {again:.1f}"
+        )
         about["duration"] = f"{time.monotonic() - bench.began:.0f} s, {options.seconds:g} s a measurement"
     return section(about, capacity, [result for _, result in field], tried, reference)
 

@@ -41,7 +41,7 @@ class Running:
 
     def __init__(self, contestant: Contestant, model: Path, simulated: bool, classes: tuple[int, ...]) -> None:
         self.contestant, self.model, self.simulated, self.classes = contestant, model, simulated, classes
-        self.log = tempfile.TemporaryFile("w+")
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115  open as long as the processes write to it
         self.process = self.start()
 
     def start(self) -> "subprocess.Popen[str]":
@@ -84,7 +84,9 @@ class Running:
             [sys.executable, "-m", "server.bench.load", json.dumps(order)], capture_output=True, text=True
         )
         if done.returncode:
-            raise BenchError(f"the load generator failed against {self.contestant.label}: {done.stderr[-2000:].strip()}")
+            raise BenchError(
+                f"the load generator failed against {self.contestant.label}: {done.stderr[-2000:].strip()}"
+            )
         os.killpg(self.process.pid, signal.SIGSTOP)
         return json.loads(done.stdout)
 

@@ -1,7 +1,7 @@
 """The load generator, a process of its own: python -m server.bench.load '{"url": ..., "kind": ...}' prints JSON.
 
-Three kinds of load: `poisson` sends requests when they are due, however slow the answers are; `closed` keeps a number of
-clients busy, for the highest throughput; `single` is one client and one kind of request.
+Three kinds of load: `poisson` sends requests when they are due, however slow the answers are; `closed` keeps a number
+of clients busy, for the highest throughput; `single` is one client and one kind of request.
 
 Latency counts from the moment at which a request was due. A request without a good answer has infinite latency, so that
 what a server drops cannot flatter its percentiles.
@@ -153,15 +153,15 @@ async def closed(send: Send, bodies: Sequence[Body], clients: int, warmup: float
 
 
 async def single(send: Send, body: Body, seconds: float) -> list[float]:
-    """Latencies of one request at a time; the first three warm up."""
+    """Latencies of one request at a time; the first warms up."""
     latencies: list[float] = []
     deadline = time.perf_counter() + seconds
-    while time.perf_counter() < deadline or len(latencies) < 6:
+    while time.perf_counter() < deadline or len(latencies) < 3:
         began = time.perf_counter()
         if await send(body) != 200:
             raise RuntimeError("a single request was not answered with a picture")
         latencies.append(time.perf_counter() - began)
-    return latencies[3:]
+    return latencies[1:]
 
 
 async def measure(order: dict[str, Any]) -> dict[str, Any]:

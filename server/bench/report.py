@@ -123,8 +123,8 @@ def section(about: Mapping[str, str], capacity: float, results: Sequence[Result]
     lines += ["", *offline_table(results, tried), ""]
     if reference:
         lines += [
-            f"diffusers, offline: {reference['rate']:.1f} images/s in batches of {reference['batch_size']} (the best of "
-            f"several sizes), {1000 * reference['p50']:.0f} ms for one picture of 25 steps; its transformer has "
+            f"diffusers, offline: {reference['rate']:.1f} images/s in batches of {reference['batch_size']} (the "
+            f"better of two sizes), {1000 * reference['p50']:.0f} ms for one picture of 25 steps; its transformer has "
             f"{reference['parameters'] / 1e6:.1f}M parameters.",
             "",
         ]
