@@ -108,10 +108,11 @@ def test_a_summary_counts_what_was_due_after_the_warmup_and_what_was_lost():
 
 
 def test_the_rate_is_right_for_a_stream_and_for_bursts():
-    assert rate_of([i / 40 for i in range(400)]) == pytest.approx(40)
-    bursts = [second * 1.6 + i / 2000 for second in range(6) for i in range(64)]
-    assert rate_of(bursts) == pytest.approx(64 / 1.6, rel=0.01)
-    assert rate_of([]) == 0.0
+    assert rate_of([i / 40 for i in range(480)], 12) == pytest.approx(40, rel=0.01)
+    for phase in np.arange(0, 1.6, 0.1):
+        times = [phase + second * 1.6 + i / 1000 for second in range(8) for i in range(64)]
+        assert rate_of([t for t in times if t < 12], 12) == pytest.approx(64 / 1.6, rel=0.04)
+    assert rate_of([], 12) == 0.0
 
 
 def test_the_search_finds_the_highest_sustained_load():
@@ -142,6 +143,7 @@ def test_a_section_is_replaced_and_the_rest_is_kept(tmp_path):
 def test_our_server_on_the_simulated_engine_answers_all_of_a_short_run(demo_dir):
     with Running(Contestant("ours", "ours", 8), demo_dir, True, CLASSES) as running:
         summary = running.poisson(12, seconds=1.5, warmup=0.5)
+        assert running.row_budget() == 32
         alone = running.measure("single", 0.1, 0.0)
         busy = running.measure("closed", 1.0, 0.5, clients=32)
     assert (summary.completed, summary.refused, summary.unfinished) == (summary.offered, 0, 0)

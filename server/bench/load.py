@@ -23,7 +23,6 @@ import numpy as np
 from server.bench.workload import SHORT, Arrival, Body, arrivals, request, requests
 
 DRAIN = 5.0  # seconds after the last arrival in which answers still count
-BURST = 0.05  # seconds within which the answers of one batch arrive
 PNG = b"\x89PNG\r\n\x1a\n"
 
 Send = Callable[[Body], Awaitable[int]]
@@ -99,15 +98,18 @@ def summarise(outcomes: Sequence[Outcome], warmup: float, seconds: float) -> Sum
     )
 
 
-def rate_of(completions: Sequence[float]) -> float:
-    """Completions a second, without the error of up to a batch that fixed limits have where answers come in batches.
+def rate_of(completions: Sequence[float], seconds: float) -> float:
+    """Completions a second in a window of `seconds`; their times count from its begin.
 
-    The clock runs from the end of the first burst of answers to the last answer.
+    The number so far, averaged over the last third of the window, less that of the first third, by the time between
+    them. To count from limit to limit would be wrong by up to a batch where answers come in batches.
     """
-    times = sorted(completions)
-    start = max((t for t in times if t <= times[0] + BURST), default=0.0) if times else 0.0
-    counted = [t for t in times if t > start]
-    return len(counted) / (counted[-1] - start) if counted else 0.0
+    times, third = np.array(completions), seconds / 3
+
+    def mean_number(begin: float, end: float) -> float:
+        return float(np.clip(end - times, 0, end - begin).sum()) / (end - begin)
+
+    return (mean_number(2 * third, seconds) - mean_number(0, third)) / (2 * third)
 
 
 async def poisson(send: Send, due: Sequence[Arrival]) -> list[Outcome]:
@@ -133,7 +135,7 @@ async def poisson(send: Send, due: Sequence[Arrival]) -> list[Outcome]:
 
 
 async def closed(send: Send, bodies: Sequence[Body], clients: int, warmup: float, seconds: float) -> list[float]:
-    """Keep `clients` requests in flight; the times at which pictures arrived between the warm-up and the end.
+    """Keep `clients` requests in flight; the seconds after the warm-up at which pictures arrived until the end.
 
     Ends when the last answers are there, so that the server is idle again.
     """
@@ -146,7 +148,7 @@ async def closed(send: Send, bodies: Sequence[Body], clients: int, warmup: float
             status = await send(next(queue))
             now = time.perf_counter() - began
             if status == 200 and warmup <= now < warmup + seconds:
-                completions.append(now)
+                completions.append(now - warmup)
 
     await asyncio.gather(*(client() for _ in range(clients)))
     return completions
@@ -184,7 +186,7 @@ async def measure(order: dict[str, Any]) -> dict[str, Any]:
         if kind == "closed":
             bodies = list(itertools.islice(requests(classes), 6000))
             completions = await closed(send, bodies, order["clients"], warmup, seconds)
-            return {"rate": rate_of(completions), "completed": len(completions)}
+            return {"rate": rate_of(completions, seconds), "completed": len(completions)}
         latencies = await single(send, request(classes[0], 0, 25, 1.0), seconds)
         return {"p50": percentile(latencies, 50), "p95": percentile(latencies, 95), "count": len(latencies)}
 
