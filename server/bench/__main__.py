@@ -8,6 +8,7 @@ import contextlib
 import json
 import math
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -195,6 +196,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def main(arguments: Sequence[str]) -> None:
     options = parse(arguments)
+    # So that the servers, which have process groups of their own, end with this process.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench: stopped"))
     try:
         body = run(options)
     except (BenchError, DSDError) as error:
