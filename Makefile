@@ -5,7 +5,7 @@
 # make demo   trains the demo model again; DATA=/path/to/tiny-imagenet-200
 # make study  the collapse study of docs/;  DATA= as above
 # make eval   what the demo model is worth; DATA= as above
-# make bench  the engine against the machine
+# make bench  the engine against the machine      make bench-serving  serving under load, beside others
 
 PYTHON ?= python3
 DATA ?= tiny-imagenet-200
@@ -14,7 +14,7 @@ DEV := .venv-dev
 PIP := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 VENV = $(PYTHON) -m venv $(1) || { echo "make: Python 3.11 or later with venv is needed: apt-get install python3-venv"; rm -rf $(1); exit 1; }
 
-.PHONY: run test lint fmt ci demo study eval bench clean
+.PHONY: run test lint fmt ci demo study eval bench bench-serving clean
 
 run: $(RUN)/.done
 	$(RUN)/bin/dsd-serve $(ARGS)
@@ -48,6 +48,11 @@ eval: $(DEV)/.done
 
 bench: $(DEV)/.done
 	$(DEV)/bin/python -m dsd_serve bench
+
+bench-serving: $(DEV)/.done
+	$(DEV)/bin/python $(PIP) -e '.[bench]'
+	$(DEV)/bin/python -m server.bench --simulated
+	$(DEV)/bin/python -m server.bench
 
 $(RUN)/.done: pyproject.toml constraints.txt
 	@$(call VENV,$(RUN))

@@ -1,0 +1,135 @@
+"""Servers as processes: start, freeze while others are measured, stop; and orders to the load generator."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from server.bench.load import Summary
+from server.bench.servers import HOST
+from server.bench.workload import request
+
+START_SECONDS = 90.0
+
+
+class BenchError(Exception):
+    """A contestant cannot be measured; the message says why."""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """module: below server.bench.servers. clients: as many as keep it busy, for the highest throughput."""
+
+    label: str
+    module: str
+    clients: int
+    arguments: tuple[str, ...] = ()
+
+
+class Running:
+    """A contestant's processes, in a group of their own, frozen (SIGSTOP) unless they are being measured."""
+
+    def __init__(self, contestant: Contestant, model: Path, simulated: bool, classes: tuple[int, ...]) -> None:
+        self.contestant, self.model, self.simulated, self.classes = contestant, model, simulated, classes
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115  open as long as the processes write to it
+        self.process = self.start()
+
+    def start(self) -> "subprocess.Popen[str]":
+        port = free_port()
+        self.url = f"http://{HOST}:{port}"
+        command = [sys.executable, "-m", f"server.bench.servers.{self.contestant.module}"]
+        command += ["--port", str(port), "--model", str(self.model), *self.contestant.arguments]
+        command += ["--simulated"] if self.simulated else []
+        process = subprocess.Popen(
+            command, stdout=self.log, stderr=self.log, stdin=subprocess.DEVNULL, start_new_session=True, text=True
+        )
+        try:
+            self.wait_ready(process)
+        except BaseException:
+            kill_group(process)
+            raise
+        os.killpg(process.pid, signal.SIGSTOP)
+        return process
+
+    def wait_ready(self, process: "subprocess.Popen[str]") -> None:
+        """Wait for the first picture."""
+        body = json.dumps(request(self.classes[0], 0, 1, 1.0)).encode()
+        asked = urllib.request.Request(self.url + "/generate", body, {"content-type": "application/json"})
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline and process.poll() is None:
+            try:
+                with urllib.request.urlopen(asked, timeout=10) as answer:
+                    answer.read()
+                return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.1)
+        self.log.seek(0)
+        raise BenchError(f"{self.contestant.label} did not start: {self.log.read()[-2000:].strip()}")
+
+    def measure(self, kind: str, seconds: float, warmup: float, **more: Any) -> dict[str, Any]:
+        """Thaw the server, run the load generator against it, freeze it."""
+        order = {"url": self.url, "kind": kind, "classes": self.classes, "seconds": seconds, "warmup": warmup, **more}
+        os.killpg(self.process.pid, signal.SIGCONT)
+        done = subprocess.run(
+            [sys.executable, "-m", "server.bench.load", json.dumps(order)], capture_output=True, text=True
+        )
+        if done.returncode:
+            raise BenchError(
+                f"the load generator failed against {self.contestant.label}: {done.stderr[-2000:].strip()}"
+            )
+        os.killpg(self.process.pid, signal.SIGSTOP)
+        return json.loads(done.stdout)
+
+    def poisson(self, rate: float, seconds: float, warmup: float) -> Summary:
+        """An open-loop run. A server that is left with unanswered requests is started anew."""
+        answer = self.measure("poisson", seconds, warmup, rate=rate)
+        summary = Summary(**{**answer, "thirds": tuple(answer["thirds"])})
+        if summary.lost:
+            self.stop()
+            self.process = self.start()
+        return summary
+
+    def row_budget(self) -> int:
+        """Rows a tick, as our server measured them when it started."""
+        os.killpg(self.process.pid, signal.SIGCONT)
+        with urllib.request.urlopen(self.url + "/model", timeout=30) as answer:
+            budget = json.load(answer)["row_budget"]
+        os.killpg(self.process.pid, signal.SIGSTOP)
+        return budget
+
+    def stop(self) -> None:
+        kill_group(self.process)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def kill_group(process: "subprocess.Popen[str]") -> None:
+    """Ask the processes of a group to end, then end them: some start others that outlive them."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGCONT)
+        os.killpg(process.pid, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(5)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,172 @@
+"""python -m server.bench.overload [--seconds 120]: does a server hold under abuse?
+
+Starts dsd-serve with the demo model and asks, in turn:
+1. Ten times more load than it has capacity for: are all answers 200 or 429, does memory stay flat, does health answer?
+2. One second after the load went away: is it at full speed again?
+3. A thousand clients that disconnect midway: does any program go on running?
+Exits with 1 when an answer is no.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import itertools
+import re
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import aiohttp
+import numpy as np
+
+from server.bench.load import closed
+from server.bench.workload import Body, arrivals, requests
+
+MEMORY_SLACK = 1.05
+HEALTH_SECONDS = 0.1
+SPEED_SHARE = 0.9  # of the rate before, which itself is only known to a few percent
+SETTLED = 10.0  # seconds of overload after which memory counts as the level that must be kept
+
+
+def start(arguments: list[str]) -> tuple[subprocess.Popen[str], str]:
+    """A dsd-serve process on a free port, and its address."""
+    command = [sys.executable, "-m", "server.main", "--port", "0", *arguments]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if found := re.search(r"running on (http://\S+)", line):
+            return process, found[1]
+    raise SystemExit("overload: the server did not start")
+
+
+def resident_mb(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
+    found = re.search(r"VmRSS:\s+(\d+) kB", status)
+    assert found is not None
+    return int(found[1]) / 1024
+
+
+class Abuse:
+    """One server under abuse, and what was seen."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str, pid: int, classes: list[int]) -> None:
+        self.session, self.url, self.pid, self.classes = session, url, pid, classes
+        self.failures: list[str] = []
+
+    def check(self, holds: bool, sentence: str) -> None:
+        print(("ok    " if holds else "FAILS ") + sentence, flush=True)
+        if not holds:
+            self.failures.append(sentence)
+
+    async def send(self, body: Body) -> int:
+        async with self.session.post(self.url + "/generate", json=body) as answer:
+            await answer.read()
+            return answer.status
+
+    async def rate(self, seconds: float) -> float:
+        """Pictures a second with enough clients to keep it busy."""
+        bodies = list(itertools.islice(requests(self.classes), 2000))
+        completions = await closed(self.send, bodies, clients=8, warmup=0.5, seconds=seconds)
+        return len(completions) / seconds
+
+    async def overload(self, capacity: float, seconds: float) -> None:
+        codes: Counter[int | str] = Counter()
+        memory: list[float] = []
+        health: list[float] = []
+        began = time.perf_counter()
+
+        async def one(body: Body) -> None:
+            try:
+                codes[await self.send(body)] += 1
+            except aiohttp.ClientError as error:
+                codes[type(error).__name__] += 1
+
+        async def watch() -> None:
+            while True:
+                asked = time.perf_counter()
+                async with self.session.get(self.url + "/health/ready") as answer:
+                    await answer.read()
+                    codes[f"health {answer.status}"] += 1
+                health.append(time.perf_counter() - asked)
+                if time.perf_counter() - began > SETTLED:
+                    memory.append(resident_mb(self.pid))
+                await asyncio.sleep(0.2)
+
+        watcher = asyncio.create_task(watch())
+        tasks = set()
+        for arrival in arrivals(10 * capacity, seconds, self.classes):
+            await asyncio.sleep(max(0.0, began + arrival.at - time.perf_counter()))
+            tasks.add(asyncio.create_task(one(arrival.body)))
+        watcher.cancel()
+        for task in tasks:  # the load goes away: so do its clients
+            task.cancel()
+        await asyncio.gather(*tasks, watcher, return_exceptions=True)
+        print(f"      {10 * capacity:.0f} requests a second for {seconds:.0f} s: {dict(codes)}")
+        answers = {code for code in codes if not str(code).startswith("health")}
+        self.check(answers == {200, 429}, f"only 200 and 429, got {sorted(answers, key=str)}")
+        level, peak = float(np.median(memory[: max(5, len(memory) // 10)])), max(memory)
+        self.check(
+            peak <= MEMORY_SLACK * level,
+            f"memory within 5 %: {level:.0f} MB after {SETTLED:.0f} s, then {peak:.0f} at most",
+        )
+        worst = max(health)
+        self.check(
+            worst < HEALTH_SECONDS and codes["health 200"] == len(health),
+            f"health within {1000 * HEALTH_SECONDS:.0f} ms: {len(health)} times, p50 {1000 * np.median(health):.1f} ms, "
+            f"slowest {1000 * worst:.0f} ms",
+        )
+
+    async def disconnects(self, count: int) -> None:
+        rng = np.random.default_rng(0)
+
+        async def leave(number: int) -> None:
+            body: Body = {"class": self.classes[number % len(self.classes)], "seed": number, "steps": 200}
+            wait = float(rng.uniform(0.001, 0.3))
+            with contextlib.suppress(TimeoutError, aiohttp.ClientError):
+                await asyncio.wait_for(self.send(body), wait)
+
+        for first in range(0, count, 100):
+            await asyncio.gather(*(leave(number) for number in range(first, min(count, first + 100))))
+        await asyncio.sleep(1)
+        async with self.session.get(self.url + "/debug/batcher") as answer:
+            state = await answer.json()
+        self.check(
+            not state["running"] and not state["waiting"],
+            f"after {count} disconnects {len(state['running'])} programs run and {len(state['waiting'])} wait",
+        )
+
+
+async def abuse(url: str, pid: int, seconds: float) -> list[str]:
+    connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=None)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+        async with session.get(url + "/model") as answer:
+            classes = (await answer.json())["classes"]
+        under = Abuse(session, url, pid, classes)
+        before = await under.rate(10)
+        print(f"      {before:.1f} pictures a second before")
+        await under.overload(before, seconds)
+        await asyncio.sleep(1)
+        after = await under.rate(10)
+        under.check(after >= SPEED_SHARE * before, f"full speed a second later: {after:.1f} pictures a second")
+        await under.disconnects(1000)
+        return under.failures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m server.bench.overload", description=__doc__.split("\n")[0])
+    parser.add_argument("--seconds", type=float, default=120)
+    parser.add_argument("arguments", nargs="*", help="further arguments of dsd-serve, after --")
+    options = parser.parse_args()
+    process, url = start(options.arguments)
+    try:
+        failures = asyncio.run(abuse(url, process.pid, options.seconds))
+    finally:
+        process.terminate()
+        process.wait(60)
+    sys.exit(bool(failures))
+
+
+if __name__ == "__main__":
+    main()

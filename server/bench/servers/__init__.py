@@ -1,0 +1,25 @@
+"""The contestants, each a program: python -m server.bench.servers.NAME --port P --model DIR [--simulated].
+
+All of them answer POST /generate with a PNG, for the same JSON body.
+"""
+
+import argparse
+from pathlib import Path
+
+from dsd_serve.checkpoint import read_model_dir
+from dsd_serve.engines import Engine, load_engine
+from server.bench.engine import SimulatedEngine
+
+HOST = "127.0.0.1"
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--model", type=Path, required=True, help="a model directory")
+    parser.add_argument("--simulated", action="store_true", help="a simulated accelerator in place of the network")
+    return parser
+
+
+def engine_of(name: str, model: Path, simulated: bool) -> Engine:
+    return SimulatedEngine(read_model_dir(model).config) if simulated else load_engine(name, model)

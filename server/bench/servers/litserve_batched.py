@@ -1,0 +1,50 @@
+"""LitServe with request-level batching: whole requests form a batch, and the next batch waits for its last step.
+
+LitServe's batched loop calls `predict` with the batch and sends the answers when it returns, so a short request is
+answered with the longest of its batch. Pictures that are finished drop out of the calls of the engine, which is more
+than a pipeline of diffusers does for its batch.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import litserve
+from fastapi import Response
+
+from dsd_serve.images import write_image
+from dsd_serve.programs import run_all
+from dsd_serve.rows import Pixels
+from server.bench.servers import HOST, engine_of, parser
+from server.bench.workload import Body, program
+
+
+class GenerateAPI(litserve.LitAPI):
+    def __init__(self, model: Path, simulated: bool, max_batch_size: int, batch_timeout: float) -> None:
+        super().__init__(max_batch_size=max_batch_size, batch_timeout=batch_timeout, api_path="/generate")
+        self.model, self.simulated = model, simulated
+
+    def setup(self, device: str) -> None:
+        self.engine = engine_of("onnx", self.model, self.simulated)
+
+    def predict(self, batch: Any) -> Any:
+        """A list of bodies -> a list of pictures; one of each where max_batch_size is 1."""
+        bodies: list[Body] = batch if isinstance(batch, list) else [batch]
+        pictures = run_all(self.engine, [program(self.engine.config, body) for body in bodies])
+        return pictures if isinstance(batch, list) else pictures[0]
+
+    def encode_response(self, picture: Pixels) -> Response:
+        return Response(write_image(picture), media_type="image/png")
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--max-batch-size", type=int, required=True)
+    arguments.add_argument("--batch-timeout", type=float, default=0.005, help="seconds to wait for a batch to fill")
+    options = arguments.parse_args()
+    api = GenerateAPI(options.model, options.simulated, options.max_batch_size, options.batch_timeout)
+    server = litserve.LitServer(api, accelerator="cpu", devices=1, workers_per_device=1, timeout=False)
+    server.run(host=HOST, port=options.port, log_level="warning", generate_client_file=False)
+
+
+if __name__ == "__main__":
+    main()
