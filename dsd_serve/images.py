@@ -14,11 +14,13 @@ Pixels = NDArray[np.uint8]
 READABLE = ("PNG", "JPEG", "WEBP")  # what decoders are tried on untrusted bytes
 MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 MAX_PIXELS = 40_000_000
+QUALITY = 92
 
 
-def read_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
+def read_image(data: bytes, max_pixels: int = MAX_PIXELS, *, opacity: bool = False) -> Pixels:
     """Decode a PNG, JPEG or WebP of at most `max_pixels`, upright and in RGB: uint8 [3, H, W].
 
+    opacity: not its colours are wanted, but how opaque it is, as greys: 0 is transparent, 255 opaque.
     The size is checked on the header, before anything is decoded. Raises InputError with what is wrong.
     """
     try:
@@ -32,7 +34,8 @@ def read_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
             if frames > 1:
                 raise InputError(f"the picture is animated ({frames} frames); send a single picture")
             image.load()
-            return to_pixels(ImageOps.exif_transpose(image))
+            upright = ImageOps.exif_transpose(image)
+            return to_pixels(upright.convert("RGBA").getchannel("A") if opacity else upright)
     except InputError:
         raise
     except UnidentifiedImageError:
@@ -81,8 +84,13 @@ def psnr(pixels: Pixels, others: Pixels) -> float:
     return float(np.mean(10 * np.log10(255**2 / np.maximum(error, 1e-3))))
 
 
-def write_image(pixels: Pixels, media: str = "png", text: dict[str, str] | None = None) -> bytes:
-    """Encode pixels [3, H, W] as `media` (png, jpeg or webp); `text` goes into a PNG's text chunks."""
+def write_image(
+    pixels: Pixels, media: str = "png", text: dict[str, str] | None = None, quality: int = QUALITY
+) -> bytes:
+    """Encode pixels [3, H, W] as `media` (png, jpeg or webp); `text` goes into a PNG's text chunks.
+
+    quality: of jpeg and webp, 0 to 100.
+    """
     buffer = io.BytesIO()
     image = to_pil(pixels)
     if media == "png":
@@ -91,9 +99,9 @@ def write_image(pixels: Pixels, media: str = "png", text: dict[str, str] | None 
             info.add_itxt(key, value)
         image.save(buffer, "PNG", pnginfo=info, compress_level=4)
     elif media == "jpeg":
-        image.save(buffer, "JPEG", quality=92, subsampling=0)
+        image.save(buffer, "JPEG", quality=quality, subsampling=0)
     elif media == "webp":
-        image.save(buffer, "WEBP", quality=92)
+        image.save(buffer, "WEBP", quality=quality)
     else:
         raise InputError(f"format must be one of {', '.join(MEDIA_TYPES)}, got {media!r}")
     return buffer.getvalue()

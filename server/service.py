@@ -165,11 +165,14 @@ class Service:
             for i in range(query.n)
         ]
 
-    async def decode_upload(self, data: bytes) -> Pixels:
-        """An uploaded picture's centre square at the network's size, uint8 [3, H, W]. Few are decoded at a time."""
+    async def decode_upload(self, data: bytes, *, opacity: bool = False) -> Pixels:
+        """An uploaded picture's centre square at the network's size, uint8 [3, H, W]. Few are decoded at a time.
+
+        opacity: see `images.read_image`.
+        """
         max_pixels, size = int(self.settings.max_megapixels * 1e6), self.config.image_size
         return await to_thread.run_sync(
-            lambda: images.fit(images.read_image(data, max_pixels), size), limiter=self.decoders
+            lambda: images.fit(images.read_image(data, max_pixels, opacity=opacity), size), limiter=self.decoders
         )
 
     def check_walk(self, n: int, size: int | None) -> None:
