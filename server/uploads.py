@@ -50,7 +50,7 @@ async def read_form(request: Request, files: Sequence[str], fields: Collection[s
     """
     body = await read_body(request, int(settings.max_body_mb * 1e6))
     form = Form()
-    for sent, data in await form_items(request, body):
+    for sent, value in await form_items(request, body):
         name = sent.removesuffix("[]")
         if name not in files and name not in fields:
             raise InputError(
@@ -59,18 +59,20 @@ async def read_form(request: Request, files: Sequence[str], fields: Collection[s
         if name in form.files or (name in form.fields and name == sent):
             raise InputError(f"the form has the field {name} twice; it takes one")
         if name in files:
-            form.files[name] = data
+            if isinstance(value, str):
+                raise InputError(f"the form field {name} must be a file, as curl -F {name}=@FILE sends it")
+            form.files[name] = value
             continue
         try:
-            text = data.decode()
+            text = value if isinstance(value, str) else value.decode()
         except UnicodeDecodeError:
             raise InputError(f"the form field {name} must be text in UTF-8") from None
         form.fields[name] = f"{form.fields[name]},{text}" if name in form.fields else text
     return form
 
 
-async def form_items(request: Request, body: bytes) -> list[tuple[str, bytes]]:
-    """The names and bytes of all fields of a multipart form whose bytes have been read already."""
+async def form_items(request: Request, body: bytes) -> list[tuple[str, bytes | str]]:
+    """The names of all fields of a multipart form whose bytes have been read already, with bytes of files or text."""
 
     async def replay() -> dict[str, object]:
         return {"type": "http.request", "body": body, "more_body": False}
@@ -78,7 +80,7 @@ async def form_items(request: Request, body: bytes) -> list[tuple[str, bytes]]:
     try:
         async with Request(request.scope, replay).form(max_files=MAX_FIELDS, max_fields=MAX_FIELDS) as form:
             return [
-                (name, await value.read() if isinstance(value, UploadFile) else value.encode())
+                (name, await value.read() if isinstance(value, UploadFile) else value)
                 for name, value in form.multi_items()
             ]
     except MultiPartException as error:
@@ -103,7 +105,7 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
 async def form_files(request: Request, body: bytes, names: Sequence[str]) -> dict[str, bytes]:
     """The file fields of a multipart form whose bytes have been read already."""
     items = await form_items(request, body)
-    files = {name: data for name, data in items if name in names}
+    files = {name: value for name, value in items if name in names and isinstance(value, bytes)}
     if names[0] not in files:
         sent = ", ".join(name for name, _ in items) or "no fields"
         raise InputError(f"the form must have a file field named {names[0]}, got {sent}")
