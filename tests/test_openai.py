@@ -314,17 +314,18 @@ def test_bodies_that_the_client_cannot_send(http, body, param, words):
 
 
 def test_a_full_queue_is_a_rate_limit_and_the_client_comes_back(tiny_dir):
-    running = Running("--model", str(tiny_dir), "--max-waiting", "1", "--row-budget", "1")
-    crowd = [threading.Thread(target=hold, args=(running.url, 250, seed)) for seed in range(2)]
-    for thread in crowd:
-        thread.start()
-    wait_for(running.url, running=1, waiting=1)
-    with connect(running.url) as hasty, pytest.raises(openai.RateLimitError, match="at most 1 images") as caught:
-        hasty.images.generate(prompt="1")
+    running = Running("--model", str(tiny_dir), "--max-waiting", "1", "--row-budget", "1", "--max-steps", "1000")
+    crowd = [threading.Thread(target=hold, args=(running.url, 1000, seed)) for seed in range(2)]
+    with connect(running.url) as hasty, connect(running.url, max_retries=8) as patient:
+        hasty.models.list()
+        for thread in crowd:
+            thread.start()
+        wait_for(running.url, running=1, waiting=1)
+        with pytest.raises(openai.RateLimitError, match="at most 1 images") as caught:
+            hasty.images.generate(prompt="1")
+        answer = patient.images.with_raw_response.generate(prompt="1", extra_body={"num_inference_steps": 1})
     assert (caught.value.type, caught.value.code) == ("rate_limit_error", "rate_limit_exceeded")
     assert int(caught.value.response.headers["retry-after"]) >= 1
-    with connect(running.url, max_retries=4) as patient:
-        answer = patient.images.with_raw_response.generate(prompt="1", extra_body={"num_inference_steps": 1})
     assert answer.retries_taken >= 1
     assert len(answer.parse().data) == 1
     for thread in crowd:
