@@ -1,6 +1,7 @@
 """Bytes <-> uint8 pixels [3, H, W]: the only file that knows Pillow, and the limits on what it is given."""
 
 import io
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ Pixels = NDArray[np.uint8]
 
 MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 MAX_PIXELS = 40_000_000
+QUALITY = 92
 # Larger than what glibc ever takes from its heap, so that the memory of a large picture goes back to the system.
 Image.core.set_block_size(64 * 2**20)  # type: ignore[attr-defined]
 GAP = 3  # a large picture is averaged down to this many times the wanted size before it is resampled
@@ -48,8 +50,11 @@ def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Picture:
     return picture
 
 
-def decode(picture: Picture, size: int | None = None) -> Pixels:
-    """The pixels of a picture, upright and in RGB; with `size` those of its centre square, [3, size, size]."""
+def decode(picture: Picture, size: int | None = None, *, opacity: bool = False) -> Pixels:
+    """The pixels of a picture, upright and in RGB; with `size` those of its centre square, [3, size, size].
+
+    opacity: not its colours, but how opaque it is, as greys: 0 is transparent, 255 opaque.
+    """
     try:
         file = Image.open(io.BytesIO(picture.data), formats=[picture.format])
         if size is not None:
@@ -57,7 +62,8 @@ def decode(picture: Picture, size: int | None = None) -> Pixels:
                 None, (DRAFT_GAP * size, DRAFT_GAP * size)
             )  # a JPEG of many pixels is decoded at 1/2, 1/4 or 1/8
         file.load()
-        image = flatten(file) if size is None else centre(file, size)
+        to_rgb = opacity_of if opacity else flatten
+        image = to_rgb(file) if size is None else centre(file, size, to_rgb)
     except Exception as error:  # decoders raise anything on broken input
         raise InputError(f"the picture is broken and cannot be decoded ({type(error).__name__}: {error})") from None
     turn = TURNS.get(picture.orientation)
@@ -72,7 +78,7 @@ def decode_memory(picture: Picture, size: int) -> int:
     return picture.memory(next(shrink for shrink in (8, 4, 2, 1) if shrink <= max(gap, 1)))
 
 
-def centre(image: Image.Image, size: int) -> Image.Image:
+def centre(image: Image.Image, size: int, to_rgb: Callable[[Image.Image], Image.Image]) -> Image.Image:
     """The centre square of a picture in any mode, [size, size] in RGB, as `fit` gives it.
 
     A large picture is first averaged over blocks, so that GAP times the wanted size is left, as Pillow's `reducing_gap`
@@ -87,10 +93,14 @@ def centre(image: Image.Image, size: int) -> Image.Image:
     sheet = Image.new("RGB", (-(-width // factor), -(-height // factor)))
     step = factor * max(1, BAND_PIXELS // (width * factor))
     for row in range(0, height, step):
-        band = flatten(image.crop((x, y + row, x + width, y + min(row + step, height))))
+        band = to_rgb(image.crop((x, y + row, x + width, y + min(row + step, height))))
         sheet.paste(band if factor == 1 else band.reduce(factor), (0, row // factor))
     box = ((left - x) / factor, (top - y) / factor, (left - x + side) / factor, (top - y + side) / factor)
     return sheet.resize((size, size), Image.Resampling.LANCZOS, box=box)
+
+
+def opacity_of(image: Image.Image) -> Image.Image:
+    return image.convert("RGBA").getchannel("A").convert("RGB")
 
 
 def flatten(image: Image.Image) -> Image.Image:
@@ -140,8 +150,13 @@ def psnr(pixels: Pixels, others: Pixels) -> float:
     return float(np.mean(10 * np.log10(255**2 / np.maximum(error, 1e-3))))
 
 
-def write_image(pixels: Pixels, media: str = "png", text: dict[str, str] | None = None) -> bytes:
-    """Encode pixels [3, H, W] as `media` (png, jpeg or webp); `text` goes into a PNG's text chunks."""
+def write_image(
+    pixels: Pixels, media: str = "png", text: dict[str, str] | None = None, quality: int = QUALITY
+) -> bytes:
+    """Encode pixels [3, H, W] as `media` (png, jpeg or webp); `text` goes into a PNG's text chunks.
+
+    quality: of jpeg and webp, 0 to 100.
+    """
     buffer = io.BytesIO()
     image = to_pil(pixels)
     if media == "png":
@@ -150,9 +165,9 @@ def write_image(pixels: Pixels, media: str = "png", text: dict[str, str] | None 
             info.add_itxt(key, value)
         image.save(buffer, "PNG", pnginfo=info, compress_level=4)
     elif media == "jpeg":
-        image.save(buffer, "JPEG", quality=92, subsampling=0)
+        image.save(buffer, "JPEG", quality=quality, subsampling=0)
     elif media == "webp":
-        image.save(buffer, "WEBP", quality=92)
+        image.save(buffer, "WEBP", quality=quality)
     else:
         raise InputError(f"format must be one of {', '.join(MEDIA_TYPES)}, got {media!r}")
     return buffer.getvalue()

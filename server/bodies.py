@@ -6,7 +6,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import problem
+from server import errors
 from server.settings import Settings
 
 MAX_JSON_BYTES = 1_000_000  # parsed, JSON takes many times its size
@@ -31,8 +31,8 @@ class BodyLimits:
         headers = Headers(scope=scope)
         encoding = headers.get("content-encoding", "identity").strip().lower()
         if encoding != "identity":
-            answer = problem(415, f"the body must be sent as it is, without content-encoding, got {encoding[:40]!r}")
-            await answer(scope, receive, send)
+            detail = f"the body must be sent as it is, without content-encoding, got {encoding[:40]!r}"
+            await errors.answer(HTTPException(415, detail), scope, receive, send)
             return
         body = Body(self, headers, receive)
         scope["dsd.body"] = body

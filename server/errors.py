@@ -1,15 +1,15 @@
-"""Errors -> RFC 9457 problem documents: the one table from DSDError to HTTP status."""
+"""Errors -> RFC 9457 problem documents (under /v1 OpenAI's): the one table from DSDError to HTTP status."""
 
 import http
 import logging
 import math
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
@@ -22,6 +22,7 @@ from dsd_serve.errors import (
     InputError,
     QueueFullError,
 )
+from server import openai_errors
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,22 @@ MISTAKE = "the server made a mistake; its log has the details"
 MEDIA_TYPE = "application/problem+json"
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def reply(
+    request: Request,
+    status: int,
+    detail: str,
+    headers: dict[str, str] | None = None,
+    param: str | None = None,
+    code: str | None = None,
+) -> JSONResponse:
+    """An error in the form that the clients of this path read. param, code: only OpenAI's have them."""
+    if openai_errors.applies(request.scope["path"]):
+        return openai_errors.answer(status, detail, headers, param, code)
+    return problem(status, detail, headers)
 
 
 def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
@@ -56,7 +73,12 @@ def status_of(error: BaseException) -> int:
 
 def document(error: BaseException) -> dict[str, Any]:
     """The problem document of an error that ends an answer which has begun."""
-    return body_of(status_of(error), str(error) if isinstance(error, DSDError) else MISTAKE)
+    return body_of(status_of(error), detail_of(error))
+
+
+def detail_of(error: BaseException) -> str:
+    """What a client is told of an error: nothing of a bug of ours."""
+    return str(error) if isinstance(error, DSDError) else MISTAKE
 
 
 def headers_of(error: DSDError) -> dict[str, str]:
@@ -67,22 +89,28 @@ def headers_of(error: DSDError) -> dict[str, str]:
     return {"Retry-After": "5"} if status_of(error) == 503 else {}
 
 
-def located(error: ValidationError) -> list[Any]:
-    """The errors of a model that a route validated itself, as FastAPI reports those of its own."""
-    return [{**item, "loc": ("body", *item["loc"])} for item in error.errors()]
+def validated(model: type[Model], values: dict[str, Any] | bytes) -> Model:
+    """A model from plain values or JSON that a route has read itself; errors are those of FastAPI's own parameters."""
+    try:
+        if isinstance(values, bytes):
+            return model.model_validate_json(values)
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise RequestValidationError([{**item, "loc": ("body", *item["loc"])} for item in error.errors()]) from None
 
 
 def install(app: FastAPI) -> None:
-    """Answer every error of the app with a problem document."""
+    """Answer every error of the app with a problem document, or under /v1 as OpenAI does."""
 
     @app.exception_handler(DSDError)
     async def ours(request: Request, error: DSDError) -> JSONResponse:
         request.state.error = error
-        return problem(status_of(error), str(error), headers_of(error))
+        return reply(request, status_of(error), str(error), headers_of(error))
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        return problem(422, "; ".join(sentence(item) for item in error.errors()))
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        items = error.errors()
+        return reply(request, 422, "; ".join(sentence(item) for item in items), param=param_of(items[0]))
 
     @app.exception_handler(HTTPException)
     async def standard(request: Request, error: HTTPException) -> JSONResponse:
@@ -91,11 +119,12 @@ def install(app: FastAPI) -> None:
             detail = f"there is no {request.url.path} here; /docs lists what there is"
         elif error.status_code == 405 and detail == "Method Not Allowed":
             detail = f"{request.url.path} does not take {request.method}"
-        return problem(error.status_code, detail, dict(error.headers or {}))
+        param, code = (error.param, error.code) if isinstance(error, openai_errors.Refused) else (None, None)
+        return reply(request, error.status_code, detail, dict(error.headers or {}), param, code)
 
     @app.exception_handler(Exception)
-    async def unexpected(_: Request, error: Exception) -> JSONResponse:
-        return problem(500, MISTAKE)
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        return reply(request, 500, MISTAKE)
 
 
 async def answer(error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
@@ -104,6 +133,12 @@ async def answer(error: Exception, scope: Scope, receive: Receive, send: Send) -
     handler = next(handlers[kind] for kind in type(error).__mro__ if kind in handlers)
     response = await handler(Request(scope), error)
     await response(scope, receive, send)
+
+
+def param_of(item: dict[str, Any]) -> str | None:
+    """The parameter that an error of pydantic is about; None for the whole body, or a name that cannot be sent."""
+    name = item["loc"][1] if len(item["loc"]) > 1 else None
+    return name if isinstance(name, str) and name.isprintable() else None
 
 
 def sentence(item: dict[str, Any]) -> str:

@@ -1,26 +1,23 @@
 """The routes that give pictures and latents. Each parses, builds programs, runs them and encodes the answer."""
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import PIL
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from dsd_serve import __version__, images, labels
+from dsd_serve import __version__, images
 from dsd_serve.errors import InputError
 from dsd_serve.labels import ImageClass
 from dsd_serve.latents import read_latents, write_latents
 from dsd_serve.params import SamplingParams
 from dsd_serve.programs import (
     Cost,
-    OnPreview,
     between,
     cost_of,
     decode,
-    edit,
     encode,
     generate,
     reconstruct,
@@ -41,6 +38,14 @@ from server.answers import (
     scaled,
     to_base64,
 )
+from server.drawing import (
+    ProgramsOf,
+    described,
+    edit_programs,
+    find_class,
+    generate_programs,
+    settings_headers,
+)
 from server.schemas import (
     EditQuery,
     EncodeQuery,
@@ -58,8 +63,6 @@ from server.service import Ended, Event, Finished, Preview, Programs, Service
 from server.uploads import read_picture, read_uploads, release
 
 router = APIRouter()
-
-Model = TypeVar("Model", bound=BaseModel)
 
 OF_AN_END = ("class", "seed", "index")
 PREVIEWS = 8  # of a stream whose client does not say how many
@@ -151,17 +154,7 @@ async def edit_post(request: Request, query: Annotated[EditQuery, Query()]) -> R
     if "mask" in form.files:
         mask = (await service.decoder.read(form.files["mask"], size)).mean(0) >= 128
     release(request)
-    label = service.config.null_label if wanted is None else wanted.index
-
-    def programs(on_preview: Callable[[int], OnPreview | None]) -> Programs:
-        return [
-            (
-                edit(service.config, pixels, label, p, query.strength, mask, on_preview(number)),
-                cost_of(p, query.strength),
-            )
-            for number, p in enumerate(params)
-        ]
-
+    programs = edit_programs(service, pixels, wanted, params, query.strength, mask)
     return await answer_drawn(request, query, chosen, wanted, params, programs, {"strength": query.strength})
 
 
@@ -180,14 +173,10 @@ async def interpolate_post(request: Request) -> Response:
     """
     service: Service = request.app.state.service
     if request.headers.get("content-type", "").startswith("multipart/form-data"):
-        return await walk_pictures(request, service, validated(WalkQuery, dict(request.query_params)))
+        return await walk_pictures(request, service, errors.validated(WalkQuery, dict(request.query_params)))
     if request.query_params:
         raise InputError("the settings of a walk between classes are in the JSON body, not in the query string")
-    try:
-        query = InterpolateRequest.model_validate_json(await request.body())
-    except ValidationError as error:
-        raise RequestValidationError(errors.located(error)) from None
-    return await walk_classes(request, service, query)
+    return await walk_classes(request, service, errors.validated(InterpolateRequest, await request.body()))
 
 
 @router.post(
@@ -256,13 +245,7 @@ async def draw(request: Request, query: GenerateRequest) -> Response:
     chosen = choose(request, query.format, EVENTS)
     wanted = find_class(service, query.class_)
     params = with_previews(service.params(query), chosen)
-
-    def programs(on_preview: Callable[[int], OnPreview | None]) -> Programs:
-        return [
-            (generate(service.config, wanted.index, p, on_preview(number)), cost_of(p))
-            for number, p in enumerate(params)
-        ]
-
+    programs = generate_programs(service, wanted, params)
     headers = {"Cache-Control": "no-store", "Vary": "Accept"}
     if query.seed is not None:
         # Not immutable: the model behind an address may be replaced, so caches ask again, which costs no drawing.
@@ -288,7 +271,7 @@ async def answer_drawn(
     chosen: str,
     wanted: ImageClass | None,
     params: Sequence[SamplingParams],
-    programs: Callable[[Callable[[int], OnPreview | None]], Programs],
+    programs: ProgramsOf,
     more: Mapping[str, Any],
     headers: Mapping[str, str] = {},  # never changed
 ) -> Response:
@@ -337,31 +320,6 @@ def with_previews(params: list[SamplingParams], chosen: str) -> list[SamplingPar
     if chosen != "events":
         return [replace(p, preview_every=0) for p in params]
     return [replace(p, preview_every=p.preview_every or -(-p.num_steps // PREVIEWS)) for p in params]
-
-
-def described(service: Service, wanted: ImageClass | None, params: SamplingParams) -> dict[str, Any]:
-    """The settings of a picture under the names of the request."""
-    return {
-        "class": None if wanted is None else {"index": wanted.index, "wnid": wanted.wnid, "name": wanted.name},
-        "seed": params.seed,
-        "index": params.index,
-        "steps": params.num_steps,
-        "sampler": params.sampler,
-        "guidance": params.guidance_scale,
-        "guidance_start": params.guidance_start,
-        "guidance_stop": params.guidance_stop,
-        "model": service.model.name,
-        "fingerprint": service.fingerprint,
-    }
-
-
-def settings_headers(settings: Mapping[str, Any]) -> dict[str, str]:
-    wanted = settings["class"]
-    return {
-        "X-DSD-Class": "none" if wanted is None else str(wanted["index"]),
-        **{f"X-DSD-{name.title()}": str(settings[name]) for name in ("seed", "steps", "sampler", "model")},
-        "X-DSD-Guidance": f"{settings['guidance']:g}",
-    }
 
 
 async def answer_shown(
@@ -436,14 +394,3 @@ async def answer_walk(
     common["size"] = size or service.config.image_size
     headers = {"Server-Timing": done.server_timing, "Cache-Control": "no-store"}
     return await answer(pictures, chosen, size, common, headers, columns=len(pictures))
-
-
-def find_class(service: Service, name: str | int) -> ImageClass:
-    return labels.resolve(str(name), service.config.trained_classes)
-
-
-def validated(model: type[Model], values: dict[str, Any]) -> Model:
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        raise RequestValidationError(errors.located(error)) from None

@@ -30,6 +30,9 @@ Timeout = Annotated[
         description="seconds after which the answer is of no use: refused at once when it cannot be expected in time",
     ),
 ]
+Strength = Annotated[
+    float, Field(gt=0, le=1, allow_inf_nan=False, description="how much noise: 1 keeps nothing of the picture")
+]
 
 
 class Request(BaseModel):
@@ -72,9 +75,7 @@ class EditQuery(SamplingQuery):
     """Settings of POST /edit, in the query string; the body is the picture, or a form with image and mask."""
 
     class_: Annotated[ClassName | None, Field(alias="class", description="what to draw (default: no class)")] = None
-    strength: Annotated[
-        float, Field(gt=0, le=1, allow_inf_nan=False, description="how much noise: 1 keeps nothing of the picture")
-    ] = 0.6
+    strength: Strength = 0.6
     format: Annotated[
         Literal["png", "jpeg", "webp", "json", "zip", "events"] | None,
         Field(description="default: what Accept asks for, else png; events are server-sent events with previews"),

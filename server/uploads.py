@@ -14,6 +14,7 @@ import os
 from collections.abc import AsyncIterator, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fastapi import Request
@@ -122,7 +123,8 @@ class FormParts:
 
     def headers_finished(self) -> None:
         _, options = parse_options_header(self.disposition)
-        self.name = options.get(b"name", b"").decode(errors="replace")
+        sent = options.get(b"name", b"").decode(errors="replace")
+        self.name = sent.removesuffix("[]")  # as some clients write the items of a list
         if self.name not in self.files and self.name not in self.fields:
             others = (
                 f"; it may have {', '.join([*self.files[1:], *self.fields])}" if self.fields or self.files[1:] else ""
@@ -130,8 +132,11 @@ class FormParts:
             raise InputError(
                 f"the form must have a file field named {self.files[0]}{others}, got {self.name[:80] or 'no name'}"
             )
+        if self.name in self.parts and self.name in self.fields and self.name != sent:
+            self.parts[self.name] += b","  # the items of a list in one text
+            return
         if self.name in self.parts:
-            raise InputError(f"the form has the field {self.name} twice")
+            raise InputError(f"the form has the field {self.name} twice; it takes one")
         self.parts[self.name] = bytearray()
 
     def part_data(self, data: bytes, start: int, end: int) -> None:
@@ -169,8 +174,11 @@ class Decoder:
         self.turn = asyncio.Lock()  # first come, first served
         self.freed = asyncio.Event()
 
-    async def read(self, data: bytes, size: int) -> Pixels:
-        """The centre square of a picture, uint8 [3, size, size]. Raises InputError with what is wrong with it."""
+    async def read(self, data: bytes, size: int, *, opacity: bool = False) -> Pixels:
+        """The centre square of a picture, uint8 [3, size, size]. Raises InputError with what is wrong with it.
+
+        opacity: see `images.decode`.
+        """
         loop = asyncio.get_running_loop()
         picture = await loop.run_in_executor(self.threads, images.open_picture, data, self.max_pixels)
         needed = images.decode_memory(picture, size)
@@ -180,7 +188,8 @@ class Decoder:
                 f"{needed / 1e6:.0f} MB, this server allows {self.max_total / 1e6:g} MB; send it smaller"
             )
         async with self.memory(needed):
-            return await loop.run_in_executor(self.threads, images.decode, picture, size)
+            decode = partial(images.decode, picture, size, opacity=opacity)
+            return await loop.run_in_executor(self.threads, decode)
 
     @contextlib.asynccontextmanager
     async def memory(self, needed: int) -> AsyncIterator[None]:

@@ -114,8 +114,8 @@ class Abuse:
         worst = max(health)
         self.check(
             worst < HEALTH_SECONDS and codes["health 200"] == len(health),
-            f"health within {1000 * HEALTH_SECONDS:.0f} ms: {len(health)} times, p50 {1000 * np.median(health):.1f} ms, "
-            f"slowest {1000 * worst:.0f} ms",
+            f"health within {1000 * HEALTH_SECONDS:.0f} ms: {len(health)} times, "
+            f"median {1000 * np.median(health):.1f} ms, slowest {1000 * worst:.0f} ms",
         )
 
     async def disconnects(self, count: int) -> None:

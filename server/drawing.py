@@ -1,0 +1,75 @@
+"""What all routes that draw share: classes, programs, and the settings of a picture."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from dsd_serve import labels
+from dsd_serve.labels import ImageClass
+from dsd_serve.params import SamplingParams
+from dsd_serve.programs import OnPreview, cost_of, edit, generate
+from dsd_serve.rows import Array, Pixels
+from server.service import Programs, Service
+
+# Makes the programs of a request, given what makes the `on_preview` of the program with that number.
+ProgramsOf = Callable[[Callable[[int], OnPreview | None]], Programs]
+
+
+def find_class(service: Service, name: str | int) -> ImageClass:
+    return labels.resolve(str(name), service.config.trained_classes)
+
+
+def generate_programs(service: Service, wanted: ImageClass, params: Sequence[SamplingParams]) -> ProgramsOf:
+    """Programs that draw one picture of a class for each of `params`."""
+
+    def programs(on_preview: Callable[[int], OnPreview | None]) -> Programs:
+        return [
+            (generate(service.config, wanted.index, p, on_preview(number)), cost_of(p))
+            for number, p in enumerate(params)
+        ]
+
+    return programs
+
+
+def edit_programs(
+    service: Service,
+    pixels: Pixels,
+    wanted: ImageClass | None,
+    params: Sequence[SamplingParams],
+    strength: float,
+    mask: Array | None = None,
+) -> ProgramsOf:
+    """Programs that redraw a picture towards a class, or none, once for each of `params`."""
+    label = service.config.null_label if wanted is None else wanted.index
+
+    def programs(on_preview: Callable[[int], OnPreview | None]) -> Programs:
+        return [
+            (edit(service.config, pixels, label, p, strength, mask, on_preview(number)), cost_of(p, strength))
+            for number, p in enumerate(params)
+        ]
+
+    return programs
+
+
+def described(service: Service, wanted: ImageClass | None, params: SamplingParams) -> dict[str, Any]:
+    """The settings of a picture under the names of the request."""
+    return {
+        "class": None if wanted is None else {"index": wanted.index, "wnid": wanted.wnid, "name": wanted.name},
+        "seed": params.seed,
+        "index": params.index,
+        "steps": params.num_steps,
+        "sampler": params.sampler,
+        "guidance": params.guidance_scale,
+        "guidance_start": params.guidance_start,
+        "guidance_stop": params.guidance_stop,
+        "model": service.model.name,
+        "fingerprint": service.fingerprint,
+    }
+
+
+def settings_headers(settings: Mapping[str, Any]) -> dict[str, str]:
+    wanted = settings["class"]
+    return {
+        "X-DSD-Class": "none" if wanted is None else str(wanted["index"]),
+        **{f"X-DSD-{name.title()}": str(settings[name]) for name in ("seed", "steps", "sampler", "model")},
+        "X-DSD-Guidance": f"{settings['guidance']:g}",
+    }

@@ -1,0 +1,309 @@
+"""OpenAI-compatible images: the routes under /v1, for clients that are written for OpenAI's API."""
+
+import base64
+import math
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from fastapi import APIRouter, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse
+
+from dsd_serve import images
+from dsd_serve.errors import InputError
+from dsd_serve.labels import ImageClass
+from dsd_serve.params import SamplingParams
+from dsd_serve.programs import edit_timesteps
+from dsd_serve.rows import Array, Pixels
+from server import errors, openai_errors
+from server.answers import Picture, event_stream, scaled, text_of
+from server.drawing import (
+    ProgramsOf,
+    described,
+    edit_programs,
+    find_class,
+    generate_programs,
+    settings_headers,
+)
+from server.openai_errors import Refused
+from server.openai_schemas import (
+    EditForm,
+    ErrorAnswer,
+    GenerationRequest,
+    ImagesAnswer,
+    ModelEntry,
+    ModelList,
+    Options,
+    TokenCounts,
+    Usage,
+    VariationForm,
+)
+from server.schemas import SamplingQuery
+from server.service import Event, Preview, Service
+from server.uploads import read_form
+
+router = APIRouter(prefix="/v1")
+
+Form = TypeVar("Form", bound=Options)
+
+# The service speaks of the native parameters.
+NAMES = {"steps": "num_inference_steps", "num_steps": "num_inference_steps", "guidance": "guidance_scale"}
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"model": ErrorAnswer, "description": "a parameter or picture is wrong"},
+    404: {"model": ErrorAnswer, "description": "there is no such model"},
+    429: {"model": ErrorAnswer, "description": "too much is waiting; see Retry-After"},
+    503: {"model": ErrorAnswer, "description": "starting, shutting down, or the engine is dead"},
+    "default": {"model": ErrorAnswer, "description": "another error"},
+}
+DRAWN: dict[int | str, dict[str, Any]] = {
+    200: {"model": ImagesAnswer, "content": {"text/event-stream": {}}, "description": "with stream: events"},
+    **ERRORS,
+}
+
+
+def takes_form(model: type[Options], *files: str) -> dict[str, Any]:
+    """The documented body of a route that reads a form; the first of the files must be there."""
+    schema = model.model_json_schema()
+    schema["properties"] |= {name: {"type": "string", "format": "binary"} for name in files}
+    schema["required"] = [files[0], *schema.get("required", ())]
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
+
+
+@router.post("/images/generations", responses=DRAWN, response_class=Response)
+async def generations(request: Request, query: GenerationRequest) -> Response:
+    """Draw pictures of the class that the prompt names."""
+    service: Service = request.app.state.service
+    check_model(service, query.model)
+    wanted = prompted(service, query)
+    params = with_previews(sampling(service, query), query)
+    programs = generate_programs(service, wanted, params)
+    return await answer_drawn(request, query, wanted, params, programs, "image_generation")
+
+
+@router.post(
+    "/images/variations",
+    responses={**ERRORS, 200: {"model": ImagesAnswer}},
+    response_class=Response,
+    openapi_extra=takes_form(VariationForm, "image"),
+)
+async def variations(request: Request) -> Response:
+    """Draw a picture again, a little differently: it is encoded, noised and denoised, towards no class."""
+    service: Service = request.app.state.service
+    query, files = await read_options(request, VariationForm, ("image",))
+    params = [replace(p, guidance_scale=1.0) for p in sampling(service, query)]
+    pixels = await uploaded(service, files, "image")
+    programs = edit_programs(service, pixels, None, params, query.strength)
+    more = {"strength": query.strength}
+    return await answer_drawn(request, query, None, params, programs, "image_variation", more)
+
+
+@router.post(
+    "/images/edits",
+    responses=DRAWN,
+    response_class=Response,
+    openapi_extra=takes_form(EditForm, "image", "mask"),
+)
+async def edits(request: Request) -> Response:
+    """Redraw a picture, or where a mask of the same shape is transparent, towards the class that the prompt names."""
+    service: Service = request.app.state.service
+    query, files = await read_options(request, EditForm, ("image", "mask"))
+    wanted = prompted(service, query)
+    params = with_previews(sampling(service, query), query, query.strength)
+    pixels = await uploaded(service, files, "image")
+    mask = await transparent(service, files) if "mask" in files else None
+    programs = edit_programs(service, pixels, wanted, params, query.strength, mask)
+    more = {"strength": query.strength}
+    return await answer_drawn(request, query, wanted, params, programs, "image_edit", more)
+
+
+@router.get("/models", responses={"default": ERRORS["default"]})
+async def models(request: Request) -> ModelList:
+    """The model that is served."""
+    return ModelList(data=[model_entry(request.app.state.service)])
+
+
+@router.get("/models/{model:path}", responses={404: ERRORS[404], "default": ERRORS["default"]})
+async def model(request: Request, model: str) -> ModelEntry:
+    """The model that is served, by its name."""
+    service: Service = request.app.state.service
+    check_model(service, model)
+    return model_entry(service)
+
+
+def model_entry(service: Service) -> ModelEntry:
+    return ModelEntry(id=service.model.name, created=int((service.model.path / "config.json").stat().st_mtime))
+
+
+# What was asked for.
+
+
+async def read_options(request: Request, kind: type[Form], files: Sequence[str]) -> tuple[Form, dict[str, bytes]]:
+    """The options and files of a form."""
+    service: Service = request.app.state.service
+    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        raise Refused(415, f"send a form, as multipart/form-data, with the file field {files[0]}")
+    form = await read_form(request, files, tuple(kind.model_fields))
+    options = errors.validated(kind, dict(form.fields))
+    check_model(service, options.model)
+    return options, form.files
+
+
+def check_model(service: Service, name: str | None) -> None:
+    if name not in (None, service.model.name):
+        raise Refused(
+            404,
+            f"there is no model {str(name)[:80]!r} here; this server has {service.model.name!r}",
+            "model",
+            "model_not_found",
+        )
+
+
+def prompted(service: Service, query: GenerationRequest) -> ImageClass:
+    """The class that `class_id` or the prompt names."""
+    if query.class_id is not None:
+        with about("class_id"):
+            return find_class(service, query.class_id)
+    with about("prompt", "the prompt must name a class that this model draws; "):
+        return find_class(service, query.prompt.strip().removeprefix("class:"))
+
+
+@contextmanager
+def about(param: str, prefix: str = "") -> Iterator[None]:
+    """Say which parameter is wrong."""
+    try:
+        yield
+    except InputError as error:
+        raise Refused(400, f"{prefix}{error}", param) from None
+
+
+def sampling(service: Service, query: Options) -> list[SamplingParams]:
+    """Sampling parameters of each picture."""
+    native = SamplingQuery(
+        seed=query.seed, n=query.n, steps=query.num_inference_steps, sampler=query.sampler, size=query.side
+    )
+    if isinstance(query, GenerationRequest):
+        native.guidance = query.guidance_scale
+        native.guidance_start, native.guidance_stop = query.guidance_interval
+    try:
+        return service.params(native)
+    except InputError as error:  # begins with the name of what is wrong
+        name, _, rest = str(error).partition(" ")
+        name = NAMES.get(name, name)
+        raise Refused(400, f"{name} {rest}", name) from None
+
+
+def with_previews(
+    params: Sequence[SamplingParams], query: GenerationRequest, strength: float | None = None
+) -> list[SamplingParams]:
+    """Spread the partial images over the steps, so that there are never more than were asked for."""
+    every = query.preview_every or 0
+    if (most := query.partial_images) is not None:
+        steps = params[0].num_steps if strength is None else len(edit_timesteps(params[0].num_steps, strength)) - 1
+        every = max(every, math.ceil(steps / (most + 1))) if most else 0
+    return [replace(p, preview_every=every) for p in params]
+
+
+async def uploaded(service: Service, files: Mapping[str, bytes], name: str) -> Pixels:
+    if not files.get(name):
+        raise Refused(400, f"{name} is missing; send a PNG, JPEG or WebP as a file of that name", name)
+    with about(name):
+        return await service.decoder.read(files[name], service.config.image_size)
+
+
+async def transparent(service: Service, files: Mapping[str, bytes]) -> Array:
+    """OpenAI's mask: bool [H, W], True where it is transparent."""
+    with about("mask"):
+        opacity = await service.decoder.read(files["mask"], service.config.image_size, opacity=True)
+    mask: Array = opacity[0] < 128
+    if not mask.any():
+        raise Refused(400, "the mask must be transparent where to draw, got one that is opaque everywhere", "mask")
+    return mask
+
+
+# Answers.
+
+
+async def answer_drawn(
+    request: Request,
+    query: Options,
+    wanted: ImageClass | None,
+    params: Sequence[SamplingParams],
+    programs: ProgramsOf,
+    kind: str,
+    more: Mapping[str, Any] = {},  # never changed
+) -> Response:
+    """Run programs that draw one picture for each of `params`, and answer with them or with events named by `kind`."""
+    service: Service = request.app.state.service
+    settings = [{**described(service, wanted, p), **more} for p in params]
+    headers = {"Cache-Control": "no-store", **settings_headers(settings[0])}
+    side = query.side or service.config.image_size
+    common = {"output_format": query.output_format, "size": f"{side}x{side}", "background": "opaque"}
+    encoded = 0 if kind == "image_generation" else 1
+    if isinstance(query, GenerationRequest) and query.stream:
+        events = service.stream(request, programs)
+        usage = usage_of(service, encoded, 1).model_dump()
+        return event_stream(openai_events(events, query, settings, common, usage, kind), headers)
+    done = await service.run(request, programs(lambda _: None))
+    pictures = [Picture(pixels, setting) for pixels, setting in zip(done.results, settings, strict=True)]
+    drawn = await run_in_threadpool(lambda: [to_base64(picture, query) for picture in pictures])
+    body = {
+        "created": int(time.time()),
+        "data": [{"b64_json": text, "seed": p.seed, "index": p.index} for text, p in zip(drawn, params, strict=True)],
+        **common,
+        "usage": usage_of(service, encoded * len(params), len(params)).model_dump(),
+    }
+    return JSONResponse(body, headers={**headers, "Server-Timing": done.server_timing})
+
+
+async def openai_events(
+    events: AsyncIterator[Event],
+    query: Options,
+    settings: Sequence[Mapping[str, Any]],
+    common: Mapping[str, str],
+    usage: Mapping[str, Any],
+    kind: str,
+) -> AsyncIterator[tuple[str, Any] | None]:
+    """Partial images, then the completed picture or an error, of each picture; `index` says of which."""
+    sent = [0] * len(settings)
+    async for event in events:
+        if event is None:
+            yield None
+            continue
+        setting = settings[event.number]
+        told = {"created_at": int(time.time()), "quality": "auto", **common}
+        told |= {"seed": setting["seed"], "index": setting["index"]}
+        if isinstance(event, Preview):
+            name, number = f"{kind}.partial_image", {"partial_image_index": sent[event.number]}
+            sent[event.number] += 1
+            text = await run_in_threadpool(to_base64, Picture(event.pixels, {"preview": True}), query)
+            yield name, {"type": name, "b64_json": text, **number, **told}
+        elif (error := event.future.exception()) is not None:
+            yield "error", openai_errors.body_of(errors.status_of(error), errors.detail_of(error))
+        else:
+            name = f"{kind}.completed"
+            text = await run_in_threadpool(to_base64, Picture(event.future.result(), setting), query)
+            yield name, {"type": name, "b64_json": text, **told, "usage": usage}
+
+
+def to_base64(picture: Picture, query: Options) -> str:
+    """The same bytes as the native routes give."""
+    quality = images.QUALITY if query.output_compression is None else query.output_compression
+    pixels = scaled(picture.pixels, query.side)
+    return base64.b64encode(
+        images.write_image(pixels, query.output_format, text_of(picture.settings), quality)
+    ).decode()
+
+
+def usage_of(service: Service, encoded: int, drawn: int) -> Usage:
+    """Of `encoded` pictures that went in and `drawn` ones that came out."""
+    tokens = service.config.latent_shape[0]
+    return Usage(
+        input_tokens=encoded * tokens,
+        input_tokens_details=TokenCounts(image_tokens=encoded * tokens, text_tokens=0),
+        output_tokens=drawn * tokens,
+        total_tokens=(encoded + drawn) * tokens,
+    )
