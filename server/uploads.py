@@ -126,17 +126,15 @@ class FormParts:
         sent = options.get(b"name", b"").decode(errors="replace")
         self.name = sent.removesuffix("[]")  # as some clients write the items of a list
         if self.name not in self.files and self.name not in self.fields:
-            others = (
-                f"; it may have {', '.join([*self.files[1:], *self.fields])}" if self.fields or self.files[1:] else ""
-            )
-            raise InputError(
-                f"the form must have a file field named {self.files[0]}{others}, got {self.name[:80] or 'no name'}"
-            )
+            known = ", ".join([*self.files, *self.fields])
+            raise InputError(f"there is no field {self.name[:80]!r} in this form; it has the file {known}")
         if self.name in self.parts and self.name in self.fields and self.name != sent:
             self.parts[self.name] += b","  # the items of a list in one text
             return
         if self.name in self.parts:
             raise InputError(f"the form has the field {self.name} twice; it takes one")
+        if self.name in self.files and b"filename" not in options:
+            raise InputError(f"the form field {self.name} must be a file, as curl -F {self.name}=@FILE sends it")
         self.parts[self.name] = bytearray()
 
     def part_data(self, data: bytes, start: int, end: int) -> None:

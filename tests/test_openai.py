@@ -272,7 +272,7 @@ def test_wrong_uploads_are_bad_requests(client, http):
     assert large.value.status_code == 413
     assert http.post("/v1/images/edits", json={"prompt": "1"}).status_code == 415
     text = http.post("/v1/images/edits", files={"image": (None, "dog.png"), "prompt": (None, "1")})
-    assert "image must be a file" in text.json()["error"]["message"]
+    assert "the form field image must be a file" in text.json()["error"]["message"]
     broken = {"content": b"x", "headers": {"content-type": "multipart/form-data; boundary=y"}}
     assert "form" in http.post("/v1/images/edits", **broken).json()["error"]["message"]
 

@@ -4,10 +4,8 @@ import base64
 import io
 import json
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -168,7 +166,7 @@ def test_wrong_uploads_are_sentences(http):
 
     assert "larger than 2 MB" in problem(http.post("/reconstruct", content=chunks()), 413)
     form = {"files": {"photo": ("a.png", b"x", "image/png")}}
-    assert "file field named image, got photo" in problem(http.post("/reconstruct", **form), 422)
+    assert "no field 'photo' in this form; it has the file image" in problem(http.post("/reconstruct", **form), 422)
     broken = {"content": b"nonsense", "headers": {"content-type": "multipart/form-data; boundary=x"}}
     assert "form" in problem(http.post("/reconstruct", **broken), 422)
 
@@ -239,25 +237,6 @@ def test_a_client_that_goes_away_frees_its_place(tiny_dir):
         client.get("/generate", params={"class": 1, "steps": 2}).raise_for_status()
         assert time.monotonic() - began < 1.5
     assert running.stop() == 0
-
-
-def test_sigterm_finishes_what_runs(tiny_dir):
-    running = Running("--model", str(tiny_dir))
-    answers = []
-
-    def ask(seed):
-        with httpx.Client(base_url=running.url, timeout=60) as client:
-            answers.append(client.get("/generate", params={"class": 1, "steps": 200, "seed": seed}).status_code)
-
-    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(6)]
-    for thread in threads:
-        thread.start()
-    time.sleep(0.3)
-    running.process.send_signal(signal.SIGTERM)
-    for thread in threads:
-        thread.join(60)
-    assert answers == [200] * 6
-    assert running.process.wait(30) == 0
 
 
 @pytest.mark.parametrize(
