@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 MAX_BUDGET = 64
 NEARLY_BEST = 0.95  # of the best rate: more rows than that would only delay everyone
+MEASURE_ROUNDS = 10
 DEAD_AFTER = 3  # failed ticks in a row
 STALLED_AFTER = 10.0  # seconds of one engine call, and twenty usual ticks: then it counts as hanging
 ONE_ROW = Cost(1, 1)
@@ -368,28 +369,27 @@ class Batcher:
             self.end(job, error=ClosedError(reason))
 
 
-def measure_budget(engine: Engine, seconds: float = 1.0) -> tuple[int, float, float]:
+def measure_budget(engine: Engine, seconds: float = 0.6) -> tuple[int, float, float]:
     """The smallest number of denoise rows within 5 % of the best rows per second, from 1, 2, 4 ... 64.
 
     Also gives the seconds of a tick with one row, and the seconds per row at that number. Warms the engine up. Takes
-    about `seconds`, or a few ticks where a tick is longer.
+    about `seconds`, or two ticks of one row where these take longer. All numbers are tried in turns and the best time
+    of each counts, so that a moment in which the machine was busy does not decide.
     """
     rng = np.random.default_rng(0)
     config = engine.config
     row = Denoise(rng.standard_normal(config.latent_shape, dtype=np.float32), 0.5, config.null_label)
     engine.run([row])
-    rates: dict[int, float] = {}
     deadline = time.perf_counter() + seconds
-    size = 1
-    while size <= MAX_BUDGET:
-        best = min(timed(engine, [row] * size) for _ in range(3))
-        rates[size] = size / best
-        # Past the knee more rows do not help; a slow engine is not kept busy for the sake of a measurement.
-        if time.perf_counter() > deadline or rates[size] < NEARLY_BEST * max(rates.values()):
-            break
-        size *= 2
+    best = {1: timed(engine, [row])}
+    for _ in range(MEASURE_ROUNDS):
+        for size in (2**power for power in range(MAX_BUDGET.bit_length())):
+            if time.perf_counter() + best.get(size, 2 * best[max(1, size // 2)]) > deadline:
+                break
+            best[size] = min(best.get(size, math.inf), timed(engine, [row] * size))
+    rates = {size: size / duration for size, duration in best.items()}
     budget = min(size for size, rate in rates.items() if rate >= NEARLY_BEST * max(rates.values()))
-    return budget, 1 / rates[1], 1 / rates[budget]
+    return budget, best[1], best[budget] / budget
 
 
 def timed(engine: Engine, rows: Sequence[Row]) -> float:
