@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
 
 from dsd_serve import __version__
-from server import errors, image_routes, info_routes
+from server import documentation, errors, image_routes, info_routes
 from server.service import Service
 
 
@@ -30,4 +30,5 @@ def create_app(service: Service) -> FastAPI:
     errors.install(app)
     app.include_router(image_routes.router)
     app.include_router(info_routes.router)
+    documentation.install(app, service)
     return app

@@ -3,13 +3,15 @@
 import http
 import logging
 import math
+from collections import Counter
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from dsd_serve.errors import (
     CancelledError,
@@ -31,6 +33,7 @@ STATUS: dict[type[DSDError], int] = {
     ClosedError: 503,
     DeadlineError: 504,
 }
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 MISTAKE = "the server made a mistake; its log has the details"
 MEDIA_TYPE = "application/problem+json"
 
@@ -75,17 +78,35 @@ def install(app: FastAPI) -> None:
         return problem(422, "; ".join(sentence(item) for item in error.errors()))
 
     @app.exception_handler(HTTPException)
-    async def standard(request: Request, error: HTTPException) -> JSONResponse:
-        detail = error.detail
+    async def standard(request: Request, error: HTTPException) -> Response:
+        detail, headers, path = error.detail, dict(error.headers or {}), request.scope["path"]
         if error.status_code == 404 and detail == "Not Found":
-            detail = f"there is no {request.url.path} here; /docs lists what there is"
+            detail = f"there is no {path[:200]} here; /docs lists what there is"
         elif error.status_code == 405 and detail == "Method Not Allowed":
-            detail = f"{request.url.path} does not take {request.method}"
-        return problem(error.status_code, detail, dict(error.headers or {}))
+            headers["Allow"] = ", ".join(methods_of(request))
+            if request.method == "OPTIONS":
+                return Response(status_code=204, headers=headers)
+            detail = f"{path} does not take {request.method[:20]}, only {headers['Allow']}"
+        return problem(error.status_code, detail, headers)
 
     @app.exception_handler(Exception)
     async def unexpected(_: Request, error: Exception) -> JSONResponse:
         return problem(500, MISTAKE)
+
+
+def methods_of(request: Request) -> list[str]:
+    """The methods that the path of a request takes; the router knows only those of the first of its routes."""
+    scopes = ({**request.scope, "method": method} for method in METHODS)
+    routes = request.app.router.routes
+    taken = [scope["method"] for scope in scopes if any(route.matches(scope)[0] is Match.FULL for route in routes)]
+    return [*taken, "OPTIONS"]
+
+
+def refuse_repeated(request: Request) -> None:
+    """Refuse a query string that says the same twice; which one is meant is not known. A dependency of routes."""
+    counts = Counter(name for name, _ in request.query_params.multi_items())
+    if repeated := [name for name in counts if counts[name] > 1]:
+        raise InputError(f"{repeated[0][:80]} is given {counts[repeated[0]]} times in the query string; give it once")
 
 
 def sentence(item: dict[str, Any]) -> str:
