@@ -116,7 +116,7 @@ def sentence(item: dict[str, Any]) -> str:
         return f"{name} is missing"
     if item["type"] == "extra_forbidden":
         return f"there is no parameter {name!r}; /docs lists them"
-    if item["type"] in ("model_attributes_type", "dict_type"):
+    if item["type"] in ("model_attributes_type", "dict_type", "model_type") and len(item["loc"]) < 2:
         return "the body must be a JSON object, with the header content-type: application/json"
     if item["type"] == "json_invalid":
         return f"the body is not valid JSON: {item.get('ctx', {}).get('error', '')}"

@@ -21,7 +21,7 @@ router = APIRouter()
     "/classes", dependencies=[Depends(refuse_repeated)], responses=problems(422, words={422: "a parameter is wrong"})
 )
 async def classes(request: Request, query: Annotated[ClassesQuery, Query()]) -> list[ImageClassAnswer]:
-    """The classes that the model can draw, or those among them that match `q`."""
+    """The classes that the model can draw, or those that match `q`: `curl "localhost:8000/classes?q=retriever"`."""
     among = request.app.state.service.config.trained_classes if query.trained else None
     return [ImageClassAnswer(index=c.index, wnid=c.wnid, name=c.name) for c in labels.search(query.q, among)]
 
