@@ -64,7 +64,11 @@ DRAWN_HEADERS = {name: {**description, "required": True} for name, description i
     "Server-Timing": SERVER_TIMING
 }
 CACHE_HEADERS = {
-    "ETag": header("decides every byte of the answer; only with a seed", type="string", pattern='^"[0-9a-f]{32}"$'),
+    "ETag": header(
+        "of every byte; only with a seed, not with events",
+        type="string",
+        pattern='^"[0-9a-f]{32}"$',
+    ),
     "Cache-Control": header("no-cache with a seed: caches ask again, which draws nothing; else no-store"),
     "Vary": header("Accept"),
 }

@@ -119,7 +119,11 @@ async def generate_get(request: Request, query: Annotated[GenerateRequest, Query
     openapi_extra=takes(json=GenerateRequest, examples=OF_A_CLASS),
 )
 async def generate_post(request: Request) -> Response:
-    """The same, with the parameters as JSON: `curl --json '{"class": 207}' localhost:8000/generate -o dog.png`."""
+    """The same, with the parameters as JSON.
+
+    `curl -H "content-type: application/json" -d '{"class": 207}' localhost:8000/generate -o dog.png`; curl's own --json
+    also asks for an answer in JSON.
+    """
     return await draw(request, await read_json(request, GenerateRequest))
 
 
@@ -268,7 +272,7 @@ async def draw(request: Request, query: GenerateRequest) -> Response:
         ]
 
     headers = {"Cache-Control": "no-store", "Vary": "Accept"}
-    if query.seed is not None:
+    if query.seed is not None and chosen != "events":
         # Not immutable: the model behind an address may be replaced, so caches ask again, which costs no drawing.
         etag = etag_of(
             service.fingerprint,
@@ -281,7 +285,7 @@ async def draw(request: Request, query: GenerateRequest) -> Response:
             query.size,
         )
         headers = {"Cache-Control": "no-cache", "Vary": "Accept", "ETag": etag}
-        if chosen != "events" and is_fresh(request, etag):
+        if is_fresh(request, etag):
             return Response(status_code=304, headers=headers)
     if request.method == "HEAD":
         return head(chosen, {**headers, **settings_headers(described(service, wanted, params[0]))})

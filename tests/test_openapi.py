@@ -11,10 +11,13 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 import httpx
 import jsonschema_rs
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dsd_serve.images import write_image
 from tests.conftest import ROOT, Running, picture
@@ -169,7 +172,9 @@ def test_every_curl_command_in_the_document_works(demo_url, tmp_path):
     for command in sorted(commands, key=lambda command: "@dog.npy" in command):  # which /encode writes
         arguments = shlex.split(command.replace("localhost:8000", demo_url))
         subprocess.run([*arguments, "--fail-with-body", "-sS", "-m", "60"], cwd=tmp_path, check=True)
-    assert (tmp_path / "dog.png").stat().st_size > 100
+        if "-o" in arguments:
+            written = tmp_path / arguments[arguments.index("-o") + 1]
+            assert written.read_bytes()[:6] in (b"\x89PNG\r\n", b"\x93NUMPY"), command
 
 
 @pytest.mark.parametrize(
@@ -262,3 +267,33 @@ def test_etags_in_all_forms(small_url):
     assert httpx.get(url, headers=[("if-none-match", '"x"'), ("if-none-match", etag)]).status_code == 304
     for unknown in ("", '"', ",,", etag[1:-1], etag[:-2], "W/", b"\xff", "x" * 10_000):
         assert httpx.get(url, headers={"if-none-match": unknown}).status_code == 200
+
+
+def test_events_have_no_etag(small_url):
+    answer = httpx.get(f"{small_url}/generate?class=207&seed=1&steps=1&format=events", headers={"if-none-match": "*"})
+    assert (answer.status_code, answer.headers["cache-control"]) == (200, "no-store")
+    assert "etag" not in answer.headers
+
+
+HEADERS = ("accept", "if-none-match", "range", "expect", "cookie", "accept-encoding", "x-forwarded-for", "content-type")
+values = st.text(st.characters(min_codepoint=32, max_codepoint=255, exclude_characters="\x7f"), max_size=30)
+
+
+@settings(derandomize=True, deadline=None, max_examples=80)
+@given(st.lists(st.tuples(st.sampled_from(HEADERS), values), min_size=1, max_size=4), st.booleans())
+def test_odd_and_repeated_headers_give_no_5xx(small_url, headers, post):
+    encoded = [(name, value.strip().encode("latin-1")) for name, value in headers]
+    body = {"method": "POST", "content": b'{"class": 1, "steps": 1}'} if post else {"method": "GET"}
+    query = "" if post else "?class=1&seed=1&steps=1"
+    answer = httpx.request(url=f"{small_url}/generate{query}", headers=encoded, **body)
+    assert answer.status_code in (200, 304, 400, 406, 415, 417)
+
+
+def test_a_model_may_have_any_name(tiny_dir, tmp_path):
+    folder = shutil.copytree(tiny_dir, tmp_path / "copy")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "name": "模型 ü"}))
+    with serving("--model", str(folder)) as url:
+        answer = httpx.get(f"{url}/generate?class=207&steps=1&format=json")
+    assert (answer.status_code, answer.json()["model"]) == (200, "模型 ü")
+    assert unquote(answer.headers["x-dsd-model"]) == "模型 ü"
