@@ -1,10 +1,10 @@
 """Answers: which format a client gets, and pictures in that format."""
 
 import base64
-import contextlib
 import hashlib
 import io
 import json
+import re
 import zipfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +21,8 @@ from dsd_serve.rows import Pixels
 PICTURES = {media: name for name, media in images.MEDIA_TYPES.items()}
 ANSWERS = {**PICTURES, "application/json": "json", "application/zip": "zip"}
 EVENTS = {**ANSWERS, "text/event-stream": "events"}
+WEIGHT = re.compile(r"(?=\.?[0-9])[0-9]?(\.[0-9]*)?", re.ASCII)
+QUOTES = re.compile(r'(\\.|")', re.DOTALL)  # what begins and ends a quoted string, and what is escaped in it
 TEXT_KEY = "dsd"  # of the PNG chunk that holds the settings as JSON
 
 
@@ -32,27 +34,70 @@ class Picture:
     settings: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class MediaRange:
+    """An entry of an Accept header, like image/*;q=0.5. Parameters other than q are ignored."""
+
+    media: str
+    quality: float
+
+    def specificity(self, media: str) -> int:
+        """How closely this matches a media type: 3 is itself, 2 its kind, 1 all, 0 not at all."""
+        if self.media == media:
+            return 3
+        return {media.partition("/")[0] + "/*": 2, "*/*": 1}.get(self.media, 0)
+
+
 def choose(request: Request, asked: str | None, offered: Mapping[str, str]) -> str:
-    """The format of the answer: what the parameter asks for, else the client's best-liked of those offered (media type
-    -> name), of which the first is the default. Raises 406 when the client accepts none.
+    """The format of the answer: what the parameter asks for, else what the client likes best of those offered (media
+    type -> name). Raises 406 when the client accepts none.
+
+    As RFC 9110 has it, the most specific range decides how much a type is liked, and q=0 is not at all. Among those
+    liked the same, the one that is named more closely, then earlier, then offered earlier, is chosen.
     """
     if asked is not None:
         return asked
-    accept = request.headers.get("accept", "*/*")
-    liked: list[tuple[float, str]] = []
-    for entry in accept.split(","):
-        media, *rest = (part.strip().lower() for part in entry.split(";"))
-        quality = 1.0
-        for part in rest:
-            if part.startswith("q="):
-                with contextlib.suppress(ValueError):
-                    quality = float(part[2:])
-        matching = [name for ours, name in offered.items() if media in (ours, "*/*", ours.split("/")[0] + "/*")]
-        if matching and quality > 0:
-            liked.append((quality, matching[0]))
-    if not liked:
+    accept = ", ".join(request.headers.getlist("accept"))
+    ranges = accepted(accept)
+    best = max(offered, key=lambda media: liking(media, ranges))
+    if liking(best, ranges)[0] == 0:
         raise HTTPException(406, f"this gives {', '.join(offered)}; the client accepts only {accept[:200]}")
-    return max(liked, key=lambda item: item[0])[1]
+    return offered[best]
+
+
+def liking(media: str, ranges: Sequence[MediaRange]) -> tuple[float, int, int]:
+    """Sorts media types by how much a client likes them; the first is 0 for what it does not accept."""
+    matching = [(entry.specificity(media), entry.quality, -place) for place, entry in enumerate(ranges)]
+    specificity, quality, place = max((match for match in matching if match[0]), default=(0, 0.0, 0))
+    return quality, specificity, place
+
+
+def accepted(accept: str) -> list[MediaRange]:
+    """The ranges of an Accept header; one with a weight that is no number is left out, no header at all is */*."""
+    if not accept.strip():
+        return [MediaRange("*/*", 1.0)]
+    ranges = []
+    for entry in split(accept, ","):
+        media, *parameters = (part.strip().lower() for part in split(entry, ";"))
+        weight = next((value[2:] for value in parameters if value.startswith("q=")), "1")
+        if media and WEIGHT.fullmatch(weight):
+            ranges.append(MediaRange("*/*" if media == "*" else media, min(float(weight), 1.0)))
+    return ranges
+
+
+def split(text: str, separator: str) -> list[str]:
+    """Parts of a header's value between separators that do not stand in a quoted string."""
+    parts, quoted = [""], False
+    for piece in QUOTES.split(text):
+        if piece == '"':
+            quoted = not quoted
+        if quoted or piece.startswith('"') or separator not in piece:
+            parts[-1] += piece
+        else:
+            first, *others = piece.split(separator)
+            parts[-1] += first
+            parts += others
+    return parts
 
 
 async def answer(
@@ -120,7 +165,8 @@ def etag_of(*parts: Any) -> str:
 
 def is_fresh(request: Request, etag: str) -> bool:
     """Whether the client of a GET has this answer already."""
-    known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
+    header = ",".join(request.headers.getlist("if-none-match"))
+    known = [tag.strip().removeprefix("W/") for tag in header.split(",")]
     return request.method in ("GET", "HEAD") and (etag in known or "*" in known)
 
 

@@ -7,7 +7,18 @@ from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
 
 from dsd_serve import __version__
-from server import drain, errors, image_routes, info_routes, logs, metrics, openai_routes, security, watch
+from server import (
+    documentation,
+    drain,
+    errors,
+    image_routes,
+    info_routes,
+    logs,
+    metrics,
+    openai_routes,
+    security,
+    watch,
+)
 from server.bodies import BodyLimits
 from server.service import Service
 
@@ -35,6 +46,7 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(image_routes.router)
     app.include_router(openai_routes.router)
     app.include_router(info_routes.router)
+    documentation.install(app, service)
     return app
 
 

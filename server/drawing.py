@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from dsd_serve import labels
 from dsd_serve.labels import ImageClass
@@ -70,6 +71,7 @@ def settings_headers(settings: Mapping[str, Any]) -> dict[str, str]:
     wanted = settings["class"]
     return {
         "X-DSD-Class": "none" if wanted is None else str(wanted["index"]),
-        **{f"X-DSD-{name.title()}": str(settings[name]) for name in ("seed", "steps", "sampler", "model")},
+        **{f"X-DSD-{name.title()}": str(settings[name]) for name in ("seed", "steps", "sampler")},
+        "X-DSD-Model": quote(settings["model"], safe=" "),  # a folder may have any name
         "X-DSD-Guidance": f"{settings['guidance']:g}",
     }

@@ -3,14 +3,16 @@
 import http
 import logging
 import math
+from collections import Counter
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 from dsd_serve.errors import (
@@ -34,6 +36,7 @@ STATUS: dict[type[DSDError], int] = {
     ClosedError: 503,
     DeadlineError: 504,
 }
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 MISTAKE = "the server made a mistake; its log has the details"
 MEDIA_TYPE = "application/problem+json"
 
@@ -90,10 +93,13 @@ def headers_of(error: DSDError) -> dict[str, str]:
 
 
 def validated(model: type[Model], values: dict[str, Any] | bytes) -> Model:
-    """A model from plain values or JSON that a route has read itself; errors are those of FastAPI's own parameters."""
+    """A model from plain values, or from JSON, in which numbers must be numbers, that a route has read itself.
+
+    Errors are those of FastAPI's own parameters.
+    """
     try:
         if isinstance(values, bytes):
-            return model.model_validate_json(values)
+            return model.model_validate_json(values, strict=True)
         return model.model_validate(values)
     except ValidationError as error:
         raise RequestValidationError([{**item, "loc": ("body", *item["loc"])} for item in error.errors()]) from None
@@ -113,14 +119,17 @@ def install(app: FastAPI) -> None:
         return reply(request, 422, "; ".join(sentence(item) for item in items), param=param_of(items[0]))
 
     @app.exception_handler(HTTPException)
-    async def standard(request: Request, error: HTTPException) -> JSONResponse:
-        detail = error.detail
+    async def standard(request: Request, error: HTTPException) -> Response:
+        detail, headers, path = error.detail, dict(error.headers or {}), request.scope["path"]
         if error.status_code == 404 and detail == "Not Found":
-            detail = f"there is no {request.url.path} here; /docs lists what there is"
+            detail = f"there is no {path[:200]} here; /docs lists what there is"
         elif error.status_code == 405 and detail == "Method Not Allowed":
-            detail = f"{request.url.path} does not take {request.method}"
+            headers["Allow"] = ", ".join(methods_of(request))
+            if request.method == "OPTIONS":
+                return Response(status_code=204, headers=headers)
+            detail = f"{path} does not take {request.method[:20]}, only {headers['Allow']}"
         param, code = (error.param, error.code) if isinstance(error, openai_errors.Refused) else (None, None)
-        return reply(request, error.status_code, detail, dict(error.headers or {}), param, code)
+        return reply(request, error.status_code, detail, headers, param, code)
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
@@ -141,6 +150,21 @@ def param_of(item: dict[str, Any]) -> str | None:
     return name if isinstance(name, str) and name.isprintable() else None
 
 
+def methods_of(request: Request) -> list[str]:
+    """The methods that the path of a request takes; the router knows only those of the first of its routes."""
+    scopes = ({**request.scope, "method": method} for method in METHODS)
+    routes = request.app.router.routes
+    taken = [scope["method"] for scope in scopes if any(route.matches(scope)[0] is Match.FULL for route in routes)]
+    return [*taken, "OPTIONS"]
+
+
+def refuse_repeated(request: Request) -> None:
+    """Refuse a query string that says the same twice; which one is meant is not known. A dependency of routes."""
+    counts = Counter(name for name, _ in request.query_params.multi_items())
+    if repeated := [name for name in counts if counts[name] > 1]:
+        raise InputError(f"{repeated[0][:80]} is given {counts[repeated[0]]} times in the query string; give it once")
+
+
 def sentence(item: dict[str, Any]) -> str:
     """One error of pydantic in words, with the place and what was sent."""
     name = str(item["loc"][-1]) if len(item["loc"]) > 1 else "the request"
@@ -148,7 +172,7 @@ def sentence(item: dict[str, Any]) -> str:
         return f"{name} is missing"
     if item["type"] == "extra_forbidden":
         return f"there is no parameter {name!r}; /docs lists them"
-    if item["type"] in ("model_attributes_type", "dict_type"):
+    if item["type"] in ("model_attributes_type", "dict_type", "model_type") and len(item["loc"]) < 2:
         return "the body must be a JSON object, with the header content-type: application/json"
     if item["type"] == "json_invalid":
         return f"the body is not valid JSON: {item.get('ctx', {}).get('error', '')}"

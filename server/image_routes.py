@@ -2,10 +2,10 @@
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import PIL
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
 from pydantic import BaseModel
 
 from dsd_serve import __version__, images
@@ -38,6 +38,18 @@ from server.answers import (
     scaled,
     to_base64,
 )
+from server.documentation import (
+    CACHE_HEADERS,
+    DRAWN_HEADERS,
+    OF_BODIES,
+    OF_WORK,
+    PSNR_HEADERS,
+    SHOWN_HEADERS,
+    Responses,
+    gives,
+    problems,
+    takes,
+)
 from server.drawing import (
     ProgramsOf,
     described,
@@ -46,7 +58,12 @@ from server.drawing import (
     generate_programs,
     settings_headers,
 )
+from server.errors import refuse_repeated
 from server.schemas import (
+    AnyWalkAnswer,
+    DecodedAnswer,
+    DrawnAnswer,
+    EditedAnswer,
     EditQuery,
     EncodeQuery,
     End,
@@ -54,85 +71,73 @@ from server.schemas import (
     InterpolateRequest,
     LatentsAnswer,
     PictureQuery,
-    PicturesAnswer,
-    Problem,
+    ReconstructedAnswer,
     SamplingQuery,
     WalkQuery,
 )
 from server.service import Ended, Event, Finished, Preview, Programs, Service
 from server.uploads import read_picture, read_uploads, release
 
-router = APIRouter()
+router = APIRouter(dependencies=[Depends(refuse_repeated)])
+
+Model = TypeVar("Model", bound=BaseModel)
+Walk = TypeVar("Walk", InterpolateRequest, WalkQuery)
 
 OF_AN_END = ("class", "seed", "index")
 PREVIEWS = 8  # of a stream whose client does not say how many
 LATENTS = {"application/x-npy": "npy", "application/x-safetensors": "safetensors", "application/json": "json"}
 
-BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
-PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "description": what, "content": {errors.MEDIA_TYPE: {}}}
-    for status, what in {
-        406: "no format that the client accepts",
-        422: "a parameter, picture or latents are wrong",
-        429: "too much is waiting; see Retry-After",
-        503: "starting, shutting down, or the engine is dead",
-        504: "the result cannot be there before the timeout",
-    }.items()
+EVENT_STREAM = (*PICTURES, "application/zip", "text/event-stream")
+FILES = (*PICTURES, "application/zip")
+OF_A_CLASS = {
+    "a picture": {"class": 207, "seed": 1},
+    "four in JSON": {"class": "golden retriever", "n": 4, "format": "json"},
+    "quickly": {"class": "n02099601", "steps": 4, "sampler": "dpmpp_2m", "guidance": 1},
+    "with previews": {"class": "golden retriever", "format": "events", "preview_every": 2},
 }
-UPLOAD_PROBLEMS: dict[int | str, dict[str, Any]] = {
-    **PROBLEMS,
-    **{
-        status: {"model": Problem, "description": what, "content": {errors.MEDIA_TYPE: {}}}
-        for status, what in {
-            400: "the connection was closed before the whole body had come",
-            408: "the body came too slowly",
-            413: "the body is larger than allowed",
-            415: "the body is of another kind, or it is compressed",
-        }.items()
-    },
+OF_A_WALK = {
+    "between classes": {"from": {"class": 207, "seed": 1}, "to": {"class": 1}, "n": 4},
+    "between seeds": {"from": {"class": 207, "seed": 1}, "to": {"class": 207, "seed": 2}, "n": 4, "format": "json"},
+}
+DRAWN = gives(*EVENT_STREAM, json=DrawnAnswer, headers={**DRAWN_HEADERS, **CACHE_HEADERS})
+NOT_CHANGED: Responses = {
+    304: {"description": "the client has it: If-None-Match names the ETag", "headers": CACHE_HEADERS}
 }
 
 
-def gives(*media: str, json: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
-    """The documented 200 of a route that answers in these media types, or `json` as application/json."""
-    return {200: {"model": json, "content": dict.fromkeys(media, BINARY), "description": "see `format`"}}
-
-
-def takes(*media: str, form: Sequence[str] = (), json: type[BaseModel] | None = None) -> dict[str, Any]:
-    """The documented body of a route that reads it itself."""
-    content: dict[str, Any] = dict.fromkeys(media, BINARY)
-    if form:
-        fields = {name: BINARY["schema"] for name in form}
-        content["multipart/form-data"] = {"schema": {"type": "object", "properties": fields, "required": [form[0]]}}
-    if json is not None:
-        content["application/json"] = {"schema": json.model_json_schema()}
-    return {"requestBody": {"required": True, "content": content}}
-
-
-DRAWN = gives(*PICTURES, "application/zip", "text/event-stream", json=PicturesAnswer)
-SHOWN = gives(*PICTURES, "application/zip", json=PicturesAnswer)
-
-
-@router.get("/generate", responses={**DRAWN, **PROBLEMS, 304: {"description": "not changed"}}, response_class=Response)
+@router.head("/generate", include_in_schema=False)
+@router.get("/generate", responses={**DRAWN, **NOT_CHANGED, **problems(*OF_WORK)}, response_class=Response)
 async def generate_get(request: Request, query: Annotated[GenerateRequest, Query()]) -> Response:
     """Draw pictures of a class: `curl "localhost:8000/generate?class=207" -o dog.png`.
 
-    n > 1 gives one picture with all of them side by side, or each of them in a zip or in JSON.
+    n > 1 gives one picture with all of them side by side, or each of them in a zip or in JSON. HEAD draws nothing.
     """
     return await draw(request, query)
 
 
-@router.post("/generate", responses={**DRAWN, **PROBLEMS}, response_class=Response)
-async def generate_post(request: Request, query: GenerateRequest) -> Response:
-    """The same, with the parameters as JSON."""
-    return await draw(request, query)
+@router.post(
+    "/generate",
+    responses={**DRAWN, **problems(*OF_WORK, *OF_BODIES)},
+    response_class=Response,
+    openapi_extra=takes(json=GenerateRequest, examples=OF_A_CLASS),
+)
+async def generate_post(request: Request) -> Response:
+    """The same, with the parameters as JSON.
+
+    `curl -H "content-type: application/json" -d '{"class": 207}' localhost:8000/generate -o dog.png`; curl's own --json
+    also asks for an answer in JSON.
+    """
+    return await draw(request, await read_json(request, GenerateRequest))
 
 
 @router.post(
     "/edit",
-    responses={**DRAWN, **UPLOAD_PROBLEMS},
+    responses={
+        **gives(*EVENT_STREAM, json=EditedAnswer, headers=DRAWN_HEADERS),
+        **problems(*OF_WORK, *OF_BODIES),
+    },
     response_class=Response,
-    openapi_extra=takes(*PICTURES, form=("image", "mask")),
+    openapi_extra=takes(*PICTURES, form=("image", "mask"), optional=("mask",)),
 )
 async def edit_post(request: Request, query: Annotated[EditQuery, Query()]) -> Response:
     """Redraw a picture towards a class: `curl -F image=@dog.jpg "localhost:8000/edit?class=1&strength=0.7" -o out.png`.
@@ -160,28 +165,34 @@ async def edit_post(request: Request, query: Annotated[EditQuery, Query()]) -> R
 
 @router.post(
     "/interpolate",
-    responses={**SHOWN, **UPLOAD_PROBLEMS},
+    responses={
+        **gives(*FILES, json=AnyWalkAnswer, headers=SHOWN_HEADERS),
+        **problems(*OF_WORK, *OF_BODIES),
+    },
     response_class=Response,
-    openapi_extra=takes(form=("from", "to"), json=InterpolateRequest),
+    openapi_extra=takes(form=("from", "to"), json=InterpolateRequest, examples=OF_A_WALK),
 )
 async def interpolate_post(request: Request) -> Response:
     """Walk in n pictures from one end to the other, side by side, or each of them in a zip or in JSON.
 
     As JSON `{"from": {"class": 207, "seed": 1}, "to": {"class": 1}, "n": 8}`: between seeds along the great circle of
     their noises, between classes by averaging the clean estimates of both. As a form with the pictures `from` and `to`:
-    between their latents; n, format, size and timeout are then in the query string.
+    between their latents, `curl -F from=@dog.jpg -F to=@cat.jpg localhost:8000/interpolate -o walk.png`; n, format,
+    size and timeout are then in the query string.
     """
     service: Service = request.app.state.service
-    if request.headers.get("content-type", "").startswith("multipart/form-data"):
-        return await walk_pictures(request, service, errors.validated(WalkQuery, dict(request.query_params)))
-    if request.query_params:
-        raise InputError("the settings of a walk between classes are in the JSON body, not in the query string")
-    return await walk_classes(request, service, errors.validated(InterpolateRequest, await request.body()))
+    if media_type(request) == "multipart/form-data":
+        query = errors.validated(WalkQuery, dict(request.query_params))
+        return await walk_pictures(request, service, within_limit(service, query))
+    return await walk_classes(request, service, within_limit(service, await read_json(request, InterpolateRequest)))
 
 
 @router.post(
     "/encode",
-    responses={**gives("application/x-npy", "application/x-safetensors", json=LatentsAnswer), **UPLOAD_PROBLEMS},
+    responses={
+        **gives("application/x-npy", "application/x-safetensors", json=LatentsAnswer, headers=SHOWN_HEADERS),
+        **problems(*OF_WORK, *OF_BODIES),
+    },
     response_class=Response,
     openapi_extra=takes(*PICTURES, form=("image",)),
 )
@@ -202,7 +213,10 @@ async def encode_post(request: Request, query: Annotated[EncodeQuery, Query()]) 
 
 @router.post(
     "/decode",
-    responses={**SHOWN, **UPLOAD_PROBLEMS},
+    responses={
+        **gives(*FILES, json=DecodedAnswer, headers=SHOWN_HEADERS),
+        **problems(*OF_WORK, *OF_BODIES),
+    },
     response_class=Response,
     openapi_extra=takes("application/x-npy", "application/x-safetensors", json=LatentsAnswer),
 )
@@ -219,7 +233,10 @@ async def decode_post(request: Request, query: Annotated[PictureQuery, Query()])
 
 @router.post(
     "/reconstruct",
-    responses={**SHOWN, **UPLOAD_PROBLEMS},
+    responses={
+        **gives(*FILES, json=ReconstructedAnswer, headers={**SHOWN_HEADERS, **PSNR_HEADERS}),
+        **problems(*OF_WORK, *OF_BODIES),
+    },
     response_class=Response,
     openapi_extra=takes(*PICTURES, form=("image",)),
 )
@@ -247,7 +264,7 @@ async def draw(request: Request, query: GenerateRequest) -> Response:
     params = with_previews(service.params(query), chosen)
     programs = generate_programs(service, wanted, params)
     headers = {"Cache-Control": "no-store", "Vary": "Accept"}
-    if query.seed is not None:
+    if query.seed is not None and chosen != "events":
         # Not immutable: the model behind an address may be replaced, so caches ask again, which costs no drawing.
         etag = etag_of(
             service.fingerprint,
@@ -260,8 +277,10 @@ async def draw(request: Request, query: GenerateRequest) -> Response:
             query.size,
         )
         headers = {"Cache-Control": "no-cache", "Vary": "Accept", "ETag": etag}
-        if chosen != "events" and is_fresh(request, etag):
+        if is_fresh(request, etag):
             return Response(status_code=304, headers=headers)
+    if request.method == "HEAD":
+        return head(chosen, {**headers, **settings_headers(described(service, wanted, params[0]))})
     return await answer_drawn(request, query, chosen, wanted, params, programs, {}, headers)
 
 
@@ -394,3 +413,33 @@ async def answer_walk(
     common["size"] = size or service.config.image_size
     headers = {"Server-Timing": done.server_timing, "Cache-Control": "no-store"}
     return await answer(pictures, chosen, size, common, headers, columns=len(pictures))
+
+
+def head(chosen: str, headers: Mapping[str, str]) -> Response:
+    """What a HEAD request gets: the headers that are known before anything is drawn."""
+    media = next(media for media, name in EVENTS.items() if name == chosen)
+    response = Response(headers=headers, media_type=media)
+    del response.headers["content-length"]  # that of the picture is not known
+    return response
+
+
+def within_limit(service: Service, query: Walk) -> Walk:
+    """The walk with as many pictures as the server gives, where its client does not say how many."""
+    if "n" in query.model_fields_set:
+        return query
+    return query.model_copy(update={"n": min(query.n, service.settings.max_images)})
+
+
+def media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def read_json(request: Request, model: type[Model]) -> Model:
+    """The settings in a JSON body. Numbers must be numbers there, and nothing may be in the query string."""
+    kind = media_type(request)
+    if kind != "application/json" and not kind.endswith("+json"):  # which pages of other sites cannot send unasked
+        wanted = "the body must be a JSON object, with the header content-type: application/json"
+        raise HTTPException(415, f"{wanted}, not {kind[:80]!r}" if kind else wanted)
+    if request.query_params:
+        raise InputError("the settings are in the JSON body here; nothing may be in the query string")
+    return errors.validated(model, await request.body())

@@ -2,32 +2,31 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from dsd_serve import __version__, labels
 from dsd_serve.params import SAMPLER_NAMES
 from server import errors
-from server.schemas import ClassesQuery, Health, ImageClassAnswer, ModelAnswer, Problem
+from server.documentation import problems
+from server.errors import refuse_repeated
+from server.schemas import ClassesQuery, Defaults, Health, ImageClassAnswer, ModelAnswer, SelfTest
 from server.service import Service
 
 router = APIRouter()
 
-INVALID: dict[int | str, dict[str, Any]] = {
-    422: {"model": Problem, "description": "a parameter is wrong", "content": {errors.MEDIA_TYPE: {}}}
-}
-NOT_READY: dict[int | str, dict[str, Any]] = {
-    503: {"model": Problem, "description": "nothing would be served now", "content": {errors.MEDIA_TYPE: {}}}
-}
 
-
-@router.get("/classes", responses=INVALID)
+@router.head("/classes", include_in_schema=False)
+@router.get(
+    "/classes", dependencies=[Depends(refuse_repeated)], responses=problems(422, words={422: "a parameter is wrong"})
+)
 async def classes(request: Request, query: Annotated[ClassesQuery, Query()]) -> list[ImageClassAnswer]:
-    """The classes that the model can draw, or those among them that match `q`."""
+    """The classes that the model can draw, or those that match `q`: `curl "localhost:8000/classes?q=retriever"`."""
     among = request.app.state.service.config.trained_classes if query.trained else None
     return [ImageClassAnswer(index=c.index, wnid=c.wnid, name=c.name) for c in labels.search(query.q, among)]
 
 
+@router.head("/model", include_in_schema=False)
 @router.get("/model")
 async def model(request: Request) -> ModelAnswer:
     """What is served, how it is best sampled, what runs it, and the limits of this server."""
@@ -41,15 +40,19 @@ async def model(request: Request) -> ModelAnswer:
         latent_shape=list(config.latent_shape),
         num_classes=config.num_classes,
         classes=list(config.trained_classes),
-        defaults={"steps": defaults.num_steps, "sampler": defaults.sampler, "guidance": defaults.guidance_scale},
+        defaults=Defaults(
+            steps=min(defaults.num_steps, settings.max_steps),
+            sampler=defaults.sampler,
+            guidance=defaults.guidance_scale,
+        ),
         samplers=list(SAMPLER_NAMES),
         engine=service.described,
         row_budget=service.batcher.budget,
-        self_test={
-            "batch_invariant": service.invariance.holds,
-            "rows": service.invariance.num_rows,
-            "max_difference": service.invariance.max_difference,
-        },
+        self_test=SelfTest(
+            batch_invariant=service.invariance.holds,
+            rows=service.invariance.num_rows,
+            max_difference=service.invariance.max_difference,
+        ),
         limits={
             "n": settings.max_images,
             "steps": settings.max_steps,
@@ -63,13 +66,15 @@ async def model(request: Request) -> ModelAnswer:
     )
 
 
+@router.head("/health/live", include_in_schema=False)
 @router.get("/health/live")
 async def live() -> Health:
     """The process answers."""
     return Health(status="live")
 
 
-@router.get("/health/ready", responses=NOT_READY)
+@router.head("/health/ready", include_in_schema=False)
+@router.get("/health/ready", response_model=Health, responses=problems(503, words={503: "nothing would be served now"}))
 async def ready(request: Request) -> Response:
     """Requests will be served: the model is loaded, the engine works, the server is not shutting down."""
     if reason := request.app.state.service.batcher.not_ready:
@@ -77,12 +82,14 @@ async def ready(request: Request) -> Response:
     return JSONResponse({"status": "ready"})
 
 
+@router.head("/debug/batcher", include_in_schema=False)
 @router.get("/debug/batcher")
 async def debug_batcher(request: Request) -> dict[str, Any]:
     """What runs and waits at this moment: programs by number, rows left, seconds since they came."""
     return request.app.state.service.batcher.snapshot()
 
 
+@router.head("/", include_in_schema=False)
 @router.get("/", include_in_schema=False)
 async def index(request: Request) -> JSONResponse:
     base = str(request.base_url).rstrip("/")

@@ -2,9 +2,11 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, RootModel, StringConstraints, model_validator
 
-from dsd_serve.params import MAX_GUIDANCE, MAX_SEED, MAX_STEPS
+from dsd_serve.params import MAX_GUIDANCE, MAX_SEED, MAX_STEPS, SAMPLER_NAMES
+
+CLASS_FORMAT = "imagenet-class"  # in the OpenAPI document, of strings that name a class
 
 Format = Literal["png", "jpeg", "webp", "json", "zip"]
 Size = Annotated[
@@ -14,13 +16,16 @@ Size = Annotated[
     ),
 ]
 ClassName = Annotated[
-    str | int,
+    Annotated[str, Field(json_schema_extra={"format": CLASS_FORMAT})] | int,
     Field(
-        description="ImageNet-1k index, wnid or name",
+        description="ImageNet-1k index, wnid or name; /classes lists those of the model",
         examples=["207", "n02099601", "golden retriever"],
     ),
 ]
-Seed = Annotated[int | None, Field(ge=0, le=MAX_SEED, description="same seed, same picture (default: random)")]
+SamplerName = Annotated[str, Field(json_schema_extra={"enum": list(SAMPLER_NAMES)})]
+Seed = Annotated[
+    int | None, Field(ge=0, le=MAX_SEED, description="same seed, same picture (default: random)", examples=[1])
+]
 Time = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Timeout = Annotated[
     float | None,
@@ -35,8 +40,25 @@ Strength = Annotated[
 ]
 
 
+class Answer(BaseModel):
+    """A part of an answer; nothing is in it that is not described."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
 class Request(BaseModel):
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def whole_numbers(cls, values: Any) -> Any:
+        """In JSON 4.0 is an integer too; strict validation, which a JSON body gets, takes no float for one."""
+        if not isinstance(values, dict):
+            return values
+        return {
+            name: int(value) if isinstance(value, float) and value.is_integer() else value
+            for name, value in values.items()
+        }
 
 
 class SamplingQuery(Request):
@@ -45,8 +67,14 @@ class SamplingQuery(Request):
     seed: Seed = None
     n: Annotated[int, Field(ge=1, description="number of pictures; image i is that of index + i")] = 1
     index: Annotated[int, Field(ge=0, le=MAX_SEED, description="number of the first picture of this seed")] = 0
-    steps: Annotated[int | None, Field(ge=1, description="steps of the sampler")] = None
-    sampler: Annotated[str | None, Field(description="euler, heun or dpmpp_2m")] = None
+    steps: Annotated[int | None, Field(ge=1, description="steps of the sampler", examples=[8])] = None
+    sampler: Annotated[
+        str | None,
+        Field(
+            description="euler, heun or dpmpp_2m; heun evaluates the network twice a step",
+            json_schema_extra={"enum": [*SAMPLER_NAMES, None]},
+        ),
+    ] = None
     guidance: Annotated[
         float | None, Field(ge=0, le=MAX_GUIDANCE, allow_inf_nan=False, description="guidance scale, 1 is off")
     ] = None
@@ -99,10 +127,15 @@ class EncodeQuery(Request):
     timeout: Timeout = None
 
 
+WalkLength = Annotated[
+    int, Field(ge=2, description="number of pictures, both ends included; 8 or what the server's limit leaves of it")
+]
+
+
 class WalkQuery(Request):
     """Settings of POST /interpolate between two pictures, in the query string; the body is a form with both."""
 
-    n: Annotated[int, Field(ge=2, description="number of pictures, both ends included")] = 8
+    n: WalkLength = 8
     format: Annotated[Format | None, Field(description="default: what Accept asks for, else png")] = None
     size: Size = None
     timeout: Timeout = None
@@ -121,72 +154,232 @@ class InterpolateRequest(SamplingQuery):
 
     from_: Annotated[End, Field(alias="from")]
     to: End
-    n: Annotated[int, Field(ge=2, description="number of pictures, both ends included")] = 8
+    n: WalkLength = 8
     format: Annotated[Format | None, Field(description="default: what Accept asks for, else png")] = None
     seed: Annotated[None, Field(description="each end has its own")] = None
-    index: Annotated[Literal[0], Field(description="each end has its own")] = 0
-    preview_every: Literal[0] = 0
+    index: Annotated[int, Field(ge=0, le=0, description="each end has its own")] = 0
+    preview_every: Annotated[int, Field(ge=0, le=0, description="a walk has no previews")] = 0
 
 
 class ClassesQuery(Request):
-    q: Annotated[str, StringConstraints(max_length=200), Field(description="words to search for")] = ""
+    q: Annotated[
+        str, StringConstraints(max_length=200), Field(description="words to search for", examples=["retriever"])
+    ] = ""
     trained: Annotated[bool, Field(description="only classes that this model can draw")] = True
 
 
-class ImageClassAnswer(BaseModel):
-    index: int
-    wnid: str
-    name: str
+class ImageClassAnswer(Answer):
+    index: Annotated[int, Field(ge=0, le=999, examples=[207])]
+    wnid: Annotated[str, Field(pattern="^n[0-9]{8}$", examples=["n02099601"])]
+    name: Annotated[str, Field(examples=["Golden Retriever"])]
 
 
-class ImageAnswer(BaseModel):
-    """One picture of a JSON answer, with the settings that draw it again."""
-
-    model_config = ConfigDict(extra="allow")
-
-    base64: Annotated[str, Field(description="a PNG")]
+Base64 = Annotated[str, Field(description="a PNG", json_schema_extra={"contentEncoding": "base64"})]
+Fingerprint = Annotated[
+    str, Field(pattern="^[0-9a-f]{64}$", description="sha256 of the model's configuration, graph and weights")
+]
 
 
-class PicturesAnswer(BaseModel):
-    """`format=json`: the pictures and everything that is needed to draw them again."""
+class SamplingUsed(Answer):
+    """The settings that sampling used."""
 
-    model_config = ConfigDict(extra="allow")
+    steps: Annotated[int, Field(ge=1)]
+    sampler: SamplerName
+    guidance: Annotated[float, Field(ge=0, le=MAX_GUIDANCE)]
+    guidance_start: Time
+    guidance_stop: Time
+    model: str
+    fingerprint: Fingerprint
 
-    images: list[ImageAnswer]
+
+class DrawnSettings(SamplingUsed):
+    """The settings that draw a picture again."""
+
+    class_: Annotated[ImageClassAnswer | None, Field(alias="class")]
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)]
+    index: Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 
-class LatentsAnswer(BaseModel):
-    shape: list[int]
+class EditedSettings(DrawnSettings):
+    """The settings that make an edit again, of the same picture."""
+
+    strength: Annotated[float, Field(gt=0, le=1)]
+
+
+class DrawnPicture(DrawnSettings):
+    base64: Base64
+
+
+class EditedPicture(EditedSettings):
+    base64: Base64
+
+
+class DrawnAnswer(DrawnSettings):
+    """`format=json` of /generate: the settings of the first picture, and each picture with its own."""
+
+    size: Annotated[int, Field(ge=1, description="side of the pictures in pixels")]
+    images: list[DrawnPicture]
+
+
+class EditedAnswer(EditedSettings):
+    """`format=json` of /edit: the settings of the first picture, and each picture with its own."""
+
+    size: Annotated[int, Field(ge=1, description="side of the pictures in pixels")]
+    images: list[EditedPicture]
+
+
+class EndUsed(Answer):
+    """The class and seed of one end of a walk."""
+
+    class_: Annotated[int, Field(alias="class")]
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)]
+
+
+class WalkSettings(SamplingUsed):
+    """The settings of a walk; that between equal seeds keeps its noise."""
+
+    from_: Annotated[EndUsed, Field(alias="from")]
+    to: EndUsed
+
+
+class WalkPicture(WalkSettings):
+    """A picture of a walk between classes; `fraction` is its place, 0 is from and 1 is to."""
+
+    fraction: Time
+    base64: Base64
+
+
+class WalkAnswer(WalkSettings):
+    """`format=json` of /interpolate between classes or seeds."""
+
+    size: Annotated[int, Field(ge=1)]
+    images: list[WalkPicture]
+
+
+class LatentWalkPicture(Answer):
+    """A picture of a walk between two pictures; `fraction` is its place, 0 is from and 1 is to."""
+
+    model: str
+    fraction: Time
+    base64: Base64
+
+
+class LatentWalkAnswer(Answer):
+    """`format=json` of /interpolate between two pictures."""
+
+    model: str
+    size: Annotated[int, Field(ge=1)]
+    images: list[LatentWalkPicture]
+
+
+class AnyWalkAnswer(RootModel[WalkAnswer | LatentWalkAnswer]):
+    """By what was walked between: classes and seeds, or pictures."""
+
+
+class DecodedPicture(Answer):
+    base64: Base64
+
+
+class DecodedAnswer(Answer):
+    """`format=json` of /decode."""
+
+    model: str
+    size: Annotated[int, Field(ge=1)]
+    images: Annotated[list[DecodedPicture], Field(min_length=1, max_length=1)]
+
+
+class ReconstructedPicture(Answer):
+    psnr: float
+    base64: Base64
+
+
+class ReconstructedAnswer(Answer):
+    """`format=json` of /reconstruct; psnr is that of the answer against the picture, in dB."""
+
+    model: str
+    size: Annotated[int, Field(ge=1)]
+    psnr: float
+    images: Annotated[list[ReconstructedPicture], Field(min_length=1, max_length=1)]
+
+
+class PreviewEvent(Answer):
+    """What the network expects of picture `image` after `step` of `steps`."""
+
+    image: Annotated[int, Field(ge=0)]
+    step: Annotated[int, Field(ge=1)]
+    steps: Annotated[int, Field(ge=1)]
+    base64: Base64
+
+
+class ImageEvent(DrawnPicture):
+    """Picture `image` of the request is drawn. `strength` is there after /edit."""
+
+    image: Annotated[int, Field(ge=0)]
+    strength: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+
+class DoneEvent(DrawnSettings):
+    """All pictures have been told of; the settings are those of the first."""
+
+    images: Annotated[int, Field(ge=1, description="how many were asked for")]
+    strength: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+
+class LatentsAnswer(Answer):
+    """Latents of one picture: a row of channels for each token, in row-major order of the picture."""
+
     latents: list[list[float]]
 
 
-class ModelAnswer(BaseModel):
+class Defaults(Answer):
+    """What is used where a request does not say: the model's recommendation, within the server's limits."""
+
+    steps: Annotated[int, Field(ge=1)]
+    sampler: SamplerName
+    guidance: Annotated[float, Field(ge=0, le=MAX_GUIDANCE)]
+
+
+class SelfTest(Answer):
+    """Whether a row's result depends on the rows beside it, tried at start."""
+
+    batch_invariant: bool
+    rows: Annotated[int, Field(ge=1)]
+    max_difference: float
+
+
+class ModelAnswer(Answer):
     """What is served, and what runs it."""
 
     name: str
-    fingerprint: Annotated[str, Field(description="sha256 of configuration, graph and weights")]
+    fingerprint: Fingerprint
     version: str
-    image_size: int
-    latent_shape: list[int]
-    num_classes: int
+    image_size: Annotated[int, Field(ge=1, description="side of the network's pictures, in pixels")]
+    latent_shape: Annotated[list[int], Field(min_length=2, max_length=2, description="tokens and channels")]
+    num_classes: Annotated[int, Field(ge=1)]
     classes: Annotated[list[int], Field(description="labels that it was trained on")]
-    defaults: dict[str, str | int | float]
-    samplers: list[str]
-    engine: dict[str, str]
-    row_budget: int
-    self_test: Annotated[dict[str, Any], Field(description="whether a row depends on its neighbours, tried at start")]
-    limits: dict[str, int | float]
+    defaults: Defaults
+    samplers: list[SamplerName]
+    engine: Annotated[dict[str, str], Field(description="what runs the network, and on what")]
+    row_budget: Annotated[int, Field(ge=1, description="rows that go through the network at a time")]
+    self_test: SelfTest
+    limits: Annotated[dict[str, int | float], Field(description="the largest values that this server takes")]
 
 
-class Health(BaseModel):
-    status: str
+class Health(Answer):
+    status: Literal["live", "ready"]
 
 
 class Problem(BaseModel):
     """RFC 9457 problem document: `detail` says what was wrong and what to do."""
 
-    type: str = "about:blank"
+    type: Annotated[str, Field(json_schema_extra={"format": "uri-reference"})] = "about:blank"
     title: str
-    status: int
+    status: Annotated[int, Field(ge=400, le=599)]
     detail: str
     request_id: Annotated[str, Field(description="as in the header X-Request-ID and in the log")] = ""
+
+
+class ErrorEvent(Problem):
+    """Why picture `image` was not drawn; the others go on."""
+
+    image: Annotated[int, Field(ge=0)]

@@ -169,7 +169,7 @@ class Service:
     def params(self, query: SamplingQuery) -> list[SamplingParams]:
         """Sampling parameters of each picture; raises InputError above a limit."""
         defaults, limits = self.model.defaults, self.settings
-        steps = defaults.num_steps if query.steps is None else query.steps
+        steps = min(defaults.num_steps, limits.max_steps) if query.steps is None else query.steps
         at_most("n", query.n, limits.max_images)
         at_most("steps", steps, limits.max_steps)
         self.check_size(query.size)

@@ -126,7 +126,7 @@ def test_other_errors_are_problems_too(http):
     assert "there is no /nothing here" in problem(http.get("/nothing"), 404)
     assert "does not take DELETE" in problem(http.delete("/generate"), 405)
     assert "text/html" in problem(http.get("/generate?class=1", headers={"accept": "text/html"}), 406)
-    assert "must be a JSON object" in problem(http.post("/generate", content=b"{"), 422)
+    assert "must be a JSON object" in problem(http.post("/generate", content=b"{"), 415)
     json_type = {"content-type": "application/json"}
     assert "not valid JSON" in problem(http.post("/generate", content=b"{", headers=json_type), 422)
     assert "must be a JSON object" in problem(http.post("/generate", json=[207]), 422)
@@ -298,7 +298,7 @@ def test_the_openapi_document_is_valid_json_with_examples(http):
     assert "golden retriever" in json.dumps(document)
     answers = document["paths"]["/generate"]["get"]["responses"]
     assert {"application/json", "application/zip", "text/event-stream", "image/png"} < set(answers["200"]["content"])
-    assert set(answers) == {"200", "304", "406", "422", "429", "503", "504"}
+    assert set(answers) == {"200", "304", "406", "422", "429", "500", "503", "504"}
     assert "application/problem+json" in answers["429"]["content"]
     for path in document["paths"].values():
         for operation in path.values():

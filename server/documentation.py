@@ -1,0 +1,208 @@
+"""The OpenAPI document: what routes say of their answers and bodies, and what holds for the server that runs."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from dsd_serve.params import SAMPLER_NAMES
+from server.errors import MEDIA_TYPE, body_of
+from server.schemas import (
+    DoneEvent,
+    ErrorEvent,
+    GenerateRequest,
+    ImageEvent,
+    InterpolateRequest,
+    LatentsAnswer,
+    PreviewEvent,
+    Problem,
+)
+from server.service import Service
+
+Responses = dict[int | str, dict[str, Any]]
+
+MANY_CLASSES = 100  # a schema lists no more than these
+BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
+ON_THEIR_OWN = (  # models that FastAPI does not find in the routes' signatures
+    *(DoneEvent, ImageEvent, ErrorEvent, PreviewEvent),
+    *(GenerateRequest, InterpolateRequest, LatentsAnswer, Problem),
+)
+
+WRONG = {
+    400: ("the connection was closed before the whole body had come", "the connection was closed too early"),
+    406: ("no format that the client accepts", "this gives image/png; the client accepts only text/html"),
+    408: ("the body came too slowly", "the body did not come within 60 seconds; send it faster"),
+    413: ("the body is larger than allowed", "the body is larger than 20 MB, which is the limit of this server"),
+    415: ("a body of another type", "the body must be JSON, with the header content-type: application/json"),
+    422: ("a parameter, picture or latents are wrong", "steps must be at most 250 on this server, got 100000"),
+    429: ("too much is waiting; see Retry-After", "256 images are waiting, this server takes at most 256"),
+    500: ("the engine failed, or the server has an error", "the engine gave numbers that are not finite"),
+    503: ("starting, shutting down, or the engine is dead", "the server is shutting down"),
+    504: ("the result cannot be there before the timeout", "this would take about 9.5 s, more than the timeout of 2 s"),
+}
+OF_WORK = (406, 422, 429, 500, 503, 504)
+OF_BODIES = (400, 408, 413, 415)
+
+
+def header(description: str, **schema: Any) -> dict[str, Any]:
+    return {"description": description, "schema": schema or {"type": "string"}}
+
+
+RETRY_AFTER = header("seconds after which to try again", type="integer", minimum=1)
+SERVER_TIMING = header("milliseconds waited and run: `queue;dur=0.1, network;dur=25.0`; not with events")
+SETTINGS_HEADERS = {
+    "X-DSD-Class": header("index of the class, or none", type="string", pattern="^([0-9]+|none)$"),
+    "X-DSD-Seed": header("the seed that was used: send it to get the same picture", type="integer", minimum=0),
+    "X-DSD-Steps": header("steps that were used", type="integer", minimum=1),
+    "X-DSD-Sampler": header("sampler that was used", type="string", enum=list(SAMPLER_NAMES)),
+    "X-DSD-Guidance": header("guidance scale that was used", type="number", minimum=0),
+    "X-DSD-Model": header("name of the model, percent-encoded"),
+}
+DRAWN_HEADERS = {name: {**description, "required": True} for name, description in SETTINGS_HEADERS.items()} | {
+    "Server-Timing": SERVER_TIMING
+}
+CACHE_HEADERS = {
+    "ETag": header(
+        "of every byte; only with a seed, not with events",
+        type="string",
+        pattern='^"[0-9a-f]{32}"$',
+    ),
+    "Cache-Control": header("no-cache with a seed: caches ask again, which draws nothing; else no-store"),
+    "Vary": header("Accept"),
+}
+SHOWN_HEADERS = {"Server-Timing": {**SERVER_TIMING, "required": True}}
+PSNR_HEADERS = {"X-DSD-PSNR": {**header("of the answer against the picture, in dB", type="number"), "required": True}}
+
+
+def problems(*statuses: int, words: Mapping[int, str] = {}) -> Responses:
+    """The documented problem documents of a route; `words` replaces descriptions."""
+    return {status: problem(status, words.get(status, WRONG[status][0])) for status in statuses}
+
+
+def problem(status: int, description: str) -> dict[str, Any]:
+    example = body_of(status, WRONG[status][1])
+    content = {MEDIA_TYPE: {"schema": reference(Problem), "example": example}}
+    headers = {"headers": {"Retry-After": {**RETRY_AFTER, "required": True}}} if status in (429, 503) else {}
+    return {"description": description, "content": content, **headers}
+
+
+def reference(model: type[BaseModel]) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{model.__name__}"}
+
+
+def gives(
+    *media: str, json: type[BaseModel], headers: Mapping[str, Any] = {}, words: str = "by `format`, else by Accept"
+) -> Responses:
+    """The documented 200 of a route that answers in these media types, or `json` as application/json."""
+    content = {kind: events() if kind == "text/event-stream" else BINARY for kind in media}
+    return {200: {"model": json, "content": content, "headers": dict(headers), "description": words}}
+
+
+def events() -> dict[str, Any]:
+    """Server-sent events as FastAPI describes them (OpenAPI 3.2), each with what its data holds."""
+    models: dict[str, type[BaseModel]] = {
+        "preview": PreviewEvent,
+        "image": ImageEvent,
+        "error": ErrorEvent,
+        "done": DoneEvent,
+    }
+    kinds = [
+        {
+            "properties": {
+                "event": {"const": name},
+                "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": reference(model)},
+            }
+        }
+        for name, model in models.items()
+    ]
+    return {"itemSchema": {"type": "object", "required": ["event", "data"], "oneOf": kinds}}
+
+
+def takes(
+    *media: str,
+    form: Sequence[str] = (),
+    json: type[BaseModel] | None = None,
+    examples: Mapping[str, Any] = {},
+    optional: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The documented body of a route that reads it itself; `optional` are those of the form's fields that may lack."""
+    content: dict[str, Any] = dict.fromkeys(media, BINARY)
+    if form:
+        schema = {
+            "type": "object",
+            "properties": {name: BINARY["schema"] for name in form},
+            "required": [name for name in form if name not in optional],
+            "additionalProperties": False,
+        }
+        encoding = {name: {"contentType": "image/png, image/jpeg, image/webp"} for name in form}
+        content["multipart/form-data"] = {"schema": schema, "encoding": encoding}
+    if json is not None:
+        content["application/json"] = {"schema": reference(json)}
+        if examples:
+            named = {name: {"value": value} for name, value in examples.items()}
+            content["application/json"]["examples"] = named
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def install(app: FastAPI, service: Service) -> None:
+    """Complete the document that FastAPI writes."""
+    derive = app.openapi
+    completed: dict[str, Any] = {}
+
+    def openapi() -> dict[str, Any]:
+        nonlocal completed
+        if (document := derive()) is not completed:  # FastAPI keeps its document until routes are added
+            complete(document, service)
+            completed = document
+        return completed
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def complete(document: dict[str, Any], service: Service) -> None:
+    """Add the models that routes only refer to, and what is true of this server: its limits, classes and shapes."""
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    _, own = models_json_schema(
+        [(model, "validation") for model in ON_THEIR_OWN], ref_template="#/components/schemas/{model}"
+    )
+    for name, schema in own["$defs"].items():
+        schemas.setdefault(name, schema)
+    tokens, channels = service.config.latent_shape
+    rows = schemas[LatentsAnswer.__name__]["properties"]["latents"]
+    rows |= {"minItems": tokens, "maxItems": tokens}
+    rows["items"] |= {"minItems": channels, "maxItems": channels}
+    schemas[LatentsAnswer.__name__]["examples"] = [{"latents": [[0] * channels] * tokens}]
+    settings = service.settings
+    limits = {"n": settings.max_images, "steps": settings.max_steps, "size": settings.max_size}
+    for name, schema in inputs(document):
+        if name in limits and schema.get("default"):
+            schema["default"] = min(schema["default"], limits[name])
+        for part in alternatives(schema):
+            if name in limits and part.get("type") == "integer":
+                part["maximum"] = limits[name]
+            if name == "class" and part.get("type") == "integer":
+                part |= classes(service)
+
+
+def alternatives(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for part in schema.get("anyOf", ()):
+        yield from alternatives(part)
+    if "anyOf" not in schema:
+        yield schema
+
+
+def classes(service: Service) -> dict[str, Any]:
+    trained = service.config.trained_classes
+    return {"enum": list(trained)} if len(trained) <= MANY_CLASSES else {"minimum": 0, "maximum": max(trained)}
+
+
+def inputs(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and schema of everything that requests may set."""
+    for path in document["paths"].values():
+        for operation in path.values():
+            for parameter in operation.get("parameters", ()):
+                yield parameter["name"], parameter["schema"]
+    for name in ("GenerateRequest", "InterpolateRequest", "End"):
+        yield from document["components"]["schemas"][name]["properties"].items()

@@ -1,0 +1,67 @@
+"""What schemathesis must know of this server: valid pictures, latents and class names, and two more checks.
+
+Loaded by schemathesis, in a process of its own; schemathesis.toml says how.
+"""
+
+import io
+import json
+
+import numpy as np
+import schemathesis
+from hypothesis import strategies as st
+from PIL import Image
+
+from dsd_serve.latents import write_latents
+
+SHAPE = (4, 8)  # latents of the tiny model of conftest.py
+
+# Refusals of requests that the document allows, since a schema cannot say it: rules between parameters, and bytes.
+REASONS = (
+    "guidance needs a class to guide to",
+    "must be times from 0 to 1 in this order",
+    "index must be a whole number from 0 to",
+    "the bytes are no picture that can be read",
+    "no latents that can be read",
+    "the latents must be finite numbers",
+    "the settings are in the JSON body here",
+)
+
+
+def picture(mode: str, size: tuple[int, int], media: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.new(mode, size, 200 if mode == "L" else (200, 100, 50)).save(buffer, media)
+    return buffer.getvalue()
+
+
+sizes = st.tuples(st.integers(1, 40), st.integers(1, 40))
+pictures = {
+    media: st.builds(picture, st.sampled_from(["RGB", "L"] if media != "webp" else ["RGB"]), sizes, st.just(media))
+    for media in ("png", "jpeg", "webp")
+}
+numbers = st.floats(-5, 5, width=32)
+latents = st.lists(numbers, min_size=SHAPE[0] * SHAPE[1], max_size=SHAPE[0] * SHAPE[1]).map(
+    lambda values: np.array(values, np.float32).reshape(SHAPE)
+)
+for media, strategy in pictures.items():
+    schemathesis.openapi.media_type(f"image/{media}", strategy)
+for form in ("npy", "safetensors"):
+    schemathesis.openapi.media_type(f"application/x-{form}", latents.map(lambda z, form=form: write_latents(z, form)))
+schemathesis.openapi.format(
+    "imagenet-class", st.sampled_from(["1", "207", "950", "n02099601", "golden retriever", "Goldfish", "retriev"])
+)
+
+
+@schemathesis.check
+def no_refusal_without_reason(ctx, response, case):
+    """What the document allows is accepted, or refused for one of REASONS."""
+    if case.meta is None or not case.meta.generation.mode.is_positive or response.status_code not in (400, 415, 422):
+        return
+    detail = json.loads(response.content)["detail"]
+    assert any(reason in detail for reason in REASONS), f"refused although the document allows it: {detail}"
+
+
+@schemathesis.check
+def late_only_with_timeout(ctx, response, case):
+    """504 is for those who gave a timeout."""
+    if response.status_code == 504:
+        assert "timeout" in f"{case.query} {case.body}", "504 without a timeout"

@@ -1,0 +1,127 @@
+"""Content negotiation, as RFC 9110 section 12.5.1 has it."""
+
+import time
+
+import pytest
+from fastapi import HTTPException, Request
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from server.answers import ANSWERS, EVENTS, choose
+
+OFFERED = EVENTS
+
+
+def chosen(*accept, offered=OFFERED, asked=None):
+    """The choice for these Accept headers; None for 406."""
+    headers = [(b"accept", value.encode("latin-1")) for value in accept]
+    try:
+        return choose(Request({"type": "http", "headers": headers}), asked, offered)
+    except HTTPException as error:
+        assert error.status_code == 406
+        return None
+
+
+@pytest.mark.parametrize(
+    ("accept", "expected"),
+    [
+        (None, "png"),
+        ("", "png"),
+        ("*/*", "png"),
+        ("image/*", "png"),
+        ("image/webp", "webp"),
+        ("IMAGE/WebP", "webp"),
+        ("image/png;q=0, image/*", "jpeg"),
+        ("image/*, image/png;q=0", "jpeg"),
+        ("image/png;q=0, */*", "jpeg"),
+        ("image/*;q=0, */*", "json"),
+        ("*/*;q=0", None),
+        ("image/png;q=0", None),
+        ("*/*, image/*;q=0, application/*;q=0", "events"),
+        ("image/webp, image/png;q=0.9", "webp"),
+        ("image/png;q=0.1, */*;q=0.2", "jpeg"),  # RFC 9110: the more specific range sets png to 0.1
+        ("application/json, text/plain, */*", "json"),  # what axios sends
+        ("image/avif,image/webp,image/apng,image/svg+xml,image/*,*/*;q=0.8", "webp"),  # Chrome, of an <img>
+        ("text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2", "jpeg"),  # Java
+        ("text/html,application/xhtml+xml", None),
+        ("image/webp,image/png", "webp"),
+        ("application/json; charset=utf-8", "json"),
+        ('image/webp;x="a,b;q=0", image/png;q=0.5', "webp"),
+        ('image/webp;x="\\",image/png", image/jpeg;q=0.1', "webp"),
+        ("image/webp ; q=0.5 , image/jpeg ; Q=0.6", "jpeg"),
+        ("image/webp;q=x, image/jpeg;q=0.1", "jpeg"),
+        ("image/webp;q=nan", None),
+        ("image/webp;q=-1", None),
+        ("image/webp;q=5, image/png", "webp"),
+        ("image/webp;q=0.0001", "webp"),
+        ("image/webp;q=0.000", None),
+        (",,;;, ,image/webp,", "webp"),
+        ("imagé/png", None),
+        ("/", None),
+        ("image/", None),
+        ("*/png", None),
+    ],
+)
+def test_known_headers(accept, expected):
+    assert chosen(*([] if accept is None else [accept])) == expected
+
+
+def test_the_parameter_wins_and_headers_add_up():
+    assert chosen("image/webp", asked="png") == "png"
+    assert chosen("text/html", "image/webp") == "webp"
+    assert chosen("text/event-stream", offered=ANSWERS) is None
+
+
+KINDS = {media.split("/")[0] + "/*" for media in OFFERED}
+ranges = st.sampled_from([*OFFERED, *sorted(KINDS), "*/*", "text/html", "video/*"])
+weights = st.integers(0, 1000)
+entries = st.lists(st.tuples(ranges, weights), min_size=1, max_size=6, unique_by=lambda entry: entry[0])
+
+
+def written(entries):
+    return ", ".join(f"{media};q={weight / 1000:.3f}" for media, weight in entries)
+
+
+def weight_of(media, entries):
+    """What RFC 9110 gives a media type, in the plainest way."""
+    given = dict(entries)
+    for name in (media, media.split("/")[0] + "/*", "*/*"):
+        if name in given:
+            return given[name]
+    return 0
+
+
+@given(entries)
+def test_the_choice_is_one_that_the_client_likes_best(entries):
+    liked = {name: weight_of(media, entries) for media, name in OFFERED.items()}
+    choice = chosen(written(entries))
+    assert (choice is None) == (max(liked.values()) == 0)
+    assert choice is None or liked[choice] == max(liked.values())
+
+
+@given(entries, st.randoms(use_true_random=False))
+def test_only_equally_liked_ones_depend_on_the_order(entries, random):
+    shuffled = random.sample(entries, len(entries))
+    one, other = chosen(written(entries)), chosen(written(shuffled))
+    liked = {name: weight_of(media, entries) for media, name in OFFERED.items()}
+    assert one == other or liked[one] == liked[other]
+
+
+@given(entries, st.integers(0, 6))
+def test_headers_may_be_split(entries, place):
+    parts = [written(part) for part in (entries[:place], entries[place:]) if part]
+    assert chosen(*parts) == chosen(written(entries))
+
+
+@given(st.text(st.characters(max_codepoint=255)) | st.text(st.sampled_from('image/png*,;q=01."\\ '), max_size=60))
+@example('"' * 100)
+@example("\\" * 100)
+def test_garbage_gives_an_offer_or_406(accept):
+    assert chosen(accept) in {*OFFERED.values(), None}
+
+
+@pytest.mark.parametrize("piece", ['"', '\\"', '"\\', ",", ";", "image/png,", "q=", ";q=0.1", "*/*,"])
+def test_long_headers_take_no_long_time(piece):
+    began = time.process_time()
+    chosen(piece * (60_000 // len(piece)))
+    assert time.process_time() - began < 1
