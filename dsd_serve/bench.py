@@ -77,13 +77,15 @@ def untrained(preset: str, folder: Path) -> Path:
 
 def bench(model_dir: Path, num_rows: int, threads: int) -> str:
     """Measure and describe."""
-    # A thread for each engine, where it is loaded and runs: ONNX Runtime switches denormal numbers off in the thread
-    # that calls it, and torch would gain by that too.
+    # A thread for each engine, where it is loaded and runs: flushing denormals holds for the whole thread, and torch
+    # would gain by that too.
     own = {name: ThreadPoolExecutor(1) for name in ENGINE_NAMES}
     engines: dict[str, Engine] = {}
     for name, thread in own.items():
         try:
-            engines[name] = thread.submit(load_engine, name, model_dir, num_threads=threads).result()
+            engines[name] = thread.submit(
+                load_engine, name, model_dir, num_threads=threads, flush_denormals=True
+            ).result()
         except EngineUnavailableError as error:
             print(f"nothing to compare with: {error}", file=sys.stderr)
     config = engines["onnx"].config

@@ -30,13 +30,13 @@ Time = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Timeout = Annotated[
     float | None,
     Field(
-        gt=0,
+        ge=0.001,
         allow_inf_nan=False,
         description="seconds after which the answer is of no use: refused at once when it cannot be expected in time",
     ),
 ]
 Strength = Annotated[
-    float, Field(gt=0, le=1, allow_inf_nan=False, description="how much noise: 1 keeps nothing of the picture")
+    float, Field(ge=0.001, le=1, allow_inf_nan=False, description="how much noise: 1 keeps nothing of the picture")
 ]
 
 

@@ -6,7 +6,7 @@ import logging
 import os
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,12 +76,23 @@ class Service:
         self.traces = load_traces(settings.otel)
         self.drain, self.metrics = Drain(), Metrics()
         self.model: ModelDir = read_model_dir(settings.model)
-        self.engine = engine or load_engine(settings.engine, settings.model, settings.device, settings.threads)
+        self.decoder = Decoder(settings)
+        # In a thread that ends: flushing denormals holds for the whole thread, and this one will serve HTTP.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(self.load, engine).result()
+        (log.info if self.invariance.holds else log.warning)("self-test: %s", self.invariance)
+        log.info("%s on %s, %d rows a tick", self.model.name, self.described, self.batcher.budget)
+
+    def load(self, engine: Engine | None) -> None:
+        """Load the engine, unless one is given, test it, and start the batcher."""
+        settings = self.settings
+        self.engine = engine or load_engine(
+            settings.engine, settings.model, settings.device, settings.threads, flush_denormals=True
+        )
         self.config = self.engine.config
         self.fingerprint = self.model.fingerprint()
         self.described = {key: str(value) for key, value in self.engine.describe().items()}
         self.invariance = invariance(self.engine, mixture(self.config, (1, 2, 1), seed=0))
-        self.decoder = Decoder(settings)
         self.batcher = Batcher(
             self.engine,
             budget=settings.row_budget,
@@ -89,8 +100,6 @@ class Service:
             max_seconds=settings.max_wait,
             observer=self.metrics,
         )
-        (log.info if self.invariance.holds else log.warning)("self-test: %s", self.invariance)
-        log.info("%s on %s, %d rows a tick", self.model.name, self.described, self.batcher.budget)
 
     async def run(self, request: Request, programs: Programs, timeout: float | None = None) -> Finished:
         """Run the programs of one request; cancelled when its client goes away."""

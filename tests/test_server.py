@@ -113,7 +113,7 @@ def test_json_holds_every_picture_and_what_draws_it_again(http):
             "format must be 'png', 'jpeg', 'webp', 'json', 'zip' or 'events', got 'gif'",
         ),
         ({"class": "207", "guidance_start": "0.8", "guidance_stop": "0.2"}, "must be times from 0 to 1 in this order"),
-        ({"class": "207", "timeout": "0"}, "timeout must be greater than 0"),
+        ({"class": "207", "timeout": "0"}, "timeout must be greater than or equal to 0.001"),
     ],
 )
 def test_what_is_wrong_is_said(http, query, words):

@@ -28,16 +28,20 @@ class Engine(Protocol):
         ...
 
 
-def load_engine(name: str, model_dir: Path, device: str = "cpu", num_threads: int = 0) -> Engine:
+def load_engine(
+    name: str, model_dir: Path, device: str = "cpu", num_threads: int = 0, flush_denormals: bool = False
+) -> Engine:
     """Load the network of a model directory on an engine.
 
-    name: onnx or torch. device: cpu, cuda or cuda:N. num_threads: of the CPU, 0 for all cores. Raises
+    name: onnx or torch. device: cpu, cuda or cuda:N. num_threads: of the CPU, 0 for all cores. flush_denormals: let the
+    onnx engine take numbers below 1e-38 for zero, which a CPU computes with slowly (6 % of a dsd-s step); it also does
+    so to all other arithmetic of the threads that load and run it, so it is for processes that only serve. Raises
     EngineUnavailableError when that engine cannot run on that device here, CheckpointError when the directory is wrong.
     """
     if name == "onnx":
         from dsd_serve.engines.onnx_engine import OnnxEngine
 
-        return OnnxEngine.load(model_dir, device=device, num_threads=num_threads)
+        return OnnxEngine.load(model_dir, device=device, num_threads=num_threads, flush_denormals=flush_denormals)
     if name == "torch":
         try:
             from dsd_serve.engines.torch_engine import TorchEngine

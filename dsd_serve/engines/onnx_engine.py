@@ -22,7 +22,9 @@ class OnnxEngine:
         self.session, self.config, self.device = session, config, device
 
     @classmethod
-    def load(cls, model_dir: Path, *, device: str = "cpu", num_threads: int = 0) -> "OnnxEngine":
+    def load(
+        cls, model_dir: Path, *, device: str = "cpu", num_threads: int = 0, flush_denormals: bool = False
+    ) -> "OnnxEngine":
         ort = import_onnxruntime()
         model = read_model_dir(model_dir)
         if not model.graph.exists():
@@ -30,8 +32,8 @@ class OnnxEngine:
         options = ort.SessionOptions()
         options.intra_op_num_threads = num_threads
         options.log_severity_level = 3
-        # Softmax has tails below 1e-38, and a CPU multiplies such numbers slowly: 6 % of a dsd-s step.
-        options.add_session_config_entry("session.set_denormal_as_zero", "1")
+        if flush_denormals:
+            options.add_session_config_entry("session.set_denormal_as_zero", "1")
         provider, provider_options = choose_provider(ort, device)
         try:
             session = ort.InferenceSession(
