@@ -1,6 +1,7 @@
 """Prometheus metrics, GET /metrics: told by the batcher of its work and by requests of their end."""
 
 import platform
+from collections import Counter as Counted
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,8 +82,8 @@ class Metrics(Observer):
         self.ticks.inc()
         self.tick_seconds.observe(seconds)
         self.tick_rows.observe(len(rows))
-        for row in rows:
-            self.rows.labels(KINDS[type(row)]).inc()
+        for kind, count in Counted(map(type, rows)).items():
+            self.rows.labels(KINDS[kind]).inc(count)
 
     def started(self, waited: float) -> None:
         self.queue_seconds.observe(waited)
