@@ -262,6 +262,19 @@ def test_a_server_that_cannot_start_says_why_and_exits(arguments, environment, w
     assert "Traceback" not in done.stderr
 
 
+def test_after_kill_9_it_serves_again_within_three_seconds():
+    """With the demo model, on the same port, to the first picture."""
+    running = Running()
+    url, port = running.url, running.url.rpartition(":")[2]
+    running.process.kill()
+    running.process.wait(10)
+    began = time.monotonic()
+    again = Running("--port", port)
+    assert httpx.get(url + "/generate", params={"class": 207}).status_code == 200
+    assert time.monotonic() - began < 3
+    assert again.stop() == 0
+
+
 def test_settings_from_the_environment(tiny_dir):
     running = Running(env={"DSD_MODEL": str(tiny_dir), "DSD_MAX_IMAGES": "3"})
     assert httpx.get(running.url + "/model").json()["limits"]["n"] == 3
