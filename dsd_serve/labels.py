@@ -33,9 +33,25 @@ def search(query: str, among: Sequence[int] | None = None) -> list[ImageClass]:
     wanted = words(query)
     if not wanted:
         return list(classes)
-    exact = [c for c in classes if query.strip().lower() in (str(c.index), c.wnid) or wanted == words(c.name)]
+    exact = [c for c in exactly(query) if c in classes]
     partial = [c for c in classes if all(any(w.startswith(q) for w in words(c.name)) for q in wanted)]
     return exact + [c for c in partial if c not in exact]
+
+
+def exactly(text: str) -> list[ImageClass]:
+    """The classes of which `text` is the index, the wnid or all words of the name. Every request asks this."""
+    found = [*by_key().get(text.strip().lower(), ()), *by_key().get(words(text), ())]
+    return sorted(set(found), key=lambda c: c.index)
+
+
+@cache
+def by_key() -> dict[str | tuple[str, ...], list[ImageClass]]:
+    """All classes by index, wnid and words of the name; some have the same name."""
+    found: dict[str | tuple[str, ...], list[ImageClass]] = {}
+    for c in all_classes():
+        for key in (str(c.index), c.wnid, words(c.name)):
+            found.setdefault(key, []).append(c)
+    return found
 
 
 def resolve(text: str, among: Sequence[int]) -> ImageClass:
@@ -44,7 +60,7 @@ def resolve(text: str, among: Sequence[int]) -> ImageClass:
     Raises InputError with a sentence that names candidates when it is unknown, ambiguous or not among them.
     """
     text = str(text).strip()
-    exact = [c for c in search(text) if text.lower() in (str(c.index), c.wnid) or words(text) == words(c.name)]
+    exact = exactly(text)
     allowed = set(among)
     usable = [c for c in exact if c.index in allowed]
     if not exact and text:
@@ -78,5 +94,5 @@ def listed(classes: Sequence[ImageClass]) -> str:
     return shown if len(classes) <= 12 else f"{shown} and {len(classes) - 12} more"
 
 
-def words(text: str) -> list[str]:
-    return re.findall(r"[a-z0-9]+", text.lower())
+def words(text: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"[a-z0-9]+", text.lower()))
