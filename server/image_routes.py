@@ -6,6 +6,7 @@ from typing import Annotated, Any, TypeVar
 
 import PIL
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel
 
 from dsd_serve import __version__, images
@@ -35,7 +36,6 @@ from server.answers import (
     etag_of,
     event_stream,
     is_fresh,
-    scaled,
     to_base64,
 )
 from server.documentation import (
@@ -315,22 +315,15 @@ async def native_events(
         if event is None:
             yield None
         elif isinstance(event, Preview):
-            setting = settings[event.number]
-            shown = Picture(scaled(event.pixels, size), {"preview": True})
-            yield (
-                "preview",
-                {
-                    "image": event.number,
-                    "step": event.step,
-                    "steps": setting["steps"],
-                    "base64": to_base64(shown, None),
-                },
-            )
+            text = await run_in_threadpool(to_base64, Picture(event.pixels, {"preview": True}), size)
+            steps = settings[event.number]["steps"]
+            yield "preview", {"image": event.number, "step": event.step, "steps": steps, "base64": text}
         elif isinstance(event, Ended) and (error := event.future.exception()) is not None:
             yield "error", {"image": event.number, **errors.document(error)}
         else:
-            drawn = Picture(event.future.result(), settings[event.number])
-            yield "image", {"image": event.number, **settings[event.number], "base64": to_base64(drawn, size)}
+            setting = settings[event.number]
+            text = await run_in_threadpool(to_base64, Picture(event.future.result(), setting), size)
+            yield "image", {"image": event.number, **setting, "base64": text}
     yield "done", {"images": len(settings), **settings[0]}
 
 
