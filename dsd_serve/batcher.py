@@ -139,19 +139,27 @@ class Batcher:
             self.condition.notify()
             return jobs
 
+    def queue_full(self, count: int = 1) -> QueueFullError | None:
+        """Why `count` more programs would not be taken now, for want of room; None when there is room."""
+        with self.condition:
+            waiting, ahead = len(self.waiting), self.seconds_ahead()
+        excess = waiting + count - self.max_waiting
+        if excess <= 0 and ahead <= self.max_seconds:
+            return None
+        self.observer.rejected("queue_full")
+        share = min(1.0, excess / max(1, waiting)) if excess > 0 else 1 - self.max_seconds / ahead
+        return QueueFullError(
+            f"{waiting} images are waiting, about {ahead:.1f} s of work is ahead; this server takes at most "
+            f"{self.max_waiting} images and {self.max_seconds:.0f} s; try again later",
+            ahead * share,
+        )
+
     def admit(self, costs: Sequence[Cost], timeout: float | None) -> None:
         if self.dead or self.closed:
             self.observer.rejected("dead" if self.dead else "draining")
             raise ClosedError(self.dead or "the server is shutting down")
-        ahead, excess = self.seconds_ahead(), len(self.waiting) + len(costs) - self.max_waiting
-        if excess > 0 or ahead > self.max_seconds:
-            self.observer.rejected("queue_full")
-            share = min(1.0, excess / max(1, len(self.waiting))) if excess > 0 else 1 - self.max_seconds / ahead
-            raise QueueFullError(
-                f"{len(self.waiting)} images are waiting, about {ahead:.1f} s of work is ahead; this server takes at "
-                f"most {self.max_waiting} images and {self.max_seconds:.0f} s; try again later",
-                ahead * share,
-            )
+        if (full := self.queue_full(len(costs))) is not None:
+            raise full
         expected = self.expected_seconds(costs)
         if timeout is not None and expected > timeout:
             self.observer.rejected("deadline")

@@ -23,6 +23,7 @@ ANSWERS = {**PICTURES, "application/json": "json", "application/zip": "zip"}
 EVENTS = {**ANSWERS, "text/event-stream": "events"}
 WEIGHT = re.compile(r"(?=\.?[0-9])[0-9]?(\.[0-9]*)?", re.ASCII)
 QUOTES = re.compile(r'(\\.|")', re.DOTALL)  # what begins and ends a quoted string, and what is escaped in it
+QUICK_PIXELS = 64 * 64  # up to here encoding takes less than a millisecond, and a thread would cost more than it saves
 TEXT_KEY = "dsd"  # of the PNG chunk that holds the settings as JSON
 
 
@@ -109,6 +110,9 @@ async def answer(
     columns: int | None = None,
 ) -> Response:
     """Pictures as one file (several side by side in `columns`), as a zip of PNGs, or with `common` as JSON."""
+    side = size or pictures[0].pixels.shape[-1]
+    if len(pictures) * side**2 <= QUICK_PIXELS:
+        return encode_answer(pictures, chosen, size, common, headers, columns)
     return await run_in_threadpool(encode_answer, pictures, chosen, size, common, headers, columns)
 
 

@@ -1,7 +1,8 @@
 """The HTTP application: puts the service and the routes together."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
@@ -16,7 +17,9 @@ from server import (
     logs,
     metrics,
     openai_routes,
+    page,
     security,
+    shedding,
     watch,
 )
 from server.bodies import BodyLimits
@@ -26,9 +29,14 @@ from server.service import Service
 def create_app(service: Service) -> FastAPI:
     """The application around a service that is ready; its batcher is closed at shutdown."""
 
+    beside: list[Callable[[FastAPI], contextlib.AbstractAsyncContextManager[Any]]] = []
+
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        yield
+        async with contextlib.AsyncExitStack() as stack:
+            for open_ in beside:
+                await stack.enter_async_context(open_(app))
+            yield
         await run_in_threadpool(service.batcher.close, service.settings.grace)
 
     app = FastAPI(
@@ -42,11 +50,14 @@ def create_app(service: Service) -> FastAPI:
     app.state.service = service
     errors.install(app)
     app.add_middleware(BodyLimits, settings=service.settings)
+    shedding.install(app, (image_routes.router, openai_routes.router), service.batcher.queue_full)
     install_operations(app, service)
     app.include_router(image_routes.router)
     app.include_router(openai_routes.router)
     app.include_router(info_routes.router)
     documentation.install(app, service)
+    if service.settings.ui:
+        page.install(app, service, beside.append)
     return app
 
 

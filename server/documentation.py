@@ -32,6 +32,7 @@ ON_THEIR_OWN = (  # models that FastAPI does not find in the routes' signatures
 
 WRONG = {
     400: ("the connection was closed before the whole body had come", "the connection was closed too early"),
+    404: ("there is no such thing here", "this model has no card; dsd-export writes one as card.md"),
     406: ("no format that the client accepts", "this gives image/png; the client accepts only text/html"),
     408: ("the body came too slowly", "the body did not come within 60 seconds; send it faster"),
     413: ("the body is larger than allowed", "the body is larger than 20 MB, which is the limit of this server"),

@@ -18,6 +18,7 @@ from server import errors
 log = logging.getLogger(__name__)
 
 ALWAYS_ANSWERED = ("/health/live", "/metrics")
+PAGE = ("/gradio_api/", "/studio/")  # streams that stay open as long as a page does; what it asks of the API counts
 LAST_ANSWERS = 5  # seconds for answers on their way once everything else is over
 
 
@@ -27,6 +28,7 @@ class Drain:
     def __init__(self) -> None:
         self.began: float | None = None
         self.in_flight = 0
+        self.at_end: list[Callable[[], None]] = []  # called once nothing is in flight any more
 
     def begin(self) -> None:
         self.began = time.monotonic()
@@ -43,7 +45,7 @@ class DrainMiddleware:
         self.app, self.drain, self.rejected = app, drain, rejected
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in ALWAYS_ANSWERED:
+        if scope["type"] != "http" or scope["path"] in ALWAYS_ANSWERED or scope["path"].startswith(PAGE):
             await self.app(scope, receive, send)
             return
         if self.drain.draining:
@@ -84,6 +86,9 @@ class DrainingServer(uvicorn.Server):
                 log.warning("%d requests did not finish in time and are cancelled", self.drain.in_flight)
                 await asyncio.to_thread(self.batcher.close, 0)  # their clients get 503
             self.should_exit = over or not self.drain.in_flight
+            if self.should_exit:
+                for call in self.drain.at_end:
+                    call()
         return await super().on_tick(counter)
 
     def tell(self, sentence: str) -> None:

@@ -2,8 +2,8 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
 
 from dsd_serve import __version__, labels
 from dsd_serve.params import SAMPLER_NAMES
@@ -64,6 +64,23 @@ async def model(request: Request) -> ModelAnswer:
             "seconds": settings.max_seconds,
         },
     )
+
+
+@router.head("/model/card", include_in_schema=False)
+@router.get(
+    "/model/card",
+    response_class=PlainTextResponse,
+    responses={
+        200: {"content": {"text/markdown": {"schema": {"type": "string"}}}, "description": "Markdown"},
+        **problems(404, words={404: "the model directory has no card.md"}),
+    },
+)
+def model_card(request: Request) -> Response:
+    """The model card: what the model draws, how it was trained, what it may be used for."""
+    file = request.app.state.service.model.path / "card.md"
+    if not file.is_file():
+        raise HTTPException(404, "this model has no card; dsd-export writes one as card.md")
+    return PlainTextResponse(file.read_text("utf-8"), media_type="text/markdown")
 
 
 @router.head("/health/live", include_in_schema=False)

@@ -23,6 +23,7 @@ def serve(settings: Settings) -> None:
     from server import logs
     from server.app import create_app
     from server.drain import LAST_ANSWERS, DrainingServer
+    from server.protocol import BoundedProtocol
     from server.service import Service
 
     logs.configure(settings.log_level, settings.log_format)
@@ -31,6 +32,7 @@ def serve(settings: Settings) -> None:
         create_app(service),
         host=settings.host,
         port=settings.port,
+        http=BoundedProtocol,
         log_config=None,  # its lines go through ours
         access_log=False,
         timeout_graceful_shutdown=LAST_ANSWERS,

@@ -87,10 +87,15 @@ class Service:
         """Load the engine, unless one is given, test it, and start the batcher."""
         settings = self.settings
         self.engine = engine or load_engine(
-            settings.engine, settings.model, settings.device, settings.threads, flush_denormals=True
+            settings.engine,
+            settings.model,
+            settings.device,
+            settings.threads,
+            flush_denormals=True,
+            precision=settings.precision,
         )
         self.config = self.engine.config
-        self.fingerprint = self.model.fingerprint()
+        self.fingerprint = self.model.fingerprint(settings.precision)
         self.described = {key: str(value) for key, value in self.engine.describe().items()}
         self.invariance = invariance(self.engine, mixture(self.config, (1, 2, 1), seed=0))
         self.batcher = Batcher(

@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NoReturn
 
+from dsd_serve.checkpoint import PRECISIONS
 from dsd_serve.engines import ENGINE_NAMES
 from dsd_serve.errors import ConfigError
 
@@ -26,6 +27,7 @@ class Settings:
     port: int = 8000
     engine: str = "onnx"
     device: str = "cpu"
+    precision: str = "fp32"
     threads: int = 0
     row_budget: int = 0
     max_waiting: int = 256
@@ -45,6 +47,7 @@ class Settings:
     log_level: str = "info"
     log_format: str = "pretty"
     otel: bool = False
+    ui: bool = False
 
 
 HELP = {
@@ -53,6 +56,7 @@ HELP = {
     "port": "TCP port",
     "engine": f"what runs the network: {' or '.join(ENGINE_NAMES)}",
     "device": "cpu, cuda or cuda:N; never replaced by another one",
+    "precision": f"{', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}, of those that the model was exported in",
     "threads": "CPU threads of the engine, 0 for all cores",
     "row_budget": "rows per tick of the batcher, 0 to measure the best at start",
     "max_waiting": "images that may wait; more are answered with 429",
@@ -76,11 +80,12 @@ HELP = {
     "log_format": "pretty or json. Access lines go to stdout, the rest to stderr",
     "otel": "send traces by OTLP/HTTP, by default to localhost:4318; also on when OTEL_EXPORTER_OTLP_ENDPOINT is set, "
     "and the other OTEL_* variables hold. Needs the extra otel (default: off)",
+    "ui": "a page in the browser at /, as a client of this server. Needs the extra ui (default: off)",
 }
 
 GROUPS = {
-    "model": ("model", "engine", "device", "threads", "row_budget"),
-    "network": ("host", "port", "grace"),
+    "model": ("model", "engine", "device", "precision", "threads", "row_budget"),
+    "network": ("host", "port", "grace", "ui"),
     "limits": (*(name for name in HELP if name.startswith("max_")), "body_timeout"),
     "security": ("api_keys", "cors_origins"),
     "logging and traces": ("log_level", "log_format", "otel"),

@@ -91,7 +91,7 @@ def test_hostile_uploads_get_4xx_and_little_memory(server: Watched, record_prope
     answers, before, peak = peak_of(server, uploads, clients=8)
     for upload, answer in zip(uploads, answers, strict=True):
         assert 400 <= answer.status_code < 500, f"{upload.name}: {answer.status_code} {answer.text[:200]}"
-        assert answer.headers["content-type"] == "application/problem+json", upload.name
+        assert answer.headers["content-type"] == "application/problem+json", f"{upload.name}: {answer.text[:200]}"
         assert 10 < len(answer.json()["detail"]) < 400, upload.name
         assert "Error" not in answer.json()["detail"] or "broken" in answer.json()["detail"], upload.name
     counts = collections.Counter(answer.status_code for answer in answers)
@@ -148,14 +148,15 @@ HEAD = b"POST /reconstruct HTTP/1.1\r\nHost: x\r\n"
         (HEAD + b"Content-Length: 99999999\r\n\r\nx", b"413"),
         (HEAD + b"Content-Length: -1\r\n\r\nx", b"400"),
         (HEAD + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello", b"400"),
-        (HEAD + b"Content-Length: 5\r\n\r\nhello and more", b"422"),
+        (HEAD + b"Content-Length: 5\r\n\r\nhello and more", b"400"),  # the second request is none
         (HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\nhello", b"400"),
         (HEAD + b"Transfer-Encoding: chunked\r\n\r\n1312D01\r\n" + bytes(20_000_001) + b"\r\n0\r\n\r\n", b"413"),
-        (HEAD + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", b"400"),
-        (HEAD + b"X-A: b\r\n" * 20_000 + b"\r\n", b"400"),
-        (HEAD + b"X-A: " + b"b" * 200_000 + b"\r\n\r\n", b"400"),
+        (HEAD + b"Transfer-Encoding: chunked, gzip\r\n\r\n0\r\n\r\n", b"400"),
+        (HEAD + b"X-A: b\r\n" * 200_000, b"400"),
+        (HEAD + b"X-A: " + b"b" * 2_000_000, b"400"),
+        (b"POST /" + b"b" * 2_000_000, b"400"),
         (b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03" + bytes(200), b"400"),
-        (b"POST /reconstruct\r\n\r\n", b"400"),
+        (b"POST /reconstruct\r\n\r\n", b"422"),  # HTTP/0.9, without a body
     ],
 )
 def test_what_is_no_http_is_refused(server: Watched, data: bytes, status: bytes):

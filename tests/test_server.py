@@ -227,6 +227,30 @@ def test_a_full_queue_is_429_with_retry_after(tiny_dir):
     assert running.stop() == 0
 
 
+def test_a_full_queue_refuses_at_the_door_what_would_be_work_and_nothing_else(tiny_dir):
+    running = Running("--model", str(tiny_dir), "--max-waiting", "1", "--row-budget", "1", "--max-steps", "1000")
+    with httpx.Client(base_url=running.url, timeout=60) as client, ThreadPoolExecutor(2) as pool:
+        known = client.get("/generate", params={"class": 1, "seed": 1, "steps": 1}).headers["etag"]
+        busy = [pool.submit(httpx.get, f"{running.url}/generate?class=1&steps=1000", timeout=60) for _ in range(2)]
+        while not client.get("/debug/batcher").json()["waiting"]:
+            time.sleep(0.01)
+        problem(client.post("/generate", content=b"not even JSON"), 429)
+        problem(client.post("/reconstruct", content=b"x" * 5_000_000), 429)
+        refused = client.post("/v1/images/generations", json={"prompt": "goldfish"})
+        assert (refused.status_code, refused.json()["error"]["type"]) == (429, "rate_limit_error")
+        assert int(refused.headers["retry-after"]) >= 1
+        headers = {"If-None-Match": known}
+        assert client.get("/generate", params={"class": 1, "seed": 1, "steps": 1}, headers=headers).status_code == 304
+        assert client.head("/generate", params={"class": 1, "steps": 1}).status_code == 200
+        for path in ("/health/ready", "/classes", "/model", "/v1/models", "/docs"):
+            assert client.get(path).status_code == 200, path
+        metrics = client.get("/metrics").text
+        assert 'dsd_requests_rejected_total{reason="queue_full"} 3.0' in metrics
+        assert 'dsd_requests_total{code="429",route="/reconstruct"} 1.0' in metrics
+        assert [one.result().status_code for one in busy] == [200, 200]
+    assert running.stop() == 0
+
+
 def test_a_client_that_goes_away_frees_its_place(tiny_dir):
     """The second client would wait for minutes behind the first's pictures if these went on."""
     running = Running("--model", str(tiny_dir), "--row-budget", "1", "--max-steps", "1000")

@@ -1,0 +1,61 @@
+"""The page in the browser (--ui), beside the API in one process. To the API it is a client as any other."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.routing import BaseRoute, Match, NoMatchFound
+from starlette.types import Receive, Scope, Send
+
+from dsd_serve.client import AsyncClient
+from dsd_serve.errors import ConfigError, EngineUnavailableError
+from server.service import Service
+
+MISSING = "--ui needs gradio ({error}): pip install 'dsd-serve[ui]', or leave --ui out"
+KEYS = (
+    "--ui and API keys do not go together: whoever opened the page would draw without a key; serve the page with dsd-ui"
+)
+
+
+class PageRoute(BaseRoute):
+    """Gives the paths of the page to it. Its client is told where the API is by the first visitor, because the port
+    may be one that the system chose."""
+
+    def __init__(self, page: FastAPI, paths: frozenset[str], client: AsyncClient) -> None:
+        self.page, self.paths, self.client = page, paths, client
+        self.found = False
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        first = scope["path"].split("/")[1] if scope["type"] == "http" else None
+        return (Match.FULL, {}) if first in self.paths else (Match.NONE, {})
+
+    def url_path_for(self, name: str, /, **path_params: Any) -> Any:
+        raise NoMatchFound(name, path_params)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not self.found:
+            host, port = scope["server"]  # of the socket, not what a header says
+            self.client.point_to(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+            self.found = True
+        await self.page(scope, receive, send)
+
+
+def install(app: FastAPI, service: Service, run: Callable[[Any], None]) -> None:
+    """Mount the page at /. run: takes an async context manager function that must be open while the app runs.
+
+    Raises EngineUnavailableError without gradio, ConfigError with API keys.
+    """
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # the page's requests are in the access log already
+    if service.keys:
+        raise ConfigError(KEYS)
+    try:
+        # The one place where an application imports another, and only when it was asked for: see pyproject.toml.
+        from ui.app import PATHS, create_page
+    except ImportError as error:
+        raise EngineUnavailableError(MISSING.format(error=error)) from None
+    client = AsyncClient()
+    page = create_page(client, lambda request: str(request.base_url).rstrip("/"))
+    run(page.router.lifespan_context)
+    service.drain.at_end.append(page.state.stop.set)
+    app.router.routes.insert(0, PageRoute(page, PATHS, client))
