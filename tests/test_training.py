@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -104,20 +105,75 @@ def test_sigterm_saves_a_checkpoint_and_exits_in_order(picture_folder, tmp_path)
     assert step == json.loads(metrics.read_text().splitlines()[-1])["step"]
 
 
-def test_two_processes_compute_what_one_does(picture_folder, tmp_path):
-    """torchrun with two gloo processes and the same global batch: the same losses up to the order of sums."""
-    common = train_arguments(picture_folder, "optim.steps=4", "run.log_every=1", "run.precision=fp32")
-    for name, launcher in (
-        ("one", [sys.executable]),
-        ("two", [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]),
-    ):
-        command = [*launcher, "-m", "training", "training/configs/demo.toml", *common, f"run.dir={tmp_path / name}"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
-        assert done.returncode == 0, done.stderr[-2000:]
-    one, two = (read_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("one", "two"))
+def launch(processes, arguments, folder, **options):
+    """dsd-train as a process, under torchrun where there are several."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+    command = [sys.executable, *launcher, "-m", "training", "training/configs/demo.toml", *arguments]
+    return subprocess.Popen(
+        [*command, f"run.dir={folder}"],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **options},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def losses(folder):
+    """(step, loss, gradient norm) of every line of the journal that has them."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"], line["grad_norm"]) for line in lines if "loss" in line]
+
+
+def test_two_processes_compute_what_one_does_and_one_goes_on_from_them(picture_folder, tmp_path):
+    """Two gloo processes have the losses of one with the same global batch, up to the order of sums; so has a run that
+    two begin and one ends."""
+    common = train_arguments(picture_folder, "optim.steps=40", "run.log_every=1", "run.precision=fp32")
+    common += ["run.eval_every=1000", "run.save_every=10"]
+    alone = launch(1, common, tmp_path / "alone")
+    _, output = alone.communicate(timeout=240)
+    assert alone.returncode == 0, output[-2000:]
+
+    pair = launch(2, common, tmp_path / "pair")
+    deadline = time.monotonic() + 120
+    journal = tmp_path / "pair/metrics.jsonl"
+    while not journal.exists() or len(journal.read_text().splitlines()) < 8:
+        assert pair.poll() is None and time.monotonic() < deadline, pair.stderr.read()
+        time.sleep(0.005)
+    pair.terminate()  # torchrun hands it on
+    _, output = pair.communicate(timeout=60)
+    stopped = read_checkpoint(tmp_path / "pair/checkpoint.pt")["step"]
+    assert "stopped after step" in output and 7 <= stopped < 40, output[-2000:]
+
+    rest = launch(1, common, tmp_path / "pair")
+    _, output = rest.communicate(timeout=240)
+    assert rest.returncode == 0 and f"resumes after step {stopped}" in output, output[-2000:]
+
+    one, two = losses(tmp_path / "alone"), losses(tmp_path / "pair")
+    assert [line[0] for line in one] == [line[0] for line in two] == list(range(1, 41))
+    np.testing.assert_allclose(one, two, rtol=2e-3)
+    one, two = (read_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("alone", "pair"))
     for key, value in one["ema"].items():
-        torch.testing.assert_close(two["ema"][key], value, atol=2e-4, rtol=1e-3)
+        torch.testing.assert_close(two["ema"][key], value, atol=5e-4, rtol=1e-3)
+
+
+def test_processes_that_do_not_share_the_folder_are_told(picture_folder, checkpoint, tmp_path):
+    """As two machines with a disk each, of which one has a checkpoint."""
+    for name in ("zero", "one"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "zero/checkpoint.pt").write_bytes(checkpoint.read_bytes())
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    arguments = train_arguments(picture_folder, "optim.steps=30")
+    processes = [
+        launch(1, arguments, tmp_path / name, RANK=rank, LOCAL_RANK=rank, **group)
+        for rank, name in (("0", "zero"), ("1", "one"))
+    ]
+    for process in processes:
+        _, output = process.communicate(timeout=120)
+        assert process.returncode == 1
+        assert "found checkpoints of steps 0 to 20; run.dir must be the same folder" in output
 
 
 def gradients(objective_name, **changes):

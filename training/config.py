@@ -36,8 +36,8 @@ class DataSection:
     validation: str = ""  # held-out pictures of the same layout; empty: the last 1 % of `path` is held out
     classes: tuple[int, ...] = ()  # ImageNet-1k labels to keep; empty: all
     flip: bool = True  # horizontal flips; the paper states augmentation, not which
-    memory_gb: float = 8.0  # decoded pictures up to this size are held in memory
-    num_workers: int = 2  # processes that decode where they are not
+    memory_gb: float = 8.0  # decoded pictures up to this size are held in memory, by all processes of a machine
+    num_workers: int = 2  # processes that decode where they are not, of each process that trains
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 Trains a DSD network. A run folder holds checkpoint.pt, metrics.jsonl, TensorBoard's events and PNG grids; starting a
 run again in the same folder goes on from its checkpoint, to the bit. Ctrl-C or SIGTERM saves a checkpoint and exits.
 Several devices: torchrun --nproc-per-node N -m training training/configs/NAME.toml
+Several machines: the same on each, with --nnodes and --rdzv-endpoint of torchrun, run.dir on a disk that they share.
+A run may go on with another number of processes: the batch, its pictures and its noise do not depend on it.
 """
 
 import argparse
@@ -73,6 +75,28 @@ class State:
     ema: DSD
     optimizer: torch.optim.Optimizer
     step: int = 0
+
+
+def agree_on_step(step: int, where: Device) -> None:
+    """Raise CheckpointError unless all processes start from the same step."""
+    if where.world == 1:
+        return
+    steps = torch.tensor([step, -step], device=where.device)
+    dist.all_reduce(steps, op=dist.ReduceOp.MAX)
+    if steps[0] != -steps[1]:
+        raise CheckpointError(
+            f"the processes found checkpoints of steps {-int(steps[1])} to {int(steps[0])}; "
+            "run.dir must be the same folder for all of them, on a disk that the machines share"
+        )
+
+
+def averaged(losses: dict[str, Tensor], where: Device) -> dict[str, float]:
+    """The losses of the whole batch: each process knows those of its own pictures."""
+    values = torch.stack(list(losses.values()))
+    if where.world > 1:
+        dist.all_reduce(values)
+        values /= where.world
+    return dict(zip(losses, values.tolist(), strict=True))
 
 
 def lr_at(step: int, config: OptimSection) -> float:
@@ -156,7 +180,10 @@ def prepare(pixels: Tensor, labels: Tensor, flip: bool, generator: torch.Generat
 def train_step(
     state: State, forward: Any, config: TrainConfig, where: Device, batches: Iterator[tuple[int, int, Tensor, Tensor]]
 ) -> dict[str, Tensor]:
-    """One optimiser step over this process's micro-batches. Returns the loss and its parts, averaged, and grad_norm."""
+    """One optimiser step over this process's micro-batches.
+
+    Returns the loss and its parts, averaged over these, and grad_norm, which is that of the whole batch.
+    """
     optim, model = config.optim, state.objective.model
     per_process = optim.batch_size // optim.micro_batch_size // where.world
     sums: dict[str, Tensor] = {}
@@ -278,7 +305,8 @@ def choose_device(config: TrainConfig) -> Device:
         num_micro = config.optim.batch_size // config.optim.micro_batch_size
         if num_micro % world:
             raise ConfigError(
-                f"optim.batch_size / optim.micro_batch_size is {num_micro}; it must be a multiple of {world} processes"
+                f"optim.batch_size / optim.micro_batch_size is {num_micro}; it must be a multiple of the {world} "
+                "processes, so that each has as much to do; lower optim.micro_batch_size"
             )
     try:
         device = torch.device(name)
@@ -308,7 +336,8 @@ def load_pictures(config: TrainConfig) -> tuple[Pictures, Pictures]:
     generator = np.random.Generator(np.random.Philox(key=[config.run.seed, 0]))
     held = held.subset(np.sort(generator.permutation(len(held))[: config.run.eval_images]))
     held.hold()
-    if training.num_bytes() <= data.memory_gb * 1e9:
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # each process of the machine would hold its own
+    if training.num_bytes() * here <= data.memory_gb * 1e9:
         training.hold()
     return training, held
 
@@ -327,6 +356,7 @@ def train(config: TrainConfig) -> State:
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
         restore(state, config, checkpoint)
+    agree_on_step(state.step, where)
     if first:
         num_parameters = sum(p.numel() for p in state.objective.model.parameters())
         log.info(
@@ -380,7 +410,7 @@ def train(config: TrainConfig) -> State:
 
         bar.update()
         if state.step % config.run.log_every == 0:
-            values = {name: float(value) for name, value in losses.items()}
+            values = averaged(losses, where)
             if not math.isfinite(values["loss"]):
                 raise ConfigError(
                     f"the loss is {values['loss']} at step {state.step}; lower optim.lr and start from {checkpoint}"
