@@ -8,6 +8,8 @@ def main() -> None:
         from export.main import main as export_main
     except ImportError as error:
         sys.exit(f"dsd-export: a package for export is missing ({error}): pip install 'dsd-serve[export]'")
+    except KeyboardInterrupt:
+        sys.exit("dsd-export: stopped; nothing half-written was left")
     export_main()
 
 

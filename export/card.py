@@ -13,17 +13,19 @@ DATA_NOTE = (
 )
 
 
+MEASURED = "## Measured at export"
+
+
 def write_card(
     name: str,
     config: ModelConfig,
-    checkpoint: dict[str, Any],
+    num_parameters: int,
+    training: list[str],
     store: str,
-    report: Report,
     defaults: SamplingParams,
     notes: str,
 ) -> str:
-    """Markdown: what the network is, how it was trained, what it draws, what was measured at export."""
-    num_parameters = sum(tensor.numel() for tensor in checkpoint["ema"].values())
+    """Markdown: what the network is, how it was trained, what it draws. training: lines of `training_lines`."""
     length, channels = config.latent_shape
     lines = [
         f"# {name}",
@@ -36,7 +38,7 @@ def write_card(
         f"| latents | {length} tokens x {channels} channels, patches of {config.patch_size} pixels |",
         f"| network | {num_parameters / 1e6:.2f}M parameters: width {config.hidden_size}, {config.depth} blocks |",
         f"| weights | EMA, stored as {store}, computed in float32 |",
-        *training_lines(checkpoint),
+        *training,
         f"| sampling | {defaults.sampler}, {defaults.num_steps} steps, guidance {defaults.guidance_scale:g} |",
         "",
         "## What it draws",
@@ -48,15 +50,38 @@ def write_card(
         "",
         DATA_NOTE,
         "",
-        "## Measured at export",
-        "",
-        f"Against the torch network on {report.num_rows} rows in mixtures: {report}.",
-        "",
     ]
     return "\n".join(lines)
 
 
-def training_lines(checkpoint: dict[str, Any]) -> list[str]:
+def with_measurements(card: str, reports: list[Report], sizes: dict[str, int]) -> str:
+    """The card with what was measured at export at its end. sizes: bytes of the weights by precision."""
+    lines = [
+        card.split(MEASURED)[0].rstrip(),
+        "",
+        MEASURED,
+        "",
+        f"On {reports[0].num_rows} rows in mixtures; fp32 against the torch network, the others against fp32. "
+        "fp16 and bf16 are checked on a CPU, each operator in float32 and its result rounded.",
+        "",
+        "| precision | weights | latents, largest error | latents, rms | pixels, grey levels | dependent rows |",
+        "|---|---|---|---|---|---|",
+    ]
+    for report in reports:
+        limits = report.limits
+        lines.append(
+            f"| {report.precision} | {sizes[report.precision] / 1e6:.1f} MB "
+            f"| {report.latent_error:.1e} (limit {limits.latents:.0e}) | {report.latent_rms:.1e} "
+            f"(limit {limits.latents_rms:.1e}) | {report.pixel_error} (limit {limits.pixels}) "
+            f"| {report.dependent_rows} of {report.num_rows} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def training_lines(checkpoint: dict[str, Any] | None) -> list[str]:
+    """None: the weights come from a model directory without a card."""
+    if checkpoint is None:
+        return []
     training, step = checkpoint["config"], checkpoint["step"]
     if training is None:
         return ["| training | none: the weights are random, for benchmarks only |"]

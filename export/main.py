@@ -1,73 +1,69 @@
-"""dsd-export checkpoint.pt -o DIR
+"""dsd-export SOURCE [--onnx] [--trt] [--precision fp32|fp16|bf16|int8 ...] [-o DIR]
 
 Turns a training checkpoint into a model directory: config.json, model.safetensors (the EMA weights), model.onnx (one
-graph for encode, denoise and decode rows), model.ort.onnx (the same with ONNX Runtime's own attention) and card.md. The
-graphs are checked against the torch network on mixtures of rows; one that differs is not written.
+graph for encode, denoise and decode rows), model.ort.onnx (the same with ONNX Runtime's own attention) and card.md;
+with --precision the same graphs in other precisions, with --trt TensorRT plans of them. SOURCE may also be a model
+directory, which then gets what it lacks; no checkpoint is needed for that.
+
+Each graph is checked on mixtures of rows, float32 against the torch network and the others against float32; one that
+differs by more than its limits is not written. What is up to date is not made again. The directory changes at once or
+not at all: Ctrl-C and a full disk leave what was there, and a directory that was killed half-way is not loaded.
 dsd-export --untrained dsd-s -o DIR does the same for random weights, for benchmarks.
 """
 
 import argparse
+import errno
 import logging
-import shutil
 import sys
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from dsd_serve.checkpoint import config_json, read_checkpoint
+from dsd_serve.checkpoint import PRECISIONS, read_checkpoint, read_model_dir
 from dsd_serve.config import PRESETS, ModelConfig
-from dsd_serve.engines.onnx_engine import OnnxEngine
-from dsd_serve.engines.torch_engine import TorchEngine
-from dsd_serve.errors import CheckpointError, DSDError
+from dsd_serve.errors import CheckpointError, DSDError, EngineUnavailableError
 from dsd_serve.model import DSD
 from dsd_serve.params import SAMPLER_NAMES, SamplingParams
-from export.card import write_card
-from export.fuse import fuse
-from export.to_onnx import share_weights, to_onnx
-from export.verify import Report, verify
+from export.build import DTYPES, Network, State, export, network_of
+from export.card import training_lines, write_card
+from export.commit import Stoppable
 
 log = logging.getLogger(__name__)
 
-FILES = ("model.safetensors", "model.onnx", "model.ort.onnx", "card.md", "config.json")  # without the last no directory
-DTYPES = {"fp32": np.float32, "fp16": np.float16}
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def export(
-    checkpoint: Path | None, preset: str, target: Path, *, name: str, store: str, defaults: SamplingParams, notes: str
-) -> Report:
-    """Write the model directory `target` from a checkpoint, or without one from random weights of a preset.
+def read_network(options: argparse.Namespace, target: Path) -> Network:
+    """The network that the command line names: a checkpoint's, a model directory's, or random weights of a preset."""
+    source: Path | None = options.source
+    if source and source.is_dir():
+        if options.store or options.notes:
+            raise CheckpointError(f"--store and --notes are for checkpoints, and {source} is a model directory")
+        directory = read_model_dir(source)
+        directory.check([directory.weights])
+        network = network_of(directory)
+        name = options.name or directory.name
+        return Network(
+            name, network.config, sampling(options, directory.defaults), network.state, network.store, network.card
+        )
+    values = read_checkpoint(source) if source else untrained(options.untrained)
+    store, notes = options.store or "fp32", options.notes.read_text(encoding="utf-8") if options.notes else ""
+    config, state = load_ema(values, source or Path(options.untrained), store)
+    defaults = sampling(options, SamplingParams(num_steps=25, sampler="heun"))
+    name = options.name or (target.resolve().name if options.output else target.resolve().parent.name)
+    size = sum(array.size for array in state.values())
+    card = write_card(name, config, size, training_lines(values), store, defaults, notes)
+    return Network(name, config, defaults, state, store, card)
 
-    store: fp32 or fp16, of the weights on disk; the network computes in float32.
 
-    Everything is made and checked in a temporary folder beside `target` and then moved into place. Raises
-    CheckpointError when the checkpoint is unusable or the graph differs from the network.
-    """
-    values = read_checkpoint(checkpoint) if checkpoint else untrained(preset)
-    model, state = load_ema(values, checkpoint or Path(preset), store)
-    target.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".dsd-export-", dir=target) as temporary:
-        draft = Path(temporary)
-        (draft / "config.json").write_text(config_json(name, model.config, defaults), encoding="utf-8")
-        write_weights(draft / "model.safetensors", state, store)
-        log.info("exporting the graph ...")
-        graph = share_weights(to_onnx(model), draft / "model.safetensors", state)
-        reference = TorchEngine.load(draft)
-        for file, proto in (("model.onnx", graph), ("model.ort.onnx", fuse(graph))):
-            (draft / file).write_bytes(proto.SerializeToString())
-            report = verify(OnnxEngine.load(draft), reference)  # which takes model.ort.onnx as soon as it is there
-            log.info("%s: %s", file, report)
-            if not report.passed:
-                raise CheckpointError(f"the exported graph {file} is not the network, nothing was written: {report}")
-        card = write_card(name, model.config, values, store, report, defaults, notes)
-        (draft / "card.md").write_text(card, encoding="utf-8")
-        for file in FILES:
-            shutil.move(draft / file, target / file)
-    return report
+def sampling(options: argparse.Namespace, defaults: SamplingParams) -> SamplingParams:
+    """What the command line recommends, else `defaults`."""
+    given = {"num_steps": options.steps, "sampler": options.sampler, "guidance_scale": options.guidance}
+    known = {key: getattr(defaults, key) for key in given}
+    return SamplingParams(**(known | {key: value for key, value in given.items() if value is not None}))
 
 
 def untrained(preset: str) -> dict[str, Any]:
@@ -79,8 +75,8 @@ def untrained(preset: str) -> dict[str, Any]:
     return {"step": 0, "network": model.config.to_dict(), "ema": model.state_dict(), "config": None}
 
 
-def load_ema(values: dict[str, Any], path: Path, store: str) -> tuple[DSD, dict[str, NDArray[np.float32]]]:
-    """The EMA network of a checkpoint, and its weights, both rounded to what will be stored."""
+def load_ema(values: dict[str, Any], path: Path, store: str) -> tuple[ModelConfig, State]:
+    """The EMA network of a checkpoint, its weights rounded to what will be stored."""
     try:
         model = DSD(ModelConfig.from_dict(values["network"]))
         model.load_state_dict(values["ema"])
@@ -88,53 +84,94 @@ def load_ema(values: dict[str, Any], path: Path, store: str) -> tuple[DSD, dict[
         raise CheckpointError(f"{path} is incomplete: it has no {error}") from None
     except RuntimeError as error:
         raise CheckpointError(f"{path} does not fit its own network: {' '.join(str(error).split())[:300]}") from None
-    with torch.no_grad():
-        for parameter in model.parameters():
-            rounded = parameter.numpy().astype(DTYPES[store]).astype(np.float32)
-            if not np.isfinite(rounded).all():
-                raise CheckpointError(f"{path} holds weights that are not finite in {store}")
-            parameter.copy_(torch.from_numpy(rounded))
-    return model.eval(), {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    state: State = {}
+    for name, tensor in model.state_dict().items():
+        state[name] = tensor.numpy().astype(DTYPES[store]).astype(np.float32)
+        if not np.isfinite(state[name]).all():
+            raise CheckpointError(f"{path} holds weights that are not finite in {store}")
+    return model.config, state
 
 
-def write_weights(path: Path, state: dict[str, NDArray[np.float32]], store: str) -> None:
-    from safetensors.numpy import save
+def plan_builder() -> Callable[..., Any]:
+    """The TensorRT export; raises EngineUnavailableError without its packages."""
+    try:
+        from export.to_tensorrt import build, find_library
+    except ImportError as error:
+        raise EngineUnavailableError(f"--trt needs {error.name}: pip install 'dsd-serve[tensorrt]'") from None
+    find_library()
+    return build
 
-    # Not `save_file`: its files can be read by their owner only, and a server often runs as another user.
-    path.write_bytes(save({name: np.ascontiguousarray(array.astype(DTYPES[store])) for name, array in state.items()}))
+
+def run(options: argparse.Namespace, check: Callable[[], None]) -> Path:
+    """Carry out the command line. Returns the model directory. check: raises KeyboardInterrupt when it shall stop."""
+    precisions: list[str] = options.precision or ["fp32"]
+    if options.trt and "int8" in precisions:
+        raise EngineUnavailableError("int8 is for the CPU; --trt takes --precision fp32, fp16 or bf16")
+    build = plan_builder() if options.trt else None  # fails before the long work, not after it
+    target = default_target(options)
+    export(read_network(options, target), target, precisions, options.force, check)
+    if build:
+        for precision in dict.fromkeys(precisions):
+            check()
+            build(target, precision, force=options.force)
+    return target
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def default_target(options: argparse.Namespace) -> Path:
+    if options.output:
+        return Path(options.output)
+    if not options.source:
+        raise CheckpointError("--untrained needs -o DIR, the model directory to write")
+    source = Path(options.source)
+    if source.is_dir():
+        return source
+    target = source.parent / "model"
+    log.info("no -o DIR was given: the model directory is %s", target)
+    return target
+
+
+def arguments_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dsd-export", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("checkpoint", type=Path, nargs="?", help="a checkpoint.pt of dsd-train")
+    source.add_argument("source", type=Path, nargs="?", help="a checkpoint.pt of dsd-train, or a model directory")
     source.add_argument("--untrained", choices=PRESETS, metavar="PRESET", help="random weights of a preset instead")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="the model directory to write")
-    parser.add_argument("--name", help="the model's name (default: the name of DIR)")
-    parser.add_argument("--store", choices=DTYPES, default="fp32", help="type of the weights on disk (default fp32)")
-    parser.add_argument("--steps", type=int, default=25, help="recommended number of steps (default 25)")
-    parser.add_argument("--sampler", choices=SAMPLER_NAMES, default="heun", help="recommended sampler (default heun)")
-    parser.add_argument("--guidance", type=float, default=1.0, help="recommended guidance scale (default 1, off)")
+    parser.add_argument("--onnx", action="store_true", help="ONNX graphs; always made, all else comes from them")
+    parser.add_argument("--trt", action="store_true", help="TensorRT plans too, of each precision")
+    parser.add_argument(
+        "--precision", nargs="+", action="extend", choices=PRECISIONS, help="one or several (default fp32, always made)"
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="the model directory to write (default: SOURCE, or the folder `model` beside a checkpoint)",
+    )
+    parser.add_argument("--force", action="store_true", help="make again what is up to date")
+    parser.add_argument("--name", help="the model's name (default: the name of DIR, or what it is)")
+    parser.add_argument("--store", choices=DTYPES, help="type of the weights in model.safetensors (default fp32)")
+    parser.add_argument("--steps", type=int, help="recommended number of steps (default 25)")
+    parser.add_argument("--sampler", choices=SAMPLER_NAMES, help="recommended sampler (default heun)")
+    parser.add_argument("--guidance", type=float, help="recommended guidance scale (default 1, off)")
     parser.add_argument("--notes", type=Path, metavar="FILE", help="Markdown to put into the card")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = arguments_parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for talkative in ("onnx_ir", "onnxscript"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
     try:
-        defaults = SamplingParams(num_steps=options.steps, sampler=options.sampler, guidance_scale=options.guidance)
-        notes = options.notes.read_text(encoding="utf-8") if options.notes else ""
-        name = options.name or options.output.resolve().name
-        export(
-            options.checkpoint,
-            options.untrained,
-            options.output,
-            name=name,
-            store=options.store,
-            defaults=defaults,
-            notes=notes,
-        )
-    except (DSDError, OSError) as error:
+        with Stoppable() as stoppable:
+            target = run(options, stoppable.check)
+    except KeyboardInterrupt:
+        sys.exit("dsd-export: stopped; nothing half-written was left")
+    except DSDError as error:
         sys.exit(f"dsd-export: {error}")
-    log.info("wrote %s; serve it with: dsd-serve --model %s", options.output, options.output)
+    except OSError as error:
+        reason = "there is no room on the disk" if error.errno in FULL else str(error)
+        sys.exit(f"dsd-export: {reason}; nothing half-written was left")
+    log.info("%s is up to date; serve it with: dsd-serve --model %s", target, target)

@@ -23,6 +23,7 @@ from dsd_serve.rows import INPUT_NAMES, OUTPUT_NAMES
 OPSET = 20  # 17 and below come out invalid; 23 gains the fused Attention operator but loses readers
 INLINE_BYTES = 1024  # smaller tensors stay in the graph
 MAX_ROWS = 65536
+STORED = "safetensors:"  # prefix of the tensors that lie in the safetensors file
 
 
 def to_onnx(model: DSD) -> onnx.ModelProto:
@@ -95,7 +96,7 @@ def share_weights(proto: onnx.ModelProto, weights: Path, state: dict[str, NDArra
             continue
         name, transposed = found
         dtype, shape, offset, length = places[name]
-        stored = f"safetensors:{name}"
+        stored = STORED + name
         used[stored] = external(stored, dtype, shape, weights.name, offset, length)
         if dtype == TensorProto.FLOAT and not transposed:
             nodes.append(helper.make_node("Identity", [stored], [tensor.name]))
@@ -129,7 +130,7 @@ def external(name: str, dtype: int, shape: list[int], location: str, offset: int
 
 def safetensors_places(path: Path) -> dict[str, tuple[int, list[int], int, int]]:
     """Where the tensors of a safetensors file lie: name -> (ONNX type, shape, offset, length in bytes)."""
-    types = {"F32": TensorProto.FLOAT, "F16": TensorProto.FLOAT16}
+    types = {"F32": TensorProto.FLOAT, "F16": TensorProto.FLOAT16, "BF16": TensorProto.BFLOAT16, "I8": TensorProto.INT8}
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))

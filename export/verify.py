@@ -1,6 +1,7 @@
 """Is the exported graph the network? Measured on mixtures of rows, before anyone relies on it."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -9,44 +10,87 @@ from dsd_serve.engines.selftest import invariance, mixture
 from dsd_serve.rows import Decode
 
 MIXTURES = ((1, 0, 0), (0, 1, 0), (0, 0, 1), (2, 3, 4), (0, 5, 0), (3, 0, 2), (1, 7, 1))
-MAX_LATENT_ERROR = 1e-4
-MAX_PIXEL_ERROR = 1
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The largest errors with which a graph is written, see `Report`."""
+
+    latents: float
+    latents_rms: float
+    pixels: int
+
+
+# fp32 differs by the order of its sums only. The others: some five times what networks of this project show, trained
+# and not (docs/precision.md); what is above is a mistake, or a network that does not bear that precision.
+LIMITS = {
+    "fp32": Limits(1e-4, 1e-5, 1),
+    "fp16": Limits(1e-2, 2e-3, 2),
+    "bf16": Limits(8e-2, 1.5e-2, 4),
+    "int8": Limits(2e-1, 3e-2, 8),
+}
 
 
 @dataclass(frozen=True)
 class Report:
-    """latent_error: largest absolute difference of encode and denoise rows. pixel_error: largest difference of decode
-    rows in grey levels. dependent_rows: rows whose bits differ from the same row alone, of num_rows."""
+    """latent_error: largest absolute difference of encode and denoise rows; latent_rms: root of its mean square, as a
+    share of the reference's. pixel_error: largest difference of decode rows in grey levels. dependent_rows: rows whose
+    bits differ from the same row alone, of num_rows."""
 
     latent_error: float
     pixel_error: int
     dependent_rows: int
     num_rows: int
+    latent_rms: float = 0.0
+    precision: str = "fp32"
+
+    @property
+    def limits(self) -> Limits:
+        return LIMITS[self.precision]
 
     @property
     def passed(self) -> bool:
-        return self.latent_error <= MAX_LATENT_ERROR and self.pixel_error <= MAX_PIXEL_ERROR and not self.dependent_rows
-
-    def __str__(self) -> str:
         return (
-            f"latents differ from torch by at most {self.latent_error:.1e} (limit {MAX_LATENT_ERROR:.0e}), pixels by "
-            f"{self.pixel_error} grey levels (limit {MAX_PIXEL_ERROR}); {self.dependent_rows} of {self.num_rows} rows "
-            "depend on their neighbours (limit 0)"
+            self.latent_error <= self.limits.latents
+            and self.latent_rms <= self.limits.latents_rms
+            and self.pixel_error <= self.limits.pixels
+            and not self.dependent_rows
         )
 
+    @property
+    def reference(self) -> str:
+        return "torch" if self.precision == "fp32" else "fp32"
 
-def verify(engine: Engine, reference: Engine) -> Report:
+    def __str__(self) -> str:
+        limits = self.limits
+        return (
+            f"latents differ from {self.reference} by at most {self.latent_error:.1e} (limit {limits.latents:.0e}), "
+            f"{self.latent_rms:.1e} of their size (limit {limits.latents_rms:.1e}), pixels by {self.pixel_error} grey "
+            f"levels (limit {limits.pixels}); {self.dependent_rows} of {self.num_rows} rows depend on their neighbours "
+            "(limit 0)"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def verify(engine: Engine, reference: Engine, precision: str = "fp32") -> Report:
     """Compare an engine with a reference on mixtures of rows, and each row in company with itself alone."""
     latent_error, pixel_error, dependent, total = 0.0, 0, 0, 0
+    squares, energy = 0.0, 0.0
     for seed, counts in enumerate(MIXTURES):
         rows = mixture(engine.config, counts, seed)
         outputs = engine.run(rows)
         for row, ours, theirs in zip(rows, outputs, reference.run(rows), strict=True):
-            error = float(np.abs(ours.astype(np.float64) - theirs).max())
+            difference = ours.astype(np.float64) - theirs
+            error = float(np.abs(difference).max())
             if isinstance(row, Decode):
                 pixel_error = max(pixel_error, int(error))
             else:
                 latent_error = max(latent_error, error) if np.isfinite(error) else float("inf")
+                squares += float(np.square(difference).sum())
+                energy += float(np.square(theirs, dtype=np.float64).sum())
         dependent += invariance(engine, rows, outputs).dependent_rows
         total += len(rows)
-    return Report(latent_error, pixel_error, dependent, total)
+    rms = float(np.sqrt(squares / energy)) if np.isfinite(latent_error) else float("inf")
+    return Report(latent_error, pixel_error, dependent, total, rms, precision)

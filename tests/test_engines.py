@@ -1,5 +1,6 @@
 """Every engine is the same network; on the CPU a row's bits do not depend on its company."""
 
+import json
 import subprocess
 import sys
 
@@ -97,6 +98,12 @@ def test_broken_files_are_named(tiny_dir, tmp_path):
     for file in tiny_dir.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "model.safetensors").write_bytes((tiny_dir / "model.safetensors").read_bytes()[:-100])
+    for engine in ("onnx", "torch"):
+        with pytest.raises(CheckpointError, match=r"model.safetensors is not the file that config.json was"):
+            load_engine(engine, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["artefacts"]  # as older directories are
+    (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=r"model.ort.onnx cannot be loaded"):
         load_engine("onnx", tmp_path)
     with pytest.raises(CheckpointError, match="no safetensors file"):

@@ -1,15 +1,29 @@
+import contextlib
+import hashlib
 import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from dsd_serve.checkpoint import read_checkpoint, read_model_dir
 from dsd_serve.engines import load_engine
+from dsd_serve.errors import CheckpointError
 from dsd_serve.rows import INPUT_NAMES, OUTPUT_NAMES
+from export.card import write_card
+from export.commit import Stoppable, commit, drafting
 from export.main import main
 from export.verify import Report, verify
+from tests.conftest import ROOT
 
 
 def test_the_model_directory_is_complete(tiny_dir):
@@ -23,7 +37,7 @@ def test_the_model_directory_is_complete(tiny_dir):
     card = (tiny_dir / "card.md").read_text()
     assert "Golden Retriever (207)" in card
     assert "research and education" in card
-    assert "latents differ from torch by at most" in card
+    assert "| fp32 | 0.2 MB |" in card
 
 
 def test_the_weights_are_the_ema_rounded_to_what_is_stored(checkpoint, tiny_dir):
@@ -81,7 +95,7 @@ def test_an_untrained_preset_can_be_exported(tmp_path):
     [
         (["nowhere.pt"], "there is no checkpoint nowhere.pt"),
         (["README.md"], "README.md is"),
-        (["tests"], "is a folder"),
+        (["tests"], "tests is no model directory"),
     ],
 )
 def test_wrong_input_ends_in_one_sentence(arguments, named, tmp_path):
@@ -93,7 +107,7 @@ def test_wrong_input_ends_in_one_sentence(arguments, named, tmp_path):
 
 
 def test_a_graph_that_differs_is_not_written(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr("export.main.verify", lambda *_: Report(0.5, 3, 1, 10))
+    monkeypatch.setattr("export.build.verify", lambda *_: Report(0.5, 3, 1, 10))
     with pytest.raises(SystemExit, match="nothing was written"):
         main([str(checkpoint), "-o", str(tmp_path)])
     assert list(tmp_path.iterdir()) == []
@@ -117,3 +131,300 @@ def test_verify_notices_a_wrong_engine(tiny_dir):
     assert not report.passed
     assert report.latent_error > 0.009
     assert report.dependent_rows > 0
+
+
+# Only what changed, at once or not at all.
+
+
+@pytest.fixture
+def directory(tiny_dir, tmp_path, caplog):
+    caplog.set_level("INFO", "export")
+    return shutil.copytree(tiny_dir, tmp_path / "model")
+
+
+@pytest.fixture
+def retrained(checkpoint, tmp_path):
+    """The checkpoint with other weights."""
+    values = torch.load(checkpoint, weights_only=True)
+    values["ema"]["latent_head.bias"] += 0.25
+    torch.save(values, tmp_path / "retrained.pt")
+    return tmp_path / "retrained.pt"
+
+
+@contextlib.contextmanager
+def stopping():
+    """What main does of an interrupt."""
+    with Stoppable():
+        try:
+            yield
+        except KeyboardInterrupt:
+            sys.exit("stopped")
+
+
+def contents(folder):
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
+
+
+def stamps(folder):
+    return {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
+
+
+def test_a_second_run_does_nothing(checkpoint, directory, caplog):
+    before = stamps(directory)
+    arguments = [str(checkpoint), "-o", str(directory), "--name", "tiny", "--store", "fp16"]
+    main([*arguments, "--steps", "4", "--guidance", "1.5"])
+    assert stamps(directory) == before
+    assert "fp32: unchanged (model.safetensors, model.onnx, model.ort.onnx)" in caplog.text
+
+
+def test_a_precision_is_added_without_the_checkpoint_and_the_rest_stays(directory, caplog):
+    before = stamps(directory)
+    main([str(directory), "--precision", "int8"])
+    after = stamps(directory)
+    changed = {"card.md", "config.json"}
+    assert set(after) - set(before) == {"model.int8.safetensors", "model.int8.ort.onnx"}
+    assert {name for name in before if before[name] != after[name]} == changed
+    assert "| int8 |" in (directory / "card.md").read_text()
+    assert "Golden Retriever (207)" in (directory / "card.md").read_text()
+    assert read_model_dir(directory).defaults.num_steps == 4
+    caplog.clear()
+    main([str(directory), "--precision", "int8"])
+    assert stamps(directory) == after
+    assert "int8: unchanged" in caplog.text
+    (directory / "model.int8.ort.onnx").write_bytes(b"damaged")
+    main([str(directory)])
+    assert load_engine("onnx", directory, precision="int8")
+
+
+def test_only_the_card_and_the_configuration_follow_a_new_name(directory):
+    before = stamps(directory)
+    main([str(directory), "--name", "other", "--guidance", "3"])
+    after = stamps(directory)
+    assert {name for name in before if before[name] != after[name]} <= {"card.md", "config.json"}
+    assert (read_model_dir(directory).name, read_model_dir(directory).defaults.guidance_scale) == ("other", 3)
+
+
+def test_new_weights_renew_every_precision_that_is_there(directory, retrained):
+    main([str(directory), "--precision", "int8"])
+    before = contents(directory)
+    main([str(retrained), "-o", str(directory), "--store", "fp16"])
+    after = contents(directory)
+    assert set(after) == set(before)
+    assert not {name for name in before if before[name] == after[name]}
+    bias = load_file(directory / "model.int8.safetensors")["latent_head.bias"]
+    assert np.array_equal(bias, read_checkpoint(retrained)["ema"]["latent_head.bias"].numpy().astype(np.float16))
+
+
+def test_a_directory_without_graphs_gets_them(directory):
+    for name in ("model.onnx", "model.ort.onnx", "card.md"):
+        (directory / name).unlink()
+    main([str(directory), "--onnx"])
+    assert verify(load_engine("onnx", directory), load_engine("torch", directory)).passed
+    assert "One network" in (directory / "card.md").read_text()
+
+
+def test_the_default_folder_is_beside_the_checkpoint_and_is_said(checkpoint, tmp_path, caplog):
+    caplog.set_level("INFO", "export")
+    (tmp_path / "run").mkdir()
+    shutil.copyfile(checkpoint, tmp_path / "run/checkpoint.pt")
+    main([str(tmp_path / "run/checkpoint.pt")])
+    assert f"the model directory is {tmp_path / 'run/model'}" in caplog.text
+    assert read_model_dir(tmp_path / "run/model").name == "run"
+
+
+def test_a_full_disk_leaves_what_was_there(directory, retrained):
+    before = contents(directory)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = (directory / "model.safetensors").stat().st_size
+    try:
+        for limit in (1000, size // 2):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+            with pytest.raises(SystemExit, match="dsd-export: there is no room on the disk; nothing half-written"):
+                main([str(retrained), "-o", str(directory), "--store", "fp16"])
+            with pytest.raises(SystemExit, match="no room"):
+                main([str(retrained), "-o", str(directory.parent / "new"), "--store", "fp16"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert contents(directory) == before
+    assert not (directory.parent / "new").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_what_was_there(directory, retrained, number):
+    before = contents(directory)
+    timer = threading.Timer(1, os.kill, (os.getpid(), number))
+    timer.start()
+    try:
+        with pytest.raises(SystemExit, match="dsd-export: stopped"):
+            main([str(retrained), "-o", str(directory), "--store", "fp16"])
+    finally:
+        timer.join()
+    assert contents(directory) == before
+
+
+NAMES = ["model.safetensors", "model.onnx", "model.fp16.onnx", "card.md", "config.json"]
+MOVES = 1 + 2 * (len(NAMES) - 1) + 1 + 1  # config.json away, old away and new in place, an obsolete file, config.json
+
+
+def fill(folder, version, names=NAMES):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).write_text(f"{version} of {name}")
+
+
+def version_of(folder):
+    """old or new where all that is loaded is of one export; None where there is no config.json."""
+    if not (folder / "config.json").exists():
+        return None
+    versions = {(folder / name).read_text().split()[0] for name in NAMES}
+    assert len(versions) == 1, f"a mixture: {versions}"
+    return versions.pop()
+
+
+DYING = """
+import os, sys
+from pathlib import Path
+from export.commit import commit, drafting
+NAMES = sys.argv[3:]
+count, last, replace = 0, int(sys.argv[2]), os.replace
+def dying(*names):
+    global count
+    if count == last:
+        os._exit(9)  # as kill -9: no handler, no finally
+    count += 1
+    replace(*names)
+os.replace = dying
+with drafting(Path(sys.argv[1])) as draft:
+    for name in NAMES:
+        (draft / name).write_text("new of " + name)
+    commit(draft, Path(sys.argv[1]), NAMES, ["model.int8.onnx"])
+"""
+
+
+def test_a_death_at_any_move_leaves_no_mixture(tmp_path):
+    processes = []
+    for last in range(MOVES + 1):
+        fill(tmp_path / str(last), "old", [*NAMES, "model.int8.onnx"])
+        command = [sys.executable, "-c", DYING, str(tmp_path / str(last)), str(last), *NAMES]
+        processes.append(subprocess.Popen(command, cwd=ROOT))
+        if len(processes) % 4 == 0:
+            [process.wait() for process in processes]
+    assert [process.wait() for process in processes] == [9] * MOVES + [0]
+    found = [version_of(tmp_path / str(last)) for last in range(MOVES + 1)]
+    assert found == ["old"] + [None] * (MOVES - 1) + ["new"]
+    for last in range(MOVES + 1):  # and the next export repairs it and clears away what was left
+        with drafting(tmp_path / str(last)) as draft:
+            fill(draft, "new")
+            commit(draft, tmp_path / str(last), NAMES, ["model.int8.onnx"])
+        assert {file.name for file in (tmp_path / str(last)).iterdir()} == set(NAMES)
+        assert version_of(tmp_path / str(last)) == "new"
+
+
+def test_an_error_at_any_move_puts_everything_back(tmp_path, monkeypatch):
+    replace = os.replace
+    for last in range(MOVES):
+        target = tmp_path / str(last)
+        fill(target, "old", [*NAMES, "model.int8.onnx"])
+        before, count = contents(target), iter(range(100))
+
+        def failing(*names, count=count, last=last):
+            if next(count) == last:
+                raise OSError(28, "No space left on device")
+            replace(*names)
+
+        monkeypatch.setattr(os, "replace", failing)
+        with pytest.raises(OSError, match="No space"), drafting(target) as draft:
+            fill(draft, "new")
+            commit(draft, target, NAMES, ["model.int8.onnx"])
+        assert contents(target) == before
+
+
+def test_an_interrupt_waits_for_the_moves(tmp_path, monkeypatch):
+    replace = os.replace
+    fill(tmp_path / "model", "old")
+
+    def interrupting(*names):
+        replace(*names)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(os, "replace", interrupting)
+    with pytest.raises(SystemExit, match="stopped"), stopping(), drafting(tmp_path / "model") as draft:
+        fill(draft, "new")
+        commit(draft, tmp_path / "model", NAMES)
+    assert version_of(tmp_path / "model") == "new"
+    assert {file.name for file in (tmp_path / "model").iterdir()} == set(NAMES)
+
+
+def test_an_interrupt_that_python_lost_still_stops(directory, retrained, monkeypatch):
+    """Raised in the destructor of something, where Python prints it and goes on."""
+    before = contents(directory)
+
+    class Dying:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    def write(*arguments):
+        Dying()
+        return write_card(*arguments)
+
+    monkeypatch.setattr("export.main.write_card", write)
+    monkeypatch.setattr("sys.unraisablehook", lambda _: None)
+    with pytest.raises(SystemExit, match="dsd-export: stopped"):
+        main([str(retrained), "-o", str(directory), "--store", "fp16"])
+    assert contents(directory) == before
+
+
+def test_two_exports_to_one_directory_do_not_meet(directory):
+    with drafting(directory), pytest.raises(SystemExit, match="another dsd-export is writing"):
+        main([str(directory), "--precision", "int8"])
+
+
+def test_an_engine_refuses_a_mixture_and_a_directory_that_changes(directory, tmp_path, monkeypatch):
+    weights = bytearray((directory / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (directory / "model.safetensors").write_bytes(weights)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is not the file that config\.json was written with"):
+        load_engine("onnx", directory)
+    weights[-1] ^= 1
+    (directory / "model.safetensors").write_bytes(weights)
+    from dsd_serve.engines import onnx_engine
+
+    opened = onnx_engine.open_session
+
+    def replaced_meanwhile(*arguments, **options):
+        (directory / "config.json").unlink()
+        return opened(*arguments, **options)
+
+    monkeypatch.setattr(onnx_engine, "open_session", replaced_meanwhile)
+    with pytest.raises(CheckpointError, match="was exported again while it was loaded"):
+        load_engine("onnx", directory)
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match=r"no config\.json; dsd-export writes one"):
+        load_engine("onnx", directory)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--precision", "int8", "--trt"], "int8 is for the CPU; --trt takes --precision fp32, fp16 or bf16"),
+        (["--store", "fp16"], "--store and --notes are for checkpoints"),
+    ],
+)
+def test_what_a_directory_cannot_have_is_refused(directory, arguments, named):
+    before = stamps(directory)
+    with pytest.raises(SystemExit, match=named):
+        main([str(directory), *arguments])
+    assert stamps(directory) == before
+
+
+def test_an_untrained_preset_needs_a_folder():
+    with pytest.raises(SystemExit, match="--untrained needs -o DIR"):
+        main(["--untrained", "demo"])
+
+
+def test_without_tensorrt_a_sentence_before_the_work(directory, monkeypatch):
+    monkeypatch.setitem(sys.modules, "export.to_tensorrt", None)
+    before = stamps(directory)
+    with pytest.raises(SystemExit, match=r"pip install 'dsd-serve\[tensorrt\]'"):
+        main([str(directory), "--trt", "--precision", "fp16"])
+    assert stamps(directory) == before

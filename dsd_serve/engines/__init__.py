@@ -29,19 +29,27 @@ class Engine(Protocol):
 
 
 def load_engine(
-    name: str, model_dir: Path, device: str = "cpu", num_threads: int = 0, flush_denormals: bool = False
+    name: str,
+    model_dir: Path,
+    device: str = "cpu",
+    num_threads: int = 0,
+    flush_denormals: bool = False,
+    precision: str = "fp32",
 ) -> Engine:
     """Load the network of a model directory on an engine.
 
     name: onnx or torch. device: cpu, cuda or cuda:N. num_threads: of the CPU, 0 for all cores. flush_denormals: let the
     onnx engine take numbers below 1e-38 for zero, which a CPU computes with slowly (6 % of a dsd-s step); it also does
-    so to all other arithmetic of the threads that load and run it, so it is for processes that only serve. Raises
-    EngineUnavailableError when that engine cannot run on that device here, CheckpointError when the directory is wrong.
+    so to all other arithmetic of the threads that load and run it, so it is for processes that only serve. precision:
+    fp32, fp16, bf16 or int8, of those that the directory was exported in. Raises EngineUnavailableError when that
+    engine cannot run on that device here, CheckpointError when the directory is wrong or has not that precision.
     """
     if name == "onnx":
         from dsd_serve.engines.onnx_engine import OnnxEngine
 
-        return OnnxEngine.load(model_dir, device=device, num_threads=num_threads, flush_denormals=flush_denormals)
+        return OnnxEngine.load(
+            model_dir, device=device, num_threads=num_threads, flush_denormals=flush_denormals, precision=precision
+        )
     if name == "torch":
         try:
             from dsd_serve.engines.torch_engine import TorchEngine
@@ -49,5 +57,7 @@ def load_engine(
             raise EngineUnavailableError(
                 f"engine 'torch' needs torch, which cannot be imported ({error}): pip install 'dsd-serve[train]'"
             ) from None
+        if precision != "fp32":
+            raise EngineUnavailableError(f"engine 'torch' is the reference and computes in fp32, not in {precision}")
         return TorchEngine.load(model_dir, device=device, num_threads=num_threads)
     raise EngineUnavailableError(f"engine must be one of {', '.join(ENGINE_NAMES)}, got {name!r}")

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dsd_serve.checkpoint import read_model_dir
+import numpy as np
+
+from dsd_serve.checkpoint import PRECISIONS, read_model_dir
 from dsd_serve.config import ModelConfig
 from dsd_serve.errors import CheckpointError, EngineError, EngineUnavailableError
 from dsd_serve.rows import OUTPUT_NAMES, Array, Row, collate, distribute
@@ -12,42 +14,46 @@ from dsd_serve.rows import OUTPUT_NAMES, Array, Row, collate, distribute
 INSTALL = "pip install 'dsd-serve[cpu]' (or 'dsd-serve[gpu]' for NVIDIA GPUs; never both, they overwrite each other)"
 
 
-class OnnxEngine:
-    """One ONNX Runtime session over model.onnx.
+# MatMulInteger of a (uint8) and b (int8), as an ONNX file; serving has no onnx to write one with. tests/test_engines.py
+# makes it again.
+INTEGER_PRODUCT = (
+    b'\x08\n:>\n\x18\n\x01a\n\x01b\x12\x01y"\rMatMulInteger\x12\x01gZ\t\n\x01a\x12\x04'
+    b"\n\x02\x08\x02Z\t\n\x01b\x12\x04\n\x02\x08\x03b\t\n\x01y\x12\x04\n\x02\x08\x06B\x04\n\x00\x10\x14"
+)
 
-    On the CPU in float32 a row's result does not depend, to the bit, on the other rows of the call.
+
+class OnnxEngine:
+    """One ONNX Runtime session over a graph of a model directory.
+
+    On the CPU a row's result does not depend, to the bit, on the other rows of the call, in every precision.
     """
 
-    def __init__(self, session: Any, config: ModelConfig, device: str) -> None:
-        self.session, self.config, self.device = session, config, device
+    def __init__(self, session: Any, config: ModelConfig, device: str, precision: str = "fp32") -> None:
+        self.session, self.config, self.device, self.precision = session, config, device, precision
 
     @classmethod
     def load(
-        cls, model_dir: Path, *, device: str = "cpu", num_threads: int = 0, flush_denormals: bool = False
+        cls,
+        model_dir: Path,
+        *,
+        device: str = "cpu",
+        num_threads: int = 0,
+        flush_denormals: bool = False,
+        precision: str = "fp32",
     ) -> "OnnxEngine":
+        """precision: one that the directory was exported in. fp16 on a CPU saves nothing: it computes in float32."""
         ort = import_onnxruntime()
-        model = read_model_dir(model_dir)
-        if not model.graph.exists():
-            raise CheckpointError(f"{model_dir} has no model.onnx; dsd-export {model_dir} --onnx writes it")
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = num_threads
-        options.log_severity_level = 3
-        if flush_denormals:
-            options.add_session_config_entry("session.set_denormal_as_zero", "1")
         provider, provider_options = choose_provider(ort, device)
-        try:
-            session = ort.InferenceSession(
-                str(model.graph), options, providers=[provider], provider_options=[provider_options]
-            )
-        except Exception as error:  # onnxruntime raises a class per status code, without a common base
-            raise CheckpointError(f"{model.graph} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
-        running = session.get_providers()[0]
-        if running != provider:  # ONNX Runtime falls back without a word
-            raise EngineUnavailableError(
-                f"{provider} was asked for, but ONNX Runtime runs {running}: the libraries of the device are missing; "
-                "install them, or ask for --device cpu"
-            )
-        return cls(session, model.config, device)
+        check_precision(precision, device)
+        model = read_model_dir(model_dir)
+        model.check(model.files(precision))
+        if precision == "int8":
+            check_integers(ort)
+        session = open_session(
+            ort, model.graph(precision), provider, provider_options, num_threads, flush_denormals=flush_denormals
+        )
+        model.check_unchanged()
+        return cls(session, model.config, device, precision)
 
     def run(self, rows: Sequence[Row]) -> list[Array]:
         inputs = collate(rows, self.config)
@@ -62,9 +68,65 @@ class OnnxEngine:
             "engine": "onnx",
             "device": self.device,
             "provider": self.session.get_providers()[0],
-            "precision": "fp32",
+            "precision": self.precision,
             "version": import_onnxruntime().__version__,
         }
+
+
+def open_session(
+    ort: Any,
+    graph: Path,
+    provider: str,
+    provider_options: dict[str, str],
+    num_threads: int = 0,
+    flush_denormals: bool = False,
+) -> Any:
+    """A session over a graph on one provider, and on no other."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.log_severity_level = 3
+    if flush_denormals:
+        options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    try:
+        session = ort.InferenceSession(str(graph), options, providers=[provider], provider_options=[provider_options])
+    except Exception as error:  # onnxruntime raises a class per status code, without a common base
+        raise CheckpointError(f"{graph} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+    running = session.get_providers()[0]
+    if running != provider:  # ONNX Runtime falls back without a word
+        raise EngineUnavailableError(
+            f"{provider} was asked for, but ONNX Runtime runs {running}: the libraries of the device are missing; "
+            "install them, or ask for --device cpu"
+        )
+    return session
+
+
+def check_precision(precision: str, device: str) -> None:
+    """Raises EngineUnavailableError for a precision that ONNX Runtime cannot compute in on this device."""
+    if precision not in PRECISIONS:
+        raise EngineUnavailableError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if precision == "bf16" and device == "cpu":
+        raise EngineUnavailableError(
+            "ONNX Runtime has no bf16 operators for the CPU; ask for --precision fp32 or int8, or --device cuda"
+        )
+    if precision == "int8" and device != "cpu":
+        raise EngineUnavailableError(
+            f"int8 is for the CPU, and the device is {device}; ask for --precision fp16 or bf16, or --device cpu"
+        )
+
+
+def check_integers(ort: Any) -> None:
+    """Raises EngineUnavailableError where integer products are wrong: x86 without VNNI adds pairs of them in 16 bits.
+
+    Multiplies the largest numbers there are; 255 * 127 + 255 * 127 does not fit into 16 bits.
+    """
+    session = ort.InferenceSession(INTEGER_PRODUCT, providers=["CPUExecutionProvider"])
+    a, b = np.full((16, 64), 255, np.uint8), np.full((64, 16), 127, np.int8)
+    (products,) = session.run(None, {"a": a, "b": b})
+    if (products != 64 * 255 * 127).any():
+        raise EngineUnavailableError(
+            "int8 needs a CPU whose sums of 8-bit products do not overflow (x86 with VNNI, or Arm), and this one's do: "
+            "ask for --precision fp32"
+        )
 
 
 def import_onnxruntime() -> Any:

@@ -23,7 +23,9 @@ class TorchEngine:
     def load(cls, model_dir: Path, *, device: str = "cpu", num_threads: int = 0) -> "TorchEngine":
         if num_threads:
             torch.set_num_threads(num_threads)
-        model = DSD(read_model_dir(model_dir).config)
+        directory = read_model_dir(model_dir)
+        directory.check([directory.weights])
+        model = DSD(directory.config)
         weights = {name: torch.from_numpy(array) for name, array in read_weights(model_dir).items()}
         try:
             model.load_state_dict(weights)

@@ -1,0 +1,101 @@
+"""The same graph in fp16 or bf16, for GPUs. Inputs and outputs stay what they are.
+
+Both start from the float32 graphs of `to_onnx` and `fuse`, so a model directory is enough. The matrix products of the
+blocks, and with them nearly all of the work, are done in the small type; the islands stay in float32. Which are worth
+it was measured (docs/precision.md): each lowers the error, but for the softmax, which changes nothing, since the
+products before and after it round anyway.
+"""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, helper
+
+from export.graph import Graph, Loader, rebuilt
+
+HALVES = {
+    "fp16": (TensorProto.FLOAT16, np.dtype(np.float16)),
+    "bf16": (TensorProto.BFLOAT16, np.dtype(ml_dtypes.bfloat16)),
+}
+PARTS = ("conditioning", "norms", "softmax", "residual", "heads")  # what can be an island, see `Graph.find_parts`
+ISLANDS = frozenset(PARTS) - {"softmax"}
+Weights = Mapping[str, NDArray[np.float32]]
+
+
+def to_half(
+    proto: onnx.ModelProto, precision: str, weights: Path, islands: Collection[str] = ISLANDS
+) -> onnx.ModelProto:
+    """The graph with the matrix products of the blocks in fp16 or bf16, and what is in no island too.
+
+    weights: the safetensors file that the new graph shall point into, beside which it will lie; it holds each weight as
+    `half_weights` gives it. A Cast stands wherever a value crosses a border.
+    """
+    half, graph = HALVES[precision][0], Graph(proto)
+    floats, ends = graph.floats(), {value.name for value in proto.graph.output}
+    loader = Loader(graph, weights)
+    nodes: list[NodeProto] = []
+    halved: set[str] = set()  # values that are half in the new graph
+    crossed: dict[str, str] = {}
+
+    def cross(name: str, to_half: bool) -> str:
+        """The value `name` in the wanted type."""
+        if name in graph.weights:
+            return loader.load(name, half if to_half else TensorProto.FLOAT)
+        if name not in floats or (name in halved) == to_half:
+            return name
+        if name not in crossed:
+            crossed[name] = f"{name}:{precision if to_half else 'fp32'}"
+            nodes.append(helper.make_node("Cast", [name], [crossed[name]], to=half if to_half else TensorProto.FLOAT))
+        return crossed[name]
+
+    for node in graph.nodes:
+        (output, *_), part = node.output, graph.parts[node.output[0]]
+        is_half = part not in islands and output in floats and output not in ends and node.op_type != "Cast"
+        inputs = [cross(name, is_half) for name in node.input]
+        halved.update(name for name in node.output if is_half)
+        changed = NodeProto()
+        changed.CopyFrom(node)
+        changed.input[:] = inputs
+        nodes.append(changed)
+    return rebuilt(proto, [*loader.nodes, *nodes], [*graph.constants.values(), *loader.stored.values()])
+
+
+def emulated(proto: onnx.ModelProto, precision: str) -> onnx.ModelProto:
+    """A graph of `to_half` for a CPU: each half operator computes in float32 and its result is rounded.
+
+    That is what a GPU does, whose matrix products sum in float32. ONNX Runtime's CPU has no bf16 operators; its fp16
+    operators are float32 ones whose results it does not round where the next operator is one of them too.
+    """
+    half = HALVES[precision][0]
+    nodes: list[NodeProto] = []
+    halved = {tensor.name for tensor in proto.graph.initializer if tensor.data_type == half}
+    for node in proto.graph.node:
+        casts = next((a.i for a in node.attribute if a.name == "to"), None) if node.op_type == "Cast" else None
+        if casts is not None or not halved.intersection(node.input):
+            nodes.append(node)
+            halved.update(node.output if casts == half else ())
+            continue
+        changed = NodeProto()
+        changed.CopyFrom(node)
+        for number, name in enumerate(node.input):
+            if name in halved:
+                changed.input[number] = f"{node.output[0]}:in{number}"
+                nodes.append(helper.make_node("Cast", [name], [changed.input[number]], to=TensorProto.FLOAT))
+        changed.output[:] = [f"{name}:exact" for name in node.output]
+        nodes.append(changed)
+        nodes += [helper.make_node("Cast", [f"{name}:exact"], [name], to=half) for name in node.output]
+        halved.update(node.output)
+    return rebuilt(proto, nodes, list(proto.graph.initializer))
+
+
+def half_weights(state: Weights, precision: str, products: Collection[str]) -> dict[str, NDArray[np.generic]]:
+    """What a graph of `to_half` reads: the weights of the blocks' products in its type, all others in fp16.
+
+    All others: bf16 would round them eight times as coarsely, and they are used in float32.
+    """
+    kind = HALVES[precision][1]
+    return {name: array.astype(kind if name in products else np.float16, copy=False) for name, array in state.items()}

@@ -1,0 +1,250 @@
+"""python -m export.study DIR [DIR ...] -o docs: what each precision costs and gives, as docs/precision.md and .json.
+
+For every model directory (exported with --precision fp16 bf16 int8): the size of the weights, milliseconds a row on
+this CPU beside float32 in the same run, the errors that dsd-export measured, and how much the picture differs from
+float32's after a whole generation. Then, for the first directory, what each float32 island is worth, and for the last,
+what its precisions take of memory (`export.memory`).
+
+fp16 and bf16 are for GPUs. Their errors are measured here all the same, as a GPU has them: each operator in float32,
+its result rounded (`export.precision.emulated`).
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from dsd_serve.bench import denoise_rows
+from dsd_serve.checkpoint import ModelDir, graph_names, read_model_dir, read_weights
+from dsd_serve.engines import Engine
+from dsd_serve.engines.onnx_engine import OnnxEngine, choose_provider, import_onnxruntime, open_session
+from dsd_serve.programs import generate, run_all
+from export import memory
+from export.build import write_weights
+from export.graph import block_products
+from export.precision import HALVES, ISLANDS, PARTS, emulated, half_weights, to_half
+from export.verify import Report, verify
+
+NUM_STEPS = 50
+ROUNDS = 15
+PAYS = 1.1  # times float32, from which on a precision is said to pay
+
+
+@contextlib.contextmanager
+def as_on_a_gpu(model: ModelDir, proto: onnx.ModelProto, precision: str, weights: Path) -> Iterator[Engine]:
+    """An engine that computes a half graph as a GPU does. weights: what the graph points to."""
+    ort = import_onnxruntime()
+    with tempfile.TemporaryDirectory(dir=weights.parent) as temporary:
+        graph = Path(temporary) / "emulated.onnx"
+        shutil.copyfile(weights, graph.parent / weights.name)
+        graph.write_bytes(emulated(proto, precision).SerializeToString())
+        yield OnnxEngine(open_session(ort, graph, *choose_provider(ort, "cpu")), model.config, "cpu", precision)
+
+
+@contextlib.contextmanager
+def numerics(model: ModelDir, precision: str) -> Iterator[Engine]:
+    """The engine whose errors count in a precision."""
+    if precision not in HALVES:
+        yield OnnxEngine.load(model.path, precision=precision)
+        return
+    proto = onnx.load(model.path / graph_names(precision)[1], load_external_data=False)
+    with as_on_a_gpu(model, proto, precision, model.files(precision)[1]) as engine:
+        yield engine
+
+
+def pictures(engine: Engine, model: ModelDir, num_classes: int, num_seeds: int) -> list[Any]:
+    """A picture of each of some classes for each of some seeds, after a whole generation."""
+    trained = model.config.trained_classes
+    classes = trained[:: max(1, len(trained) // num_classes)][:num_classes]
+    programs = [
+        generate(model.config, label, replace(model.defaults, num_steps=NUM_STEPS, sampler="euler", seed=seed))
+        for label in classes
+        for seed in range(num_seeds)
+    ]
+    return run_all(engine, programs)
+
+
+def psnr(ours: Any, theirs: Any) -> float:
+    """Peak signal-to-noise ratio of uint8 pictures in dB; 99 for equal ones."""
+    error = float(np.square(ours.astype(np.float64) - theirs).mean())
+    return min(99.0, 10 * float(np.log10(255**2 / error))) if error else 99.0
+
+
+def speeds(model: ModelDir, num_rows: int) -> dict[str, float]:
+    """Median milliseconds a denoise row of each precision that the CPU runs, measured in turns."""
+    on_cpu = [precision for precision in model.precisions if precision != "bf16"]
+    engines = {name: OnnxEngine.load(model.path, precision=name, flush_denormals=True) for name in on_cpu}
+    rows = denoise_rows(model.config, num_rows)
+    times: dict[str, list[float]] = {precision: [] for precision in engines}
+    for _ in range(ROUNDS + 2):
+        for precision, engine in engines.items():
+            began = time.perf_counter()
+            engine.run(rows)
+            times[precision].append(1000 * (time.perf_counter() - began) / num_rows)
+    return {precision: statistics.median(values[2:]) for precision, values in times.items()}
+
+
+def study(path: Path, num_rows: int, num_classes: int, num_seeds: int) -> dict[str, Any]:
+    """All of one model directory but its islands and its memory."""
+    model = read_model_dir(path)
+    milliseconds = speeds(model, num_rows)
+    reference: list[Any] = []
+    results = {}
+    for precision in model.precisions:
+        with numerics(model, precision) as engine:
+            drawn = pictures(engine, model, num_classes, num_seeds)
+        reference = reference or drawn
+        values = [psnr(ours, theirs) for ours, theirs in zip(drawn, reference, strict=True)]
+        weights = model.files(precision)[1]
+        results[precision] = {
+            "weights_bytes": weights.stat().st_size,
+            "weights_file": weights.name,
+            "ms_per_row": milliseconds.get(precision),
+            "measured": model.artefacts[precision]["measured"],
+            "psnr_median": statistics.median(values),
+            "psnr_least": min(values),
+        }
+        print(f"{model.name} {precision}: {results[precision]}", flush=True)
+    num_parameters = sum(array.size for array in read_weights(path).values())
+    return {
+        "model": model.name,
+        "parameters": num_parameters,
+        "rows": num_rows,
+        "pictures": len(reference),
+        "guidance": model.defaults.guidance_scale,
+        "results": results,
+    }
+
+
+def islands(path: Path) -> dict[str, dict[str, Any]]:
+    """The errors of the plain graph with other islands: all, each one missing, none."""
+    model = read_model_dir(path)
+    proto = onnx.load(path / "model.onnx", load_external_data=False)
+    reference, state, products = OnnxEngine.load(path), read_weights(path), block_products(proto)
+    choices = {"as exported": ISLANDS, "and softmax": frozenset(PARTS)}
+    choices |= {f"without {part}": ISLANDS - {part} for part in PARTS if part in ISLANDS}
+    choices["none"] = frozenset()
+    found: dict[str, dict[str, Any]] = {name: {} for name in choices}
+    with tempfile.TemporaryDirectory() as temporary:
+        weights = Path(temporary) / "half.safetensors"
+        for precision in HALVES:
+            write_weights(weights, half_weights(state, precision, products))
+            for name, kept in choices.items():
+                with as_on_a_gpu(model, to_half(proto, precision, weights, kept), precision, weights) as engine:
+                    found[name][precision] = verify(engine, reference, precision).to_dict()
+    return found
+
+
+def document(values: dict[str, Any]) -> str:
+    lines = [
+        "# Precision",
+        "",
+        f"Written by `{values['command']}` on {values['machine']}. Errors are against float32.",
+        "",
+        "- **ms a row**: denoise rows through ONNX Runtime here, the median of rounds taken in turns with float32, and",
+        "  how many times as fast as float32 that is. bf16 has no operators on a CPU, and fp16 none of its own: it is",
+        "  computed in float32 between conversions. Both are for GPUs, on which nothing was measured yet.",
+        "- **latents**: largest error of a row and root mean square as a share of the latents, in dsd-export.",
+        f"- **picture**: PSNR of whole generations, {NUM_STEPS} Euler steps, median and worst. fp16 and bf16 as a GPU",
+        "  computes them: each operator in float32, its result rounded.",
+    ]
+    for model in values["models"]:
+        lines += model_section(model)
+    lines += ["", "## Which parts stay in float32", "", *island_section(values["islands"])]
+    lines += ["", "## Memory", "", *memory_section(values["memory"])]
+    return "\n".join([*lines, ""])
+
+
+def model_section(model: dict[str, Any]) -> list[str]:
+    lines = [
+        "",
+        f"## {model['model']}: {model['parameters'] / 1e6:.1f}M parameters",
+        "",
+        f"{model['rows']} rows a call for speed; {model['pictures']} pictures, guidance {model['guidance']:g}.",
+        "",
+        "| precision | weights | ms a row | latents: largest, rms | picture: median, worst |",
+        "|---|---|---|---|---|",
+    ]
+    base = model["results"]["fp32"]
+    verdicts = []
+    for precision, result in model["results"].items():
+        milliseconds, report = result["ms_per_row"], result["measured"]
+        speed = "no operators"
+        if milliseconds:
+            ratio = base["ms_per_row"] / milliseconds
+            speed = f"{milliseconds:.2f}, {ratio:.2f} x"
+            if precision != "fp32":
+                verdict = "pays" if ratio >= PAYS else "does not pay"
+                verdicts.append(f"{precision} {verdict} on this CPU ({ratio:.2f} times the speed)")
+        else:
+            verdicts.append(f"{precision} does not run on a CPU")
+        is_shared = precision != "fp32" and result["weights_file"] == base["weights_file"]
+        shared = " (model.safetensors itself)" if is_shared else ""
+        errors = "-" if precision == "fp32" else f"{report['latent_error']:.1e}, {report['latent_rms']:.1e}"
+        picture = "-" if precision == "fp32" else f"{result['psnr_median']:.1f}, {result['psnr_least']:.1f} dB"
+        size = f"{result['weights_bytes'] / 1e6:.1f} MB{shared}"
+        lines.append(f"| {precision} | {size} | {speed} | {errors} | {picture} |")
+    return [*lines, "", "; ".join(verdicts) + "."]
+
+
+def island_section(found: dict[str, dict[str, Any]]) -> list[str]:
+    lines = [
+        "The first model above, plain graph. *conditioning*: embeddings, time features, modulation; *residual*: the",
+        "stream between blocks, gates and shifts; *heads*: everything after the last block's products.",
+        "",
+        "| in float32 | fp16: latents rms, pixels | bf16: latents rms, pixels |",
+        "|---|---|---|",
+    ]
+    for name, by_precision in found.items():
+        reports = (Report(**report) for report in by_precision.values())
+        cells = (f"{report.latent_rms:.1e}, {report.pixel_error}" for report in reports)
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return [*lines, "", f"Chosen: {', '.join(part for part in PARTS if part in ISLANDS)}."]
+
+
+def memory_section(values: dict[str, Any]) -> list[str]:
+    return [
+        f"{values['model']}, {values['weights'] / 1e6:.0f} MB of weights in float32, `python -m export.memory`: a",
+        "fresh process loads, runs one encode, four denoise and one decode row twice, and reads /proc/self/status.",
+        "",
+        *memory.table(values),
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m export.study", description=__doc__)
+    parser.add_argument("models", type=Path, nargs="+", metavar="DIR", help="model directories with all precisions")
+    parser.add_argument("-o", "--output", type=Path, default=Path("docs"), metavar="FOLDER")
+    parser.add_argument("--rows", type=int, default=4, help="denoise rows a call, for speed (default 4)")
+    parser.add_argument("--large", type=int, default=2, help="pictures of a model of 256 tokens or more (default 2)")
+    options = parser.parse_args(arguments)
+    models = []
+    for path in options.models:
+        large = read_model_dir(path).config.latent_shape[0] >= 256
+        counts = (options.large, 1) if large else (10, 4)
+        models.append(study(path, options.rows, *counts))
+    values = {
+        "command": f"python -m export.study {' '.join(path.name for path in options.models)}",
+        "machine": f"{os.cpu_count()} CPU cores",
+        "models": models,
+        "islands": islands(options.models[0]),
+        "memory": memory.study(options.models[-1]),
+    }
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / "precision.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    (options.output / "precision.md").write_text(document(values), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
