@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -145,3 +146,15 @@ def server_url(tiny_dir: Path) -> Iterator[str]:
 def http(server_url: str) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server_url, timeout=60) as client:
         yield client
+
+
+@pytest.fixture
+def free_port() -> Callable[[], int]:
+    """Gives ports that nobody listens on."""
+
+    def find() -> int:
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            return int(found.getsockname()[1])
+
+    return find

@@ -1,59 +1,252 @@
-"""The page against a real server, through Gradio's own client."""
+"""The page without a browser: its endpoints through Gradio's own client, its parts, and many visitors at a time."""
 
-import base64
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
 
+import httpx
+import numpy as np
 import pytest
 from PIL import Image
 
-from dsd_serve.client import Client
+from dsd_serve import calls
+from dsd_serve.client import AsyncClient, Client
+from dsd_serve.errors import ConfigError, ServerError
 from dsd_serve.images import write_image
-from tests.conftest import Running, picture
+from tests.conftest import ROOT, Running, picture
+
+pytest.importorskip("gradio", reason="the page needs gradio: pip install '.[ui]'")
 
 
 @pytest.fixture(scope="module")
-def page_url(server_url):
-    from ui.page import build_page
+def page_url(tiny_dir):
+    """A server with the page, in a process of its own."""
+    running = Running("--ui", "--model", str(tiny_dir), "--max-images", "8", "--port", "0", "--grace", "20")
+    yield running.url
+    began = time.monotonic()
+    assert running.stop() == 0
+    assert time.monotonic() - began < 10  # visitors' streams do not hold it up
 
-    page = build_page(Client(server_url))
-    _, url, _ = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, ssr_mode=False)
-    yield url
-    page.close()
 
-
-def test_generate_and_reconstruct_by_gradio_client(page_url, tmp_path):
+@pytest.fixture(scope="module")
+def gradio(page_url, tmp_path_factory):
     from gradio_client import Client as GradioClient
+
+    return GradioClient(page_url, verbose=False, download_files=str(tmp_path_factory.mktemp("files")))
+
+
+@pytest.fixture
+def photo(tmp_path):
     from gradio_client import handle_file
 
-    client = GradioClient(page_url, verbose=False, download_files=str(tmp_path))
-    gallery, seed = client.predict(207, 5, False, 2, 3, "euler", 1.5, api_name="/generate")
-    assert seed == 5
-    assert len(gallery) == 2
-    assert Image.open(gallery[0]["image"]).size == (256, 256)
-    photo = tmp_path / "photo.png"
-    photo.write_bytes(write_image(picture(207, 0, size=50)))
-    kept, quality = client.predict(handle_file(str(photo)), api_name="/reconstruct")
+    file = tmp_path / "photo.png"
+    file.write_bytes(write_image(picture(207, 0, size=50)))
+    return handle_file(str(file))
+
+
+def test_generate_by_gradio_client_gives_the_server_s_own_bytes(gradio, page_url):
+    files, settings = gradio.predict("207", 5, 2, 3, "euler", 1.5, api_name="/generate")
+    assert settings["seed"] == 5
+    assert len(files) == 2
+    with open(files[0]["image"], "rb") as file, Client(page_url) as client:
+        asked = {"seed": 5, "steps": 3, "sampler": "euler", "guidance": 1.5}
+        assert file.read() == client.generate(207, size=256, **asked)
+
+
+def test_reconstruct_edit_walk_and_inspect_by_gradio_client(gradio, photo):
+    kept, psnr = gradio.predict(photo, api_name="/reconstruct")
     assert Image.open(kept).size == (256, 256)
-    assert "dB" in quality
+    assert psnr > 3
+    edited, settings = gradio.predict(photo, None, "950", 0.5, 1, api_name="/edit")
+    assert Image.open(edited).size == (256, 256)
+    assert settings["strength"] == 0.5
+    strip, animation = gradio.predict("207", 1, "1", 1, 4, api_name="/walk")
+    assert len(strip) == 4
+    assert Image.open(animation).is_animated
+    found = gradio.predict(photo, api_name="/inspect")
+    assert 1 <= found["effective_rank"] <= 8
 
 
-def test_a_server_that_went_away_is_a_sentence_on_the_page(tiny_dir):
-    from gradio_client import Client as GradioClient
+def test_wrong_files_and_settings_get_the_server_s_sentence(gradio, tmp_path):
+    from gradio_client import handle_file
     from gradio_client.exceptions import AppError
 
-    from ui.page import build_page
-
-    running = Running("--model", str(tiny_dir))
-    page = build_page(Client(running.url))
-    _, url, _ = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, ssr_mode=False)
-    client = GradioClient(url, verbose=False)
-    assert running.stop() == 0
-    with pytest.raises(AppError, match="cannot be reached"):
-        client.predict(207, 5, False, 1, 2, "euler", 1.5, api_name="/generate")
-    page.close()
+    wrong = tmp_path / "wrong.png"
+    wrong.write_text("no picture")
+    with pytest.raises(AppError, match="PNG, JPEG or WebP"):
+        gradio.predict(handle_file(str(wrong)), api_name="/reconstruct")
+    with pytest.raises(AppError, match="steps must be at most 250"):
+        gradio.predict("207", 5, 1, 9999, "euler", 1.5, api_name="/generate")
+    with pytest.raises(AppError, match="class must be an index"):
+        gradio.predict("no such thing", 5, 1, None, None, None, api_name="/generate")
 
 
-def test_base64_pictures_open():
-    from ui.page import open_base64
+def test_the_page_s_own_events_cannot_be_called_by_name(gradio):
+    assert set(gradio.view_api(return_format="dict")["named_endpoints"]) == {
+        f"/{name}" for name in ("generate", "reconstruct", "edit", "walk", "inspect", "classes", "model")
+    }
 
-    text = base64.b64encode(write_image(picture(1, 0))).decode()
-    assert open_base64(text).size == (24, 24)
+
+def test_the_api_beside_the_page_is_as_it_was(page_url, http):
+    with httpx.Client(base_url=page_url, timeout=30) as beside:
+        assert "text/html" in beside.get("/").headers["content-type"]
+        for path in ("/health/ready", "/classes", "/openapi.json", "/nothing", "/generate?class=207&seed=1&n=9"):
+            ours, theirs = beside.get(path), http.get(path)
+            assert (ours.status_code, ours.headers["content-type"]) == (
+                theirs.status_code,
+                theirs.headers["content-type"],
+            )
+        assert beside.delete("/generate").status_code == 405
+        assert beside.get("/studio/state").json()["up"] is True
+        assert beside.get("/studio/class/207.png").headers["content-type"] == "image/png"
+        assert beside.get("/studio/class/5.png").status_code == 503  # not trained on
+
+
+def test_twenty_visitors_neither_block_the_page_nor_starve_the_api(page_url):
+    """Each visitor draws twice through the page's queue while others open the page and call the API."""
+
+    async def visitor(http):
+        for seed in range(2):
+            body = {"data": ["207", seed, 4, 4, "heun", 1.5]}
+            call = (await http.post("/gradio_api/call/generate", json=body)).json()["event_id"]
+            answer = await http.get(f"/gradio_api/call/generate/{call}")
+            assert "event: complete" in answer.text, answer.text[:300]
+
+    async def timed(request):
+        began = time.monotonic()
+        assert (await request).status_code == 200
+        return time.monotonic() - began
+
+    async def everybody():
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(base_url=page_url, timeout=60, limits=limits) as http:
+            visitors = [asyncio.create_task(visitor(http)) for _ in range(20)]
+            await asyncio.sleep(0.1)
+            direct, opened = [], []
+            while not all(task.done() for task in visitors):
+                direct.append(await timed(http.get("/generate?class=207&steps=4&seed=1")))
+                opened.append(await timed(http.get("/")))
+            await asyncio.gather(*visitors)
+            return direct, opened
+
+    direct, opened = asyncio.run(everybody())
+    assert len(direct) > 1  # answered while the visitors waited
+    assert max(opened) < 2
+    assert max(direct) < 10
+
+
+def test_the_client_streams_previews_and_leaving_cancels(server_url):
+    with Client(server_url) as client:
+        events = list(client.generate_events(207, seed=1, n=2, steps=4, preview_every=1))
+        assert [event.name for event in events].count("preview") == 6
+        assert events[-1].name == "done"
+        z = client.encode(write_image(picture(1, 0)))
+        assert z.shape == tuple(client.model()["latent_shape"])
+        assert client.decode(z).startswith(b"\x89PNG")
+        assert client.debug()["not_ready"] is None
+        mask = np.zeros((3, 24, 24), np.uint8)
+        mask[:, 12:] = 255
+        assert client.edit(write_image(picture(1, 0)), write_image(mask), class_=207, strength=1.0)["strength"] == 1
+        with pytest.raises(ServerError, match="n must be at most 8"):
+            next(iter(client.generate_events(207, n=99)))
+
+    async def leave():
+        client = AsyncClient(server_url)
+        stream = client.stream(calls.generate_events(207, n=8, steps=250, preview_every=1))
+        assert (await anext(stream)).name == "preview"
+        await stream.aclose()
+        deadline = time.monotonic() + 5
+        while (left := await client.do(calls.batcher()))["running"] or left["waiting"]:
+            assert time.monotonic() < deadline, left
+            await asyncio.sleep(0.02)
+        await client.close()
+
+    asyncio.run(leave())
+
+
+def test_a_drawing_of_several_wishes_shows_previews_first_and_says_what_went_wrong(server_url):
+    from ui.drawing import Wish, draw
+
+    async def look():
+        client = AsyncClient(server_url)
+        wishes = [
+            Wish("dog", calls.generate_events(207, n=2, steps=4, preview_every=1), 2, 4),
+            Wish("none", calls.generate_events("nonsense"), 1, 4),
+        ]
+        seen = [
+            (look.progress, [bool(one.png) for one in look.pictures], look.pictures[0].done)
+            async for look in draw(client, wishes)
+        ]
+        last = [look async for look in draw(client, wishes)][-1]
+        await client.close()
+        return seen, last
+
+    seen, last = asyncio.run(look())
+    assert [progress for progress, *_ in seen] == sorted(progress for progress, *_ in seen)
+    assert [one.done for one in last.pictures] == [True, True, False]
+    assert "nonsense" in last.error
+    assert last.pictures[2].error == last.error
+    assert not last.running
+
+
+def test_effective_rank_is_that_of_training():
+    torch = pytest.importorskip("torch")
+    from training.measure import effective_rank as reference
+    from ui.pictures import effective_rank
+
+    z = np.random.default_rng(0).normal(size=(5, 16, 8)).astype(np.float32) @ np.diag(np.arange(8)).astype(np.float32)
+    assert effective_rank(list(z)) == pytest.approx(reference(torch.tensor(z)), rel=1e-6)
+
+
+def test_principal_components_give_like_tokens_like_colours():
+    from ui.pictures import principal_components
+
+    z = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
+    z[3] = z[0]
+    colours = principal_components(z)
+    assert colours.shape == (3, 2, 2)
+    assert (colours[:, 0, 0] == colours[:, 1, 1]).all()
+    assert colours.max() == 255
+
+
+def test_settings_are_read_from_pngs_of_ours_only():
+    from ui.pictures import settings_of
+
+    assert settings_of(write_image(picture(1, 0), "png", {"dsd": json.dumps({"seed": 3})})) == {"seed": 3}
+    for wrong in (b"", b"no picture", write_image(picture(1, 0)), write_image(picture(1, 0), "png", {"dsd": "[1"})):
+        assert settings_of(wrong) is None
+
+
+def test_names_are_escaped():
+    from ui.parts import callout, picker
+
+    evil = "<img src=x onerror=alert(1)>"
+    assert "<img src=x" not in callout(evil) + picker([{"index": 1, "name": evil}], [], {"fingerprint": evil})
+
+
+def test_the_page_and_api_keys_do_not_go_together(tiny_dir, monkeypatch):
+    from server.main import serve
+    from server.settings import parse_settings
+
+    monkeypatch.setenv("DSD_API_KEYS", "somebody:0123456789abcdef")
+    with pytest.raises(ConfigError, match="dsd-ui"):
+        serve(parse_settings(["--ui", "--model", str(tiny_dir), "--port", "0"]))
+
+
+@pytest.mark.parametrize("command", [["server.main", "--ui"], ["ui.main"]])
+def test_without_gradio_a_sentence_says_what_to_install(command, tiny_dir, tmp_path):
+    (tmp_path / "gradio.py").write_text("raise ImportError('no gradio here')")
+    model = ["--model", str(tiny_dir)] if "--ui" in command else []
+    done = subprocess.run(
+        [sys.executable, "-m", *command, *model],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert "dsd-serve[ui]" in done.stderr
+    assert "Traceback" not in done.stderr

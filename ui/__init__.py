@@ -1,1 +1,5 @@
-"""dsd-ui: a page in the browser, as a client of the HTTP API."""
+"""dsd-ui: the page in the browser, a client of the HTTP API."""
+
+import os
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before gradio is imported: nothing leaves the machine

@@ -1,10 +1,11 @@
 """dsd-ui: start the page. It draws nothing itself; it asks a server, by default on localhost:8000."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
-from dsd_serve.client import Client
+from dsd_serve.client import AsyncClient
 from dsd_serve.errors import DSDError
 
 
@@ -13,15 +14,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--server", default="http://localhost:8000", help="address of dsd-serve (default %(default)s)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
     parser.add_argument("--port", type=int, default=7860, help="port of the page (default %(default)s)")
+    parser.epilog = (
+        "For a server with API keys put one into the environment variable DSD_API_KEY; everybody who can open the "
+        "page then draws with it."
+    )
     options = parser.parse_args(arguments)
     try:
-        from ui.page import build_page
+        import uvicorn
+
+        from ui.app import create_page
     except ImportError as error:
         sys.exit(f"dsd-ui: the page needs gradio ({error}): pip install 'dsd-serve[ui]'")
     try:
-        page = build_page(Client(options.server))
-        page.queue(default_concurrency_limit=8, max_size=64)
-        page.launch(server_name=options.host, server_port=options.port, ssr_mode=False)
+        page = create_page(AsyncClient(options.server, api_key=os.environ.get("DSD_API_KEY", "")))
+        uvicorn.run(page, host=options.host, port=options.port, access_log=False, timeout_graceful_shutdown=1)
     except (DSDError, OSError) as error:
         sys.exit(f"dsd-ui: {error}")
 

@@ -1,104 +1,106 @@
-"""The page: draw pictures of a class, and see what the network keeps of your own picture."""
+"""The page: its tabs, and what leads from one to another."""
 
-import base64
-import io
-import os
 from collections.abc import Callable
 from typing import Any
 
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # no request leaves the machine
-
 import gradio as gr
-from PIL import Image
+from gradio.processing_utils import save_bytes_to_cache
 
-from dsd_serve.client import Client
-from dsd_serve.errors import ServerError
+from dsd_serve.client import AsyncClient
+from ui import api, generate, inside, parts, photo, walk
+from ui.controls import EVENT, Updates
+from ui.drawing import Drawing
+from ui.known import Known
 
-SHOWN_SIZE = 256
+HEADER = """
+<header class="top">
+  <div class="name"><span class="mark" aria-hidden="true"></span><h1>DSD</h1>
+    <p>One network encodes, denoises and decodes.</p></div>
+  <div class="state"><span id="pill" role="status" class="pill">looking for the server</span>
+    <button type="button" id="shade" aria-label="Light or dark">Dark</button></div>
+</header>
+<div id="down" role="alert" hidden></div>
+"""
+HOUR = 3600
 
 
-def build_page(client: Client) -> gr.Blocks:
-    """The page for one server. Raises ServerError when the server cannot be reached."""
-    model = client.model()
-    names = [(f"{c['name']} ({c['index']})", c["index"]) for c in client.classes()]
-    defaults, limits = model["defaults"], model["limits"]
-    with gr.Blocks(title=f"DSD: {model['name']}") as page:
-        gr.Markdown(
-            f"# {model['name']}\nOne network encodes, denoises and decodes. It draws {model['image_size']} x "
-            f"{model['image_size']} pixels; they are shown larger here."
-        )
-        with gr.Tab("Generate"), gr.Row():
-            with gr.Column(scale=1):
-                label = gr.Dropdown(names, value=preferred(names), label="Class", filterable=True)
-                seed = gr.Number(0, label="Seed (same seed, same picture)", precision=0, minimum=0)
-                dice = gr.Checkbox(True, label="A new seed each time")
-                n = gr.Slider(1, limits["n"], value=4, step=1, label="Pictures")
-                steps = gr.Slider(1, limits["steps"], value=defaults["steps"], step=1, label="Steps")
-                sampler = gr.Dropdown(model["samplers"], value=defaults["sampler"], label="Sampler")
-                guidance = gr.Slider(0, 10, value=defaults["guidance"], step=0.1, label="Guidance (1 is off)")
-                button = gr.Button("Generate", variant="primary")
-            gallery = gr.Gallery(label="Pictures", columns=4, scale=2, height=560, object_fit="contain")
-        button.click(
-            drawing(client),
-            [label, seed, dice, n, steps, sampler, guidance],
-            [gallery, seed],
-            api_name="generate",
-        )
-        with gr.Tab("Reconstruct"):
-            with gr.Row():
-                photo = gr.Image(type="pil", label="Your picture", height=360)
-                kept = gr.Image(type="pil", label="What the network keeps of it", height=360, interactive=False)
-            quality = gr.Markdown()
-            photo.change(reconstructing(client), photo, [kept, quality], api_name="reconstruct")
+def build_page(client: AsyncClient, address: Callable[[gr.Request], str]) -> gr.Blocks:
+    """The page for one server, which need not be up yet. address: under which a visitor reaches that server."""
+    known = Known(client)
+    # What visitors uploaded is deleted after an hour, and when the page ends.
+    with gr.Blocks(title="DSD", analytics_enabled=False, delete_cache=(HOUR // 6, HOUR)) as page:
+        api.build(known)  # first, so that its names are free
+        parts.shown(HEADER)
+        with gr.Tabs(elem_id="tabs") as tabs:
+            with gr.Tab("Generate", id="generate"):
+                drawing_tab = generate.build(known, address)
+            with gr.Tab("Your photo", id="photo"):
+                photo_tab = photo.build(known)
+            with gr.Tab("Walk", id="walk"):
+                walk_tab = walk.build(known)
+            with gr.Tab("Look inside", id="inside"):
+                inside_tab = inside.build(known, drawing_tab.drawing)
+        refresh = gr.Button("Ask the server again", elem_id="refresh", elem_classes="unseen")
+        every_tab = (drawing_tab, photo_tab, walk_tab, inside_tab)
+        fitted = list({control: None for tab in every_tab for control in tab.fitted(known)})
+
+        async def open_page() -> Updates:
+            wrong = await known.refresh()
+            if wrong:
+                return {drawing_tab.picker: parts.callout(wrong)}
+            return {control: value for tab in every_tab for control, value in tab.fitted(known).items()}
+
+        gr.on([page.load, refresh.click], open_page, None, fitted, **EVENT)
+        connect(known, tabs, drawing_tab, photo_tab, walk_tab, inside_tab)
+    page.queue(default_concurrency_limit=None, max_size=None)
     return page
 
 
-def preferred(names: list[tuple[str, int]]) -> int:
-    indices = [index for _, index in names]
-    return 207 if 207 in indices else indices[0]
+def connect(
+    known: Known,
+    tabs: gr.Tabs,
+    drawing_tab: generate.GenerateTab,
+    photo_tab: photo.PhotoTab,
+    walk_tab: walk.WalkTab,
+    inside_tab: inside.InsideTab,
+) -> None:
+    """Choosing a picture on the board, and sending it to another tab."""
 
+    def choose(drawing: Drawing | None, event: gr.EventData) -> tuple[Any, Any, Any]:
+        number = int(event._data["value"])
+        if drawing is None or drawing.running or not drawing.pictures[number].done:
+            return (gr.skip(),) * 3
+        return parts.board(drawing, number), parts.details(drawing.pictures[number]), number
 
-def drawing(client: Client) -> Callable[..., tuple[list[tuple[Image.Image, str]], int]]:
-    def draw(
-        label: int, seed: float, dice: bool, n: float, steps: float, sampler: str, guidance: float
-    ) -> tuple[list[tuple[Image.Image, str]], int]:
-        answer = said(
-            client.generate_json,
-            label,
-            seed=None if dice else int(seed),
-            n=int(n),
-            steps=int(steps),
-            sampler=sampler,
-            guidance=guidance,
-            size=SHOWN_SIZE,
-        )
-        pictures = [
-            (open_base64(item["base64"]), f"seed {answer['seed']}, {item['index']}") for item in answer["images"]
-        ]
-        return pictures, answer["seed"]
+    drawing_tab.board.click(
+        choose, drawing_tab.drawing, [drawing_tab.board, drawing_tab.details, drawing_tab.number], **EVENT
+    )
 
-    return draw
+    def send(drawing: Drawing | None, number: int, event: gr.EventData) -> Updates:
+        picture = drawing.pictures[number] if drawing else None
+        if picture is None or picture.settings is None:
+            return {tabs: gr.skip()}
+        act, settings = event._data["act"], picture.settings
+        if act == "again":
+            return generate.restored(known, drawing_tab, settings)
+        if act in ("from", "to"):
+            end = walk_tab.start if act == "from" else walk_tab.end
+            return {
+                tabs: gr.update(selected="walk"),
+                walk_tab.kinds: gr.update(selected="drawn"),
+                walk_tab.kind: "drawn",
+                end.label: settings["class"]["index"],
+                end.seed: settings["seed"],
+                end.index: settings["index"],
+                **walk_tab.sampling.restored(settings),
+            }
+        target = {"edit": (photo_tab.photo, "photo"), "inside": (inside_tab.photo, "inside")}[act]
+        path = save_bytes_to_cache(picture.png, "picture.png", target[0].GRADIO_CACHE)
+        return {tabs: gr.update(selected=target[1]), target[0]: path}
 
-
-def reconstructing(client: Client) -> Callable[[Image.Image | None], tuple[Image.Image | None, str]]:
-    def rebuild(photo: Image.Image | None) -> tuple[Image.Image | None, str]:
-        if photo is None:
-            return None, ""
-        buffer = io.BytesIO()
-        photo.convert("RGB").save(buffer, "PNG")
-        answer = said(client.reconstruct, buffer.getvalue(), size=SHOWN_SIZE)
-        return open_base64(answer["base64"]), f"PSNR {answer['psnr']:.1f} dB at the network's own size"
-
-    return rebuild
-
-
-def said(call: Callable[..., dict[str, Any]], *arguments: Any, **settings: Any) -> dict[str, Any]:
-    """Call the server; its errors become messages on the page."""
-    try:
-        return call(*arguments, **settings)
-    except ServerError as error:
-        raise gr.Error(str(error), print_exception=False) from None
-
-
-def open_base64(text: str) -> Image.Image:
-    return Image.open(io.BytesIO(base64.b64decode(text)))
+    ends = [control for end in (walk_tab.start, walk_tab.end) for control in (end.label, end.seed, end.index)]
+    outputs = [
+        tabs, walk_tab.kinds, walk_tab.kind, *ends, *walk_tab.sampling.inputs, photo_tab.photo, inside_tab.photo,
+        *generate.restored_controls(drawing_tab),
+    ]  # fmt: skip
+    drawing_tab.details.click(send, [drawing_tab.drawing, drawing_tab.number], outputs, **EVENT)

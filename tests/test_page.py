@@ -1,0 +1,285 @@
+"""The page as people use it: Chromium drives every tab against a real server with the demo model. `make test-ui`."""
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from dsd_serve.images import write_image
+from tests.conftest import ROOT, Running, picture
+from ui.pictures import settings_of
+
+pytestmark = pytest.mark.browser
+api = pytest.importorskip("playwright.sync_api", reason="the browser tests need playwright: pip install '.[dev]'")
+
+CHROMIUM = shutil.which("chromium")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("the page was not tried in a browser: there is no chromium here; apt-get install chromium")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Running]:
+    running = Running("--ui", "--grace", "20")
+    yield running
+    assert running.stop() == 0
+
+
+@pytest.fixture
+def opened(browser, running):
+    """Opens the page as a new visitor: opened(width=...). All that it asks for is on this machine."""
+    contexts, asked = [], []
+
+    def opened(url=running.url, width=1280, **settings):
+        context = browser.new_context(viewport={"width": width, "height": 900}, **settings)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(20_000)
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(url)
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert {urlsplit(url).hostname for url in asked if not url.startswith(("data:", "blob:"))} <= {"127.0.0.1"}
+
+
+@pytest.fixture
+def page(opened):
+    page = opened()
+    page.wait_for_selector("#picker .class")
+    return page
+
+
+@pytest.fixture
+def photo(tmp_path):
+    file = tmp_path / "photo.png"
+    file.write_bytes(write_image(picture(207, 0, size=200)))
+    return file
+
+
+def tab(page, name):
+    page.get_by_role("tab", name=name, exact=True).click()
+
+
+def number(page, where, value):
+    page.fill(f"#{where} input[type=number]", str(value))
+    page.keyboard.press("Tab")
+
+
+def test_the_first_paint_comes_within_two_seconds(opened):
+    page = opened()
+    page.wait_for_selector("#picker .class")
+    paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+    assert paint < 2000
+
+
+def test_generate_shows_previews_then_pictures_that_know_their_settings(page):
+    page.fill("#class-search textarea, #class-search input", "orang")
+    page.wait_for_function("document.querySelectorAll('#picker .class').length === 1")
+    page.click("#picker .class")
+    page.fill("#class-search textarea, #class-search input", "")
+    page.wait_for_function("document.querySelectorAll('#picker [aria-pressed=true]').length === 2")
+    number(page, "n", 2)
+    page.click("#generate-go")
+    page.wait_for_selector("#board .drawing img")  # a preview
+    assert page.locator("#details .details").count() == 0
+    page.wait_for_selector("#details .details")
+    assert page.locator("#board button.card").count() == 4
+    page.click("#board button.card >> nth=3")
+    page.wait_for_selector("#details h3:has-text('orange')")
+    assert page.input_value("#generate-seed input") in page.inner_text("#details")
+    page.click("#code button >> nth=0")
+    page.wait_for_selector("#code pre")
+    curl = page.inner_text("#code pre >> nth=0").splitlines()[1]
+    with httpx.Client() as http:
+        assert http.get(curl.split('"')[1]).headers["content-type"] == "image/png"
+
+
+def test_a_saved_png_restores_its_settings_and_draws_the_same(page, tmp_path):
+    number(page, "n", 2)
+    number(page, "generate-seed", 77)
+    page.check("#generate-lock input")
+    page.click("#generate-sampling button >> nth=0")
+    number(page, "generate-steps", 6)
+    page.check("#generate-sampler input[value=euler]")
+    page.click("#generate-go")
+    page.wait_for_selector("#details .details")
+    page.click("#board button.card >> nth=1")
+    page.wait_for_selector("#details dd:has-text('picture 1')")
+    with page.expect_download() as download:
+        page.click("#details a[download]")
+    saved = tmp_path / "saved.png"
+    download.value.save_as(saved)
+    assert settings_of(saved.read_bytes())["seed"] == 77
+    source = page.get_attribute("#details img", "src")
+    page.reload()
+    page.wait_for_selector("#picker .class")
+    page.click("#again button >> nth=0")
+    page.set_input_files("#saved input[type=file]", saved)
+    page.wait_for_selector("#board .hint:has-text('seed 77')")
+    assert page.input_value("#generate-seed input") == "77"
+    assert page.input_value("#index input") == "1"
+    page.click("#generate-go")
+    page.wait_for_selector("#details .details")
+    assert page.get_attribute("#details img", "src") == source
+
+
+def test_stop_and_leaving_cancel_the_work_of_the_server(page, running):
+    def cancelled():
+        lines = httpx.get(f"{running.url}/metrics").text.splitlines()
+        return float(next(line.split()[-1] for line in lines if 'cancelled_total{reason="disconnect"}' in line))
+
+    def wait_until_idle():
+        deadline = time.monotonic() + 5
+        while (found := httpx.get(f"{running.url}/debug/batcher").json())["running"] or found["waiting"]:
+            assert time.monotonic() < deadline, found
+            time.sleep(0.05)
+
+    wait_until_idle()  # the pictures of the classes
+    for leave in (page.locator("#generate-stop").click, page.close):
+        before = cancelled()
+        number(page, "n", 8)
+        if not page.is_visible("#generate-steps"):
+            page.click("#generate-sampling button >> nth=0")
+        number(page, "generate-steps", 200)
+        page.click("#generate-go")
+        page.wait_for_selector("#board .drawing img")
+        leave()
+        wait_until_idle()
+        assert cancelled() > before
+        if not page.is_closed():
+            page.wait_for_selector("#board :text('Stopped')")
+
+
+def test_a_photo_is_reconstructed_edited_and_painted_over(opened, photo):
+    page = opened(width=420)  # the editor paints with WebGL, which is slow without a GPU: a small one
+    page.wait_for_selector("#picker .class")
+    tab(page, "Your photo")
+    page.set_input_files("#photo input[type=file]", photo)
+    page.wait_for_selector("#kept [data-psnr]")
+    assert page.inner_text("#kept [data-psnr]").endswith("dB")
+    page.wait_for_selector("#compare img")
+    tab(page, "Edit")
+    page.click("#edit-go")
+    page.wait_for_selector("#edit-details .details")
+    tab(page, "Paint over")
+    page.click("#inpaint-go")
+    page.wait_for_selector("#inpaint-board .callout:has-text('nothing is painted over')")
+    page.locator("#painting canvas").first.scroll_into_view_if_needed()
+    box = page.locator("#painting canvas").first.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x - 40, y)
+    page.mouse.down()
+    page.mouse.move(x + 40, y, steps=5)
+    page.mouse.up()
+    page.wait_for_timeout(500)  # the editor sends its layer a moment after the stroke
+    page.click("#inpaint-go")
+    page.wait_for_selector("#inpaint-details .details")
+
+
+def test_a_wrong_file_shows_a_sentence(page, tmp_path):
+    wrong = tmp_path / "wrong.png"
+    wrong.write_text("no picture")
+    tab(page, "Your photo")
+    page.set_input_files("#photo input[type=file]", wrong)
+    page.wait_for_selector("#kept .callout:has-text('PNG, JPEG or WebP')")
+    tab(page, "Generate")
+    page.click("#again button >> nth=0")
+    page.set_input_files("#saved input[type=file]", wrong)
+    page.wait_for_selector("#board .callout:has-text('no settings of ours')")
+
+
+def test_a_picture_walks_and_is_looked_into(page):
+    number(page, "n", 1)
+    page.click("#generate-go")
+    page.wait_for_selector("#details .details")
+    seed = page.input_value("#generate-seed input")
+    page.click("[data-act=from]")
+    page.wait_for_selector("#walk-go")
+    page.wait_for_function(f"document.querySelector('#from-seed input').value === '{seed}'")
+    number(page, "walk-n", 4)
+    page.click("#walk-go")
+    page.wait_for_selector("#walk-animation img")
+    assert page.locator("#walk-strip figure").count() == 4
+    tab(page, "Generate")
+    page.click("[data-act=inside]")
+    page.wait_for_selector("#latents [data-rank]")
+    assert 1 <= float(page.inner_text("#latents [data-rank]")) <= 16
+    assert page.input_value("#way-seed input") == seed
+    number(page, "way-steps", 5)
+    page.click("#way-go")
+    page.wait_for_selector("#way figure:has-text('the picture')")
+    assert page.locator("#way figure").count() == 6  # the noise, four expectations, the picture
+    assert "dsd-demo" in page.inner_text("#model-card")
+    page.wait_for_selector("#now dd")
+
+
+def test_keyboard_and_a_phone_in_the_dark(opened):
+    page = opened(width=390, color_scheme="dark", has_touch=True, is_mobile=True)
+    page.wait_for_selector("#picker .class")
+    assert page.evaluate("document.body.classList.contains('dark')")
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    assert page.get_by_role("tab", name="Look inside").is_visible()
+    page.focus("#picker .class >> nth=0")
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.querySelectorAll('#picker [aria-pressed=true]').length === 2")
+    number(page, "n", 1)
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector("#details .details")
+    page.focus("#board button.card >> nth=1")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#board button.card[data-value='1'][aria-pressed=true]")
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+
+
+def test_a_server_that_is_down_is_said_to_be_down_and_the_page_recovers(opened, free_port):
+    server, own = free_port(), free_port()
+    command = [sys.executable, "-m", "ui.main", "--server", f"http://127.0.0.1:{server}", "--port", str(own)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    try:
+        url = f"http://127.0.0.1:{own}"
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            try:
+                httpx.get(f"{url}/studio/state")
+                break
+            except httpx.TransportError:
+                time.sleep(0.1)
+        page = opened(url)
+        page.wait_for_selector("#down:has-text('cannot be reached')")
+        page.click("#generate-go")
+        page.wait_for_selector("#board .callout:has-text('cannot be reached')")
+        started = Running("--port", str(server))
+        page.wait_for_selector("#pill[data-up=true]")
+        page.wait_for_selector("#picker .class")
+        number(page, "n", 1)
+        page.click("#generate-go")
+        page.wait_for_selector("#details .details")
+        assert started.stop() == 0
+        page.wait_for_selector("#pill[data-up=false]")
+    finally:
+        process.terminate()
+        process.wait(20)

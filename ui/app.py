@@ -1,0 +1,134 @@
+"""The page as an ASGI application: Gradio's routes, and two of ours that are asked often and need no events."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from importlib import resources
+from typing import Any
+
+import gradio as gr
+from fastapi import FastAPI, Response
+from fastapi.responses import JSONResponse
+
+from dsd_serve import calls
+from dsd_serve.client import AsyncClient
+from dsd_serve.errors import DSDError
+from dsd_serve.images import read_image, resize, write_image
+from ui.page import build_page
+from ui.theme import THEME
+
+# What a server that has the page beside its API leaves to it: the first part of the path.
+PATHS = frozenset(
+    ("", "assets", "config", "favicon.ico", "gradio_api", "login", "logout", "manifest.json", "pwa_icon", "robots.txt",
+     "static", "studio", "svelte", "theme.css")
+)  # fmt: skip
+FRESH = 1.0  # seconds for which what the server said of itself is told to everybody
+THUMBNAIL = {"seed": 1, "n": 1}
+THUMBNAIL_SIZE = 128
+AT_A_TIME = 2  # thumbnails under way: the server has other clients
+
+
+def create_page(client: AsyncClient, address: Callable[[gr.Request], str] | None = None) -> FastAPI:
+    """The page for the server of `client`, which need not be up yet.
+
+    address: under which a visitor reaches that server; the client's where it is left out. `app.state.stop` is an
+    asyncio.Event that ends the streams of all visitors, so that whoever serves the page can end.
+    """
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await client.close()
+
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    add_routes(app, client)
+    blocks = build_page(client, address or (lambda _: client.url))
+    files = resources.files("ui")
+    gr.mount_gradio_app(
+        app,
+        blocks,
+        path="/",
+        theme=THEME,
+        css=files.joinpath("style.css").read_text("utf-8"),
+        head=f"<script>{files.joinpath('script.js').read_text('utf-8')}</script>",
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,
+        mcp_server=False,
+        pwa=False,
+        enable_monitoring=False,
+        max_file_size="40mb",  # the server has its own limit, and says so
+    )
+    app.state.stop = app.routes[-1].app.stop_event  # type: ignore[attr-defined]
+    return app
+
+
+def add_routes(app: FastAPI, client: AsyncClient) -> None:
+    state = State(client)
+    thumbnails = Thumbnails(client)
+
+    @app.get("/studio/state")
+    async def state_now() -> JSONResponse:
+        return JSONResponse(await state.now(), headers={"Cache-Control": "no-store"})
+
+    @app.get("/studio/class/{index}.png")
+    async def thumbnail(index: int) -> Response:
+        try:
+            png = await thumbnails.of(index)
+        except DSDError as error:
+            return Response(str(error), 503, {"Cache-Control": "no-store"}, "text/plain")
+        return Response(png, headers={"Cache-Control": "max-age=3600"}, media_type="image/png")
+
+
+class State:
+    """What the server does now. However many pages ask, the server is asked once in FRESH seconds."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self.client = client
+        self.lock = asyncio.Lock()
+        self.asked = -FRESH
+        self.rows = 0
+        self.told: dict[str, Any] = {}
+
+    async def now(self) -> dict[str, Any]:
+        async with self.lock:
+            if (passed := time.monotonic() - self.asked) >= FRESH:
+                self.told = await self.ask(passed)
+                self.asked = time.monotonic()
+            return self.told
+
+    async def ask(self, passed: float) -> dict[str, Any]:
+        try:
+            found = await self.client.do(calls.batcher())
+        except DSDError as error:
+            return {"up": False, "sentence": str(error)}
+        if found["not_ready"]:
+            return {"up": False, "sentence": str(found["not_ready"])}
+        rows, self.rows = found["rows"] - self.rows, found["rows"]
+        return {
+            "up": True,
+            "running": len(found["running"]),
+            "waiting": len(found["waiting"]),
+            "seconds_ahead": found["seconds_ahead"],
+            "row_ms": found["row_ms"],
+            "rows_per_s": round(max(rows, 0) / passed, 1) if self.asked > 0 and passed < 10 else None,
+        }
+
+
+class Thumbnails:
+    """A picture of each class, drawn when it is first asked for."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self.client = client
+        self.drawn: dict[tuple[str, int], bytes] = {}
+        self.free = asyncio.Semaphore(AT_A_TIME)
+
+    async def of(self, index: int) -> bytes:
+        """A PNG. Raises ServerError when the server does not draw it."""
+        async with self.free:
+            key = ((await self.client.do(calls.model()))["fingerprint"], index)
+            if key not in self.drawn:
+                png = await self.client.do(calls.generate(index, format="png", **THUMBNAIL))
+                self.drawn[key] = write_image(resize(read_image(png), THUMBNAIL_SIZE))
+            return self.drawn[key]

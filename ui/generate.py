@@ -1,0 +1,198 @@
+"""The tab that draws pictures of classes."""
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from dsd_serve import calls
+from dsd_serve.errors import DSDError
+from ui import parts, snippets
+from ui.controls import EVENT, Sampling, Seed, Updates, actions, roll, sampling_of, whole
+from ui.drawing import Drawing, Wish, draw
+from ui.known import Known
+from ui.pictures import settings_of
+
+PREVIEWS = 12  # of each picture
+FOUND = 24  # classes that are shown at a time
+
+
+@dataclass(frozen=True)
+class GenerateTab:
+    drawing: gr.State
+    number: gr.State  # of the chosen picture
+    chosen: gr.State  # classes
+    search: gr.Textbox
+    picker: gr.HTML
+    n: gr.Slider
+    index: gr.Number
+    seed: Seed
+    sampling: Sampling
+    board: gr.HTML
+    details: gr.HTML
+    code: gr.HTML
+
+    def fitted(self, known: Known) -> Updates:
+        chosen = [known.usual]
+        return {
+            self.chosen: chosen,
+            self.picker: parts.picker(known.classes[:FOUND], chosen, known.model),
+            self.n: gr.update(maximum=known.model["limits"]["n"]),
+            **self.sampling.fitted(known),
+        }
+
+
+def build(known: Known, address: Callable[[gr.Request], str]) -> GenerateTab:
+    drawing, number, chosen = gr.State(None), gr.State(0), gr.State([207])
+    with gr.Row(elem_classes="sides"):
+        with gr.Column(scale=2, min_width=320, elem_classes="controls"):
+            search = gr.Textbox(
+                label="Class",
+                placeholder="Search by name, like retriever",
+                elem_id="class-search",
+                info="One or several; the pictures are what the model draws for each.",
+            )
+            picker = parts.pressable(elem_id="picker")
+            n = gr.Slider(1, 16, 4, step=1, label="Pictures of each class", elem_id="n")
+            seed = Seed.build("generate")
+            go, stop = actions("generate", "Generate")
+            sampling = Sampling.build("generate")
+            with gr.Accordion("Draw a saved picture again", open=False, elem_id="again"):
+                index = gr.Number(
+                    0, label="First picture of the seed", precision=0, minimum=0, elem_id="index",
+                    info="A seed has a row of pictures; that of a PNG is restored with its settings.",
+                )  # fmt: skip
+                saved = gr.File(label="Drop a PNG that was saved here", elem_id="saved", height=110)
+        with gr.Column(scale=3, min_width=320):
+            board = parts.pressable(parts.board(None), elem_id="board")
+            details = parts.pressable(elem_id="details")
+            with gr.Accordion("The same from a program", open=False, elem_id="code"):
+                code = parts.shown(parts.hint("No lines yet", "They appear with the pictures."))
+    tab = GenerateTab(drawing, number, chosen, search, picker, n, index, seed, sampling, board, details, code)
+
+    async def generate(
+        request: gr.Request, classes: list[int], number_: float, keep: bool, count: float, first: float, *how: Any
+    ) -> AsyncIterator[Updates]:
+        try:
+            settings = {
+                "seed": whole("seed", number_) if keep else roll(),
+                **({"index": whole("first picture", first)} if first else {}),
+                **sampling_of(*how),
+            }
+            n_, steps = whole("pictures", count, 1), settings["steps"]
+        except DSDError as error:
+            yield {board: parts.callout(str(error))}
+            return
+        wishes = [
+            Wish(
+                known.name_of(one),
+                calls.generate_events(one, n=n_, preview_every=max(1, -(-steps // PREVIEWS)), **settings),
+                n_,
+                steps,
+            )
+            for one in classes
+        ]
+        lines = parts.code(snippets.lines(address(request), classes, settings, n_))
+        now: Updates = {seed.number: settings["seed"], stop: gr.update(interactive=True), details: "", code: lines}
+        async with contextlib.aclosing(draw(known.client, wishes)) as looks:
+            async for look in looks:
+                yield {**now, board: parts.board(look, chosen=-1 if look.running else 0), drawing: look, number: 0}
+                now = {}
+        first_done = next((one for one in look.pictures if one.done), None)
+        yield {stop: gr.update(interactive=False), details: parts.details(first_done), number: index_of(look)}
+
+    outputs = [seed.number, stop, go, board, drawing, number, details, code]
+    running = go.click(
+        generate,
+        [chosen, seed.number, seed.lock, n, index, *sampling.inputs],
+        outputs,
+        trigger_mode="once",
+        **EVENT,
+    )
+    stop.click(stopped, drawing, [board, stop, details], cancels=running, queue=False, **EVENT)
+    search.change(finding(known), [search, chosen], picker, trigger_mode="always_last", **EVENT)
+    picker.click(choosing(known), [search, chosen], [chosen, picker], trigger_mode="multiple", **EVENT)
+    saved.upload(restoring(known, tab), [saved], [*restored_controls(tab), board], **EVENT)
+    return tab
+
+
+def index_of(drawing: Drawing) -> int:
+    return next((i for i, one in enumerate(drawing.pictures) if one.done), 0)
+
+
+def stopped(drawing: Drawing | None) -> tuple[str, Any, str]:
+    """What is left of a drawing that was stopped."""
+    if drawing is None:
+        return parts.board(None), gr.update(interactive=False), ""
+    drawing.running = False
+    done = next((one for one in drawing.pictures if one.done), None)
+    return (
+        parts.board(drawing, index_of(drawing) if done else -1, stopped=True),
+        gr.update(interactive=False),
+        parts.details(done),
+    )
+
+
+def finding(known: Known) -> Callable[..., Any]:
+    async def find(words: str, chosen: list[int]) -> str:
+        try:
+            found = await known.client.do(calls.classes(words[:200]))
+        except DSDError as error:
+            return parts.callout(str(error))
+        return parts.picker(found[:FOUND], chosen, known.model)
+
+    return find
+
+
+def choosing(known: Known) -> Callable[..., Any]:
+    find = finding(known)
+
+    async def choose(words: str, chosen: list[int], event: gr.EventData) -> tuple[list[int], str]:
+        """Toggle a class; the last one stays. The list is changed in place and before anything is awaited, because
+        the next press may come meanwhile and must find it changed."""
+        one = int(event._data["value"])
+        others = [index for index in chosen if index != one]
+        chosen[:] = others if one in chosen and others else [*others, one]
+        return chosen, await find(words, chosen)
+
+    return choose
+
+
+def restored_controls(tab: GenerateTab) -> list[Any]:
+    return [tab.chosen, tab.search, tab.picker, tab.n, tab.index, tab.seed.number, tab.seed.lock, *tab.sampling.inputs]
+
+
+def restored(known: Known, tab: GenerateTab, settings: dict[str, Any]) -> Updates:
+    """The controls that draw a picture again. Raises KeyError, TypeError or ValueError for settings that are none."""
+    label = int(settings["class"]["index"])
+    return {
+        tab.chosen: [label],
+        tab.search: "",
+        tab.picker: parts.picker(known.classes[:FOUND], [label], known.model),
+        tab.n: 1,
+        tab.index: int(settings["index"]),
+        tab.seed.number: int(settings["seed"]),
+        tab.seed.lock: True,
+        **tab.sampling.restored(settings),
+    }
+
+
+def restoring(known: Known, tab: GenerateTab) -> Callable[[str], Updates]:
+    def restore(path: str) -> Updates:
+        settings = settings_of(Path(path).read_bytes())
+        try:
+            if settings is None:
+                raise ValueError
+            found = restored(known, tab, settings)
+        except (KeyError, TypeError, ValueError):
+            sentence = "this file has no settings of ours: drop a PNG that was saved here or came from /generate"
+            return {tab.board: parts.callout(sentence)}
+        words = f"seed {settings['seed']}: press Generate to draw it again."
+        if settings.get("fingerprint") != known.model["fingerprint"]:
+            words = "another model drew it, so this one will draw something else."
+        return {**found, tab.board: parts.hint(f"Settings of a {known.name_of(settings['class']['index'])}", words)}
+
+    return restore

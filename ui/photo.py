@@ -1,0 +1,199 @@
+"""The tab for a photo of one's own: what the network keeps of it, edits of it, parts of it drawn anew."""
+
+import contextlib
+from base64 import b64decode
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+
+from dsd_serve import calls, images
+from dsd_serve.errors import DSDError
+from ui import parts
+from ui.controls import EVENT, Sampling, Seed, Updates, actions, roll, sampling_of, whole
+from ui.drawing import Drawing, Wish, draw
+from ui.generate import PREVIEWS, index_of, stopped
+from ui.known import Known
+from ui.pictures import square
+
+SIDE = 512  # of the photo's centre square, as it is shown and painted on
+NONE = "no class"
+
+
+@dataclass(frozen=True)
+class Redraw:
+    """The controls of an edit or an inpainting, and where its pictures appear."""
+
+    label: gr.Dropdown
+    strength: gr.Slider
+    n: gr.Slider
+    seed: Seed
+    sampling: Sampling
+    drawing: gr.State
+    board: gr.HTML
+    details: gr.HTML
+
+    def fitted(self, known: Known) -> Updates:
+        return {
+            self.label: gr.update(choices=[(NONE, -1), *known.choices], value=known.usual),
+            self.n: gr.update(maximum=known.model["limits"]["n"]),
+            **self.sampling.fitted(known),
+        }
+
+
+@dataclass(frozen=True)
+class PhotoTab:
+    photo: gr.Image
+    edit: Redraw
+    inpaint: Redraw
+
+    def fitted(self, known: Known) -> Updates:
+        return {**self.edit.fitted(known), **self.inpaint.fitted(known)}
+
+
+def build(known: Known) -> PhotoTab:
+    with gr.Row(elem_classes="sides"):
+        with gr.Column(scale=2, min_width=300, elem_classes="controls"):
+            photo = parts.photo(
+                label="Your photo", sources=["upload", "webcam", "clipboard"],
+                height=340, elem_id="photo", buttons=[],
+            )  # fmt: skip
+            parts.shown(
+                '<p class="line">Its centre square goes to the server, scaled to the size of the network. '
+                "The file is deleted after an hour.</p>"
+            )
+        with gr.Column(scale=3, min_width=320), gr.Tabs(elem_classes="inner"):
+            with gr.Tab("What it keeps", id="keeps"):
+                words = parts.shown(parts.hint("No photo yet", "Upload one, take one, or paste one."), elem_id="kept")
+                slider = gr.ImageSlider(
+                    label="Your photo, and what the network keeps of it", type="numpy", format="png", visible="hidden",
+                    elem_id="compare", max_height=SIDE, buttons=["fullscreen"],
+                )  # fmt: skip
+            with gr.Tab("Edit", id="edit"):
+                edit = redraw("edit", "Redraw it", 0.6, known, photo)
+            with gr.Tab("Paint over", id="inpaint"):
+                editor = gr.ImageEditor(
+                    label="Paint over what shall be drawn anew", type="pil", sources=(), transforms=(), layers=False,
+                    brush=gr.Brush(colors=["#ff4d6d"], color_mode="fixed", default_size=48), eraser=gr.Eraser(48),
+                    canvas_size=(SIDE, SIDE), fixed_canvas=True, height=SIDE + 60, elem_id="painting", format="png",
+                    buttons=[],
+                )  # fmt: skip
+                inpaint = redraw("inpaint", "Draw that part anew", 1.0, known, photo, editor)
+    photo.change(keeping(known), photo, [words, slider, editor], trigger_mode="always_last", **EVENT)
+    return PhotoTab(photo, edit, inpaint)
+
+
+def keeping(known: Known) -> Callable[..., Any]:
+    async def keep(path: str | None) -> tuple[str, Any, Any]:
+        if path is None:
+            return parts.hint("No photo yet", "Upload one, take one, or paste one."), gr.update(visible="hidden"), None
+        try:
+            data = Path(path).read_bytes()
+            answer = await known.client.do(calls.reconstruct(data, size=min(SIDE, known.model["limits"]["size"])))
+            shown = square(data, SIDE)
+        except DSDError as error:
+            return parts.callout(str(error)), gr.update(visible="hidden"), None
+        kept = images.resize(images.read_image(b64decode(answer["base64"])), SIDE)
+        size, (tokens, channels) = known.model["image_size"], known.model["latent_shape"]
+        words = (
+            f'<p class="figure"><b data-psnr>{answer["psnr"]:.1f} dB</b> PSNR at {size} x {size} pixels. The network '
+            f"keeps {tokens * channels} numbers: {tokens} tokens of {channels} channels. Drag the line to compare.</p>"
+        )
+        both = (shown.transpose(1, 2, 0), kept.transpose(1, 2, 0))
+        return words, gr.update(value=both, visible=True), shown.transpose(1, 2, 0)
+
+    return keep
+
+
+def redraw(
+    name: str, words: str, strength: float, known: Known, photo: gr.Image, editor: gr.ImageEditor | None = None
+) -> Redraw:
+    drawing = gr.State(None)
+    with gr.Row():
+        label = gr.Dropdown([(NONE, -1)], value=-1, label="Towards", elem_id=f"{name}-class", min_width=180)
+        amount = gr.Slider(
+            0.05, 1, strength, step=0.05, label="Strength", info="1 keeps nothing", elem_id=f"{name}-strength",
+            min_width=180,
+        )  # fmt: skip
+    with gr.Row():
+        n = gr.Slider(1, 16, 4, step=1, label="Pictures", elem_id=f"{name}-n", min_width=180)
+        with gr.Column(min_width=180):
+            seed = Seed.build(name)
+    go, stop = actions(name, words)
+    board = parts.pressable("", elem_id=f"{name}-board")
+    details = parts.shown("", elem_id=f"{name}-details")
+    sampling = Sampling.build(name)
+    tab = Redraw(label, amount, n, seed, sampling, drawing, board, details)
+
+    async def run(
+        path: str | None, painted: Any, towards: int, part: float, count: float, number: float, keep: bool, *how: Any
+    ) -> AsyncIterator[Updates]:
+        try:
+            picture, mask = pictures_of(path, painted, editor is not None)
+            settings = {"seed": whole("seed", number) if keep else roll(), "strength": part, **sampling_of(*how)}
+            n_ = whole("pictures", count, 1)
+        except DSDError as error:
+            yield {board: parts.callout(str(error)), details: ""}
+            return
+        if towards < 0:
+            settings.pop("guidance")  # there is nothing to guide to
+        steps = max(1, -(-int(settings["steps"] * part * 1000) // 1000))
+        title = "Your photo" if towards < 0 else known.name_of(towards)
+        every = max(1, -(-steps // PREVIEWS))
+        asked = None if towards < 0 else towards
+        call = calls.edit_events(picture, mask, class_=asked, n=n_, preview_every=every, **settings)
+        now: Updates = {seed.number: settings["seed"], stop: gr.update(interactive=True), details: ""}
+        async with contextlib.aclosing(draw(known.client, [Wish(title, call, n_, steps)])) as looks:
+            async for look in looks:
+                yield {**now, board: parts.board(look, chosen=-1 if look.running else 0), drawing: look}
+                now = {}
+        done = next((one for one in look.pictures if one.done), None)
+        yield {stop: gr.update(interactive=False), details: parts.edited(done)}
+
+    painting = editor if editor is not None else gr.State(None)
+    running = go.click(
+        run,
+        [photo, painting, label, amount, n, seed.number, seed.lock, *sampling.inputs],
+        [seed.number, stop, board, drawing, details],
+        trigger_mode="once",
+        **EVENT,
+    )
+    stop.click(halted, drawing, [board, stop, details], cancels=running, queue=False, **EVENT)
+    board.click(look_closer, drawing, [board, details], **EVENT)
+    return tab
+
+
+def look_closer(drawing: Drawing | None, event: gr.EventData) -> tuple[Any, Any]:
+    if drawing is None or drawing.running:
+        return gr.skip(), gr.skip()
+    number = int(event._data["value"])
+    return parts.board(drawing, number), parts.edited(drawing.pictures[number])
+
+
+def halted(drawing: Drawing | None) -> tuple[str, Any, str]:
+    if drawing is None:
+        return "", gr.update(interactive=False), ""
+    shown, button, _ = stopped(drawing)
+    done = next((one for one in drawing.pictures if one.done), None)
+    return shown, button, parts.edited(done) if index_of(drawing) >= 0 else ""
+
+
+def pictures_of(path: str | None, painted: Any, masked: bool) -> tuple[bytes, bytes | None]:
+    """The bytes of the photo, and of the mask that was painted. Raises InputError when something is missing."""
+    from dsd_serve.errors import InputError
+
+    if path is None:
+        raise InputError("there is no photo yet: upload one, take one, or paste one")
+    data = Path(path).read_bytes()
+    if not masked:
+        return data, None
+    layers = (painted or {}).get("layers") or []
+    opaque = [np.asarray(layer.convert("RGBA"))[..., 3] > 0 for layer in layers]
+    mask = np.any(opaque, axis=0) if opaque else np.zeros((1, 1), bool)
+    if not mask.any():
+        raise InputError("nothing is painted over yet: paint on the photo what shall be drawn anew")
+    grey = np.repeat(np.where(mask, np.uint8(255), np.uint8(0))[None], 3, axis=0)
+    return images.write_image(square(data, SIDE)), images.write_image(grey)

@@ -1,0 +1,122 @@
+// The page's own script: the state of the server, light and dark, copying, keys. It asks nobody but this page.
+(() => {
+  const SECONDS = 2;
+  let up = null;
+
+  const byId = (id) => document.getElementById(id);
+
+  function words(state) {
+    if (!state.up) return "server is down";
+    const ahead = state.waiting ? `, ${state.waiting} waiting` : "";
+    return state.running ? `drawing ${state.running}${ahead}` : "ready";
+  }
+
+  function fact(name, value) {
+    const [dt, dd] = [document.createElement("dt"), document.createElement("dd")];
+    dt.textContent = name;
+    dd.textContent = value;
+    return [dt, dd];
+  }
+
+  function show(state) {
+    const pill = byId("pill"), down = byId("down"), now = byId("now");
+    if (!pill) return;
+    pill.textContent = words(state);
+    pill.dataset.up = state.up;
+    down.hidden = state.up;
+    down.textContent = state.up ? "" : `${state.sentence} This page goes on trying.`;
+    if (now) {
+      const list = document.createElement("dl");
+      list.className = "facts numbers";
+      if (state.up) {
+        list.append(
+          ...fact("Pictures running", state.running), ...fact("Pictures waiting", state.waiting),
+          ...fact("Work ahead", `${state.seconds_ahead.toFixed(1)} s`), ...fact("Time of a row", `${state.row_ms.toFixed(1)} ms`),
+          ...fact("Speed now", state.rows_per_s === null ? "-" : `${state.rows_per_s.toFixed(0)} rows/s`));
+      } else list.append(...fact("Server", "down"));
+      now.replaceChildren(list);
+    }
+    // After the server was away it may be another one: ask it again what it can do.
+    if (state.up && up === false) byId("refresh")?.click();
+    up = state.up;
+  }
+
+  async function look() {
+    if (!document.hidden) {
+      try {
+        const answer = await fetch("studio/state", {signal: AbortSignal.timeout(8000)});
+        if (!answer.ok) throw new Error();
+        show(await answer.json());
+      } catch {
+        show({up: false, sentence: "The server of this page does not answer."});
+      }
+    }
+    setTimeout(look, 1000 * SECONDS);
+  }
+
+  function shade(dark) {
+    document.body.classList.toggle("dark", dark);
+    const button = byId("shade");
+    if (button) button.textContent = dark ? "Light" : "Dark";
+  }
+
+  async function copy(button) {
+    const text = button.closest(".code").querySelector("code").textContent;
+    try {
+      await navigator.clipboard.writeText(text);
+    } catch { // no secure context: the old way
+      const area = Object.assign(document.createElement("textarea"), {value: text});
+      document.body.append(area);
+      area.select();
+      document.execCommand("copy");
+      area.remove();
+    }
+    button.textContent = "Copied";
+    setTimeout(() => { button.textContent = "Copy"; }, 1500);
+  }
+
+  document.addEventListener("click", (event) => {
+    if (event.target.id === "shade") {
+      const dark = !document.body.classList.contains("dark");
+      localStorage.setItem("dsd-dark", dark);
+      shade(dark);
+    }
+    const toggled = event.target.closest?.("[data-act=toggle]"); // seen at once; the server's word comes after it
+    if (toggled) toggled.ariaPressed = String(toggled.ariaPressed !== "true");
+    const button = event.target.closest?.("[data-copy]");
+    if (button) copy(button);
+    // On a phone the board is below the controls: go there.
+    if (event.target.id === "generate-go" && innerWidth < 768) {
+      byId("board")?.scrollIntoView({behavior: "smooth", block: "start"});
+    }
+  });
+
+  // A class whose picture could not be drawn now: no broken image, and another try.
+  document.addEventListener("error", (event) => {
+    const image = event.target;
+    if (image.tagName !== "IMG" || !image.src.includes("/studio/class/")) return;
+    image.style.visibility = "hidden";
+    setTimeout(() => { image.src = image.src.replace(/(&again=.*)?$/, `&again=${Date.now()}`); }, 4000);
+  }, true);
+  document.addEventListener("load", (event) => { if (event.target.tagName === "IMG") event.target.style.visibility = ""; }, true);
+
+  // Ctrl+Enter begins, Escape stops, on the tab that is seen.
+  document.addEventListener("keydown", (event) => {
+    const kind = event.key === "Enter" && (event.ctrlKey || event.metaKey) ? "go" : event.key === "Escape" ? "stop" : "";
+    if (!kind) return;
+    const button = [...document.querySelectorAll(`button[id$="-${kind}"]`)].find((one) => one.offsetParent && !one.disabled);
+    if (button) {
+      event.preventDefault();
+      button.click();
+    }
+  });
+
+  const kept = localStorage.getItem("dsd-dark");
+  const begin = () => {
+    if (!byId("pill")) return setTimeout(begin, 50);
+    dispatchEvent(new Event("resize")); // the tabs have measured themselves before the style was there
+    shade(kept === null ? document.body.classList.contains("dark") : kept === "true");
+    look();
+  };
+  begin();
+})();

@@ -1,0 +1,27 @@
+"""The lines that ask the server for the same pictures without the page."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import urlencode
+
+
+def lines(url: str, classes: Sequence[int], settings: Mapping[str, Any], n: int) -> dict[str, str]:
+    """curl and Python for `n` pictures of each class with the same settings. url: of the server."""
+    values = {**settings, "n": n}
+    return {
+        "curl": "\n".join(
+            f'curl "{url}/generate?{urlencode({"class": index, **values})}" -o {index}.png' for index in classes
+        ),
+        "Python": python(url, classes, values),
+    }
+
+
+def python(url: str, classes: Sequence[int], values: Mapping[str, Any]) -> str:
+    arguments = ", ".join(f"{name}={value!r}" for name, value in values.items())
+    return (
+        "from pathlib import Path\n"
+        "from dsd_serve.client import Client\n\n"
+        f'client = Client("{url}")\n'
+        f"for index in {list(classes)}:\n"
+        f'    Path(f"{{index}}.png").write_bytes(client.generate(index, {arguments}))'
+    )

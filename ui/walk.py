@@ -1,0 +1,144 @@
+"""The tab that walks between two classes, seeds or photos."""
+
+import asyncio
+from base64 import b64decode
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from dsd_serve import calls
+from dsd_serve.calls import Call
+from dsd_serve.errors import DSDError, InputError
+from ui import parts
+from ui.controls import EVENT, Sampling, Updates, actions, sampling_of, whole
+from ui.known import Known
+from ui.pictures import SHOWN, animation, data_uri, enlarged
+
+EMPTY = parts.hint("No walk yet", "Choose two ends, then press Walk.")
+
+
+@dataclass(frozen=True)
+class End:
+    label: gr.Dropdown
+    seed: gr.Number
+    index: gr.Number
+    photo: gr.Image
+
+
+@dataclass(frozen=True)
+class WalkTab:
+    start: End
+    end: End
+    n: gr.Slider
+    kinds: gr.Tabs
+    kind: gr.State
+    sampling: Sampling
+
+    def fitted(self, known: Known) -> Updates:
+        indices = [one["index"] for one in known.classes] or [known.usual]
+        first = known.usual
+        second = 323 if 323 in indices and first != 323 else indices[-1]
+        return {
+            self.start.label: gr.update(choices=known.choices, value=first),
+            self.end.label: gr.update(choices=known.choices, value=second),
+            self.n: gr.update(maximum=known.model["limits"]["n"]),
+            **self.sampling.fitted(known),
+        }
+
+
+def build(known: Known) -> WalkTab:
+    kind = gr.State("drawn")
+    with gr.Row(elem_classes="sides"):
+        with gr.Column(scale=2, min_width=300, elem_classes="controls"):
+            with gr.Tabs(elem_classes="inner", selected="drawn") as kinds:
+                with gr.Tab("Classes and seeds", id="drawn") as drawn:
+                    drawn_ends = [drawn_end(words, name) for words, name in (("From", "from"), ("To", "to"))]
+                with gr.Tab("Photos", id="photos") as photos:
+                    photo_ends = [photo_end(words, name) for words, name in (("From", "from"), ("To", "to"))]
+            n = gr.Slider(2, 16, 9, step=1, label="Pictures on the way", elem_id="walk-n")
+            go, stop = actions("walk", "Walk")
+            sampling = Sampling.build("walk")
+        with gr.Column(scale=3, min_width=320):
+            strip = parts.shown(EMPTY, elem_id="walk-strip")
+            moving = parts.shown("", elem_id="walk-animation")
+    drawn.select(lambda: "drawn", None, kind, queue=False, **EVENT)
+    photos.select(lambda: "photos", None, kind, queue=False, **EVENT)
+
+    async def walk(
+        kind_: str, class0: int, seed0: float, index0: float, class1: int, seed1: float, index1: float,
+        photo0: str | None, photo1: str | None, count: float, *how: Any,
+    ) -> AsyncIterator[Updates]:  # fmt: skip
+        try:
+            n_ = whole("pictures on the way", count, 2)
+            call = (
+                between_photos(photo0, photo1, n_)
+                if kind_ == "photos"
+                else between_classes((class0, seed0, index0), (class1, seed1, index1), n_, sampling_of(*how))
+            )
+            yield {strip: parts.waiting("Walking"), moving: "", stop: gr.update(interactive=True)}
+            answer = await known.client.do(call)
+        except DSDError as error:
+            yield {strip: parts.callout(str(error)), moving: "", stop: gr.update(interactive=False)}
+            return
+        pngs = [await asyncio.to_thread(enlarged, b64decode(one["base64"]), SHOWN) for one in answer["images"]]
+        words = [f"{100 * one['fraction']:.0f} %" for one in answer["images"]]
+        moving_ = await asyncio.to_thread(animation, pngs, SHOWN)
+        yield {
+            strip: parts.strip(list(zip(pngs, words, strict=True)), "The walk"),
+            moving: moving_picture(moving_),
+            stop: gr.update(interactive=False),
+        }
+
+    ends = [control for end in drawn_ends for control in end]
+    running = go.click(
+        walk, [kind, *ends, *photo_ends, n, *sampling.inputs], [strip, moving, stop], trigger_mode="once", **EVENT
+    )
+    stop.click(
+        lambda: (parts.hint("Stopped", "Nothing was drawn."), gr.update(interactive=False)),
+        None, [strip, stop], cancels=running, queue=False, **EVENT,
+    )  # fmt: skip
+    start, end = (End(*drawn_, photo) for drawn_, photo in zip(drawn_ends, photo_ends, strict=True))
+    return WalkTab(start, end, n, kinds, kind, sampling)
+
+
+def drawn_end(words: str, name: str) -> tuple[gr.Dropdown, gr.Number, gr.Number]:
+    """Class, seed, and the number of the picture among those of the seed."""
+    label = gr.Dropdown([("golden retriever", 207)], value=207, label=words, elem_id=f"{name}-class")
+    with gr.Row(elem_classes="end", equal_height=True):
+        seed = gr.Number(1, label="Seed", precision=0, minimum=0, elem_id=f"{name}-seed", scale=2, min_width=110)
+        index = gr.Number(0, label="Picture of it", precision=0, minimum=0, elem_id=f"{name}-index", min_width=90)
+    return label, seed, index
+
+
+def photo_end(words: str, name: str) -> gr.Image:
+    return parts.photo(
+        label=words, sources=["upload", "webcam", "clipboard"], height=200,
+        elem_id=f"{name}-photo", buttons=[],
+    )  # fmt: skip
+
+
+def between_classes(
+    start: tuple[int, float, float], end: tuple[int, float, float], n: int, settings: dict[str, Any]
+) -> Call[dict[str, Any]]:
+    ends = [
+        {"class": label, "seed": whole("seed", seed), "index": whole("picture of it", index)}
+        for label, seed, index in (start, end)
+    ]
+    return calls.interpolate(*ends, n=n, **settings)
+
+
+def between_photos(start: str | None, end: str | None, n: int) -> Call[dict[str, Any]]:
+    if start is None or end is None:
+        raise InputError("a walk between photos needs two of them: one at From and one at To")
+    return calls.interpolate_pictures(Path(start).read_bytes(), Path(end).read_bytes(), n=n)
+
+
+def moving_picture(webp: bytes) -> str:
+    uri = data_uri(webp, "image/webp")
+    return (
+        f'<section class="moving" aria-label="The walk as an animation"><img alt="There and back" src="{uri}">'
+        f'<a class="action primary" download="walk.webp" href="{uri}">Save the animation</a></section>'
+    )
