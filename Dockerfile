@@ -1,0 +1,131 @@
+# docker build --target cpu -t dsd:cpu .         serves on the CPU; holds no torch and no compiler
+# docker build --target gpu -t dsd:gpu .         serves on NVIDIA GPUs: CUDA 13, ONNX Runtime, TensorRT
+# docker build --target triton -t dsd:triton .   the engine room behind `dsd-serve --triton`
+# docker build --target train -t dsd:train .     dsd-train, dsd-export, torchrun
+#
+# Every image runs as a numeric user without rights, on a read-only root file system; it writes to /tmp alone.
+
+# Any image with Python 3.11 or later and its venv module; cpu, gpu and train stand on it.
+ARG BASE=docker.io/library/python:3.11-slim-bookworm
+ARG TRITON_BASE=nvcr.io/nvidia/tritonserver:26.10-py3
+
+
+# What is needed to install stays in the build stages. One of them for each environment, so that a target builds its own.
+FROM ${BASE} AS build
+WORKDIR /src
+RUN python3 -m venv /pip && python3 -m venv --without-pip /opt/dsd
+# The packages without their code: what they depend on is installed once, and again only when these files change.
+COPY pyproject.toml constraints.txt README.md ./
+RUN mkdir dsd_serve training export server ui
+
+FROM build AS build-cpu
+ARG EXTRAS=cpu,otel
+RUN /pip/bin/pip --python /opt/dsd/bin/python install --no-cache-dir -c constraints.txt ".[${EXTRAS}]"
+COPY . .
+RUN /pip/bin/pip --python /opt/dsd/bin/python install --no-cache-dir --no-deps --force-reinstall .
+
+FROM build AS build-gpu
+ARG EXTRAS=gpu,tensorrt,otel
+RUN /pip/bin/pip --python /opt/dsd/bin/python install --no-cache-dir -c constraints.txt ".[${EXTRAS}]"
+COPY . .
+RUN /pip/bin/pip --python /opt/dsd/bin/python install --no-cache-dir --no-deps --force-reinstall .
+
+FROM build AS build-train
+ARG EXTRAS=cpu,train,export
+RUN /pip/bin/pip --python /opt/dsd/bin/python install --no-cache-dir -c constraints.txt ".[${EXTRAS}]"
+COPY . .
+RUN /pip/bin/pip --python /opt/dsd/bin/python install --no-cache-dir --no-deps --force-reinstall .
+
+
+# What cpu and gpu share. No RUN line stands in it: nothing of the machine that builds can come in.
+FROM ${BASE} AS serving
+ARG VERSION=unknown
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="dsd-serve" \
+      org.opencontainers.image.description="Images from a single network (DSD), served over HTTP" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+ENV PATH=/opt/dsd/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+    PYTHONDONTWRITEBYTECODE=1 \
+    ORT_DISABLE_TELEMETRY=1 \
+    DSD_HOST=0.0.0.0 \
+    DSD_PORT=8000 \
+    DSD_MODEL=/model
+# The demo model; mount another model directory over it. It is no VOLUME: an anonymous one would outlive an update.
+COPY dsd_serve/demo /model
+WORKDIR /tmp
+USER 10001:10001
+EXPOSE 8000
+# dsd-serve drains at SIGTERM for DSD_GRACE seconds (30): give it more than Docker's 10, `docker stop -t 40`.
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
+    CMD ["python", "-c", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', os.environ['DSD_PORT'], timeout=4); c.request('GET', '/health/ready'); a = c.getresponse(); print(a.read().decode()); sys.exit(a.status != 200)"]
+ENTRYPOINT ["dsd-serve"]
+
+
+FROM serving AS cpu
+COPY --from=build-cpu /opt/dsd /opt/dsd
+
+
+# The CUDA libraries come as wheels with onnxruntime-gpu; the driver comes from the NVIDIA container toolkit.
+FROM serving AS gpu
+ENV NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    NVIDIA_REQUIRE_CUDA="cuda>=13.0" \
+    DSD_DEVICE=cuda
+COPY --from=build-gpu /opt/dsd /opt/dsd
+
+
+# Serves the model repository at /models, which `dsd-export my-model --triton REPO` writes.
+# docker run --gpus all --shm-size 1g -v ./REPO:/models:ro dsd:triton
+FROM ${TRITON_BASE} AS triton
+ARG EXTRAS=gpu,tensorrt
+ARG VERSION=unknown
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="dsd-triton" \
+      org.opencontainers.image.description="Triton Inference Server with the engine and the batcher of DSD" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+WORKDIR /src
+COPY . .
+# Into Triton's own Python, which is the one that its Python backend runs.
+RUN python3 -m pip install --no-cache-dir --break-system-packages -c constraints.txt ".[${EXTRAS}]" && rm -rf /src/*
+ENV PYTHONDONTWRITEBYTECODE=1 \
+    ORT_DISABLE_TELEMETRY=1
+WORKDIR /tmp
+USER 1000:1000
+EXPOSE 8000 8001 8002
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=300s --retries=3 \
+    CMD ["python3", "-c", "import http.client, sys; c = http.client.HTTPConnection('127.0.0.1', 8000, timeout=4); c.request('GET', '/v2/health/ready'); sys.exit(c.getresponse().status != 200)"]
+ENTRYPOINT ["tritonserver"]
+CMD ["--model-repository=/models", "--exit-timeout-secs=30"]
+
+
+# docker run --gpus all --ipc host -v ./tiny-imagenet-200:/data:ro -v ./runs:/runs --user $(id -u) dsd:train \
+#     training/configs/demo.toml data.path=/data data.validation=/data/validation-00000-of-00001.parquet run.dir=/runs/demo
+# On a read-only root give it --tmpfs /tmp:exec: torch.compile loads there what it compiled.
+# Many GPUs: --entrypoint torchrun dsd:train --nproc-per-node 8 -m training training/configs/demo.toml ...
+FROM ${BASE} AS train
+ARG VERSION=unknown
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="dsd-train" \
+      org.opencontainers.image.description="Trains and exports DSD" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+# torch.compile writes C++ and compiles it, against the headers of Python; python:slim has these, Debian's python3 not.
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install -y --no-install-recommends g++ && \
+    { test -e "$(python3 -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" || \
+      apt-get install -y --no-install-recommends python3-dev; } && rm -rf /var/lib/apt/lists/*
+ENV PATH=/opt/dsd/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+    PYTHONDONTWRITEBYTECODE=1 \
+    HOME=/tmp \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+COPY --from=build-train /opt/dsd /opt/dsd
+WORKDIR /work
+COPY training/configs training/configs
+USER 10001:10001
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["dsd-train"]

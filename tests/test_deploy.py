@@ -1,0 +1,99 @@
+"""What stands in deploy/ asks for metrics that the server has, and names of the image that the image has."""
+
+import json
+import re
+import shutil
+import subprocess
+import time
+
+import httpx
+import pytest
+import yaml
+
+from server.settings import Settings
+from tests.conftest import ROOT
+
+DEPLOY = ROOT / "deploy"
+KUBERNETES = DEPLOY / "kubernetes"
+
+
+def load(name):
+    return yaml.safe_load((KUBERNETES / name).read_text())
+
+
+def test_every_metric_of_alerts_and_autoscaler_exists(server_url):
+    served = httpx.get(f"{server_url}/metrics").text
+    known = set(re.findall(r"^(dsd_\w+?)[ {]", served, re.MULTILINE))
+    asked = set()
+    for file in [*DEPLOY.glob("*.yml"), *KUBERNETES.glob("*.yaml")]:
+        asked |= set(re.findall(r"\b(dsd_[a-z_]+)", file.read_text()))
+    assert asked >= {"dsd_ready", "dsd_images_waiting", "dsd_queue_duration_seconds_bucket"}
+    assert asked - known == set()
+
+
+def test_the_manifests_belong_together():
+    pod = load("deployment.yaml")["spec"]["template"]
+    labels = pod["metadata"]["labels"]
+    assert load("deployment.yaml")["spec"]["selector"]["matchLabels"] == labels
+    assert load("service.yaml")["spec"]["selector"] == labels
+    assert load("disruption.yaml")["spec"]["selector"]["matchLabels"] == labels
+    assert load("autoscaler.yaml")["spec"]["scaleTargetRef"]["name"] == load("deployment.yaml")["metadata"]["name"]
+    container = pod["spec"]["containers"][0]
+    for variable in container["env"]:
+        assert variable["name"].removeprefix("DSD_").lower() in Settings.__dataclass_fields__
+    # What the pod may take to end is more than preStop and the grace of the server.
+    assert pod["spec"]["terminationGracePeriodSeconds"] > Settings().grace + 5
+    # A service named dsd would otherwise put its own DSD_PORT into the pods of its namespace.
+    assert pod["spec"]["enableServiceLinks"] is False
+    named = set(load("kustomization.yaml")["resources"]) | {"kustomization.yaml", "adapter-values.yaml"}
+    assert named == {file.name for file in KUBERNETES.iterdir()}
+
+
+def test_the_compose_files_mount_what_is_there_and_let_the_server_drain():
+    for name in ("compose.yaml", "compose.triton.yaml", "compose.monitoring.yaml"):
+        for service in yaml.safe_load((ROOT / name).read_text())["services"].values():
+            for volume in service.get("volumes", []):
+                source = re.sub(r"^\$\{\w+:-(.*?)\}", r"\1", volume).split(":")[0]
+                if source.startswith("./") and source != "./triton-repository":  # which dsd-export writes
+                    assert (ROOT / source).exists(), volume
+            if "dsd:cpu" in service.get("image", ""):
+                assert int(service["stop_grace_period"].rstrip("s")) > Settings().grace
+
+
+@pytest.mark.skipif(not shutil.which("prometheus"), reason="prometheus is not installed: apt-get install prometheus")
+def test_prometheus_reads_the_server_with_this_configuration(server_url, tmp_path):
+    """The real one; its targets are found by name in compose, and given by address here."""
+    config = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())
+    config["global"]["scrape_interval"] = "1s"
+    (job,) = [job for job in config["scrape_configs"] if job["job_name"] == "dsd"]
+    del job["dns_sd_configs"]
+    job["static_configs"] = [{"targets": [server_url.removeprefix("http://")]}]
+    config["scrape_configs"] = [job]
+    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
+    shutil.copy(DEPLOY / "alerts.yml", tmp_path)
+    arguments = [f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data"]
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(["prometheus", *arguments, "--web.listen-address=127.0.0.1:0"], stderr=log)
+    try:
+        deadline = time.monotonic() + 30
+        while not (found := re.search(r"Listening on.*?address=\S*?:(\d+)", (tmp_path / "log").read_text())):
+            assert time.monotonic() < deadline and process.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.1)
+        api = f"http://127.0.0.1:{found[1]}/api/v1"
+        httpx.get(f"{server_url}/generate?class=207&steps=2").raise_for_status()
+
+        def value(query):
+            result = httpx.get(f"{api}/query", params={"query": query}).json()["data"]["result"]
+            return float(result[0]["value"][1]) if result else None
+
+        slowest = "histogram_quantile(0.95, sum by (le) (rate(dsd_tick_duration_seconds_bucket[30s])))"
+        while value(slowest) is None:  # a rate takes two scrapes
+            assert time.monotonic() < deadline
+            time.sleep(0.3)
+        assert value("sum(dsd_images_total)") >= 1
+        assert value('dsd_ready{job="dsd"}') == 1
+        rules = httpx.get(f"{api}/rules").json()["data"]["groups"][0]["rules"]
+        assert len(rules) == 5 and not [json.dumps(rule) for rule in rules if rule["state"] == "firing"]
+    finally:
+        process.terminate()
+        process.wait(20)
