@@ -23,6 +23,8 @@ from dsd_serve.config import ModelConfig
 from dsd_serve.engines.onnx_engine import OnnxEngine, choose_provider, import_onnxruntime, open_session
 from dsd_serve.errors import CheckpointError
 from dsd_serve.params import SamplingParams
+from dsd_serve.plans import PRECISIONS as PLAN_PRECISIONS
+from dsd_serve.plans import manifest_path, plan_path
 from export.card import with_measurements
 from export.commit import CONFIG, commit, drafting
 from export.fuse import fuse
@@ -205,7 +207,8 @@ class Export:
         now = {name for entry in self.record.values() for name in entry["files"]}
         new = [name for name in (*self.fresh, CARD, CONFIG) if differs(self.draft / name, self.target / name)]
         if new:
-            commit(self.draft, self.target, [*new, *([] if CONFIG in new else [CONFIG])], sorted(before - now))
+            obsolete = [*sorted(before - now), *stale_plans(new)]
+            commit(self.draft, self.target, [*new, *([] if CONFIG in new else [CONFIG])], obsolete)
         return reports
 
 
@@ -226,6 +229,14 @@ def link(source: Path, destination: Path) -> None:
         destination.hardlink_to(source)
     except OSError:
         shutil.copyfile(source, destination)
+
+
+def stale_plans(new: Sequence[str]) -> list[str]:
+    """The TensorRT plans, and their manifests, of graphs and weights that are replaced."""
+    plans = [plan_path(Path(), precision) for precision in PLAN_PRECISIONS]
+    sources = [{graph_names(precision)[1], WEIGHTS, f"model.{precision}.safetensors"} for precision in PLAN_PRECISIONS]
+    stale = [plan for plan, names in zip(plans, sources, strict=True) if names.intersection(new)]
+    return [file.name for plan in stale for file in (plan, manifest_path(plan))]
 
 
 def differs(ours: Path, theirs: Path) -> bool:

@@ -1,4 +1,5 @@
 """dsd-export SOURCE [--onnx] [--trt] [--precision fp32|fp16|bf16|int8 ...] [-o DIR]
+dsd-export DIR --check [--precision ...] [--device cuda:N]
 
 Turns a training checkpoint into a model directory: config.json, model.safetensors (the EMA weights), model.onnx (one
 graph for encode, denoise and decode rows), model.ort.onnx (the same with ONNX Runtime's own attention) and card.md;
@@ -9,6 +10,10 @@ Each graph is checked on mixtures of rows, float32 against the torch network and
 differs by more than its limits is not written. What is up to date is not made again. The directory changes at once or
 not at all: Ctrl-C and a full disk leave what was there, and a directory that was killed half-way is not loaded.
 dsd-export --untrained dsd-s -o DIR does the same for random weights, for benchmarks.
+
+A plan is run through gates before it is written: finite outputs for every class, errors against float32, rows that do
+not depend on their neighbours, a whole generation, the precision that was really built. Where the machine cannot run
+it, it says so; dsd-export DIR --check runs them later, on its GPU, and no engine loads the plan before that.
 """
 
 import argparse
@@ -17,6 +22,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -27,6 +33,7 @@ from dsd_serve.config import PRESETS, ModelConfig
 from dsd_serve.errors import CheckpointError, DSDError, EngineUnavailableError
 from dsd_serve.model import DSD
 from dsd_serve.params import SAMPLER_NAMES, SamplingParams
+from dsd_serve.plans import HARDWARE
 from export.build import DTYPES, Network, State, export, network_of
 from export.card import training_lines, write_card
 from export.commit import Stoppable
@@ -92,29 +99,48 @@ def load_ema(values: dict[str, Any], path: Path, store: str) -> tuple[ModelConfi
     return model.config, state
 
 
-def plan_builder() -> Callable[..., Any]:
+def plan_export() -> ModuleType:
     """The TensorRT export; raises EngineUnavailableError without its packages."""
     try:
-        from export.to_tensorrt import build, find_library
+        import export.plans as plans
     except ImportError as error:
-        raise EngineUnavailableError(f"--trt needs {error.name}: pip install 'dsd-serve[tensorrt]'") from None
-    find_library()
-    return build
+        raise EngineUnavailableError(
+            f"TensorRT plans need {error.name or error}: pip install 'dsd-serve[tensorrt]'"
+        ) from None
+    return plans
 
 
 def run(options: argparse.Namespace, check: Callable[[], None]) -> Path:
     """Carry out the command line. Returns the model directory. check: raises KeyboardInterrupt when it shall stop."""
     precisions: list[str] = options.precision or ["fp32"]
-    if options.trt and "int8" in precisions:
-        raise EngineUnavailableError("int8 is for the CPU; --trt takes --precision fp32, fp16 or bf16")
-    build = plan_builder() if options.trt else None  # fails before the long work, not after it
+    if (options.trt or options.check) and "int8" in precisions:
+        raise EngineUnavailableError("int8 is for the CPU; TensorRT plans are fp32, fp16 or bf16")
+    if options.check:
+        if not options.source or not Path(options.source).is_dir():
+            raise CheckpointError("--check is for a model directory: dsd-export DIR --check")
+        plan_export().check(options.source, tuple(dict.fromkeys(options.precision or ())), options.device)
+        return Path(options.source)
+    builder = plan_export() if options.trt else None
+    if builder:  # fails before the long work, not after it
+        builder.check_options(builder.find_library(), build_options(builder, options))
     target = default_target(options)
     export(read_network(options, target), target, precisions, options.force, check)
-    if build:
+    if builder:
         for precision in dict.fromkeys(precisions):
             check()
-            build(target, precision, force=options.force)
+            builder.build(target, precision, build_options(builder, options))
     return target
+
+
+def build_options(builder: ModuleType, options: argparse.Namespace) -> Any:
+    return builder.BuildOptions(
+        hardware=options.hardware,
+        version_compatible=options.version_compatible,
+        targets=tuple(options.targets or ()),
+        timing_cache=options.timing_cache,
+        device=options.device,
+        force=options.force,
+    )
 
 
 def default_target(options: argparse.Namespace) -> Path:
@@ -149,6 +175,26 @@ def arguments_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="the model directory to write (default: SOURCE, or the folder `model` beside a checkpoint)",
     )
+    plan = parser.add_argument_group("TensorRT plans")
+    plan.add_argument("--check", action="store_true", help="run the gates of the plans of a model directory")
+    plan.add_argument("--device", default="cuda", help="GPU for that, cuda or cuda:N (default cuda)")
+    plan.add_argument(
+        "--hardware",
+        choices=HARDWARE,
+        default=HARDWARE[0],
+        help="GPUs that a plan of tensorrt runs on: this model (default, fastest),\nthe same compute capability, or "
+        "Ampere and later",
+    )
+    plan.add_argument(
+        "--version-compatible", action="store_true", help="later TensorRT of the same major version loads it"
+    )
+    plan.add_argument(
+        "--targets",
+        nargs="+",
+        metavar="N.N",
+        help="compute capabilities that a plan of tensorrt_rtx is for, as 8.9 12.0\n(default: all that it supports)",
+    )
+    plan.add_argument("--timing-cache", type=Path, metavar="FILE", help="makes the next build by tensorrt faster")
     parser.add_argument("--force", action="store_true", help="make again what is up to date")
     parser.add_argument("--name", help="the model's name (default: the name of DIR, or what it is)")
     parser.add_argument("--store", choices=DTYPES, help="type of the weights in model.safetensors (default fp32)")

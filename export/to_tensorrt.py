@@ -1,128 +1,89 @@
-"""A TensorRT plan of a model directory's graph, and beside it a manifest that says what it is.
+"""From an ONNX graph to a TensorRT plan.
 
-With `tensorrt` where that is installed, else with `tensorrt_rtx`: the same interface, and it builds without a GPU.
-Networks are strongly typed in both: the graph decides the precision, no flag does.
+With `tensorrt`, for the GPU of this machine, or with `tensorrt_rtx`: the same interface, and it builds for other GPUs,
+and without one. Networks are strongly typed in both: the graph decides the precision, no flag does.
 """
 
 import contextlib
-import importlib
-import json
 import logging
 import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from tqdm import tqdm
 
-from dsd_serve import __version__
-from dsd_serve.checkpoint import ModelDir, atomic, graph_names, read_model_dir, sha256
+from dsd_serve.checkpoint import atomic
 from dsd_serve.errors import CheckpointError, EngineUnavailableError
+from dsd_serve.plans import HARDWARE
 
 log = logging.getLogger(__name__)
 
-LIBRARIES = ("tensorrt", "tensorrt_rtx")
-PRECISIONS = ("fp32", "fp16", "bf16")
 ROWS = (0, 8, 64)  # of each kind in a call: fewest, those that the plan is tuned for, most (the batcher's largest tick)
 WORKSPACE = 4 << 30  # bytes
-GATES = (
-    "finite outputs for every class",
-    "error of each row against float32",
-    "rows that do not depend on their neighbours",
-    "the picture after a whole generation",
-)
 
 
-def build(model_dir: Path, precision: str, *, force: bool = False) -> Path:
-    """Build `model[.PRECISION].plan` and its manifest `.plan.json` in a model directory. Returns the plan.
+@dataclass(frozen=True)
+class BuildOptions:
+    """How a plan is built.
 
-    One that was made from the same graph and weights by the same versions is kept, unless `force`. The plan is not
-    run: that needs the GPU that it is for. Raises EngineUnavailableError without TensorRT, CheckpointError when the
-    directory lacks the graph or TensorRT refuses it; then nothing is written.
+    hardware: "this" GPU model only, all of the "same" compute capability, or "ampere+"; slower from left to right.
+    version_compatible: later versions of the library with the same major number may load it. targets: compute
+    capabilities ("8.9") to build for ahead of time, with tensorrt_rtx; none for all that it supports. timing_cache: a
+    file that keeps what tactics took, so that the next build on this machine is faster; with tensorrt. device: where
+    the gates are run.
     """
-    if precision not in PRECISIONS:
+
+    hardware: str = "this"
+    version_compatible: bool = False
+    targets: tuple[str, ...] = ()
+    timing_cache: Path | None = None
+    device: str = "cuda"
+    force: bool = False
+
+
+def check_options(trt: ModuleType, options: BuildOptions) -> None:
+    """Raises EngineUnavailableError for what this library cannot do."""
+    if options.hardware not in HARDWARE:
+        raise EngineUnavailableError(f"--hardware must be one of {', '.join(HARDWARE)}, got {options.hardware!r}")
+    ahead = hasattr(trt, "ComputeCapability")
+    if options.targets and not ahead:
         raise EngineUnavailableError(
-            f"TensorRT plans are {', '.join(PRECISIONS)}, not {precision}: that is for the CPU"
+            f"{trt.__name__} builds for the GPU of this machine only; --targets is for tensorrt_rtx, "
+            "--hardware same or ampere+ makes a plan for more GPUs than one"
         )
-    trt = find_library()
-    directory = read_model_dir(model_dir)
-    graph = directory.path / graph_names(precision)[1]
-    if precision not in directory.precisions or not graph.exists():
-        raise CheckpointError(
-            f"{model_dir} has no graph in {precision}; `dsd-export {model_dir} --trt --precision {precision}` makes it"
+    if ahead and (options.hardware != "this" or options.timing_cache):
+        raise EngineUnavailableError(
+            f"--hardware and --timing-cache are for tensorrt; plans of {trt.__name__} run on all GPUs that it "
+            "supports, or on those of --targets, and it times nothing while it builds"
         )
-    directory.check(directory.files(precision))
-    plan = graph.with_suffix(".plan")
-    manifest = plan.with_name(plan.name + ".json")
-    made_from = describe(trt, directory, precision, graph)
-    if not force and is_current(plan, manifest, made_from):
-        log.info("%s: unchanged", plan.name)
-        return plan
-    log.info("%s: building with %s %s ...", plan.name, trt.__name__, trt.__version__)
-    data, types = compile_graph(trt, graph)
-    check_types(precision, types)
-    manifest.unlink(missing_ok=True)  # a plan without manifest is not loaded
-    with atomic(plan) as draft:
-        draft.write_bytes(data)
-    written = {**made_from, "types": dict(types), "plan": sha256(plan), "gates": dict.fromkeys(GATES, "not run")}
-    with atomic(manifest) as draft:
-        draft.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
-    waiting = "; ".join(GATES)
-    log.info("%s: %.1f MB; it was NOT run, these gates wait for a GPU: %s", plan.name, len(data) / 1e6, waiting)
-    return plan
+    for target in options.targets:
+        if capability_name(target) not in trt.ComputeCapability.__members__:
+            known = sorted((name for name in trt.ComputeCapability.__members__ if name.startswith("SM")), key=int_of)
+            allowed = ", ".join(f"{name[2:-1]}.{name[-1]}" for name in known)
+            raise EngineUnavailableError(f"--targets of {trt.__name__} are among {allowed}; got {target!r}")
 
 
-def find_library() -> ModuleType:
-    """`tensorrt`, else `tensorrt_rtx`."""
-    reasons = []
-    for name in LIBRARIES:
-        try:
-            return importlib.import_module(name)
-        except (ImportError, OSError) as error:
-            reasons.append(f"{name}: {error}")
-    raise EngineUnavailableError(
-        f"--trt needs TensorRT ({'; '.join(reasons)}): pip install 'dsd-serve[tensorrt]', or NVIDIA's own tensorrt"
-    )
+def int_of(name: str) -> int:
+    return int(name.removeprefix("SM"))
 
 
-def describe(trt: ModuleType, directory: ModelDir, precision: str, graph: Path) -> dict[str, Any]:
-    """What decides a plan: the part of the manifest that must match for it to be kept."""
-    files = {graph, *(file for file in directory.files(precision) if file.suffix == ".safetensors")}
-    return {
-        "precision": precision,
-        "made_from": {file.name: sha256(file) for file in sorted(files)},
-        "library": trt.__name__,
-        "library_version": trt.__version__,
-        "dsd_version": __version__,
-        "rows": dict(zip(("min", "opt", "max"), ROWS, strict=True)),
-        "flags": [flag for flag in ("DISTRIBUTIVE_INDEPENDENCE",) if hasattr(trt.BuilderFlag, flag)],
-        "tf32": False,
-        "built_on": gpu_name(),
-    }
+def capability_name(target: str) -> str:
+    return "SM" + target.replace(".", "")
 
 
-def gpu_name() -> str | None:
-    """The first GPU of this machine, as its driver names it; None without one."""
-    cards = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
-    lines = cards[0].read_text().splitlines() if cards else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("Model:")), None)
-
-
-def is_current(plan: Path, manifest: Path, made_from: dict[str, Any]) -> bool:
-    try:
-        known = json.loads(manifest.read_text(encoding="utf-8"))
-        return all(known[key] == value for key, value in made_from.items()) and known["plan"] == sha256(plan)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def compile_graph(trt: ModuleType, graph: Path) -> tuple[bytes, "Counter[str]"]:
+def compile_graph(trt: ModuleType, graph: Path, options: BuildOptions | None = None) -> tuple[bytes, "Counter[str]"]:
     """Parse an ONNX file and build it: the plan, and the matrix products of the network by the type of their result."""
+    options = options or BuildOptions()
     logger = logger_of(trt)
-    builder = trt.Builder(logger)
+    try:
+        builder = trt.Builder(logger)
+    except TypeError:  # of a factory that gave nothing, as without a GPU
+        raise EngineUnavailableError(f"{trt.__name__} cannot build on this machine: {logger.said()}") from None
     strongly_typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if strongly_typed is None else 1 << int(strongly_typed))
     parser = trt.OnnxParser(network, logger)
@@ -138,13 +99,15 @@ def compile_graph(trt: ModuleType, graph: Path) -> tuple[bytes, "Counter[str]"]:
     config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means fp32
     if hasattr(trt.BuilderFlag, "DISTRIBUTIVE_INDEPENDENCE"):  # a row must not depend on its neighbours
         config.set_flag(trt.BuilderFlag.DISTRIBUTIVE_INDEPENDENCE)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the gate that asks what was built
+    aim(trt, config, options)
     profile = builder.create_optimization_profile()
     for number in range(network.num_inputs):
         tensor = network.get_input(number)
         profile.set_shape(tensor.name, *((rows, *tuple(tensor.shape)[1:]) for rows in ROWS))
     if config.add_optimization_profile(profile) < 0:
         raise CheckpointError(f"{trt.__name__} does not take the row counts {ROWS} for {graph.name}: {logger.said()}")
-    with progress(trt) as (monitor, stopped):
+    with timing_cache(config, options.timing_cache), progress(trt) as (monitor, stopped):
         config.progress_monitor = monitor
         plan = builder.build_serialized_network(network, config)
     if stopped.is_set():
@@ -152,6 +115,39 @@ def compile_graph(trt: ModuleType, graph: Path) -> tuple[bytes, "Counter[str]"]:
     if plan is None:
         raise CheckpointError(f"{trt.__name__} cannot build {graph.name}: {logger.said()}")
     return bytes(plan), types
+
+
+def aim(trt: ModuleType, config: Any, options: BuildOptions) -> None:
+    """Set which GPUs and versions of the library the plan is for."""
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+        config.set_flag(trt.BuilderFlag.EXCLUDE_LEAN_RUNTIME)  # the library of the machine runs it; no code in plans
+    levels = trt.HardwareCompatibilityLevel
+    if options.hardware != "this":
+        config.hardware_compatibility_level = {
+            "same": levels.SAME_COMPUTE_CAPABILITY,
+            "ampere+": levels.AMPERE_PLUS,
+        }[options.hardware]
+    if targets := tuple(dict.fromkeys(options.targets)):
+        config.num_compute_capabilities = len(targets)
+        for index, target in enumerate(targets):
+            if not config.set_compute_capability(trt.ComputeCapability.__members__[capability_name(target)], index):
+                raise EngineUnavailableError(f"{trt.__name__} does not take {target} with {', '.join(targets)}")
+
+
+@contextlib.contextmanager
+def timing_cache(config: Any, file: Path | None) -> Iterator[None]:
+    """Let a build read a timing cache, and write it back if the build ended well."""
+    if file is None:
+        yield
+        return
+    known = file.read_bytes() if file.exists() else b""
+    cache = config.create_timing_cache(known)
+    if cache is None or not config.set_timing_cache(cache, False):
+        raise CheckpointError(f"{file} is no timing cache of this library and GPU; delete it, or name another file")
+    yield
+    with atomic(file) as draft:
+        draft.write_bytes(bytes(config.get_timing_cache().serialize()))
 
 
 def check_types(precision: str, types: "Counter[str]") -> None:

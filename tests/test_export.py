@@ -406,7 +406,7 @@ def test_an_engine_refuses_a_mixture_and_a_directory_that_changes(directory, tmp
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--precision", "int8", "--trt"], "int8 is for the CPU; --trt takes --precision fp32, fp16 or bf16"),
+        (["--precision", "int8", "--trt"], "int8 is for the CPU; TensorRT plans are fp32, fp16 or bf16"),
         (["--store", "fp16"], "--store and --notes are for checkpoints"),
     ],
 )
@@ -423,7 +423,7 @@ def test_an_untrained_preset_needs_a_folder():
 
 
 def test_without_tensorrt_a_sentence_before_the_work(directory, monkeypatch):
-    monkeypatch.setitem(sys.modules, "export.to_tensorrt", None)
+    monkeypatch.setitem(sys.modules, "export.plans", None)
     before = stamps(directory)
     with pytest.raises(SystemExit, match=r"pip install 'dsd-serve\[tensorrt\]'"):
         main([str(directory), "--trt", "--precision", "fp16"])

@@ -1,6 +1,6 @@
 """Real builds of TensorRT plans, on a machine without a GPU."""
 
-import json
+import os
 import shutil
 import subprocess
 import sys
@@ -9,8 +9,10 @@ import pytest
 
 from dsd_serve.checkpoint import sha256
 from dsd_serve.errors import CheckpointError, EngineUnavailableError
+from dsd_serve.plans import find_library, manifest_path, plan_path, read_manifest
 from export.main import main
-from export.to_tensorrt import build, check_types, compile_graph, find_library
+from export.plans import build
+from export.to_tensorrt import BuildOptions, check_types, compile_graph
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'dsd-serve[tensorrt]'")
 
@@ -23,23 +25,61 @@ def built(tiny_dir, tmp_path_factory):
     return target
 
 
-def manifest_of(directory, name):
-    return json.loads((directory / f"{name}.json").read_text())
-
-
 def test_each_precision_has_a_plan_and_a_manifest_that_says_what_it_is(built):
-    for name, graph, products in (
-        ("model.plan", "model.onnx", "FLOAT"),
-        ("model.fp16.plan", "model.fp16.onnx", "HALF"),
+    for precision, name, graph, products in (
+        ("fp32", "model.plan", "model.onnx", "FLOAT"),
+        ("fp16", "model.fp16.plan", "model.fp16.onnx", "HALF"),
     ):
-        manifest = manifest_of(built, name)
-        assert manifest["plan"] == sha256(built / name)
-        assert manifest["made_from"][graph] == sha256(built / graph)
-        assert any(file.endswith(".safetensors") for file in manifest["made_from"])
-        assert manifest["library_version"] == find_library().__version__
-        assert manifest["rows"]["min"] == 0
-        assert max(manifest["types"], key=manifest["types"].get) == products
-        assert set(manifest["gates"].values()) == {"not run"}
+        manifest = read_manifest(built / name)
+        assert plan_path(built, precision) == built / name
+        assert manifest.plan == sha256(built / name)
+        assert manifest.made_from[graph] == sha256(built / graph)
+        assert any(file.endswith(".safetensors") for file in manifest.made_from)
+        assert manifest.library_version == find_library().__version__
+        assert manifest.rows == (0, 8, 64)
+        assert max(manifest.types, key=manifest.types.get) == products
+        assert (manifest.gates, manifest.passed) == (None, False)
+
+
+def test_without_a_gpu_it_says_which_gates_wait_and_what_runs_them(built, caplog):
+    if os.path.exists("/dev/nvidia0"):
+        pytest.skip("this machine has a GPU")
+    build(built, "fp32", BuildOptions(force=True))
+    assert "the plan was NOT run: device 'cuda' needs an NVIDIA GPU" in caplog.text
+    assert "not checked: finite outputs for every class" in caplog.text
+    assert f"dsd-export {built} --check" in caplog.text
+
+
+def test_targets_and_versions_are_built_for_and_recorded(built):
+    main([str(built), "--trt", "--precision", "fp16", "--targets", "8.9", "12.0", "--version-compatible"])
+    manifest = read_manifest(built / "model.fp16.plan")
+    assert (manifest.targets, manifest.version_compatible) == (("8.9", "12.0"), True)
+    assert manifest.plan == sha256(built / "model.fp16.plan")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"targets": ("8.9", "9.0")}, r"--targets of tensorrt_rtx are among 7\.5, .*; got '9\.0'"),
+        ({"hardware": "same"}, "--hardware and --timing-cache are for tensorrt"),
+        ({"hardware": "all"}, r"--hardware must be one of this, same, ampere\+, got 'all'"),
+    ],
+)
+def test_options_that_the_library_does_not_have_are_refused_before_the_work(built, options, words):
+    before = (built / "model.plan").stat().st_mtime_ns
+    with pytest.raises(EngineUnavailableError, match=words):
+        build(built, "fp32", BuildOptions(**options))
+    assert (built / "model.plan").stat().st_mtime_ns == before
+
+
+def test_new_weights_take_the_plans_of_the_old_ones_away(built, checkpoint, tmp_path):
+    target = tmp_path / "model"
+    shutil.copytree(built, target)
+    main([str(target), "--name", "renamed"])
+    assert (target / "model.plan").exists(), "a name is in no plan"
+    main([str(checkpoint), "-o", str(target), "--store", "fp32"])
+    assert not list(target.glob("*.plan*"))
+    assert (built / "model.plan").exists()
 
 
 def test_only_what_changed_is_built_again(built, caplog):
@@ -51,7 +91,8 @@ def test_only_what_changed_is_built_again(built, caplog):
     with (built / "model.plan").open("ab") as plan:
         plan.write(b"broken")
     build(built, "fp32")
-    assert manifest_of(built, "model.plan")["plan"] == sha256(built / "model.plan")
+    assert read_manifest(built / "model.plan").plan == sha256(built / "model.plan")
+    assert manifest_path(built / "model.plan").exists()
 
 
 def test_a_graph_that_is_not_what_its_name_says_is_refused(built):

@@ -8,7 +8,7 @@ from dsd_serve.config import ModelConfig
 from dsd_serve.errors import EngineUnavailableError
 from dsd_serve.rows import Array, Row
 
-ENGINE_NAMES = ("onnx", "torch")
+ENGINE_NAMES = ("onnx", "torch", "tensorrt")
 
 
 class Engine(Protocol):
@@ -38,9 +38,10 @@ def load_engine(
 ) -> Engine:
     """Load the network of a model directory on an engine.
 
-    name: onnx or torch. device: cpu, cuda or cuda:N. num_threads: of the CPU, 0 for all cores. flush_denormals: let the
-    onnx engine take numbers below 1e-38 for zero, which a CPU computes with slowly (6 % of a dsd-s step); it also does
-    so to all other arithmetic of the threads that load and run it, so it is for processes that only serve. precision:
+    name: onnx, torch or tensorrt. device: cpu, cuda or cuda:N. num_threads: of the CPU, 0 for all cores.
+    flush_denormals: let the onnx engine take numbers below 1e-38 for zero, which a CPU computes with slowly (6 % of a
+    dsd-s step); it also does so to all other arithmetic of the threads that load and run it, so it is for processes
+    that only serve. precision:
     fp32, fp16, bf16 or int8, of those that the directory was exported in. Raises EngineUnavailableError when that
     engine cannot run on that device here, CheckpointError when the directory is wrong or has not that precision.
     """
@@ -60,4 +61,8 @@ def load_engine(
         if precision != "fp32":
             raise EngineUnavailableError(f"engine 'torch' is the reference and computes in fp32, not in {precision}")
         return TorchEngine.load(model_dir, device=device, num_threads=num_threads)
+    if name == "tensorrt":
+        from dsd_serve.engines.tensorrt_engine import TensorRTEngine
+
+        return TensorRTEngine.load(model_dir, device=device, precision=precision)
     raise EngineUnavailableError(f"engine must be one of {', '.join(ENGINE_NAMES)}, got {name!r}")

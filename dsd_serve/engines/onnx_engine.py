@@ -1,6 +1,6 @@
 """The ONNX Runtime engine: the CPU by default, CUDA with onnxruntime-gpu. It needs no torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from dsd_serve.rows import OUTPUT_NAMES, Array, Row, collate, distribute
 
 INSTALL = "pip install 'dsd-serve[cpu]' (or 'dsd-serve[gpu]' for NVIDIA GPUs; never both, they overwrite each other)"
 
+MOST_BINDINGS = 64  # mixtures of row counts whose memory is kept
 
 # MatMulInteger of a (uint8) and b (int8), as an ONNX file; serving has no onnx to write one with. tests/test_engines.py
 # makes it again.
@@ -30,6 +31,7 @@ class OnnxEngine:
 
     def __init__(self, session: Any, config: ModelConfig, device: str, precision: str = "fp32") -> None:
         self.session, self.config, self.device, self.precision = session, config, device, precision
+        self.bound = None if device == "cpu" else BoundSession(session, config, device)
 
     @classmethod
     def load(
@@ -58,7 +60,7 @@ class OnnxEngine:
     def run(self, rows: Sequence[Row]) -> list[Array]:
         inputs = collate(rows, self.config)
         try:
-            outputs = self.session.run(OUTPUT_NAMES, inputs)
+            outputs = self.bound.run(inputs) if self.bound else self.session.run(OUTPUT_NAMES, inputs)
         except Exception as error:
             raise EngineError(f"ONNX Runtime failed: {' '.join(str(error).split())[:300]}") from error
         return distribute(rows, outputs)
@@ -71,6 +73,48 @@ class OnnxEngine:
             "precision": self.precision,
             "version": import_onnxruntime().__version__,
         }
+
+
+class BoundSession:
+    """A session whose inputs and outputs stay on a device, allocated once for each mixture of row counts.
+
+    Without this ONNX Runtime allocates both anew for every call.
+    """
+
+    def __init__(self, session: Any, config: ModelConfig, device: str) -> None:
+        kind, _, number = device.partition(":")
+        self.session, self.config, self.kind, self.number = session, config, kind, int(number or 0)
+        self.known: dict[tuple[int, ...], tuple[Any, dict[str, Any]]] = {}
+
+    def run(self, inputs: Mapping[str, Array]) -> list[Array]:
+        """The outputs of the graph, in the order of OUTPUT_NAMES."""
+        counts = tuple(len(inputs[name]) for name in ("encode_pixels", "denoise_latents", "decode_latents"))
+        if counts in self.known:
+            self.known[counts] = self.known.pop(counts)  # the last one used is the last to go
+        else:
+            if len(self.known) == MOST_BINDINGS:
+                del self.known[next(iter(self.known))]
+            self.known[counts] = self.bind(inputs, counts)
+        binding, values = self.known[counts]
+        for name, array in inputs.items():
+            if array.size:
+                values[name].update_inplace(array)
+        self.session.run_with_iobinding(binding)
+        return [np.asarray(output) for output in binding.copy_outputs_to_cpu()]
+
+    def bind(self, inputs: Mapping[str, Array], counts: tuple[int, ...]) -> tuple[Any, dict[str, Any]]:
+        binding = self.session.io_binding()
+        values = {name: self.allocate(array.shape, array.dtype) for name, array in inputs.items()}
+        for name, value in values.items():
+            binding.bind_ortvalue_input(name, value)
+        latents, pixels = (self.config.latent_shape, np.float32), (self.config.pixel_shape, np.uint8)
+        for name, count, (shape, dtype) in zip(OUTPUT_NAMES, counts, (latents, latents, pixels), strict=True):
+            binding.bind_ortvalue_output(name, self.allocate((count, *shape), dtype))
+        return binding, values
+
+    def allocate(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        create = import_onnxruntime().OrtValue.ortvalue_from_shape_and_type
+        return create(list(shape), dtype, self.kind, self.number)
 
 
 def open_session(

@@ -1,0 +1,196 @@
+"""A GPU that is not there: the CUDA runtime and TensorRT as TensorRTEngine calls them, over this process's memory.
+
+Memory of the GPU is memory here, filled with junk; a copy outside an allocation, or of the wrong kind, is an error;
+what is captured is not run until the graph is launched; the network is run by ONNX Runtime on the addresses that were
+set. So the engine's shapes, sizes, addresses and order are tested, and TensorRT itself is not.
+"""
+
+import ctypes
+import enum
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+Status = enum.IntEnum("Status", {"cudaSuccess": 0, "cudaErrorInvalidValue": 1})
+Kind = enum.Enum("Kind", ["cudaMemcpyHostToDevice", "cudaMemcpyDeviceToHost"])
+OK = Status.cudaSuccess
+
+
+class Cuda:
+    """The functions of `cuda.bindings.runtime`, for one stream."""
+
+    cudaMemcpyKind = Kind
+    cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
+    cudaStreamNonBlocking = 1
+
+    def __init__(self, name: str = "Double 1", capability: tuple[int, int] = (9, 0), count: int = 1) -> None:
+        self.properties = SimpleNamespace(name=name.encode() + b"\0\0", major=capability[0], minor=capability[1])
+        self.count = count
+        self.memory: dict[int, tuple[str, Any]] = {}
+        self.captured: list[Callable[[], None]] | None = None
+        self.num_launches = self.num_allocations = 0
+
+    def cudaGetDeviceCount(self):
+        return OK, self.count
+
+    def cudaGetDeviceProperties(self, number):
+        return OK, self.properties
+
+    def cudaSetDevice(self, number):
+        return (OK if number < self.count else Status.cudaErrorInvalidValue,)
+
+    def cudaStreamCreateWithFlags(self, flags):
+        return OK, 7
+
+    def cudaStreamSynchronize(self, stream):
+        assert self.captured is None, "a stream that is captured cannot be waited for"
+        return (OK,)
+
+    def allocate(self, where, size):
+        block = (ctypes.c_ubyte * size)(*([0xFF] * min(size, 64)))
+        self.num_allocations += 1
+        self.memory[ctypes.addressof(block)] = (where, block)
+        return OK, ctypes.addressof(block)
+
+    def cudaMallocHost(self, size):
+        return self.allocate("host", size)
+
+    def cudaMalloc(self, size):
+        return self.allocate("device", size)
+
+    def cudaFree(self, address):
+        return (OK,)  # memory lives as long as this object: what was freed too early would not be noticed here
+
+    cudaFreeHost = cudaGraphDestroy = cudaGraphExecDestroy = cudaFree
+
+    def within(self, address, size, where):
+        for start, (found, block) in self.memory.items():
+            if start <= address and address + size <= start + len(block):
+                assert found == where, f"{where} memory is needed, and this is of the {found}"
+                return
+        raise AssertionError(f"{size} bytes at {address} are not allocated")
+
+    def do(self, work):
+        if self.captured is None:
+            work()
+        else:
+            self.captured.append(work)
+
+    def cudaMemcpyAsync(self, target, source, size, kind, stream):
+        to_device = kind is Kind.cudaMemcpyHostToDevice
+        self.within(target, size, "device" if to_device else "host")
+        self.within(source, size, "host" if to_device else "device")
+        self.do(lambda: ctypes.memmove(target, source, size))
+        return (OK,)
+
+    def cudaStreamBeginCapture(self, stream, mode):
+        assert self.captured is None
+        self.captured = []
+        return (OK,)
+
+    def cudaStreamEndCapture(self, stream):
+        captured, self.captured = self.captured, None
+        return OK, captured
+
+    def cudaGraphInstantiate(self, graph, flags):
+        return OK, graph
+
+    def cudaGraphLaunch(self, graph, stream):
+        self.num_launches += 1
+        for work in graph:
+            work()
+        return (OK,)
+
+
+class TensorRT:
+    """The names of `tensorrt` that the engine uses. A plan is the path of an ONNX graph."""
+
+    __name__, __version__ = "tensorrt", "11.4.0.106"
+    ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED=2)
+    LayerInformationFormat = SimpleNamespace(JSON=1)
+
+    class Logger:
+        ERROR = 1
+
+        def __init__(self, severity: int) -> None: ...
+
+    def __init__(self, cuda: Cuda, layers: str = '{"Layers": []}') -> None:
+        self.cuda, self.layers = cuda, layers
+
+    def nptype(self, dtype):
+        return dtype
+
+    def Runtime(self, logger):
+        def deserialize(plan: bytes):
+            path = Path(plan.decode(errors="replace"))
+            return Plan(self, path) if path.is_file() else None
+
+        return SimpleNamespace(deserialize_cuda_engine=deserialize)
+
+
+TYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32, "tensor(int64)": np.int64}
+
+
+class Plan:
+    device_memory_size_v2 = 256
+
+    def __init__(self, trt: TensorRT, graph: Path) -> None:
+        self.trt, self.session = trt, onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+        self.tensors = {tensor.name: tensor for tensor in (*self.session.get_inputs(), *self.session.get_outputs())}
+        self.num_io_tensors = len(self.tensors)
+
+    def get_tensor_name(self, number):
+        return list(self.tensors)[number]
+
+    def get_tensor_shape(self, name):
+        return tuple(size if isinstance(size, int) else -1 for size in self.tensors[name].shape)
+
+    def get_tensor_dtype(self, name):
+        return TYPES[self.tensors[name].type]
+
+    def create_execution_context(self, strategy):
+        return Context(self)
+
+    def create_engine_inspector(self):
+        return SimpleNamespace(get_engine_information=lambda kind: self.trt.layers)
+
+
+class Context:
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.shapes, self.addresses, self.scratch = plan, {}, {}, None
+
+    def set_device_memory(self, address, size):
+        self.plan.trt.cuda.within(address, size, "device")
+        self.scratch = address
+
+    def set_tensor_address(self, name, address):
+        self.addresses[name] = address
+        return True
+
+    def set_input_shape(self, name, shape):
+        self.shapes[name] = tuple(shape)
+        return 0 <= shape[0] <= 64
+
+    def execute_async_v3(self, stream):
+        assert self.scratch is not None
+        shapes = dict(self.shapes)
+
+        def execute():
+            inputs = {name: self.read(name, shape) for name, shape in shapes.items()}
+            names = [output.name for output in self.plan.session.get_outputs()]
+            for name, output in zip(names, self.plan.session.run(names, inputs), strict=True):
+                self.plan.trt.cuda.within(self.addresses[name], output.nbytes, "device")
+                ctypes.memmove(self.addresses[name], np.ascontiguousarray(output).ctypes.data, output.nbytes)
+
+        self.plan.trt.cuda.do(execute)
+        return True
+
+    def read(self, name, shape):
+        dtype = np.dtype(self.plan.get_tensor_dtype(name))
+        size = int(np.prod(shape)) * dtype.itemsize
+        self.plan.trt.cuda.within(self.addresses[name], size, "device")
+        return np.frombuffer(ctypes.string_at(self.addresses[name], size), dtype).reshape(shape)

@@ -1,0 +1,309 @@
+"""The TensorRT engine around TensorRT: buffers, padding, graphs, manifests and gates, on a GPU that is not there."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from dsd_serve import plans
+from dsd_serve.checkpoint import graph_names, read_model_dir, sha256
+from dsd_serve.cuda import find_gpu
+from dsd_serve.engines import load_engine, tensorrt_engine
+from dsd_serve.engines.selftest import mixture
+from dsd_serve.errors import CheckpointError, EngineError, EngineUnavailableError
+from dsd_serve.plans import Manifest, manifest_path, plan_path, read_manifest
+from dsd_serve.rows import Denoise
+from export import gates
+from export import plans as plan_export
+from export.main import main
+from tests.gpu_double import Cuda, TensorRT
+
+LAYERS = json.dumps({"Layers": [{"Outputs": [{"Format/Datatype": "Row major linear FP32"}]}]})
+PASSED = {name: {"passed": True, "text": ""} for name in gates.NAMES}
+
+
+def put_plan(directory, **changes):
+    """A plan of the double, and a manifest of it."""
+    graph = directory / graph_names("fp32")[1]
+    plan = plan_path(directory, "fp32")
+    plan.write_text(str(graph))
+    manifest = Manifest(
+        precision="fp32",
+        made_from={name: sha256(directory / name) for name in (graph.name, "model.safetensors")},
+        library="tensorrt",
+        library_version=TensorRT.__version__,
+        dsd_version="0.1.0",
+        rows=(0, 8, 64),
+        gpu="Double 1",
+        capability="9.0",
+        plan=sha256(plan),
+        gates=PASSED,
+    )
+    manifest_path(plan).write_text(dataclasses.replace(manifest, **changes).to_json())
+    return plan
+
+
+@pytest.fixture
+def directory(tiny_dir, tmp_path):
+    target = tmp_path / "model"
+    shutil.copytree(tiny_dir, target)
+    put_plan(target)
+    return target
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """A GPU, and a TensorRT for it."""
+    cuda = Cuda()
+    trt = TensorRT(cuda, LAYERS)
+    for module in (tensorrt_engine, plan_export):
+        monkeypatch.setattr(module, "import_runtime", lambda: cuda)
+        monkeypatch.setattr(module, "import_library", lambda name: trt)
+    return cuda
+
+
+@pytest.fixture
+def engine(directory, cuda):
+    return load_engine("tensorrt", directory, "cuda")
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [(1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 3, 0), (0, 64, 0), (3, 5, 2), (0, 65, 0), (70, 130, 1), (0, 0, 0)],
+    ids=str,
+)
+def test_rows_of_any_kinds_and_numbers_are_those_of_onnx_runtime(engine, tiny_dir, counts):
+    rows = mixture(engine.config, counts, seed=1)
+    expected = load_engine("onnx", tiny_dir).run(rows) if rows else []
+    for _ in range(2):  # a second time over what the first left in the buffers
+        for ours, theirs in zip(engine.run(rows), expected, strict=True):
+            assert ours.dtype == theirs.dtype
+            assert np.abs(ours.astype(float) - theirs).max() < 1e-5 if theirs.dtype != np.uint8 else 1
+
+
+def test_ticks_of_denoise_rows_are_one_launch_and_allocate_nothing(engine, cuda):
+    assert sorted(engine.graphs) == [1, 2, 4, 8, 16, 32, 64]
+    allocated = cuda.num_allocations
+    for count in (1, 2, 3, 7, 33, 64):
+        before = cuda.num_launches
+        engine.run(mixture(engine.config, (0, count, 0), seed=count))
+        assert cuda.num_launches == before + 1
+    engine.run(mixture(engine.config, (1, 2, 1), seed=0))
+    assert cuda.num_allocations == allocated
+
+
+def test_outputs_are_the_callers_own(engine):
+    (row,) = mixture(engine.config, (0, 1, 0), seed=0)
+    (first,) = engine.run([row])
+    kept = first.copy()
+    engine.run(mixture(engine.config, (0, 1, 0), seed=1))
+    assert np.array_equal(first, kept)
+
+
+def test_what_cannot_be_captured_runs_without_a_graph(directory, cuda, tiny_dir, monkeypatch):
+    from tests.gpu_double import Context
+
+    monkeypatch.setattr(Context, "is_stream_capturable", lambda self, stream: False, raising=False)
+    engine = load_engine("tensorrt", directory, "cuda")
+    rows = mixture(engine.config, (0, 5, 0), seed=1)
+    assert not engine.graphs
+    assert np.abs(engine.run(rows)[4] - load_engine("onnx", tiny_dir).run(rows)[4]).max() < 1e-5
+
+
+def test_a_failing_call_names_itself(engine, cuda, monkeypatch):
+    from tests.gpu_double import Status
+
+    monkeypatch.setattr(cuda, "cudaGraphLaunch", lambda graph, stream: (Status.cudaErrorInvalidValue,))
+    with pytest.raises(EngineError, match="CUDA failed: cudaErrorInvalidValue"):
+        engine.run(mixture(engine.config, (0, 1, 0), seed=0))
+
+
+def test_it_says_what_runs(engine):
+    told = engine.describe()
+    assert (told["engine"], told["device"], told["provider"]) == ("tensorrt", "cuda:0", "tensorrt on Double 1")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"gpu": "Other 2"}, r"was built for Other 2 \(compute capability 9.0\), and here is Double 1"),
+        ({"hardware": "same", "capability": "8.9"}, "was built for compute capability 8.9"),
+        ({"targets": ("8.6", "8.9"), "capability": None}, "was built for compute capability 8.6, 8.9"),
+        ({"library_version": "11.3.0.1"}, "was built with tensorrt 11.3.0.1, and here is 11.4.0.106"),
+        ({"library_version": "10.9", "version_compatible": True}, "was built with tensorrt 10.9"),
+        ({"library_version": "11.9", "version_compatible": True}, "was built with tensorrt 11.9"),
+        ({"made_from": {"model.onnx": "0" * 64}}, "was made from another model.onnx"),
+        ({"plan": "0" * 64}, "is not the plan of its manifest, it is damaged or was replaced"),
+        ({"gates": None}, "its gates were not run; dsd-export .* --check"),
+        ({"gates": {"x": {"passed": False, "text": ""}}}, "its gates were not run"),
+        ({"format": "dsd-plan-0"}, "is not of format 'dsd-plan-1'"),
+        ({"rows": (0, 8)}, "does not describe a plan"),
+    ],
+)
+def test_a_plan_that_does_not_fit_is_refused_with_what_to_do(directory, cuda, changes, words):
+    put_plan(directory, **changes)
+    with pytest.raises((CheckpointError, EngineUnavailableError), match=words) as refusal:
+        load_engine("tensorrt", directory, "cuda")
+    assert f"dsd-export {directory}" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hardware": "same", "gpu": "Other 2"},
+        {"hardware": "ampere+", "gpu": "Other 2", "capability": "8.0"},
+        {"targets": ("8.9", "9.0"), "gpu": None, "capability": None},
+        {"gpu": None, "capability": None},
+        {"library_version": "11.3.9", "version_compatible": True},
+    ],
+)
+def test_a_plan_that_is_for_more_than_one_machine_is_taken(directory, cuda, changes):
+    put_plan(directory, **changes)
+    load_engine("tensorrt", directory, "cuda")
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda plan: plan.unlink(), "has no TensorRT plan in fp32"),
+        (lambda plan: manifest_path(plan).unlink(), r"has no manifest model\.plan\.json"),
+        (lambda plan: manifest_path(plan).write_text("{"), "cannot be read"),
+        (lambda plan: manifest_path(plan).write_text("[]"), "is not of format"),
+        (lambda plan: plan.write_bytes(b"no plan"), "is damaged or was replaced"),
+        (
+            lambda plan: (plan.parent / "model.safetensors").open("ab").write(b"x"),
+            "made from another model.safetensors",
+        ),
+    ],
+)
+def test_missing_and_damaged_files_are_named(directory, cuda, damage, words):
+    damage(plan_path(directory, "fp32"))
+    with pytest.raises(CheckpointError, match=words):
+        load_engine("tensorrt", directory, "cuda")
+
+
+def test_a_plan_that_tensorrt_does_not_take(directory, cuda):
+    plan = put_plan(directory)
+    plan.write_bytes(b"no plan")
+    put = dataclasses.replace(read_manifest(plan), plan=sha256(plan))
+    manifest_path(plan).write_text(put.to_json())
+    with pytest.raises(CheckpointError, match="does not take this plan on Double 1"):
+        load_engine("tensorrt", directory, "cuda")
+
+
+@pytest.mark.parametrize(
+    ("device", "count", "words"),
+    [
+        ("cpu", 1, "device must be cuda or cuda:N, got 'cpu'"),
+        ("cuda:x", 1, "device must be cuda or cuda:N"),
+        ("cuda:1", 1, "this machine has 1, counted from cuda:0"),
+        ("cuda", 0, "needs an NVIDIA GPU and its driver"),
+    ],
+)
+def test_a_device_that_is_not_there(device, count, words):
+    with pytest.raises(EngineUnavailableError, match=words):
+        find_gpu(Cuda(count=count), device)
+
+
+def test_a_library_that_is_not_there(directory, monkeypatch):
+    with pytest.raises(EngineUnavailableError, match=r"tensorrt cannot be imported .* install NVIDIA's tensorrt"):
+        load_engine("tensorrt", directory, "cuda")
+
+
+def test_a_broken_tensorrt_is_not_replaced(tmp_path, monkeypatch):
+    (tmp_path / "tensorrt.py").write_text("raise ImportError('libnvinfer.so.11 is missing')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(EngineUnavailableError, match=r"libnvinfer\.so\.11 is missing"):
+        plans.find_library()
+
+
+class Wrong:
+    """An engine with a fault."""
+
+    def __init__(self, engine, fault):
+        self.engine, self.config, self.fault = engine, engine.config, fault
+
+    def run(self, rows):
+        outputs = [output.copy() for output in self.engine.run(rows)]
+        self.fault(rows, outputs)
+        return outputs
+
+
+def one_class_is_broken(rows, outputs):
+    for row, output in zip(rows, outputs, strict=True):
+        if isinstance(row, Denoise) and row.label == 207:
+            output[0] = np.nan
+
+
+def the_last_of_many_is_another(rows, outputs):
+    if len(rows) > 2 and outputs[-1].dtype != np.uint8:
+        outputs[-1] += 1e-6
+
+
+def rows_leak(rows, outputs):
+    if outputs[0].dtype != np.uint8:
+        outputs[0] += 1e-7 * outputs[-1].astype(np.float32).mean()
+
+
+def rows_are_rough(rows, outputs):
+    for output in outputs:
+        if output.dtype != np.uint8:
+            output *= 1.01
+
+
+@pytest.mark.parametrize(
+    ("fault", "failing"),
+    [
+        (lambda rows, outputs: None, set()),
+        (one_class_is_broken, {gates.FINITE, gates.PICTURE}),
+        (the_last_of_many_is_another, {gates.SAME}),
+        (rows_leak, {gates.NEIGHBOURS}),
+        (rows_are_rough, {gates.ERRORS}),
+    ],
+)
+def test_each_gate_finds_its_fault(tiny_dir, fault, failing):
+    reference = load_engine("onnx", tiny_dir)
+    found = gates.run_gates(Wrong(reference, fault), reference, "fp32", read_model_dir(tiny_dir).defaults, LAYERS)
+    failed = {gate.name for gate in found if not gate.passed}
+    assert failing <= failed and bool(failing) == bool(failed), [str(gate) for gate in found]
+
+
+def test_the_gate_that_asks_what_was_built(tiny_dir):
+    half = json.dumps({"Layers": [{"Outputs": [{"Format/Datatype": "Half"}]}] * 3 + json.loads(LAYERS)["Layers"]})
+    assert gates.built(half, "fp16").passed
+    assert not gates.built(LAYERS, "fp16").passed
+    assert not gates.built('{"Layers": ["only", "names"]}', "fp16").passed
+
+
+def test_check_runs_the_gates_and_what_passed_is_loaded(directory, cuda, capsys, caplog):
+    caplog.set_level("INFO")
+    put_plan(directory, gates=None)
+    main([str(directory), "--check"])
+    assert f"ok    {gates.PICTURE}" in caplog.text
+    assert set(read_manifest(plan_path(directory, "fp32")).gates) == set(gates.NAMES)
+    load_engine("tensorrt", directory, "cuda")
+
+
+def test_a_plan_that_fails_its_gates_is_removed(directory, cuda, monkeypatch):
+    put_plan(directory, gates=None)
+    monkeypatch.setattr(gates, "LEAST_PSNR", {"fp32": 1000.0})
+    with pytest.raises(SystemExit, match="did not pass its gates and was removed"):
+        main([str(directory), "--check"])
+    assert not plan_path(directory, "fp32").exists()
+    assert not manifest_path(plan_path(directory, "fp32")).exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--check", "--precision", "fp16"], "has no TensorRT plan in fp16; dsd-export .* --trt builds one"),
+        (["--check", "--precision", "int8"], "int8 is for the CPU"),
+        (["--check", "--device", "cpu"], "device must be cuda or cuda:N, got 'cpu'"),
+    ],
+)
+def test_what_cannot_be_checked_is_said(directory, cuda, arguments, words):
+    with pytest.raises(SystemExit, match=words):
+        main([str(directory), *arguments])
+    assert plan_path(directory, "fp32").exists()

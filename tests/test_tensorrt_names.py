@@ -1,0 +1,91 @@
+"""Every name of TensorRT that we use is there: in NVIDIA's own bindings of both versions, and in tensorrt_rtx."""
+
+import ast
+import functools
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+FILES = ("dsd_serve/engines/tensorrt_engine.py", "export/to_tensorrt.py", "export/plans.py")
+VERSIONS = ("11.4.0.106", "10.16.1.11")
+# What our variables hold.
+CLASSES = {
+    "builder": "Builder",
+    "network": "INetworkDefinition",
+    "parser": "OnnxParser",
+    "config": "IBuilderConfig",
+    "profile": "IOptimizationProfile",
+    "layer": "ILayer",
+    "tensor": "ITensor",
+    "context": "IExecutionContext",
+    "self.mixed": "IExecutionContext",
+    "self.plan": "ICudaEngine",
+    "self.runtime": "Runtime",
+    "inspector": "EngineInspector",
+    "cache": "ITimingCache",
+}
+# Asked for with hasattr first, or used only where `ComputeCapability` is.
+OF_RTX = {
+    ("trt", "ComputeCapability"),
+    ("IBuilderConfig", "num_compute_capabilities"),
+    ("IBuilderConfig", "set_compute_capability"),
+}
+IN_PYTHON = {"nptype"}  # of the package around the bindings, in both versions
+
+
+@functools.cache
+def used():
+    """(class or "trt", name) of every use in our files."""
+    found = set()
+    for file in FILES:
+        for node in ast.walk(ast.parse((ROOT / file).read_text())):
+            if not isinstance(node, ast.Attribute):
+                continue
+            owner = ast.unparse(node.value).removeprefix("self.trt.").removeprefix("trt.")
+            if owner in ("trt", "self.trt"):
+                found.add(("trt", node.attr))
+            elif ast.unparse(node.value) in CLASSES:
+                found.add((CLASSES[ast.unparse(node.value)], node.attr))
+            elif owner != ast.unparse(node.value):
+                found.add((owner, node.attr))
+    return {(owner, name) for owner, name in found if not name.startswith("__") and "." not in owner}
+
+
+def missing(names):
+    known = {"trt": set(names) | IN_PYTHON, **{owner: set(members) for owner, members in names.items()}}
+    return {(owner, name) for owner, name in used() if name not in known.get(owner, ())}
+
+
+def test_the_names_are_found_in_the_files():
+    assert {
+        ("trt", "OnnxParser"),
+        ("BuilderFlag", "VERSION_COMPATIBLE"),
+        ("IExecutionContext", "execute_async_v3"),
+        ("ICudaEngine", "device_memory_size_v2"),
+        ("IBuilderConfig", "set_timing_cache"),
+    } <= used()
+    assert len(used()) > 40
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_nvidias_bindings_have_every_name(version, tmp_path):
+    if shutil.which("gcc") is None or sys.platform != "linux":
+        pytest.skip("needs Linux and gcc, to load the bindings without TensorRT's libraries")
+    download = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(tmp_path)]
+    done = subprocess.run([*download, f"tensorrt-cu13-bindings=={version}"], capture_output=True, text=True)
+    wheels = list(tmp_path.glob("*.whl"))
+    if not wheels:
+        pytest.skip(f"the bindings cannot be downloaded: {done.stderr.strip()[-200:]}")
+    command = [sys.executable, str(ROOT / "tests/tensorrt_bindings.py"), str(wheels[0])]
+    names = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert missing(names) == OF_RTX
+
+
+def test_tensorrt_rtx_has_every_name():
+    trt = pytest.importorskip("tensorrt_rtx")
+    assert missing({name: dir(getattr(trt, name)) for name in dir(trt)}) == set()
