@@ -6,6 +6,7 @@
 # make demo   trains the demo model again; DATA=/path/to/tiny-imagenet-200
 # make study  the collapse study of docs/;  DATA= as above
 # make eval   what the demo model is worth; DATA= as above
+# make gpu    all that needs an NVIDIA GPU, in the environment that is active: tests, gates, docs/speed.md
 # make bench  the engine against the machine      make bench-serving  serving under load, beside others
 # make image  the Docker image of one TARGET (cpu), built, started and checked; make deploy-lint  all of deploy/
 
@@ -18,7 +19,7 @@ LINT := .venv-lint
 PIP := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 VENV = $(PYTHON) -m venv $(1) || { echo "make: Python 3.11 or later with venv is needed: apt-get install python3-venv"; rm -rf $(1); exit 1; }
 
-.PHONY: run ui test test-ui lint fmt ci demo study eval bench bench-serving image deploy-lint clean
+.PHONY: run ui test test-ui lint fmt ci demo study eval bench bench-serving gpu image deploy-lint clean
 
 run: $(RUN)/.done
 	$(RUN)/bin/dsd-serve $(ARGS)
@@ -64,13 +65,16 @@ bench-serving: $(DEV)/.done
 	$(DEV)/bin/python -m server.bench --simulated
 	$(DEV)/bin/python -m server.bench
 
+gpu:
+	tools/gpu.sh
+
 image:
 	tools/image.sh $(TARGET)
 	$(if $(filter cpu,$(TARGET)),$(PYTHON) tools/check_image.py dsd:cpu)
 
 deploy-lint: $(LINT)/.done
 	$(LINT)/bin/hadolint Dockerfile
-	$(LINT)/bin/shellcheck tools/image.sh
+	$(LINT)/bin/shellcheck tools/*.sh
 	$(LINT)/bin/check-jsonschema --builtin-schema vendor.compose-spec compose*.yaml
 	$(LINT)/bin/kubernetes-validate --strict $(filter-out %/kustomization.yaml %/adapter-values.yaml,$(wildcard deploy/kubernetes/*.yaml))
 	@if command -v promtool >/dev/null; then promtool check config deploy/prometheus.yml; \

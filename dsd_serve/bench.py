@@ -19,11 +19,12 @@ from pathlib import Path
 import numpy as np
 
 from dsd_serve.config import PRESETS, ModelConfig, mlp_size
-from dsd_serve.engines import ENGINE_NAMES, Engine, load_engine
+from dsd_serve.engines import Engine, load_engine
 from dsd_serve.errors import EngineUnavailableError
 from dsd_serve.rows import Array, Denoise, Row
 
 ROUNDS = 12
+COMPARED = ("onnx", "torch")  # engines that run on a CPU
 
 
 def denoise_rows(config: ModelConfig, count: int) -> list[Row]:
@@ -79,7 +80,7 @@ def bench(model_dir: Path, num_rows: int, threads: int) -> str:
     """Measure and describe."""
     # A thread for each engine, where it is loaded and runs: flushing denormals holds for the whole thread, and torch
     # would gain by that too.
-    own = {name: ThreadPoolExecutor(1) for name in ENGINE_NAMES}
+    own = {name: ThreadPoolExecutor(1) for name in COMPARED}
     engines: dict[str, Engine] = {}
     for name, thread in own.items():
         try:

@@ -69,7 +69,8 @@ class Cuda:
 
     def within(self, address, size, where):
         for start, (found, block) in self.memory.items():
-            if start <= address and address + size <= start + len(block):
+            # < : nothing, at the end of one allocation, may be the beginning of the next.
+            if start <= address < start + len(block) and address + size <= start + len(block):
                 assert found == where, f"{where} memory is needed, and this is of the {found}"
                 return
         raise AssertionError(f"{size} bytes at {address} are not allocated")

@@ -223,5 +223,6 @@ class TensorRTEngine:
             "device": f"cuda:{self.gpu.number}",
             "provider": f"{self.manifest.library} on {self.gpu.name}",
             "precision": self.manifest.precision,
+            "plan": self.manifest.plan[:12],  # two plans of one graph may give other bits, so an ETag must differ
             "version": self.manifest.library_version,
         }

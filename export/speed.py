@@ -1,0 +1,181 @@
+"""python -m export.speed DIR --device cuda -o docs: milliseconds a tick of every engine, as docs/speed.md and .json.
+
+In each precision and for 1, 2, 4 ... 64 denoise rows, taken in turns in one run: TensorRT, ONNX Runtime, eager torch
+and torch.compile. A tick is what the batcher asks for: rows in, arrays out, copies to and from the device included.
+Beside it the fraction of the rate at which the device multiplies large matrices in that precision (torch.matmul), and
+pictures a second at the model's own number of steps. Engines that this machine does not have are named with the reason.
+
+torch runs fp16 and bf16 by autocast, so its weights are cast in each call, as people run it.
+"""
+
+import argparse
+import json
+import math
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dsd_serve.bench import denoise_rows
+from dsd_serve.checkpoint import ModelDir, read_model_dir
+from dsd_serve.engines import Engine, load_engine
+from dsd_serve.engines.torch_engine import TorchEngine
+from dsd_serve.errors import DSDError
+from dsd_serve.programs import cost_of
+from dsd_serve.rows import Array, Row
+
+SIZES = (1, 2, 4, 8, 16, 32, 64)
+ROUNDS = 15
+SECONDS = 20.0  # for the rounds of one number of rows
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+NAMES = ("tensorrt", "onnx", "torch", "torch.compile")
+
+
+class Autocast:
+    """The torch engine in a precision, compiled or not."""
+
+    def __init__(self, engine: TorchEngine, precision: str, *, compiled: bool) -> None:
+        self.engine, self.config, self.precision = engine, engine.config, precision
+        if compiled:
+            engine.model.forward = torch.compile(engine.model.forward, dynamic=False)  # type: ignore[method-assign]
+
+    def run(self, rows: Sequence[Row]) -> list[Array]:
+        device = self.engine.model.role_embed.weight.device.type
+        with torch.autocast(device, DTYPES[self.precision], enabled=self.precision != "fp32"):
+            return self.engine.run(rows)
+
+    def describe(self) -> dict[str, Any]:
+        return self.engine.describe() | {"precision": self.precision}
+
+
+def load(name: str, path: Path, device: str, precision: str) -> Engine:
+    if name.startswith("torch"):
+        return Autocast(TorchEngine.load(path, device=device), precision, compiled=name == "torch.compile")
+    return load_engine(name, path, device, precision=precision, flush_denormals=True)
+
+
+def product_rate(device: str, precision: str) -> float:
+    """The best rate of several large matrix products, operations per second."""
+    size = 8192 if device.startswith("cuda") else 1536
+    a = torch.randn(size, size, device=device, dtype=DTYPES[precision])
+    b = torch.randn(size, size, device=device, dtype=DTYPES[precision])
+
+    def multiply() -> None:
+        torch.matmul(a, b)
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+
+    multiply()
+    return 2 * size**3 / min(seconds(multiply) for _ in range(10))
+
+
+def seconds(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def measure(engines: dict[str, Engine], model: ModelDir, size: int) -> dict[str, float]:
+    """Median seconds of a tick of `size` rows of each engine, taken in turns."""
+    rows = denoise_rows(model.config, size)
+    first = max(seconds(lambda engine=engine: engine.run(rows)) for engine in engines.values())  # type: ignore[misc]
+    rounds = max(3, min(ROUNDS, math.ceil(SECONDS / max(first, 1e-6) / len(engines))))
+    times: dict[str, list[float]] = {name: [] for name in engines}
+    for _ in range(rounds):
+        for name, engine in engines.items():
+            times[name].append(seconds(lambda engine=engine: engine.run(rows)))  # type: ignore[misc]
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def speed(
+    path: Path,
+    device: str,
+    precisions: Sequence[str],
+    sizes: Sequence[int] = SIZES,
+    names: Sequence[str] = NAMES,
+) -> dict[str, Any]:
+    """Everything that the tables show. Raises DSDError when the directory is wrong; engines that fail are named."""
+    model = read_model_dir(path)
+    found: dict[str, Any] = {"model": model.name, "device": device_name(device), "precisions": {}}
+    for precision in precisions:
+        engines: dict[str, Engine] = {}
+        absent: dict[str, str] = {}
+        for name in names:
+            try:
+                engines[name] = load(name, path, device, precision)
+            except DSDError as error:
+                absent[name] = str(error)
+        table: dict[str, dict[str, float]] = {name: {} for name in engines}
+        for size in sizes if engines else ():
+            for name, value in measure(engines, model, size).items():
+                table[name][str(size)] = 1000 * value
+        found["precisions"][precision] = {
+            "product_rate": product_rate(device, precision),
+            "ms": table,
+            "absent": absent,
+            "versions": {name: str(engine.describe()["version"]) for name, engine in engines.items()},
+        }
+    cost = cost_of(model.defaults)
+    return found | {"flops_per_row": model.config.flops_per_row(), "rows_per_picture": cost.rows}
+
+
+def device_name(device: str) -> str:
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def markdown(found: dict[str, Any]) -> str:
+    lines = [
+        f"# Milliseconds a tick: {found['model']} on {found['device']}",
+        "",
+        "`python -m export.speed` wrote this. A tick is a call of the engine with so many denoise rows, copies "
+        "included; the median of several, all engines in turns. % is of the rate of large matrix products, measured in "
+        "the same run.",
+    ]
+    for precision, result in found["precisions"].items():
+        sizes = list(next(iter(result["ms"].values()), {}))
+        rate = result["product_rate"]
+        lines += [
+            "",
+            f"## {precision}: {rate / 1e12:.2f} TFLOP/s",
+            "",
+            f"| engine | {' | '.join(f'{size} rows' for size in sizes)} | pictures a second |",
+            f"|---|{'---|' * (len(sizes) + 1)}",
+        ]
+        for name, row in result["ms"].items():
+            cells = [
+                f"{ms:.2f} ({100 * int(size) * found['flops_per_row'] / (ms / 1000) / rate:.0f} %)"
+                for size, ms in row.items()
+            ]
+            best = max(int(size) / (ms / 1000) for size, ms in row.items()) / found["rows_per_picture"]
+            lines.append(f"| {name} {result['versions'][name]} | {' | '.join(cells)} | {best:.2f} |")
+        lines += [f"\nNot measured: {name}: {reason}" for name, reason in result["absent"].items()]
+    return "\n".join([*lines, ""])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m export.speed", description=__doc__)
+    parser.add_argument("model", type=Path, help="a model directory, exported with --trt")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--precision", nargs="+", choices=tuple(DTYPES), default=list(DTYPES))
+    parser.add_argument("--rows", nargs="+", type=int, default=list(SIZES))
+    parser.add_argument("--engines", nargs="+", choices=NAMES, default=list(NAMES))
+    parser.add_argument("-o", "--output", type=Path, default=Path("docs"))
+    options = parser.parse_args(arguments)
+    try:
+        found = speed(options.model, options.device, options.precision, options.rows, options.engines)
+    except (DSDError, RuntimeError, AssertionError) as error:
+        raise SystemExit(f"export.speed: {' '.join(str(error).split())[:300]}") from None
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / "speed.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (options.output / "speed.md").write_text(markdown(found), encoding="utf-8")
+    print(markdown(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""What only a GPU can show: `make gpu` runs these. Each says why it is skipped where it cannot run."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from dsd_serve.cuda import find_gpu, import_runtime
+from dsd_serve.engines import load_engine
+from dsd_serve.engines.selftest import invariance, mixture
+from dsd_serve.errors import DSDError
+from dsd_serve.plans import find_library, plan_path, read_manifest
+from dsd_serve.rows import Decode
+from export import gates
+from export.main import main
+from export.verify import verify
+from tests.conftest import Running
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(scope="module", autouse=True)
+def gpu():
+    try:
+        return find_gpu(import_runtime(), "cuda")
+    except DSDError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module", params=["fp32", "fp16", "bf16"])
+def planned(request, gpu, demo_dir, tmp_path_factory):
+    """The demo model with a plan that passed its gates on this GPU, and the precision."""
+    try:
+        find_library()
+    except DSDError as error:
+        pytest.skip(str(error))
+    target = tmp_path_factory.mktemp("plans") / "demo"
+    shutil.copytree(demo_dir, target)
+    main([str(target), "--trt", "--precision", request.param])
+    return target, request.param
+
+
+def test_every_gate_was_run_and_passed(planned):
+    directory, precision = planned
+    manifest = read_manifest(plan_path(directory, precision))
+    assert set(manifest.gates) == set(gates.NAMES)
+    assert manifest.passed
+
+
+def test_tensorrt_is_the_network(planned, demo_dir):
+    directory, precision = planned
+    engine = load_engine("tensorrt", directory, "cuda", precision=precision)
+    report = verify(engine, load_engine("onnx", demo_dir), precision)
+    print(report)
+    assert report.within_limits
+
+
+def test_a_graph_launch_gives_the_bits_of_a_call_without(planned):
+    directory, precision = planned
+    engine = load_engine("tensorrt", directory, "cuda", precision=precision)
+    rows = mixture(engine.config, (0, 8, 0), seed=1)
+    assert 8 in engine.graphs, "the plan was not captured"
+    captured = engine.run(rows)
+    engine.graphs = {}
+    assert all(np.array_equal(a, b) for a, b in zip(captured, engine.run(rows), strict=True))
+
+
+def test_the_server_draws_with_it(planned):
+    import httpx
+
+    directory, precision = planned
+    running = Running("--model", str(directory), "--engine", "tensorrt", "--device", "cuda", "--precision", precision)
+    with httpx.Client(base_url=running.url, timeout=60) as client:
+        assert client.get("/generate", params={"class": 207}).headers["content-type"] == "image/png"
+        assert client.get("/model").json()["engine"]["engine"] == "tensorrt"
+    assert running.stop() == 0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_onnx_runtime_on_cuda_is_the_network(precision, demo_dir, tmp_path):
+    target = tmp_path / "demo"
+    shutil.copytree(demo_dir, target)
+    main([str(target), "--precision", precision])
+    try:
+        engine = load_engine("onnx", target, "cuda", precision=precision)
+    except DSDError as error:
+        pytest.skip(str(error))
+    report = verify(engine, load_engine("onnx", demo_dir), precision)
+    print(report, invariance(engine, mixture(engine.config, (1, 7, 1), seed=2)))
+    assert report.within_limits
+
+
+def test_torch_on_cuda_is_the_network(demo_dir):
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("this torch has no CUDA")
+    ours, reference = load_engine("torch", demo_dir, "cuda"), load_engine("onnx", demo_dir)
+    rows = mixture(ours.config, (2, 5, 2), seed=3)
+    for row, a, b in zip(rows, ours.run(rows), reference.run(rows), strict=True):
+        limit = 1 if isinstance(row, Decode) else 2e-2  # torch uses TF32 where it is told to, and not here
+        assert np.abs(a.astype(float) - b).max() <= limit

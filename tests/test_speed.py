@@ -1,0 +1,23 @@
+import json
+
+import pytest
+
+from export.speed import main
+
+
+def test_engines_are_measured_and_those_that_are_not_there_are_named(tiny_dir, tmp_path, capsys):
+    engines = ["--engines", "tensorrt", "onnx", "torch"]
+    main([str(tiny_dir), "--device", "cpu", "--precision", "fp32", "--rows", "1", "3", *engines, "-o", str(tmp_path)])
+    found = json.loads((tmp_path / "speed.json").read_text())["precisions"]["fp32"]
+    assert set(found["ms"]) == {"onnx", "torch"}
+    assert all(set(row) == {"1", "3"} and min(row.values()) > 0 for row in found["ms"].values())
+    assert "no TensorRT plan" in found["absent"]["tensorrt"]
+    text = (tmp_path / "speed.md").read_text()
+    assert text.strip() == capsys.readouterr().out.strip()
+    assert "Not measured: tensorrt: " in text
+
+
+def test_a_device_that_is_not_there_is_a_sentence(tiny_dir, tmp_path):
+    with pytest.raises(SystemExit, match=r"export\.speed: "):
+        main([str(tiny_dir), "--device", "nothing", "--precision", "fp32", "-o", str(tmp_path)])
+    assert not list(tmp_path.iterdir())

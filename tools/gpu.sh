@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# tools/gpu.sh [PRESET]: everything that needs an NVIDIA GPU, on a machine that has one: the tests marked gpu, plans of
+# the demo model and of a PRESET (dsd-b, random weights) through their gates, and the benchmark, as docs/speed.md.
+# Needs: pip install -e '.[gpu,train,export,tensorrt,dev]' -c constraints.txt, and for datacenter GPUs NVIDIA's tensorrt.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+preset=${1:-dsd-b}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
+python -m pytest -m gpu -rs
+cp -r dsd_serve/demo "$work/demo"
+python -m export "$work/demo" --trt --precision fp32 fp16 bf16
+python -m export --untrained "$preset" -o "$work/$preset" --trt --precision fp32 fp16 bf16
+python -m export.speed "$work/$preset" --device cuda -o docs
