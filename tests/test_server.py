@@ -231,9 +231,13 @@ def test_a_full_queue_refuses_at_the_door_what_would_be_work_and_nothing_else(ti
     running = Running("--model", str(tiny_dir), "--max-waiting", "1", "--row-budget", "1", "--max-steps", "1000")
     with httpx.Client(base_url=running.url, timeout=60) as client, ThreadPoolExecutor(2) as pool:
         known = client.get("/generate", params={"class": 1, "seed": 1, "steps": 1}).headers["etag"]
-        busy = [pool.submit(httpx.get, f"{running.url}/generate?class=1&steps=1000", timeout=60) for _ in range(2)]
-        while not client.get("/debug/batcher").json()["waiting"]:
-            time.sleep(0.01)
+        # One picture, of 4000 rows, runs; another waits, and the queue is full until the first ends.
+        slow = f"{running.url}/generate?class=1&steps=1000&sampler=heun&guidance=2"
+        busy = []
+        for place in ("running", "waiting"):
+            busy.append(pool.submit(httpx.get, slow, timeout=60))
+            while not client.get("/debug/batcher").json()[place]:
+                time.sleep(0.01)
         problem(client.post("/generate", content=b"not even JSON"), 429)
         problem(client.post("/reconstruct", content=b"x" * 5_000_000), 429)
         refused = client.post("/v1/images/generations", json={"prompt": "goldfish"})
