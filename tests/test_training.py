@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from dsd_serve.checkpoint import read_checkpoint
+from dsd_serve.checkpoint import read_checkpoint, read_weights
 from dsd_serve.config import ModelConfig
 from dsd_serve.errors import CheckpointError, ConfigError
 from dsd_serve.images import fit, write_image
@@ -19,8 +19,8 @@ from tests.conftest import CLASSES, ROOT, picture, train_arguments
 from training.config import LossSection, TrainConfig, load_config
 from training.data import Order, Pictures, hold_out, micro_batches
 from training.loss import Draws, Objective
-from training.measure import centred_rank, collapse_warning, effective_rank
-from training.train import lr_at, train
+from training.measure import centred_rank, collapse_warning, effective_rank, latent_metrics
+from training.train import load_pictures, lr_at, new_state, start_from, train
 
 NETWORK = ModelConfig(image_size=16, patch_size=8, latent_dim=8, hidden_size=32, depth=2, num_heads=2)
 
@@ -417,3 +417,18 @@ def test_a_run_leaves_metrics_grids_and_events(checkpoint):
     assert any(name.startswith("events.out.tfevents") for name in names)
     last = json.loads((checkpoint.parent / "metrics.jsonl").read_text().splitlines()[-1])
     assert {"effective_rank", "psnr", "channel_std_min", "channel_std_max"} <= set(last)
+
+
+def test_a_run_may_begin_with_the_weights_of_a_model_directory(tiny_dir, train_config, tmp_path):
+    config = train_config("optim.steps=1", "run.eval_every=1", f"run.dir={tmp_path}", f"run.start_from={tiny_dir}")
+    state = new_state(config, torch.device("cpu"))
+    start_from(state, tiny_dir)
+    weights = read_weights(tiny_dir)
+    for network in (state.ema, state.objective.model):
+        assert all(np.array_equal(value, weights[name]) for name, value in network.state_dict().items())
+    train(config)
+    first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    held_out = torch.from_numpy(np.stack([pixels for pixels, _ in load_pictures(config)[1]]))
+    assert first["psnr"] == pytest.approx(latent_metrics(state.ema, held_out)[0]["psnr"], abs=1e-3)
+    with pytest.raises(CheckpointError, match="is another network"):
+        start_from(new_state(train_config("model.depth=1"), torch.device("cpu")), tiny_dir)

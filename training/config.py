@@ -87,6 +87,7 @@ class RunSection:
     """Where and how it runs."""
 
     dir: str = ""  # empty: runs/NAME of the configuration file
+    start_from: str = ""  # a model directory whose weights a new run begins with, both the network's and the EMA copy's
     seed: int = 0
     device: str = "auto"  # auto, cpu, cuda, cuda:1
     precision: str = "auto"  # fp32, bf16, or auto: bf16 where the device multiplies it natively

@@ -18,7 +18,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from dsd_serve import images as pictures_io
-from dsd_serve.checkpoint import read_checkpoint, write_checkpoint
+from dsd_serve.checkpoint import read_checkpoint, read_model_dir, read_weights, write_checkpoint
 from dsd_serve.engines.torch_engine import TorchEngine
 from dsd_serve.errors import CheckpointError, ConfigError, DSDError
 from dsd_serve.model import DSD, to_images
@@ -126,6 +126,19 @@ def new_state(config: TrainConfig, device: torch.device) -> State:
         fused=True,
     )
     return State(objective, ema, optimizer)
+
+
+def start_from(state: State, path: Path) -> None:
+    """Give the network and its EMA copy the weights of a model directory. Raises CheckpointError when it is of another
+    network; which classes it was trained on does not matter."""
+    directory = read_model_dir(path)
+    directory.check([directory.weights])
+    ours = state.ema.config
+    if (theirs := replace(directory.config, classes=ours.classes)) != ours:
+        raise CheckpointError(f"run.start_from {path} is another network: {theirs}; this configuration has {ours}")
+    weights = {name: torch.from_numpy(array) for name, array in read_weights(path).items()}
+    state.objective.model.load_state_dict(weights)
+    state.ema.load_state_dict(weights)
 
 
 def save(state: State, config: TrainConfig, path: Path) -> None:
@@ -356,6 +369,8 @@ def train(config: TrainConfig) -> State:
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
         restore(state, config, checkpoint)
+    elif config.run.start_from:
+        start_from(state, Path(config.run.start_from))
     agree_on_step(state.step, where)
     if first:
         num_parameters = sum(p.numel() for p in state.objective.model.parameters())
