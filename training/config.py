@@ -51,6 +51,7 @@ class LossSection:
     num_draws: int = 2  # noise draws per encoding (UNITE: 1 to 14)
     t_mean: float = 0.0  # t = sigmoid(normal(t_mean, t_std)); the paper's distribution is unknown
     t_std: float = 1.0
+    t_shift: float = 1.0  # s in t' = s t / (1 - (1 - s) t), after that: below 1 towards noise (UNITE: 0.5), 1 is off
     class_dropout: float = 0.1  # share of rows whose label becomes null_label, for guidance
     ema_target: bool = True  # stated: the target comes from an EMA copy; false: from the online encoder
     gradient_through_z_t: bool = True  # inferred from the paper's P(z1, t, eps): only the target is detached
@@ -60,8 +61,13 @@ class LossSection:
     reconstruction_norm: str = "l1"  # "l1" or "l2"
     reconstruction_noise: float = 0.5  # share of pictures whose latents are noised before decoding (UNITE)
     reconstruction_t: float = 0.7  # lowest t of that noise
+    pyramid_weight: float = 0.0  # ours: l1 of every band of a Laplacian pyramid; perceptual, and needs no weights
+    lpips_weight: float = 0.0  # UNITE: 1.0 beside an l1 of weight 1, of images in [0, 1]; needs its weights:
+    lpips_file: str = ""  # a safetensors file that you have, see training/frozen.py; nothing is downloaded
     alignment_weight: float = 0.25  # stated: ViT layer alignment; ours: denoise rows at a layer to the target encoder's
     alignment_layer: int = 0  # 1 is the first block; 0: the middle one
+    vision_weight: float = 0.0  # REPA (arXiv 2410.06940): 0.5. A later paper lists DSD with a vision model
+    vision_model: str = ""  # an ONNX file of your choice, see training/frozen.py; the same layer as alignment_layer
     representation_weight: float = 0.25  # stated: self-distillation of representations; ours: encode rows, cosine
     classification_weight: float = 0.1  # stated: a classification loss; ours: linear, on the mean of the tokens
 
@@ -73,11 +79,13 @@ class OptimSection:
     steps: int = 1000
     batch_size: int = 128  # pictures per step, over all devices
     micro_batch_size: int = 128  # pictures per forward pass; steps accumulate gradients over them
-    lr: float = 1e-3
+    name: str = "adamw"  # or "muon" (UNITE): Muon for the matrices of the blocks, AdamW for all else
+    lr: float = 1e-3  # of both: Muon's updates are scaled to the size of AdamW's (arXiv 2502.16982)
     lr_final: float = 0.05  # share of lr that is left at the end of the cosine
     warmup_steps: int = 200
     weight_decay: float = 0.01
-    betas: tuple[float, ...] = (0.9, 0.95)
+    betas: tuple[float, ...] = (0.9, 0.95)  # of AdamW
+    momentum: float = 0.95  # of Muon (its authors')
     grad_clip: float = 1.0
     ema_decay: float = 0.999  # of the EMA copy, which is the target encoder and what is exported
 
@@ -164,11 +172,12 @@ def check(config: TrainConfig) -> None:
     one_of("loss.objective", loss.objective, OBJECTIVES)
     one_of("loss.denoise_weighting", loss.denoise_weighting, ("uniform", "velocity"))
     one_of("loss.reconstruction_norm", loss.reconstruction_norm, ("l1", "l2"))
+    one_of("optim.name", optim.name, ("adamw", "muon"))
     one_of("run.precision", run.precision, ("auto", "fp32", "bf16"))
     one_of("run.compile", run.compile, ("auto", "on", "off"))
     for section, names in (
         (loss, ("class_dropout", "mask_ratio", "mask_probability", "reconstruction_noise", "reconstruction_t")),
-        (optim, ("lr_final", "ema_decay")),
+        (optim, ("lr_final", "ema_decay", "momentum")),
     ):
         for name in names:
             if not 0 <= getattr(section, name) <= 1:
@@ -176,6 +185,7 @@ def check(config: TrainConfig) -> None:
     positive = {
         "loss.num_draws": loss.num_draws,
         "loss.denoise_floor": loss.denoise_floor,
+        "loss.t_shift": loss.t_shift,
         "optim.steps": optim.steps,
         "optim.batch_size": optim.batch_size,
         "optim.micro_batch_size": optim.micro_batch_size,
@@ -195,6 +205,9 @@ def check(config: TrainConfig) -> None:
     for item in fields(loss):
         if item.name.endswith("_weight") and getattr(loss, item.name) < 0:
             raise ConfigError(f"loss.{item.name} must be 0 or more, got {getattr(loss, item.name)}")
+    for weight, name in (("lpips_weight", "lpips_file"), ("vision_weight", "vision_model")):
+        if getattr(loss, weight) and not getattr(loss, name):
+            raise ConfigError(f"loss.{weight} is above 0, so loss.{name} must name a file")
     if len(optim.betas) != 2:
         raise ConfigError(f"optim.betas must be two numbers, got {list(optim.betas)}")
     if optim.batch_size % optim.micro_batch_size:

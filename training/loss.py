@@ -22,6 +22,7 @@ from dsd_serve.model import DSD, patchify, unpatchify
 from training.config import LossSection
 
 MAX_T = 0.999  # t = 1 is never evaluated
+SMALLEST_BAND = 4  # pixels along a side of what is left at the top of the pyramid, at least
 
 
 @dataclass
@@ -52,7 +53,8 @@ class Draws:
         def normal(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=generator, device=device)
 
-        t = torch.sigmoid(config.t_mean + config.t_std * normal(rows)).clamp(max=MAX_T)
+        t = torch.sigmoid(config.t_mean + config.t_std * normal(rows))
+        t = (config.t_shift * t / (1 - (1 - config.t_shift) * t)).clamp(max=MAX_T)
         masked = uniform(batch, 1) < config.mask_probability
         noised = uniform(batch) < config.reconstruction_noise
         decode_t = config.reconstruction_t + (1 - config.reconstruction_t) * uniform(batch)
@@ -66,24 +68,35 @@ class Draws:
         )
 
 
-def projector(hidden_size: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size))
+def projector(hidden_size: int, width: int | None = None) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.SiLU(), nn.Linear(hidden_size, width or hidden_size))
 
 
 class Objective(nn.Module):
-    """The online network with the heads that only training needs; `forward` gives the loss and its parts."""
+    """The online network with the heads that only training needs; `forward` gives the loss and its parts.
 
-    def __init__(self, model: DSD, config: LossSection) -> None:
+    perceptual: LPIPS or the like, images x images -> a distance; it is neither trained nor saved. features: the width F
+    of the frozen vision model.
+    """
+
+    def __init__(self, model: DSD, config: LossSection, perceptual: nn.Module | None = None, features: int = 0) -> None:
         super().__init__()
+        self.frozen = (perceptual,)  # in a tuple, so that it is no part of what is trained and saved
         self.model, self.config = model, config
         size = model.config.hidden_size
         self.alignment_layer = config.alignment_layer or max(1, model.config.depth // 2)
         self.alignment_head = projector(size) if config.alignment_weight else None
+        self.vision_head = projector(size, features) if config.vision_weight else None
         self.representation_head = projector(size) if config.representation_weight else None
         self.classifier = nn.Linear(size, model.config.num_classes) if config.classification_weight else None
 
-    def forward(self, ema: DSD, images: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        """images [B, 3, S, S] in [-1, 1], labels int64 [B] -> total loss, and its unweighted parts by name."""
+    def forward(
+        self, ema: DSD, images: Tensor, labels: Tensor, draws: Draws, features: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """images [B, 3, S, S] in [-1, 1], labels int64 [B] -> total loss, and its unweighted parts by name.
+
+        features [B, L, F]: what a frozen vision model sees in the pictures, where loss.vision_weight is above 0.
+        """
         config, model = self.config, self.model
         batch, draws_each = images.shape[0], config.num_draws
 
@@ -111,6 +124,15 @@ class Objective(nn.Module):
             "denoise": self.denoise_loss(z_hat, z_t, z_target.repeat_interleave(draws_each, 0), draws.noise, t),
             "reconstruction": (F.l1_loss if config.reconstruction_norm == "l1" else F.mse_loss)(decoded, images),
         }
+        if config.pyramid_weight:
+            parts["pyramid"] = pyramid_distance(decoded, images)
+        (perceptual,) = self.frozen
+        if perceptual is not None:
+            parts["lpips"] = perceptual(decoded, images).mean()
+        if self.vision_head is not None:
+            assert features is not None
+            seen = self.vision_head(tapped[: batch * draws_each])
+            parts["vision"] = distance(seen, features.repeat_interleave(draws_each, 0))
         if self.alignment_head is not None:
             aligned = self.alignment_head(tapped[: batch * draws_each])
             parts["alignment"] = distance(aligned, target_hidden.repeat_interleave(draws_each, 0))
@@ -146,3 +168,17 @@ class Objective(nn.Module):
 def distance(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean cosine distance over tokens, in [0, 2]."""
     return 1 - F.cosine_similarity(prediction.float(), target, dim=-1).mean()
+
+
+def pyramid_distance(one: Tensor, other: Tensor) -> Tensor:
+    """Mean l1 over the bands of a Laplacian pyramid (as in arXiv 1707.05776), [B, 3, S, S] in [-1, 1] -> a scalar.
+
+    Each band counts the same, so that edges and textures, of which plain l1 sees little, weigh as much as flat colour.
+    """
+    difference = one.float() - other.float()  # the pyramid is linear: that of the difference is the difference of two
+    bands = []
+    while difference.shape[-1] >= 2 * SMALLEST_BAND and difference.shape[-1] % 2 == 0:
+        low = F.avg_pool2d(difference, 2)
+        bands.append((difference - F.interpolate(low, scale_factor=2)).abs().mean())
+        difference = low
+    return torch.stack([*bands, difference.abs().mean()]).mean()

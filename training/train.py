@@ -39,6 +39,7 @@ from dsd_serve.params import SamplingParams
 from dsd_serve.programs import generate, run_all
 from training.config import OptimSection, TrainConfig, load_config
 from training.data import Order, Pictures, hold_out, micro_batches
+from training.frozen import Lpips, VisionModel
 from training.loss import Draws, Objective
 from training.measure import collapse_warning, latent_metrics
 
@@ -74,7 +75,13 @@ class State:
     objective: Objective
     ema: DSD
     optimizer: torch.optim.Optimizer
+    muon: torch.optim.Optimizer | None = None  # beside it, for the matrices of the blocks
+    vision: VisionModel | None = None  # frozen, so no part of a checkpoint
     step: int = 0
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        return [self.optimizer] if self.muon is None else [self.optimizer, self.muon]
 
 
 def agree_on_step(step: int, where: Device) -> None:
@@ -114,18 +121,40 @@ def ema_decay_at(step: int, config: OptimSection) -> float:
 
 def new_state(config: TrainConfig, device: torch.device) -> State:
     torch.manual_seed(config.run.seed)
-    model = DSD(config.model_config()).to(device)
-    objective = Objective(model, config.loss).to(device)
+    loss, network = config.loss, config.model_config()
+    model = DSD(network).to(device)
+    lpips = Lpips(Path(loss.lpips_file)).to(device) if loss.lpips_weight else None
+    vision = VisionModel(Path(loss.vision_model), network.grid_size, device) if loss.vision_weight else None
+    objective = Objective(model, loss, lpips, 0 if vision is None else vision.width).to(device)
     ema = copy.deepcopy(model).requires_grad_(False).eval()
-    decay = [p for p in objective.parameters() if p.ndim >= 2]
-    rest = [p for p in objective.parameters() if p.ndim < 2]
+    return State(objective, ema, *new_optimizers(objective, config.optim), vision)
+
+
+def new_optimizers(
+    objective: Objective, config: OptimSection
+) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer | None]:
+    """AdamW for everything; or Muon for the matrices of the blocks and AdamW for the rest."""
+    matrices = [p for p in objective.model.blocks.parameters() if p.ndim == 2] if config.name == "muon" else []
+    of_muon = {id(p) for p in matrices}
+    others = [p for p in objective.parameters() if id(p) not in of_muon]
     optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": config.optim.weight_decay}, {"params": rest, "weight_decay": 0.0}],
-        lr=config.optim.lr,
-        betas=(config.optim.betas[0], config.optim.betas[1]),
+        [
+            {"params": [p for p in others if p.ndim >= 2], "weight_decay": config.weight_decay},
+            {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
+        ],
+        lr=config.lr,
+        betas=(config.betas[0], config.betas[1]),
         fused=True,
     )
-    return State(objective, ema, optimizer)
+    if not matrices:
+        return optimizer, None
+    return optimizer, torch.optim.Muon(
+        matrices,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
+        adjust_lr_fn="match_rms_adamw",
+    )
 
 
 def start_from(state: State, path: Path) -> None:
@@ -151,6 +180,7 @@ def save(state: State, config: TrainConfig, path: Path) -> None:
             "objective": state.objective.state_dict(),
             "ema": state.ema.state_dict(),
             "optimizer": state.optimizer.state_dict(),
+            **({} if state.muon is None else {"muon": state.muon.state_dict()}),
         },
     )
 
@@ -169,6 +199,8 @@ def restore(state: State, config: TrainConfig, path: Path) -> None:
         state.objective.load_state_dict(values["objective"])
         state.ema.load_state_dict(values["ema"])
         state.optimizer.load_state_dict(values["optimizer"])
+        if state.muon is not None:
+            state.muon.load_state_dict(values["muon"])
     except (RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} does not fit this configuration: {' '.join(str(error).split())[:300]}") from None
     state.step = values["step"]
@@ -209,15 +241,18 @@ def train_step(
         last = number == per_process - 1
         alone = isinstance(forward, DistributedDataParallel) and not last
         with forward.no_sync() if alone else contextlib.nullcontext(), where.computing():
-            total, parts = forward(state.ema, images, labels, draws)
+            features = None if state.vision is None else state.vision(images)
+            total, parts = forward(state.ema, images, labels, draws, features)
             (total / per_process).backward()
         for name, value in {"loss": total, **parts}.items():
             sums[name] = sums.get(name, 0) + value.detach() / per_process
-    for group in state.optimizer.param_groups:
-        group["lr"] = lr_at(state.step, optim)
+    for optimizer in state.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr_at(state.step, optim)
     sums["grad_norm"] = torch.nn.utils.clip_grad_norm_(state.objective.parameters(), optim.grad_clip)
-    state.optimizer.step()
-    state.optimizer.zero_grad(set_to_none=True)
+    for optimizer in state.optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
     with torch.no_grad():
         weight = 1 - ema_decay_at(state.step, optim)
         torch._foreach_lerp_(list(state.ema.parameters()), list(model.parameters()), weight)
