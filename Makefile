@@ -1,6 +1,6 @@
 # make run    the server on port 8000 with the demo model; installs only what serving needs
 # make ui     the same with a page in the browser at http://localhost:8000
-# make test   the tests                          make test-ui  the page in Chromium
+# make test   the tests      make test-ui  those of the page, in Chromium      make test-slow  those that take minutes
 # make lint   ruff, mypy, import-linter          make fmt   formats the code
 # make ci     lint and test, as the CI does
 # make demo   trains the demo model again; DATA=/path/to/tiny-imagenet-200
@@ -19,7 +19,7 @@ LINT := .venv-lint
 PIP := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 VENV = $(PYTHON) -m venv $(1) || { echo "make: Python 3.11 or later with venv is needed: apt-get install python3-venv"; rm -rf $(1); exit 1; }
 
-.PHONY: run ui test test-ui lint fmt ci demo study eval bench bench-serving gpu image deploy-lint clean
+.PHONY: run ui test test-slow test-ui lint fmt ci demo study eval bench bench-serving gpu image deploy-lint clean
 
 run: $(RUN)/.done
 	$(RUN)/bin/dsd-serve $(ARGS)
@@ -29,6 +29,9 @@ ui: $(RUN)/.ui
 
 test: $(DEV)/.done
 	$(DEV)/bin/python -m pytest
+
+test-slow: $(DEV)/.done
+	$(DEV)/bin/python -m pytest -m slow
 
 test-ui: $(DEV)/.done
 	$(DEV)/bin/python -m pytest -m browser -rs tests/test_page.py

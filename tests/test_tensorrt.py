@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from dsd_serve.checkpoint import sha256
 from dsd_serve.errors import CheckpointError, EngineUnavailableError
@@ -48,6 +49,29 @@ def test_without_a_gpu_it_says_which_gates_wait_and_what_runs_them(built, caplog
     assert "the plan was NOT run: device 'cuda' needs an NVIDIA GPU" in caplog.text
     assert "not checked: finite outputs for every class" in caplog.text
     assert f"dsd-export {built} --check" in caplog.text
+
+
+def test_the_demo_model_has_plans(demo_dir, tmp_path):
+    target = tmp_path / "demo"
+    shutil.copytree(demo_dir, target)
+    main([str(target), "--trt", "--precision", "fp32", "fp16"])
+    sizes = {precision: plan_path(target, precision).stat().st_size for precision in ("fp32", "fp16")}
+    assert 0.4 < sizes["fp16"] / sizes["fp32"] < 0.7, sizes
+    assert read_manifest(plan_path(target, "fp16")).made_from["model.fp16.onnx"] == sha256(target / "model.fp16.onnx")
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_dsd_s_has_plans(tmp_path):
+    from training.config import TrainConfig
+    from training.train import new_state, save
+
+    config = TrainConfig.from_dict({"model": {"preset": "dsd-s"}})
+    save(new_state(config, torch.device("cpu")), config, tmp_path / "checkpoint.pt")
+    main([str(tmp_path / "checkpoint.pt"), "-o", str(tmp_path / "model"), "--trt", "--precision", "fp32", "fp16"])
+    for precision, num_bytes in (("fp32", 4), ("fp16", 2)):
+        plan = plan_path(tmp_path / "model", precision)
+        assert plan.stat().st_size > 40e6 * num_bytes
+        assert read_manifest(plan).plan == sha256(plan)
 
 
 def test_targets_and_versions_are_built_for_and_recorded(built):
