@@ -56,7 +56,7 @@ def test_the_demo_model_has_plans(demo_dir, tmp_path):
     shutil.copytree(demo_dir, target)
     main([str(target), "--trt", "--precision", "fp32", "fp16"])
     sizes = {precision: plan_path(target, precision).stat().st_size for precision in ("fp32", "fp16")}
-    assert 0.4 < sizes["fp16"] / sizes["fp32"] < 0.7, sizes
+    assert sizes["fp32"] - sizes["fp16"] > 4e6, sizes  # beside the weights, 3.2M, a plan holds code
     assert read_manifest(plan_path(target, "fp16")).made_from["model.fp16.onnx"] == sha256(target / "model.fp16.onnx")
 
 
