@@ -69,14 +69,14 @@ def build(known: Known) -> PhotoTab:
             with gr.Tab("What it keeps", id="keeps"):
                 words = parts.shown(parts.hint("No photo yet", "Upload one, take one, or paste one."), elem_id="kept")
                 slider = gr.ImageSlider(
-                    label="Your photo, and what the network keeps of it", type="numpy", format="png", visible="hidden",
+                    label="Your photo, what is kept", type="numpy", format="png", visible="hidden",
                     elem_id="compare", max_height=SIDE, buttons=["fullscreen"],
                 )  # fmt: skip
             with gr.Tab("Edit", id="edit"):
                 edit = redraw("edit", "Redraw it", 0.6, known, photo)
             with gr.Tab("Paint over", id="inpaint"):
                 editor = gr.ImageEditor(
-                    label="Paint over what shall be drawn anew", type="pil", sources=(), transforms=(), layers=False,
+                    label="Paint over it", type="pil", sources=(), transforms=(), layers=False,
                     brush=gr.Brush(colors=["#ff4d6d"], color_mode="fixed", default_size=48), eraser=gr.Eraser(48),
                     canvas_size=(SIDE, SIDE), fixed_canvas=True, height=SIDE + 60, elem_id="painting", format="png",
                     buttons=[],
@@ -167,7 +167,9 @@ def redraw(
 
 
 def look_closer(drawing: Drawing | None, event: gr.EventData) -> tuple[Any, Any]:
-    if drawing is None or drawing.running:
+    if drawing is None:
+        return gr.skip(), parts.callout(parts.FORGOTTEN)
+    if drawing.running or not drawing.pictures[int(event._data["value"])].done:
         return gr.skip(), gr.skip()
     number = int(event._data["value"])
     return parts.board(drawing, number), parts.edited(drawing.pictures[number])
