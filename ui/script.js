@@ -97,10 +97,11 @@
     const place = byId(RESULTS[go.id]);
     if (!place) return;
     const seen = new MutationObserver(() => {
+      if (!place.querySelector(".drawing, .progress, .strip, .callout")) return;
       seen.disconnect();
-      requestAnimationFrame(() => place.scrollIntoView({behavior: "smooth", block: "start"}));
+      place.scrollIntoView({block: "start"}); // at once: what still comes would interrupt a smooth one
     });
-    seen.observe(place, {childList: true, subtree: true, characterData: true, attributes: true});
+    seen.observe(place, {childList: true, subtree: true});
   }
 
   // A file that the server would refuse for its size is not sent: what came back would be no sentence.
