@@ -236,8 +236,11 @@ def test_a_photo_is_reconstructed_edited_and_painted_over(opened, photo):
     page.mouse.move(x + 40, y, steps=5)
     page.mouse.up()
     page.wait_for_timeout(500)  # the editor sends its layer a moment after the stroke
+    sent = []
+    page.on("request", lambda request: sent.append(request.url) if "/upload" in request.url else None)
     page.click("#inpaint-go")
     page.wait_for_selector("#inpaint-details .details")
+    assert 0 < len(sent) < 20  # what was painted is sent when it is needed, not with every preview
 
 
 def test_a_wrong_file_shows_a_sentence(page, tmp_path):

@@ -82,8 +82,8 @@ async def visitor(http: httpx.AsyncClient, event: int, end: float) -> tuple[int,
     drawn = previews = 0
     while time.monotonic() < end:
         session = uuid.uuid4().hex[:10]
-        data = [[207], 0, False, PICTURES, 0, STEPS, "heun", 3, 0, 1]
-        data[0] = None  # what the server keeps of a session is not sent
+        # The first is the choice of classes, which the process of the page keeps for each session.
+        data = [None, 0, False, PICTURES, 0, STEPS, "heun", 3, 0, 1]
         asked = {"data": data, "fn_index": event, "session_hash": session, "event_data": None}
         (await http.post("/gradio_api/queue/join", json=asked)).raise_for_status()
         async with http.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as answer:
@@ -111,11 +111,18 @@ async def api_client(http: httpx.AsyncClient, _: int, end: float) -> tuple[int, 
 
 
 async def timed(http: httpx.AsyncClient, path: str, pause: float, end: float, into: list[float]) -> None:
-    while time.monotonic() < end:
+    """Asks every `pause` seconds, however long the answers take."""
+
+    async def ask() -> None:
         began = time.monotonic()
         (await http.get(path)).raise_for_status()
         into.append(time.monotonic() - began)
+
+    asked = []
+    while time.monotonic() < end:
+        asked.append(asyncio.create_task(ask()))
         await asyncio.sleep(pause)
+    await asyncio.gather(*asked)
 
 
 async def beside(url: str, who: object, seconds: float) -> dict[str, list[float]]:
@@ -130,7 +137,7 @@ async def beside(url: str, who: object, seconds: float) -> dict[str, list[float]
         crowd = [asyncio.create_task(who(http, event, end)) for _ in range(VISITORS if who else 0)]  # type: ignore[operator]
         await asyncio.sleep(2 if who else 0)  # until all have begun
         await asyncio.gather(
-            timed(http, "/generate?class=207", 0, end, found["GET /generate"]),
+            timed(http, "/generate?class=207", 1, end, found["GET /generate"]),
             timed(http, "/", 0.2, end, found["GET /"]),
             timed(http, "/studio/state", 0.2, end, found["GET /studio/state"]),
         )
