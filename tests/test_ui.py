@@ -106,14 +106,18 @@ def test_the_api_beside_the_page_is_as_it_was(page_url, http):
 
 
 def test_twenty_visitors_neither_block_the_page_nor_starve_the_api(page_url):
-    """Each visitor draws twice through the page's queue while others open the page and call the API."""
+    """Each visitor presses Generate twice, as a browser does, while others open the page and call the API."""
 
-    async def visitor(http):
+    async def visitor(http, name, event):
         for seed in range(2):
-            body = {"data": ["207", seed, 4, 4, "heun", 1.5]}
-            call = (await http.post("/gradio_api/call/generate", json=body)).json()["event_id"]
-            answer = await http.get(f"/gradio_api/call/generate/{call}")
-            assert "event: complete" in answer.text, answer.text[:300]
+            session = {"session_hash": f"{name}-{seed}"}
+            body = {"data": [None, seed, True, 4, 0, 8, "heun", 1.5, 0, 1], "fn_index": event, "event_data": None}
+            assert (await http.post("/gradio_api/queue/join", json={**body, **session})).status_code == 200
+            answer = await http.get("/gradio_api/queue/data", params=session)
+            messages = [json.loads(line[5:]) for line in answer.text.splitlines() if line.startswith("data:")]
+            (end,) = [message for message in messages if message["msg"] == "process_completed"]
+            assert end["success"], end
+            assert any("step" in str(one["output"]) for one in messages if one["msg"] == "process_generating")
 
     async def timed(request):
         began = time.monotonic()
@@ -123,7 +127,10 @@ def test_twenty_visitors_neither_block_the_page_nor_starve_the_api(page_url):
     async def everybody():
         limits = httpx.Limits(max_connections=None)
         async with httpx.AsyncClient(base_url=page_url, timeout=60, limits=limits) as http:
-            visitors = [asyncio.create_task(visitor(http)) for _ in range(20)]
+            config = (await http.get("/config")).json()
+            button = next(one["id"] for one in config["components"] if one["props"].get("elem_id") == "generate-go")
+            event = next(one["id"] for one in config["dependencies"] if [button, "click"] in one["targets"])
+            visitors = [asyncio.create_task(visitor(http, name, event)) for name in range(20)]
             await asyncio.sleep(0.1)
             direct, opened = [], []
             while not all(task.done() for task in visitors):
