@@ -132,15 +132,18 @@ def test_twenty_visitors_neither_block_the_page_nor_starve_the_api(page_url):
             event = next(one["id"] for one in config["dependencies"] if [button, "click"] in one["targets"])
             visitors = [asyncio.create_task(visitor(http, name, event)) for name in range(20)]
             await asyncio.sleep(0.1)
-            direct, opened = [], []
+            direct, opened, under_way = [], [], []
             while not all(task.done() for task in visitors):
                 direct.append(await timed(http.get("/generate?class=207&steps=4&seed=1")))
                 opened.append(await timed(http.get("/")))
+                found = (await http.get("/debug/batcher")).json()
+                under_way.append(len(found["running"]) + len(found["waiting"]))
             await asyncio.gather(*visitors)
-            return direct, opened
+            return direct, opened, under_way
 
-    direct, opened = asyncio.run(everybody())
+    direct, opened, under_way = asyncio.run(everybody())
     assert len(direct) > 1  # answered while the visitors waited
+    assert 4 < max(under_way) <= 16  # of 80: whoever calls the API comes after no more than these
     assert max(opened) < 2
     assert max(direct) < 10
 
@@ -175,7 +178,7 @@ def test_the_client_streams_previews_and_leaving_cancels(server_url):
 
 
 def test_a_drawing_of_several_wishes_shows_previews_first_and_says_what_went_wrong(server_url):
-    from ui.drawing import Wish, draw
+    from ui.drawing import Turns, Wish, draw
 
     async def look():
         client = AsyncClient(server_url)
@@ -185,9 +188,9 @@ def test_a_drawing_of_several_wishes_shows_previews_first_and_says_what_went_wro
         ]
         seen = [
             (look.progress, [bool(one.png) for one in look.pictures], look.pictures[0].done)
-            async for look in draw(client, wishes)
+            async for look in draw(client, Turns(), wishes)
         ]
-        last = [look async for look in draw(client, wishes)][-1]
+        last = [look async for look in draw(client, Turns(), wishes)][-1]
         await client.close()
         return seen, last
 

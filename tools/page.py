@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import math
 import os
 import re
 import shutil
@@ -115,8 +116,10 @@ async def timed(http: httpx.AsyncClient, path: str, pause: float, end: float, in
 
     async def ask() -> None:
         began = time.monotonic()
-        (await http.get(path)).raise_for_status()
-        into.append(time.monotonic() - began)
+        answer = await http.get(path)
+        if answer.status_code != 429:  # refused, because too much is waiting
+            answer.raise_for_status()
+        into.append(time.monotonic() - began if answer.is_success else math.inf)
 
     asked = []
     while time.monotonic() < end:
@@ -161,12 +164,12 @@ def crowd(seconds: float) -> bool:
                 late = ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
                 print(
                     f"  {path:18} {len(ordered):4} times: median {1000 * statistics.median(ordered):6.0f} ms, "
-                    f"p95 {1000 * late:6.0f} ms, worst {1000 * ordered[-1]:6.0f} ms"
+                    f"p95 {1000 * late:6.0f} ms, worst {1000 * ordered[-1]:6.0f} ms (inf: refused)"
                 )
     busy, other = found["beside 20 visitors"], found["beside 20 API clients"]
     share = statistics.median(busy["GET /generate"]) / statistics.median(other["GET /generate"])
     print(f"a direct client beside visitors waits {share:.2f} times as long as beside API clients (at most {SHARE})")
-    return share <= SHARE and max(busy["GET /"]) <= PAGE_SECONDS
+    return share <= SHARE and max(busy["GET /generate"]) < math.inf and max(busy["GET /"]) <= PAGE_SECONDS
 
 
 # The first look.

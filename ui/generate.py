@@ -97,7 +97,7 @@ def build(known: Known, address: Callable[[gr.Request], str]) -> GenerateTab:
         ]
         lines = parts.code(snippets.lines(address(request), classes, settings, n_))
         now: Updates = {seed.number: settings["seed"], stop: gr.update(interactive=True), details: "", code: lines}
-        async with contextlib.aclosing(draw(known.client, wishes)) as looks:
+        async with contextlib.aclosing(draw(known.client, known.turns, wishes)) as looks:
             async for look in looks:
                 yield {**now, board: parts.board(look, chosen=-1 if look.running else 0), drawing: look, number: 0}
                 now = {}

@@ -155,7 +155,7 @@ def redraw(
         asked = None if towards < 0 else towards
         call = calls.edit_events(picture, mask, class_=asked, n=n_, preview_every=every, **settings)
         now: Updates = {seed.number: settings["seed"], stop: gr.update(interactive=True), details: ""}
-        async with contextlib.aclosing(draw(known.client, [Wish(title, call, n_, steps)])) as looks:
+        async with contextlib.aclosing(draw(known.client, known.turns, [Wish(title, call, n_, steps)])) as looks:
             async for look in looks:
                 yield {**now, board: parts.board(look, chosen=-1 if look.running else 0), drawing: look}
                 now = {}
