@@ -28,6 +28,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 ROOT = Path(__file__).parents[1]
@@ -37,7 +38,7 @@ PICTURES = 4  # each time that a visitor presses Generate
 STEPS = 25
 PAINT_SECONDS = 2.0
 PAGE_SECONDS = 2.0  # in which the page opens beside a crowd
-SHARE = 1.5  # direct clients beside visitors of the page, against the same beside as many clients of the API
+SHARE = 0.5  # what a direct client waits beside visitors of the page, against beside as many clients of the API
 USABLE = """() => new Promise((done) => {
   const look = () => {
     const go = document.querySelector('#generate-go');
@@ -248,6 +249,7 @@ def pictures(photo: Path) -> bool:
         drawn(page, 7)
         page.click("#board button.card >> nth=9")
         page.wait_for_selector("#details h3:has-text('alp')")
+        page.wait_for_selector("#pill:has-text('ready')")
         page.screenshot(path=target / "generate.png", clip={"x": 20, "y": 0, "width": 1240, "height": 900})
         tab(page, "Walk")
         page.click("#walk-go")
@@ -267,6 +269,9 @@ def pictures(photo: Path) -> bool:
         page.wait_for_selector("#kept [data-psnr]")
         page.wait_for_timeout(1500)  # the slider moves to the middle
         page.screenshot(path=target / "photo.png", clip={"x": 20, "y": 0, "width": 1240, "height": 820})
+        with Image.open(target / "photo.png") as taken:  # a photo makes a large PNG, and it is shown small
+            small = taken.resize((800, 529), Image.Resampling.LANCZOS)
+        small.save(target / "photo.png", optimize=True)
     return True
 
 
