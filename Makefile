@@ -6,6 +6,7 @@
 # make demo   trains the demo model again; DATA=/path/to/tiny-imagenet-200
 # make study  the collapse study of docs/;  DATA= as above
 # make eval   what the demo model is worth; DATA= as above
+# make measure-ui  the page: twenty visitors, first paint, from a clone to the first picture
 # make gpu    all that needs an NVIDIA GPU, in the environment that is active: tests, gates, docs/speed.md
 # make bench  the engine against the machine      make bench-serving  serving under load, beside others
 # make image  the Docker image of one TARGET (cpu), built, started and checked; make deploy-lint  all of deploy/
@@ -19,7 +20,7 @@ LINT := .venv-lint
 PIP := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 VENV = $(PYTHON) -m venv $(1) || { echo "make: Python 3.11 or later with venv is needed: apt-get install python3-venv"; rm -rf $(1); exit 1; }
 
-.PHONY: run ui test test-slow test-ui lint fmt ci demo study eval bench bench-serving gpu image deploy-lint clean
+.PHONY: run ui test test-slow test-ui lint fmt ci demo study eval bench bench-serving measure-ui gpu image deploy-lint clean
 
 run: $(RUN)/.done
 	$(RUN)/bin/dsd-serve $(ARGS)
@@ -67,6 +68,11 @@ bench-serving: $(DEV)/.done
 	$(DEV)/bin/python $(PIP) -e '.[bench]'
 	$(DEV)/bin/python -m server.bench --simulated
 	$(DEV)/bin/python -m server.bench
+
+measure-ui: $(DEV)/.done
+	$(DEV)/bin/python tools/page.py crowd
+	$(DEV)/bin/python tools/page.py paint
+	$(DEV)/bin/python tools/page.py clone
 
 gpu:
 	tools/gpu.sh

@@ -106,14 +106,18 @@ def test_the_api_beside_the_page_is_as_it_was(page_url, http):
 
 
 def test_twenty_visitors_neither_block_the_page_nor_starve_the_api(page_url):
-    """Each visitor draws twice through the page's queue while others open the page and call the API."""
+    """Each visitor presses Generate twice, as a browser does, while others open the page and call the API."""
 
-    async def visitor(http):
+    async def visitor(http, name, event):
         for seed in range(2):
-            body = {"data": ["207", seed, 4, 4, "heun", 1.5]}
-            call = (await http.post("/gradio_api/call/generate", json=body)).json()["event_id"]
-            answer = await http.get(f"/gradio_api/call/generate/{call}")
-            assert "event: complete" in answer.text, answer.text[:300]
+            session = {"session_hash": f"{name}-{seed}"}
+            body = {"data": [None, seed, True, 4, 0, 8, "heun", 1.5, 0, 1], "fn_index": event, "event_data": None}
+            assert (await http.post("/gradio_api/queue/join", json={**body, **session})).status_code == 200
+            answer = await http.get("/gradio_api/queue/data", params=session)
+            messages = [json.loads(line[5:]) for line in answer.text.splitlines() if line.startswith("data:")]
+            (end,) = [message for message in messages if message["msg"] == "process_completed"]
+            assert end["success"], end
+            assert any("step" in str(one["output"]) for one in messages if one["msg"] == "process_generating")
 
     async def timed(request):
         began = time.monotonic()
@@ -123,17 +127,23 @@ def test_twenty_visitors_neither_block_the_page_nor_starve_the_api(page_url):
     async def everybody():
         limits = httpx.Limits(max_connections=None)
         async with httpx.AsyncClient(base_url=page_url, timeout=60, limits=limits) as http:
-            visitors = [asyncio.create_task(visitor(http)) for _ in range(20)]
+            config = (await http.get("/config")).json()
+            button = next(one["id"] for one in config["components"] if one["props"].get("elem_id") == "generate-go")
+            event = next(one["id"] for one in config["dependencies"] if [button, "click"] in one["targets"])
+            visitors = [asyncio.create_task(visitor(http, name, event)) for name in range(20)]
             await asyncio.sleep(0.1)
-            direct, opened = [], []
+            direct, opened, under_way = [], [], []
             while not all(task.done() for task in visitors):
                 direct.append(await timed(http.get("/generate?class=207&steps=4&seed=1")))
                 opened.append(await timed(http.get("/")))
+                found = (await http.get("/debug/batcher")).json()
+                under_way.append(len(found["running"]) + len(found["waiting"]))
             await asyncio.gather(*visitors)
-            return direct, opened
+            return direct, opened, under_way
 
-    direct, opened = asyncio.run(everybody())
+    direct, opened, under_way = asyncio.run(everybody())
     assert len(direct) > 1  # answered while the visitors waited
+    assert 4 < max(under_way) <= 16  # of 80: whoever calls the API comes after no more than these
     assert max(opened) < 2
     assert max(direct) < 10
 
@@ -168,7 +178,7 @@ def test_the_client_streams_previews_and_leaving_cancels(server_url):
 
 
 def test_a_drawing_of_several_wishes_shows_previews_first_and_says_what_went_wrong(server_url):
-    from ui.drawing import Wish, draw
+    from ui.drawing import Turns, Wish, draw
 
     async def look():
         client = AsyncClient(server_url)
@@ -178,9 +188,9 @@ def test_a_drawing_of_several_wishes_shows_previews_first_and_says_what_went_wro
         ]
         seen = [
             (look.progress, [bool(one.png) for one in look.pictures], look.pictures[0].done)
-            async for look in draw(client, wishes)
+            async for look in draw(client, Turns(), wishes)
         ]
-        last = [look async for look in draw(client, wishes)][-1]
+        last = [look async for look in draw(client, Turns(), wishes)][-1]
         await client.close()
         return seen, last
 

@@ -89,6 +89,7 @@ class State:
         self.lock = asyncio.Lock()
         self.asked = -FRESH
         self.rows = 0
+        self.body_mb = 0.0  # the largest upload; 0 until the server has said it
         self.told: dict[str, Any] = {}
 
     async def now(self) -> dict[str, Any]:
@@ -101,13 +102,16 @@ class State:
     async def ask(self, passed: float) -> dict[str, Any]:
         try:
             found = await self.client.do(calls.batcher())
+            self.body_mb = self.body_mb or (await self.client.do(calls.model()))["limits"]["body_mb"]
         except DSDError as error:
+            self.body_mb = 0.0  # another server may come
             return {"up": False, "sentence": str(error)}
         if found["not_ready"]:
             return {"up": False, "sentence": str(found["not_ready"])}
         rows, self.rows = found["rows"] - self.rows, found["rows"]
         return {
             "up": True,
+            "body_mb": self.body_mb,
             "running": len(found["running"]),
             "waiting": len(found["waiting"]),
             "seconds_ahead": found["seconds_ahead"],

@@ -12,6 +12,7 @@ from ui.known import Known
 
 Updates = dict[Any, Any]
 
+MOST = 2**53 - 1  # a browser's numbers are exact up to here; the API takes larger seeds
 SEEDS = 10**6  # that are rolled: short enough to remember; any other may be typed
 # Any number of events run at a time: the one queue is the server's, and it says when it is full.
 EVENT: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
@@ -23,8 +24,9 @@ def roll() -> int:
 
 def whole(name: str, value: float | None, least: int = 0) -> int:
     """A number field as an integer. Raises InputError when it is empty or no such number."""
-    if value is None or value != int(value) or value < least:
-        raise InputError(f"{name} must be a whole number of at least {least}, got {value}")
+    if value is None or value != int(value) or not least <= value <= MOST:
+        given = "nothing" if value is None else f"{value:.15g}"
+        raise InputError(f"{name} must be a whole number from {least} to {MOST}, got {given}")
     return int(value)
 
 
@@ -39,7 +41,7 @@ class Seed:
     @classmethod
     def build(cls, name: str) -> "Seed":
         with gr.Row(elem_classes="seed", equal_height=True):
-            number = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=110, scale=3, elem_id=f"{name}-seed")
+            number = gr.Number(0, label="Seed", precision=0, min_width=110, scale=3, elem_id=f"{name}-seed")
             dice = gr.Button("Roll", min_width=64, scale=1, elem_id=f"{name}-dice", elem_classes="quiet")
             lock = gr.Checkbox(False, label="Keep", min_width=84, scale=1, elem_id=f"{name}-lock", container=False)
         dice.click(roll, None, number, queue=False, **EVENT)

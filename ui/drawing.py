@@ -4,7 +4,7 @@ import asyncio
 import base64
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from dsd_serve.client import AsyncClient
 from dsd_serve.errors import ServerError
 from ui.pictures import SHOWN, enlarged
 
+AT_A_TIME = 16  # pictures of all visitors that are with the server: enough to fill its batches, and others find room
 PAUSE = 0.1  # seconds between two looks at a drawing: faster than this is not seen, and costs
 
 
@@ -87,8 +88,31 @@ class Drawing:
             picture.settings = {name: value for name, value in event.data.items() if name not in ("image", "base64")}
 
 
-async def draw(client: AsyncClient, wishes: Sequence[Wish]) -> AsyncGenerator[Drawing, None]:
-    """Send all wishes at once and yield the same Drawing whenever it has changed, last when all have ended.
+class Turns:
+    """Lets wishes go to the server in the order in which they came, at most AT_A_TIME pictures at a time, so that a
+    crowd of visitors does not fill the server's queue for those who call its API themselves."""
+
+    def __init__(self) -> None:
+        self.door = asyncio.Lock()
+        self.room = asyncio.Semaphore(AT_A_TIME)
+
+    @contextlib.asynccontextmanager
+    async def turn(self, n: int) -> AsyncIterator[None]:
+        """The time in which a wish for n pictures is with the server."""
+        taken = 0
+        try:
+            async with self.door:
+                for _ in range(min(n, AT_A_TIME)):
+                    await self.room.acquire()
+                    taken += 1
+            yield
+        finally:
+            for _ in range(taken):
+                self.room.release()
+
+
+async def draw(client: AsyncClient, turns: Turns, wishes: Sequence[Wish]) -> AsyncGenerator[Drawing, None]:
+    """Send all wishes, each in its turn, and yield the same Drawing whenever it has changed, last when all have ended.
 
     Closing the iterator closes the requests, which cancels what the server has not done yet.
     """
@@ -98,7 +122,7 @@ async def draw(client: AsyncClient, wishes: Sequence[Wish]) -> AsyncGenerator[Dr
 
     async def follow(wish: Wish, pictures: list[Picture]) -> None:
         try:
-            async with contextlib.aclosing(client.stream(wish.call)) as events:
+            async with turns.turn(wish.n), contextlib.aclosing(client.stream(wish.call)) as events:
                 async for event in events:
                     drawing.take(pictures, event)
                     if event.name == "image":

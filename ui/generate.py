@@ -62,10 +62,10 @@ def build(known: Known, address: Callable[[gr.Request], str]) -> GenerateTab:
             sampling = Sampling.build("generate")
             with gr.Accordion("Draw a saved picture again", open=False, elem_id="again"):
                 index = gr.Number(
-                    0, label="First picture of the seed", precision=0, minimum=0, elem_id="index",
+                    0, label="First picture of the seed", precision=0, elem_id="index",
                     info="A seed has a row of pictures; that of a PNG is restored with its settings.",
                 )  # fmt: skip
-                saved = gr.File(label="Drop a PNG that was saved here", elem_id="saved", height=110)
+                saved = gr.File(label="Drop a PNG that was saved here", elem_id="saved", height=170)
         with gr.Column(scale=3, min_width=320):
             board = parts.pressable(parts.board(None), elem_id="board")
             details = parts.pressable(elem_id="details")
@@ -97,7 +97,7 @@ def build(known: Known, address: Callable[[gr.Request], str]) -> GenerateTab:
         ]
         lines = parts.code(snippets.lines(address(request), classes, settings, n_))
         now: Updates = {seed.number: settings["seed"], stop: gr.update(interactive=True), details: "", code: lines}
-        async with contextlib.aclosing(draw(known.client, wishes)) as looks:
+        async with contextlib.aclosing(draw(known.client, known.turns, wishes)) as looks:
             async for look in looks:
                 yield {**now, board: parts.board(look, chosen=-1 if look.running else 0), drawing: look, number: 0}
                 now = {}

@@ -58,9 +58,9 @@ def build(known: Known, drawn: gr.State) -> InsideTab:
             latents = parts.shown(EMPTY, elem_id="latents")
     gr.Markdown("### From noise to a picture", elem_classes="title")
     with gr.Row(elem_classes="way", equal_height=True):
-        label = gr.Dropdown([("golden retriever", 207)], value=207, label="Class", elem_id="way-class", min_width=170)
-        seed = gr.Number(1, label="Seed", precision=0, minimum=0, elem_id="way-seed", min_width=110)
-        index = gr.Number(0, label="Picture of it", precision=0, minimum=0, elem_id="way-index", min_width=90)
+        label = gr.Dropdown([("golden retriever", 207)], value=207, label="Class", elem_id="way-class", min_width=230)
+        seed = gr.Number(1, label="Seed", precision=0, elem_id="way-seed", min_width=110)
+        index = gr.Number(0, label="Picture of it", precision=0, elem_id="way-index", min_width=90)
         steps = gr.Slider(2, 50, 25, step=1, label="Steps", elem_id="way-steps", min_width=170)
         with gr.Column(min_width=250):
             go, stop = actions("way", "Watch it")

@@ -6,6 +6,7 @@ from typing import Any
 from dsd_serve import calls
 from dsd_serve.client import AsyncClient
 from dsd_serve.errors import ServerError
+from ui.drawing import Turns
 
 UNKNOWN: dict[str, Any] = {  # until a server has answered
     "name": "",
@@ -25,6 +26,7 @@ class Known:
     """The client, and the last answers of its server."""
 
     client: AsyncClient
+    turns: Turns = field(default_factory=Turns)
     model: dict[str, Any] = field(default_factory=lambda: UNKNOWN)
     classes: list[dict[str, Any]] = field(default_factory=list)
     card: str = ""

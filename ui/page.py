@@ -20,6 +20,7 @@ HEADER = """
     <button type="button" id="shade" aria-label="Light or dark">Dark</button></div>
 </header>
 <div id="down" role="alert" hidden></div>
+<div id="refused" role="alert" hidden></div>
 """
 HOUR = 3600
 
@@ -68,7 +69,9 @@ def connect(
 
     def choose(drawing: Drawing | None, event: gr.EventData) -> tuple[Any, Any, Any]:
         number = int(event._data["value"])
-        if drawing is None or drawing.running or not drawing.pictures[number].done:
+        if drawing is None:
+            return gr.skip(), parts.callout(parts.FORGOTTEN), gr.skip()
+        if drawing.running or not drawing.pictures[number].done:
             return (gr.skip(),) * 3
         return parts.board(drawing, number), parts.details(drawing.pictures[number]), number
 
@@ -77,8 +80,10 @@ def connect(
     )
 
     def send(drawing: Drawing | None, number: int, event: gr.EventData) -> Updates:
-        picture = drawing.pictures[number] if drawing else None
-        if picture is None or picture.settings is None:
+        if drawing is None:
+            return {drawing_tab.details: parts.callout(parts.FORGOTTEN)}
+        picture = drawing.pictures[number]
+        if picture.settings is None:
             return {tabs: gr.skip()}
         act, settings = event._data["act"], picture.settings
         if act == "again":
@@ -101,6 +106,6 @@ def connect(
     ends = [control for end in (walk_tab.start, walk_tab.end) for control in (end.label, end.seed, end.index)]
     outputs = [
         tabs, walk_tab.kinds, walk_tab.kind, *ends, *walk_tab.sampling.inputs, photo_tab.photo, inside_tab.photo,
-        *generate.restored_controls(drawing_tab),
+        drawing_tab.details, *generate.restored_controls(drawing_tab),
     ]  # fmt: skip
     drawing_tab.details.click(send, [drawing_tab.drawing, drawing_tab.number], outputs, **EVENT)

@@ -22,6 +22,9 @@ element.addEventListener('click', (event) => {
 });
 """
 
+# What was drawn is kept by the process of the page, for each visitor.
+FORGOTTEN = "the page was started anew and has forgotten these pictures: draw them again, their seeds stand below them"
+
 
 def photo(label: str, **settings: Any) -> gr.Image:
     """An image whose file goes to the server as it is: the server says what is wrong with it, and minds its limits.

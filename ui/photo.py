@@ -11,7 +11,7 @@ import gradio as gr
 import numpy as np
 
 from dsd_serve import calls, images
-from dsd_serve.errors import DSDError
+from dsd_serve.errors import DSDError, InputError
 from ui import parts
 from ui.controls import EVENT, Sampling, Seed, Updates, actions, roll, sampling_of, whole
 from ui.drawing import Drawing, Wish, draw
@@ -69,14 +69,14 @@ def build(known: Known) -> PhotoTab:
             with gr.Tab("What it keeps", id="keeps"):
                 words = parts.shown(parts.hint("No photo yet", "Upload one, take one, or paste one."), elem_id="kept")
                 slider = gr.ImageSlider(
-                    label="Your photo, and what the network keeps of it", type="numpy", format="png", visible="hidden",
+                    label="Your photo, what is kept", type="numpy", format="png", visible="hidden",
                     elem_id="compare", max_height=SIDE, buttons=["fullscreen"],
                 )  # fmt: skip
             with gr.Tab("Edit", id="edit"):
                 edit = redraw("edit", "Redraw it", 0.6, known, photo)
             with gr.Tab("Paint over", id="inpaint"):
                 editor = gr.ImageEditor(
-                    label="Paint over what shall be drawn anew", type="pil", sources=(), transforms=(), layers=False,
+                    label="Paint over it", type="pil", sources=(), transforms=(), layers=False,
                     brush=gr.Brush(colors=["#ff4d6d"], color_mode="fixed", default_size=48), eraser=gr.Eraser(48),
                     canvas_size=(SIDE, SIDE), fixed_canvas=True, height=SIDE + 60, elem_id="painting", format="png",
                     buttons=[],
@@ -129,10 +129,19 @@ def redraw(
     tab = Redraw(label, amount, n, seed, sampling, drawing, board, details)
 
     async def run(
-        path: str | None, painted: Any, towards: int, part: float, count: float, number: float, keep: bool, *how: Any
+        path: str | None,
+        mask: bytes | None,
+        towards: int,
+        part: float,
+        count: float,
+        number: float,
+        keep: bool,
+        *how: Any,
     ) -> AsyncIterator[Updates]:
         try:
-            picture, mask = pictures_of(path, painted, editor is not None)
+            picture = picture_of(path)
+            if editor is not None:
+                picture = masked(picture, mask)
             settings = {"seed": whole("seed", number) if keep else roll(), "strength": part, **sampling_of(*how)}
             n_ = whole("pictures", count, 1)
         except DSDError as error:
@@ -146,17 +155,21 @@ def redraw(
         asked = None if towards < 0 else towards
         call = calls.edit_events(picture, mask, class_=asked, n=n_, preview_every=every, **settings)
         now: Updates = {seed.number: settings["seed"], stop: gr.update(interactive=True), details: ""}
-        async with contextlib.aclosing(draw(known.client, [Wish(title, call, n_, steps)])) as looks:
+        async with contextlib.aclosing(draw(known.client, known.turns, [Wish(title, call, n_, steps)])) as looks:
             async for look in looks:
                 yield {**now, board: parts.board(look, chosen=-1 if look.running else 0), drawing: look}
                 now = {}
         done = next((one for one in look.pictures if one.done), None)
         yield {stop: gr.update(interactive=False), details: parts.edited(done)}
 
-    painting = editor if editor is not None else gr.State(None)
-    running = go.click(
+    mask = gr.State(None)
+    begin = go.click
+    if editor is not None:
+        # In an event of its own: the editor sends its layers again at each step of an event that reads it.
+        begin = go.click(mask_of, editor, mask, trigger_mode="once", **EVENT).success
+    running = begin(
         run,
-        [photo, painting, label, amount, n, seed.number, seed.lock, *sampling.inputs],
+        [photo, mask, label, amount, n, seed.number, seed.lock, *sampling.inputs],
         [seed.number, stop, board, drawing, details],
         trigger_mode="once",
         **EVENT,
@@ -167,7 +180,9 @@ def redraw(
 
 
 def look_closer(drawing: Drawing | None, event: gr.EventData) -> tuple[Any, Any]:
-    if drawing is None or drawing.running:
+    if drawing is None:
+        return gr.skip(), parts.callout(parts.FORGOTTEN)
+    if drawing.running or not drawing.pictures[int(event._data["value"])].done:
         return gr.skip(), gr.skip()
     number = int(event._data["value"])
     return parts.board(drawing, number), parts.edited(drawing.pictures[number])
@@ -181,19 +196,25 @@ def halted(drawing: Drawing | None) -> tuple[str, Any, str]:
     return shown, button, parts.edited(done) if index_of(drawing) >= 0 else ""
 
 
-def pictures_of(path: str | None, painted: Any, masked: bool) -> tuple[bytes, bytes | None]:
-    """The bytes of the photo, and of the mask that was painted. Raises InputError when something is missing."""
-    from dsd_serve.errors import InputError
-
+def picture_of(path: str | None) -> bytes:
+    """The bytes of the photo. Raises InputError when there is none."""
     if path is None:
         raise InputError("there is no photo yet: upload one, take one, or paste one")
-    data = Path(path).read_bytes()
-    if not masked:
-        return data, None
+    return Path(path).read_bytes()
+
+
+def masked(picture: bytes, mask: bytes | None) -> bytes:
+    """The part of a photo that a mask covers, as it was painted on. Raises InputError without a mask."""
+    if mask is None:
+        raise InputError("nothing is painted over yet: paint on the photo what shall be drawn anew")
+    return images.write_image(square(picture, SIDE))
+
+
+def mask_of(painted: Any) -> bytes | None:
+    """What was painted in the editor as a PNG, white on black; None when nothing was."""
     layers = (painted or {}).get("layers") or []
     opaque = [np.asarray(layer.convert("RGBA"))[..., 3] > 0 for layer in layers]
     mask = np.any(opaque, axis=0) if opaque else np.zeros((1, 1), bool)
     if not mask.any():
-        raise InputError("nothing is painted over yet: paint on the photo what shall be drawn anew")
-    grey = np.repeat(np.where(mask, np.uint8(255), np.uint8(0))[None], 3, axis=0)
-    return images.write_image(square(data, SIDE)), images.write_image(grey)
+        return None
+    return images.write_image(np.repeat(np.where(mask, np.uint8(255), np.uint8(0))[None], 3, axis=0))

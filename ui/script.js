@@ -2,6 +2,7 @@
 (() => {
   const SECONDS = 2;
   let up = null;
+  let largest = Infinity; // bytes of an upload
 
   const byId = (id) => document.getElementById(id);
 
@@ -36,6 +37,7 @@
       } else list.append(...fact("Server", "down"));
       now.replaceChildren(list);
     }
+    if (state.body_mb) largest = 1e6 * state.body_mb;
     // After the server was away it may be another one: ask it again what it can do.
     if (state.up && up === false) byId("refresh")?.click();
     up = state.up;
@@ -85,11 +87,39 @@
     if (toggled) toggled.ariaPressed = String(toggled.ariaPressed !== "true");
     const button = event.target.closest?.("[data-copy]");
     if (button) copy(button);
-    // On a phone the board is below the controls: go there.
-    if (event.target.id === "generate-go" && innerWidth < 768) {
-      byId("board")?.scrollIntoView({behavior: "smooth", block: "start"});
-    }
+    const go = event.target.closest?.("button[id$=-go]");
+    if (go && innerWidth < 768) follow(go);
   });
+
+  // On a phone what is drawn appears below the controls: go there, once it is there.
+  const RESULTS = {"generate-go": "board", "edit-go": "edit-board", "inpaint-go": "inpaint-board", "walk-go": "walk-strip", "way-go": "way"};
+  function follow(go) {
+    const place = byId(RESULTS[go.id]);
+    if (!place) return;
+    const seen = new MutationObserver(() => {
+      if (!place.querySelector(".drawing, .progress, .strip, .callout")) return;
+      seen.disconnect();
+      place.scrollIntoView({block: "start"}); // at once: what still comes would interrupt a smooth one
+    });
+    seen.observe(place, {childList: true, subtree: true});
+  }
+
+  // A file that the server would refuse for its size is not sent: what came back would be no sentence.
+  function refuse(event) {
+    const refused = byId("refused");
+    const files = [...(event.dataTransfer?.files ?? event.clipboardData?.files ?? event.target.files ?? [])];
+    if (!refused || !files.length) return;
+    const file = files.find((one) => one.size > largest);
+    refused.hidden = !file;
+    if (!file) return;
+    refused.textContent = `${file.name} has ${(file.size / 1e6).toFixed(1)} MB; this server takes at most ` +
+      `${largest / 1e6} MB: send a smaller picture`;
+    event.preventDefault();
+    event.stopImmediatePropagation();
+    if (event.target.type === "file") event.target.value = "";
+    scrollTo({top: 0, behavior: "smooth"});
+  }
+  for (const kind of ["change", "drop", "paste"]) window.addEventListener(kind, refuse, true);
 
   // A class whose picture could not be drawn now: no broken image, and another try.
   document.addEventListener("error", (event) => {

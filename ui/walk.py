@@ -108,8 +108,8 @@ def drawn_end(words: str, name: str) -> tuple[gr.Dropdown, gr.Number, gr.Number]
     """Class, seed, and the number of the picture among those of the seed."""
     label = gr.Dropdown([("golden retriever", 207)], value=207, label=words, elem_id=f"{name}-class")
     with gr.Row(elem_classes="end", equal_height=True):
-        seed = gr.Number(1, label="Seed", precision=0, minimum=0, elem_id=f"{name}-seed", scale=2, min_width=110)
-        index = gr.Number(0, label="Picture of it", precision=0, minimum=0, elem_id=f"{name}-index", min_width=90)
+        seed = gr.Number(1, label="Seed", precision=0, elem_id=f"{name}-seed", scale=2, min_width=110)
+        index = gr.Number(0, label="Picture of it", precision=0, elem_id=f"{name}-index", min_width=90)
     return label, seed, index
 
 

@@ -1,0 +1,319 @@
+"""What the page in the browser is worth, measured against a server with the demo model that this starts.
+
+.venv-dev/bin/python tools/page.py crowd      twenty visitors: does the page still answer, do direct clients of the API?
+.venv-dev/bin/python tools/page.py paint      first paint, and until Generate can be pressed
+.venv-dev/bin/python tools/page.py clone      from `git clone` to the first picture in the browser
+.venv-dev/bin/python tools/page.py pictures --photo FILE    takes the pictures in docs/ui anew
+
+Exits with 1 where something does not hold that the command says must hold. Needs the `dev` extra, and chromium.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+from PIL import Image
+from playwright.sync_api import Browser, Page, sync_playwright
+
+ROOT = Path(__file__).parents[1]
+FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
+VISITORS = 20
+PICTURES = 4  # each time that a visitor presses Generate
+STEPS = 25
+PAINT_SECONDS = 2.0
+PAGE_SECONDS = 2.0  # in which the page opens beside a crowd
+SHARE = 0.5  # what a direct client waits beside visitors of the page, against beside as many clients of the API
+USABLE = """() => new Promise((done) => {
+  const look = () => {
+    const go = document.querySelector('#generate-go');
+    if (go && !go.disabled && go.offsetParent && document.querySelector('#picker .class')) done(performance.now());
+    else requestAnimationFrame(look);
+  };
+  look();
+})"""
+
+
+@contextlib.contextmanager
+def server() -> Iterator[str]:
+    """The address of `dsd-serve --ui` with the demo model."""
+    command = [sys.executable, "-m", "server.main", "--ui", "--port", "0"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    try:
+        for line in process.stderr or ():
+            if found := re.search(r"running on (http://\S+)", line):
+                yield found[1]
+                return
+        raise SystemExit("page: the server did not start")
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+@contextlib.contextmanager
+def chromium() -> Iterator[Browser]:
+    path = shutil.which("chromium")
+    if path is None:
+        raise SystemExit("page: there is no chromium here: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+# The crowd.
+
+
+async def visitor(http: httpx.AsyncClient, event: int, end: float) -> tuple[int, int]:
+    """Presses Generate again and again, as the page in a browser does; -> pictures drawn, previews seen."""
+    drawn = previews = 0
+    while time.monotonic() < end:
+        session = uuid.uuid4().hex[:10]
+        # The first is the choice of classes, which the process of the page keeps for each session.
+        data = [None, 0, False, PICTURES, 0, STEPS, "heun", 3, 0, 1]
+        asked = {"data": data, "fn_index": event, "session_hash": session, "event_data": None}
+        (await http.post("/gradio_api/queue/join", json=asked)).raise_for_status()
+        async with http.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as answer:
+            async for line in answer.aiter_lines():
+                message = json.loads(line[5:]) if line.startswith("data:") else {"msg": ""}
+                previews += message["msg"] == "process_generating"
+                if message["msg"] == "process_completed":
+                    assert message["success"], message
+                    drawn += PICTURES
+                    break
+    return drawn, previews
+
+
+async def api_client(http: httpx.AsyncClient, _: int, end: float) -> tuple[int, int]:
+    """The same wishes, sent to the API."""
+    drawn = previews = 0
+    body = {"class": 207, "n": PICTURES, "steps": STEPS, "format": "events", "preview_every": 3}
+    while time.monotonic() < end:
+        async with http.stream("POST", "/generate", json=body) as answer:
+            answer.raise_for_status()
+            async for line in answer.aiter_lines():
+                drawn += line == "event: image"
+                previews += line == "event: preview"
+    return drawn, previews
+
+
+async def timed(http: httpx.AsyncClient, path: str, pause: float, end: float, into: list[float]) -> None:
+    """Asks every `pause` seconds, however long the answers take."""
+
+    async def ask() -> None:
+        began = time.monotonic()
+        answer = await http.get(path)
+        if answer.status_code != 429:  # refused, because too much is waiting
+            answer.raise_for_status()
+        into.append(time.monotonic() - began if answer.is_success else math.inf)
+
+    asked = []
+    while time.monotonic() < end:
+        asked.append(asyncio.create_task(ask()))
+        await asyncio.sleep(pause)
+    await asyncio.gather(*asked)
+
+
+async def beside(url: str, who: object, seconds: float) -> dict[str, list[float]]:
+    """Latencies of a direct client, of the page and of its state, while twenty of `who` (or nobody) are busy."""
+    found: dict[str, list[float]] = {"GET /generate": [], "GET /": [], "GET /studio/state": []}
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as http:
+        config = (await http.get("/config")).json()
+        button = next(one["id"] for one in config["components"] if one["props"].get("elem_id") == "generate-go")
+        event = next(one["id"] for one in config["dependencies"] if [button, "click"] in one["targets"])
+        end = time.monotonic() + seconds
+        crowd = [asyncio.create_task(who(http, event, end)) for _ in range(VISITORS if who else 0)]  # type: ignore[operator]
+        await asyncio.sleep(2 if who else 0)  # until all have begun
+        await asyncio.gather(
+            timed(http, "/generate?class=207", 1, end, found["GET /generate"]),
+            timed(http, "/", 0.2, end, found["GET /"]),
+            timed(http, "/studio/state", 0.2, end, found["GET /studio/state"]),
+        )
+        done = await asyncio.gather(*crowd)
+    if who:
+        drawn, previews = (sum(column) for column in zip(*done, strict=True))
+        took = seconds + time.monotonic() - end
+        print(f"  the crowd drew {drawn} pictures, {drawn / took:.1f} a second, with {previews} looks at previews")
+    return found
+
+
+def crowd(seconds: float) -> bool:
+    """Prints the latencies; -> whether the page opened in time and direct clients got their share."""
+    found = {}
+    with server() as url:
+        for name, who in (("alone", None), ("beside 20 API clients", api_client), ("beside 20 visitors", visitor)):
+            print(name)
+            found[name] = asyncio.run(beside(url, who, seconds if who else 5))
+            for path, values in found[name].items():
+                ordered = sorted(values)
+                late = ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
+                print(
+                    f"  {path:18} {len(ordered):4} times: median {1000 * statistics.median(ordered):6.0f} ms, "
+                    f"p95 {1000 * late:6.0f} ms, worst {1000 * ordered[-1]:6.0f} ms (inf: refused)"
+                )
+    busy, other = found["beside 20 visitors"], found["beside 20 API clients"]
+    share = statistics.median(busy["GET /generate"]) / statistics.median(other["GET /generate"])
+    print(f"a direct client beside visitors waits {share:.2f} times as long as beside API clients (at most {SHARE})")
+    return share <= SHARE and max(busy["GET /generate"]) < math.inf and max(busy["GET /"]) <= PAGE_SECONDS
+
+
+# The first look.
+
+
+def paint(visits: int) -> bool:
+    """Prints when a browser with an empty cache first paints and when Generate can be pressed."""
+    painted, usable = [], []
+    with server() as url, chromium() as browser:
+        for _ in range(visits):
+            context = browser.new_context(viewport={"width": 1280, "height": 900})
+            page = context.new_page()
+            page.goto(url, wait_until="commit")
+            usable.append(page.evaluate(USABLE) / 1000)
+            entry = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
+            painted.append(page.evaluate(entry) / 1000)
+            context.close()
+    for name, values in (("first contentful paint", painted), ("Generate can be pressed", usable)):
+        later = statistics.median(values[1:])
+        print(f"{name}: {values[0]:.2f} s for the first visitor, then {later:.2f} s, at worst {max(values):.2f} s")
+    return max(painted) < PAINT_SECONDS
+
+
+# From nothing.
+
+
+def clone() -> bool:
+    """The README's steps in an empty home; prints the seconds of each."""
+    with socket.socket() as free, tempfile.TemporaryDirectory() as home, chromium() as browser:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.close()
+        began = time.monotonic()
+        subprocess.run(["git", "clone", "-q", ROOT, f"{home}/dsd"], check=True)
+        cloned = time.monotonic()
+        command = ["env", "-i", f"HOME={home}", f"PATH={os.environ['PATH']}", "make", "ui", f"ARGS=--port {port}"]
+        process = subprocess.Popen(
+            command, cwd=f"{home}/dsd", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        try:
+            while process.poll() is None and not answers(port):
+                time.sleep(0.05)
+            assert process.poll() is None, "make ui ended"
+            ready = time.monotonic()
+            page = browser.new_page()
+            page.goto(f"http://localhost:{port}")
+            page.click("#generate-go")
+            page.wait_for_selector("#details .details img", timeout=120_000)
+            drawn = time.monotonic()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            process.wait(60)
+    print(f"git clone {cloned - began:.1f} s, make ui until it answers {ready - cloned:.1f} s, ", end="")
+    print(f"open and press Generate until four pictures are there {drawn - ready:.1f} s, all {drawn - began:.1f} s")
+    return True
+
+
+def answers(port: int) -> bool:
+    with contextlib.suppress(httpx.TransportError):
+        return httpx.get(f"http://127.0.0.1:{port}/health/ready", trust_env=False).status_code == 200
+    return False
+
+
+# The pictures of the README.
+
+
+def pictures(photo: Path) -> bool:
+    """Takes docs/ui/*.png. photo: what is reconstructed."""
+    target = ROOT / "docs" / "ui"
+    with server() as url, chromium() as browser:
+        page = opened(browser, url, "light")
+        for index in (107, 301, 970):
+            page.click(f"#picker [data-value='{index}']")
+        page.click("#picker [data-value='207']")
+        drawn(page, 7)
+        page.click("#board button.card >> nth=9")
+        page.wait_for_selector("#details h3:has-text('alp')")
+        page.wait_for_selector("#pill:has-text('ready')")
+        page.screenshot(path=target / "generate.png", clip={"x": 20, "y": 0, "width": 1240, "height": 900})
+        tab(page, "Walk")
+        page.click("#walk-go")
+        page.wait_for_selector("#walk-animation img")
+        page.screenshot(path=target / "walk.png", clip={"x": 20, "y": 0, "width": 1240, "height": 780})
+        page = opened(browser, url, "dark")
+        page.click("#picker [data-value='107']")
+        page.click("#picker [data-value='207']")
+        drawn(page, 7)
+        page.click("#details [data-act=inside]")
+        page.wait_for_selector("#latents [data-rank]")
+        page.click("#way-go")
+        page.wait_for_selector("#way figure:has-text('the picture')")
+        page.screenshot(path=target / "inside.png", clip={"x": 20, "y": 0, "width": 1240, "height": 820})
+        tab(page, "Your photo")
+        page.set_input_files("#photo input[type=file]", photo)
+        page.wait_for_selector("#kept [data-psnr]")
+        page.wait_for_timeout(1500)  # the slider moves to the middle
+        page.screenshot(path=target / "photo.png", clip={"x": 20, "y": 0, "width": 1240, "height": 820})
+        with Image.open(target / "photo.png") as taken:  # a photo makes a large PNG, and it is shown small
+            small = taken.resize((800, 529), Image.Resampling.LANCZOS)
+        small.save(target / "photo.png", optimize=True)
+    return True
+
+
+def opened(browser: Browser, url: str, shade: str) -> Page:
+    page = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme=shade).new_page()
+    page.goto(url)
+    page.wait_for_selector("#picker [data-value='207'][aria-pressed=true]")
+    page.wait_for_function("[...document.querySelectorAll('#picker img')].every((one) => one.naturalWidth)")
+    return page
+
+
+def drawn(page: Page, seed: int) -> None:
+    page.fill("#generate-seed input", str(seed))
+    page.check("#generate-lock input")
+    page.click("#generate-go")
+    page.wait_for_selector("#details .details")
+    page.mouse.move(0, 0)
+
+
+def tab(page: Page, name: str) -> None:
+    page.get_by_role("tab", name=name, exact=True).click()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="tools/page.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("what", choices=["crowd", "paint", "clone", "pictures"])
+    parser.add_argument("--seconds", type=float, default=20, help="crowd: how long each crowd is there")
+    parser.add_argument("--visits", type=int, default=6, help="paint: how often the page is opened")
+    parser.add_argument("--photo", type=Path, help="pictures: the photo that is reconstructed")
+    options = parser.parse_args()
+    if options.what == "pictures" and not (options.photo and options.photo.is_file()):
+        parser.error("pictures needs --photo FILE")
+    holds = {
+        "crowd": lambda: crowd(options.seconds),
+        "paint": lambda: paint(options.visits),
+        "clone": clone,
+        "pictures": lambda: pictures(options.photo),
+    }[options.what]()
+    sys.exit(0 if holds else "page: this does not hold")
+
+
+if __name__ == "__main__":
+    main()
