@@ -35,7 +35,7 @@ from dsd_serve.engines import ENGINE_NAMES
 from dsd_serve.errors import CheckpointError, DSDError, InputError
 from dsd_serve.params import SAMPLER_NAMES, SamplingParams
 from training.data import Pictures
-from training.distances import blur, class_score, frechet, kid, moments, precision_recall, ssim
+from training.distances import blur, class_score, frechet_to, kid, moments, precision_recall, ssim
 from training.inception import Inception
 from training.lite0 import FeatureCache, Features, Lite0, default_cache, lite0
 from training.probe import latent_statistics, probe_accuracy, split_every
@@ -67,6 +67,9 @@ class Yardstick:
     classifier: Lite0
     inception: Inception | None = None
 
+    def __post_init__(self) -> None:
+        self.moments = moments(self.reference.features)
+
     @property
     def has_reference(self) -> bool:
         return self.reference is not self.held_out
@@ -78,7 +81,7 @@ class Yardstick:
         numbers = {
             "pictures": len(features),
             "reference_pictures": len(real.features),
-            "frechet_lite0": frechet(moments(features), moments(real.features)),
+            "frechet_lite0": frechet_to(features, self.moments),
             "kid_lite0": kid(features, real.features),
             "precision_lite0": precision,
             "recall_lite0": recall,
@@ -145,10 +148,13 @@ def reconstruction_and_latents(subject: Subject, yardstick: Yardstick) -> dict[s
         "pictures": len(rebuilt),
         "psnr": images.psnr(held.pixels, rebuilt),
         "ssim": ssim(held.pixels, rebuilt),
-        "frechet_lite0": frechet(moments(features), moments(held.features)),
+        "frechet_lite0": frechet_to(features, moments(held.features)),
         "top1_lite0": yardstick.accuracy(features, held.labels),
     }
-    return {"reconstruction": reconstruction, "latents": latent_statistics(latents) | probe(subject, yardstick, latents)}
+    return {
+        "reconstruction": reconstruction,
+        "latents": latent_statistics(latents) | probe(subject, yardstick, latents),
+    }
 
 
 def probe(subject: Subject, yardstick: Yardstick, latents: NDArray[np.float32]) -> dict[str, Any]:
@@ -274,7 +280,9 @@ def arguments_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, metavar="FILE", help="a JSON file for the numbers")
     parser.add_argument("--inception", type=Path, metavar="WEIGHTS", help="measure FID too, with these weights")
     drawing = parser.add_argument_group("samples")
-    drawing.add_argument("--samples", type=count, metavar="N", help="of the model, and of --real beside them\n(default: all of --real)")
+    drawing.add_argument(
+        "--samples", type=count, metavar="N", help="of the model, and of --real beside them\n(default: all of --real)"
+    )
     drawing.add_argument("--seed", type=int, default=1)
     drawing.add_argument("--steps", type=int, help="this and the following: default, the model's recommendation")
     drawing.add_argument("--sampler", choices=SAMPLER_NAMES)
@@ -289,7 +297,9 @@ def arguments_parser() -> argparse.ArgumentParser:
     real.add_argument("--size", type=count, metavar="S", help="pixels at which all is compared (default: the model's)")
     real.add_argument("--limit", type=count, default=LIMIT, metavar="N", help=f"of each set at most N ({LIMIT})")
     real.add_argument("--blur", type=float, default=0.0, metavar="SIGMA", help="blur --real, to see the numbers rise")
-    real.add_argument("--cache", type=Path, default=default_cache(), metavar="DIR", help="keeps features of real pictures")
+    real.add_argument(
+        "--cache", type=Path, default=default_cache(), metavar="DIR", help="keeps features of real pictures"
+    )
     real.add_argument("--no-cache", action="store_true")
     return parser
 

@@ -65,9 +65,7 @@ class Lite0:
         shifted = logits - logits.max(1, keepdims=True)
         return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
 
-    def found(
-        self, features: Features, labels: NDArray[np.int64], among: Sequence[int]
-    ) -> NDArray[np.bool_]:
+    def found(self, features: Features, labels: NDArray[np.int64], among: Sequence[int]) -> NDArray[np.bool_]:
         """Whether the label [N] of each picture is the likeliest of the classes `among`: bool [N]."""
         classes = np.array(sorted(among))
         return classes[self.logits(features)[:, classes].argmax(1)] == labels

@@ -83,7 +83,9 @@ def conditions(numbers: Mapping[str, Any]) -> str:
     ]
     blurred = f", blurred by {held['blur']:g} pixels" if held["blur"] else ""
     if "frechet_lite0" in numbers["real"]:
-        lines.append(f"real: {numbers['real']['pictures']} pictures of {held['name']}{blurred} against the reference, the floor")
+        lines.append(
+            f"real: {numbers['real']['pictures']} pictures of {held['name']}{blurred} against the reference, the floor"
+        )
     else:
         lines.append(f"real: {numbers['real']['pictures']} of these; with --reference their distance is the floor")
     for model in numbers["models"]:
@@ -116,6 +118,8 @@ def aligned(lines: list[list[str]]) -> list[str]:
     """Columns of equal width, the first two to the left."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return [
-        "  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
+        "  ".join(
+            cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
         for line in lines
     ]
