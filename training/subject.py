@@ -118,8 +118,8 @@ class ServerSubject:
     def draw(self, labels: Sequence[int], params: SamplingParams) -> NDArray[np.uint8]:
         if params.num_steps > self.max_steps:
             raise EngineUnavailableError(
-                f"the server takes at most {self.max_steps} steps, and {params.num_steps} were asked for; start it with "
-                f"--max-steps {params.num_steps}"
+                f"the server takes at most {self.max_steps} steps, and {params.num_steps} were asked for; start it "
+                f"with --max-steps {params.num_steps}"
             )
         settings = {
             "seed": params.seed,
