@@ -213,9 +213,10 @@ def make_yardstick(options: argparse.Namespace, subjects: Sequence[Subject]) -> 
     cache = FeatureCache(None if options.no_cache else options.cache)
     real = [open_pictures(path, size) for path in (options.real, options.reference) if path]
     classes = common_classes(subjects, real)
+    held = options.limit if subjects else min(options.limit, options.samples or options.limit)
     sets = [
-        read_real(pictures, classes, options.limit, sigma)
-        for pictures, sigma in zip(real, (options.blur, 0.0), strict=False)
+        read_real(pictures, classes, limit, sigma)
+        for pictures, limit, sigma in zip(real, (held, options.limit), (options.blur, 0.0), strict=False)
     ]
     for one in sets:
         one.features = cache.features(classifier, one.pixels, f"features of {one.name}")
