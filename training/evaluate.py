@@ -78,7 +78,7 @@ class Yardstick:
         """All numbers of pictures against the reference, with the counts of both sides."""
         real = self.reference
         precision, recall = precision_recall(features, real.features)
-        numbers = {
+        numbers: dict[str, Any] = {
             "pictures": len(features),
             "reference_pictures": len(real.features),
             "frechet_lite0": frechet_to(features, self.moments),
