@@ -87,14 +87,14 @@ def test_a_missing_classifier_gets_a_sentence(monkeypatch):
 def test_real_pictures_are_near_real_ones_and_blurred_ones_are_not(real_data, tmp_path):
     folder = real_data / "tiny-imagenet-200"
     sides = ["--real", folder, "--reference", folder / "validation-00000-of-00001.parquet"]
-    common = [*sides, "--size", 64, "--limit", 300]
+    common = [*sides, "--size", 64, "--limit", 150]
     sharp, blurred = numbers_of(tmp_path, *common), numbers_of(tmp_path, *common, "--blur", 1.5)
-    assert sharp["real"]["pictures"] == sharp["real"]["reference_pictures"] == 300
+    assert sharp["real"]["pictures"] == sharp["real"]["reference_pictures"] == 150
     assert len(sharp["classes"]) == 200
-    assert blurred["real"]["frechet_lite0"] > 1.5 * sharp["real"]["frechet_lite0"]
-    assert blurred["real"]["kid_lite0"] > 0.02 > sharp["real"]["kid_lite0"]
+    assert blurred["real"]["frechet_lite0"] > sharp["real"]["frechet_lite0"], "little more: of so few it is mostly bias"
+    assert blurred["real"]["kid_lite0"] > 0.1 > 0.02 > sharp["real"]["kid_lite0"], "which has no bias"
     assert blurred["real"]["top1_lite0"] < sharp["real"]["top1_lite0"]
-    assert blurred["real"]["recall_lite0"] < sharp["real"]["recall_lite0"]
+    assert blurred["real"]["recall_lite0"] < sharp["real"]["recall_lite0"] / 2
 
 
 def test_an_engine_and_a_server_of_the_same_model_are_the_same_subject(tiny_dir, server_url):
