@@ -9,9 +9,9 @@ from dsd_serve.checkpoint import atomic
 STYLES = {"euler": "o-", "heun": "s-", "dpmpp_2m": "^-"}
 TITLES = {
     "samplers": "Samplers at equal cost",
-    "shift": "Shift of the timesteps",
     "guidance": "Guidance scale",
     "interval": "Guidance interval",
+    "shift": "Shift of the timesteps",
 }
 
 

@@ -117,18 +117,18 @@ def settings_of(defaults: Mapping[str, Any]) -> dict[str, list[Setting]]:
     return {
         "default": [default_setting(defaults)],
         "samplers": [Setting(s, n, g) for g in guidance for s in SAMPLER_NAMES for n in EVALUATIONS],
-        "shift": [
-            replace(best, sampler=sampler, evaluations=n, shift=shift)
-            for sampler in ("heun", "dpmpp_2m")
-            for n in EVALUATIONS[1:3]
-            for shift in sorted((*SHIFTS, 1.0))
-        ],
         "guidance": [replace(best, guidance_scale=g) for g in sorted({*GUIDANCE, default_guidance})],
         "interval": [best]
         + [
             replace(best, guidance_scale=g, guidance_start=start, guidance_stop=stop)
             for g in (default_guidance, default_guidance + 1)
             for start, stop in INTERVALS
+        ],
+        "shift": [
+            replace(best, sampler=sampler, evaluations=n, shift=shift)
+            for sampler in ("heun", "dpmpp_2m")
+            for n in EVALUATIONS[1:3]
+            for shift in sorted((*SHIFTS, 1.0))
         ],
     }
 
