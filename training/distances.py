@@ -1,0 +1,183 @@
+"""How far two sets of pictures are apart, from their features, and how two pictures differ.
+
+Features are float [N, D], one row a picture, of whatever network. None of these numbers compare across networks or
+across sample counts: the Frechet distance of few samples is biased upwards, so it is always given with its counts.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from dsd_serve.errors import InputError
+
+Features = NDArray[Any]  # float [N, D]
+CHUNK = 2048  # rows of a kernel or distance matrix at a time
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean [D] and covariance [D, D] of features, float64."""
+
+    mean: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+
+
+def moments(features: Features) -> Moments:
+    """Mean and unbiased covariance in float64; InputError for fewer than two pictures."""
+    if len(features) < 2:
+        raise InputError(f"a distance needs two pictures or more on each side, got {len(features)}")
+    exact = np.asarray(features, np.float64)
+    return Moments(exact.mean(0), np.atleast_2d(np.cov(exact, rowvar=False)))
+
+
+def frechet(a: Moments, b: Moments) -> float:
+    """|mu_a - mu_b|^2 + tr(A + B - 2 (A B)^(1/2)), the squared Frechet distance of two Gaussians.
+
+    After Dowson and Landau (1982). tr (A B)^(1/2) = tr (A^(1/2) B A^(1/2))^(1/2), whose argument is symmetric and not
+    negative: two symmetric eigenvalue problems, where the root of the product itself may come out complex.
+    """
+    values, vectors = np.linalg.eigh(a.covariance)
+    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    product = np.linalg.eigvalsh(root @ b.covariance @ root)
+    cross = np.sqrt(np.maximum(product, 0)).sum()
+    difference = a.mean - b.mean
+    distance = difference @ difference + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross
+    return float(max(distance, 0.0))  # rounding makes equal ones come out a little below
+
+
+def frechet_to(features: Features, real: Moments) -> float:
+    """`frechet` of features [N, D] from a set: the same number, much faster for fewer pictures than features.
+
+    With the covariance A = X' X / (N - 1) of centred features, A B has the eigenvalues of X B X' / (N - 1), N by N.
+    """
+    if not 2 <= len(features) <= features.shape[1]:
+        return frechet(moments(features), real)
+    exact = np.asarray(features, np.float64)
+    mean = exact.mean(0)
+    x = (exact - mean) / np.sqrt(len(exact) - 1)
+    cross = np.sqrt(np.maximum(np.linalg.eigvalsh(x @ real.covariance @ x.T), 0)).sum()
+    difference = mean - real.mean
+    return float(max(difference @ difference + (x * x).sum() + np.trace(real.covariance) - 2 * cross, 0.0))
+
+
+def kid(a: Features, b: Features) -> float:
+    """Kernel distance: the unbiased squared MMD with the kernel (x y / D + 1)^3 of KID (arXiv 1801.01401).
+
+    Over all pairs of pictures, where KID averages over random subsets: the same expectation, without drawing lots.
+    It may come out slightly below 0 for sets of one distribution.
+    """
+    if min(len(a), len(b)) < 2:
+        raise InputError(f"a distance needs two pictures or more on each side, got {len(a)} and {len(b)}")
+    x, y = (np.asarray(side, np.float32) / np.float32(np.sqrt(side.shape[1])) for side in (a, b))
+    within = [(kernel_sum(side, side) - kernel_diagonal(side)) / (len(side) * (len(side) - 1)) for side in (x, y)]
+    return float(sum(within) - 2 * kernel_sum(x, y) / (len(x) * len(y)))
+
+
+def kernel_sum(x: Features, y: Features) -> float:
+    """Products in float32, whose errors average out; sums in float64."""
+    return float(sum(((x[i : i + CHUNK] @ y.T + 1) ** 3).sum(dtype=np.float64) for i in range(0, len(x), CHUNK)))
+
+
+def kernel_diagonal(x: Features) -> float:
+    return float((((x * x).sum(1) + 1) ** 3).sum(dtype=np.float64))
+
+
+def precision_recall(samples: Features, real: Features, neighbours: int = 3) -> tuple[float, float]:
+    """Share of samples within the real set, and of the real set within the samples (arXiv 1904.06991).
+
+    A set reaches around each of its pictures as far as that one's `neighbours`-th nearest other. Both depend on the
+    counts of both sets.
+    """
+    if min(len(samples), len(real)) <= neighbours:
+        raise InputError(
+            f"precision and recall need more than {neighbours} pictures a side, got {len(samples)} and {len(real)}"
+        )
+    return covered(samples, real, neighbours), covered(real, samples, neighbours)
+
+
+def covered(points: Features, balls: Features, neighbours: int) -> float:
+    """The share of points [N, D] that lie in the ball of one of `balls` [M, D]."""
+    middle = np.asarray(balls, np.float64).mean(0)
+    x, y = (torch.from_numpy((side - middle).astype(np.float32)) for side in (points, balls))
+    # The nearest of a set to its own picture is that picture.
+    radii = torch.cat([squared_distances(part, y).kthvalue(neighbours + 1).values for part in y.split(CHUNK)])
+    inside = [(squared_distances(part, y) <= radii).any(1) for part in x.split(CHUNK)]
+    return float(torch.cat(inside).double().mean())
+
+
+def squared_distances(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """By matrix products. For points around 0: far from it what they cancel would be larger than what is left."""
+    return ((x * x).sum(1)[:, None] - 2 * (x @ y.T) + (y * y).sum(1)).clamp(min=0)
+
+
+def class_score(log_probabilities: Features) -> float:
+    """exp of the mean KL divergence of each picture's classes from those of all, as the Inception score has it.
+
+    arXiv 1606.03498. log_probabilities: [N, K], normalised. From 1, when all pictures look alike, to K.
+    """
+    log_p = np.asarray(log_probabilities, np.float64)
+    p = np.exp(log_p)
+    marginal = np.log(np.maximum(p.mean(0), 1e-300))
+    return float(np.exp((p * (log_p - marginal)).sum(1).mean()))
+
+
+def gaussian(sigma: float, reach: int) -> torch.Tensor:
+    """Weights [2 reach + 1] that sum to 1, float64."""
+    offsets = torch.arange(-reach, reach + 1, dtype=torch.float64)
+    line = torch.exp(-(offsets**2) / (2 * sigma**2))
+    return line / line.sum()
+
+
+def smoothed(x: torch.Tensor, line: torch.Tensor) -> torch.Tensor:
+    """[N, 1, H, W] under a separable window, where it lies wholly inside."""
+    return F.conv2d(F.conv2d(x, line.view(1, 1, 1, -1)), line.view(1, 1, -1, 1))
+
+
+@torch.inference_mode()
+def blur(pixels: NDArray[np.uint8], sigma: float) -> NDArray[np.uint8]:
+    """Pictures uint8 [N, 3, H, W] under a Gaussian of `sigma` pixels, their borders repeated outwards."""
+    if sigma <= 0:
+        raise InputError(f"the sigma of a blur must be above 0 pixels, got {sigma:g}")
+    reach = int(np.ceil(3 * sigma))
+    line = gaussian(sigma, reach).float()
+    parts = []
+    for begin in range(0, len(pixels), 256):
+        x = torch.from_numpy(pixels[begin : begin + 256]).float().flatten(0, 1)[:, None]
+        soft = smoothed(F.pad(x, (reach,) * 4, mode="replicate"), line)
+        parts.append(soft.round().clamp(0, 255).byte().view(-1, *pixels.shape[1:]).numpy())
+    return np.concatenate(parts)
+
+
+WINDOW, SIGMA, K1, K2 = 11, 1.5, 0.01, 0.03  # of SSIM, as its authors have them
+
+
+@torch.inference_mode()
+def ssim(pixels: NDArray[np.uint8], others: NDArray[np.uint8]) -> float:
+    """Mean structural similarity of pictures uint8 [N, 3, H, W], each channel for itself: up to 1, which is equality.
+
+    Wang, Bovik, Sheikh and Simoncelli (2004): Gaussian windows of 11 pixels with sigma 1.5, only whole windows.
+    """
+    if min(pixels.shape[2:]) < WINDOW:
+        raise InputError(f"SSIM needs pictures of {WINDOW} pixels or more, got {pixels.shape[2]} x {pixels.shape[3]}")
+    parts = [
+        ssim_of(torch.from_numpy(pixels[i : i + 256]), torch.from_numpy(others[i : i + 256]))
+        for i in range(0, len(pixels), 256)
+    ]
+    return float(torch.cat(parts).mean())
+
+
+def ssim_of(pixels: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """uint8 [B, 3, H, W] both -> [B]."""
+    line = gaussian(SIGMA, WINDOW // 2)
+    x, y = (side.double().flatten(0, 1)[:, None] for side in (pixels, others))  # [3B, 1, H, W]
+    c1, c2 = (K1 * 255) ** 2, (K2 * 255) ** 2
+    mean_x, mean_y = smoothed(x, line), smoothed(y, line)
+    var_x, var_y = smoothed(x * x, line) - mean_x**2, smoothed(y * y, line) - mean_y**2
+    covariance = smoothed(x * y, line) - mean_x * mean_y
+    similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    similarity = similarity / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
+    return similarity.flatten(1).mean(1).view(len(pixels), -1).mean(1)

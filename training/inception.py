@@ -1,0 +1,115 @@
+"""FID, Inception score, KID, precision and recall on Inception features, by torch-fidelity, as the field measures them.
+
+The weights are the user's, by path: the .pth that torch-fidelity publishes (weights-inception-2015-12-05-6726825d.pth),
+or the same as .safetensors. Nothing is downloaded. The file is read as tensors only, never as a pickle with code.
+"""
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dsd_serve.errors import CheckpointError, EngineUnavailableError
+
+SUBSET = 1000  # pictures of a KID subset, as the field has it
+NEIGHBOURS = 3
+NAMES = {
+    "frechet_inception_distance": "fid",
+    "inception_score_mean": "inception_score",
+    "inception_score_std": "inception_score_std",
+    "kernel_inception_distance_mean": "kid",
+    "kernel_inception_distance_std": "kid_std",
+    "precision": "precision",
+    "recall": "recall",
+}
+
+
+def load_fidelity() -> Any:
+    """The package torch_fidelity; EngineUnavailableError says what is missing."""
+    try:
+        import torch_fidelity
+    except ImportError as error:
+        raise EngineUnavailableError(
+            f"--inception needs torch-fidelity, which cannot be imported ({error}): pip install 'dsd-serve[fidelity]'"
+        ) from None
+    except RuntimeError as error:  # torchvision, when it was built for another torch
+        raise EngineUnavailableError(
+            "--inception needs torch-fidelity, and that torchvision, which does not fit this torch "
+            f"({' '.join(str(error).split())[:120]}): install the build of torchvision that belongs to "
+            f"torch {torch.__version__}"
+        ) from None
+    return torch_fidelity
+
+
+def read_inception(path: Path) -> io.BytesIO:
+    """The weights of a .pth or .safetensors file as a .pth in memory, which holds tensors only. CheckpointError."""
+    if not path.is_file():
+        raise CheckpointError(
+            f"there are no Inception weights {path}; torch-fidelity publishes them as "
+            "weights-inception-2015-12-05-6726825d.pth"
+        )
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            weights = load_file(path)
+        else:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise CheckpointError(f"{path} is refused: it holds something other than tensors, or is damaged") from None
+    except Exception as error:  # torch and safetensors raise anything on broken files
+        raise CheckpointError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(weights, dict) or "Conv2d_1a_3x3.conv.weight" not in weights:
+        raise CheckpointError(f"{path} does not hold the Inception network of torch-fidelity")
+    buffer = io.BytesIO()
+    torch.save(dict(weights), buffer)
+    return buffer
+
+
+class Pixels(Dataset[Tensor]):
+    """Pictures uint8 [N, 3, S, S] as torch-fidelity wants them."""
+
+    def __init__(self, pixels: NDArray[np.uint8]) -> None:
+        self.pixels = pixels
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.from_numpy(self.pixels[index])
+
+
+class Inception:
+    """The metrics of torch-fidelity with the weights of a file. Everything is checked at once, not after the work."""
+
+    def __init__(self, path: Path, device: str = "cpu") -> None:
+        self.fidelity, self.weights, self.device = load_fidelity(), read_inception(path), device
+
+    def compare(self, samples: NDArray[np.uint8], real: NDArray[np.uint8]) -> dict[str, Any]:
+        """The numbers of samples against real pictures, both uint8 [N, 3, S, S], with the counts of both."""
+        self.weights.seek(0)
+        fewest = min(len(samples), len(real))
+        found = self.fidelity.calculate_metrics(
+            input1=Pixels(samples),
+            input2=Pixels(real),
+            cuda=self.device.startswith("cuda"),
+            isc=True,
+            fid=True,
+            kid=True,
+            prc=True,
+            feature_extractor="inception-v3-compat",
+            feature_extractor_weights_path=self.weights,
+            kid_subset_size=min(SUBSET, fewest),
+            prc_neighborhood=NEIGHBOURS,
+            save_cpu_ram=True,
+            cache=False,
+            verbose=True,
+        )
+        numbers = {ours: float(found[theirs]) for theirs, ours in NAMES.items()}
+        return {"pictures": len(samples), "reference_pictures": len(real), **numbers}

@@ -1,0 +1,140 @@
+"""The sampler study as a picture and as a page."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dsd_serve.checkpoint import atomic
+
+STYLES = {"euler": "o-", "heun": "s-", "dpmpp_2m": "^-"}
+TITLES = {
+    "samplers": "Samplers at equal cost",
+    "guidance": "Guidance scale",
+    "interval": "Guidance interval",
+    "shift": "Shift of the timesteps",
+}
+
+
+def results_of(values: Mapping[str, Any], part: str) -> list[Mapping[str, Any]]:
+    return [values["results"][key] for key in values["parts"][part]]
+
+
+def draw(values: Mapping[str, Any], path: Path) -> None:
+    """Four panels: error of the samplers, quality against cost, quality against guidance, intervals."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2, 2, figsize=(11, 8), constrained_layout=True)
+    draw_samplers(axes[0][0], values, "latent_psnr")
+    axes[0][0].set(title="error: latents against 500 steps", xlabel="network evaluations", ylabel="PSNR, dB")
+    draw_samplers(axes[0][1], values, "frechet_lite0")
+    floor = values["conditions"]["real"]["frechet_lite0"]
+    axes[0][1].axhline(floor, color="gray", linestyle=":", label="real pictures")
+    axes[0][1].set(title="quality of the pictures", xlabel="network evaluations", ylabel="frechet_lite0")
+    draw_guidance(axes[1][0], values)
+    draw_intervals(axes[1][1], values)
+    for axis in (axes[0][0], axes[0][1]):
+        axis.set_xscale("log")
+        axis.legend(fontsize=7)
+    for axis in axes.flat:
+        axis.grid(alpha=0.3)
+    with atomic(path) as temporary:
+        figure.savefig(temporary, dpi=100, format="png")
+    plt.close(figure)
+
+
+def draw_samplers(axis: Any, values: Mapping[str, Any], name: str) -> None:
+    found = results_of(values, "samplers")
+    for number, guidance in enumerate(sorted({result["guidance_scale"] for result in found})):
+        for sampler, style in STYLES.items():
+            line = [r for r in found if r["sampler"] == sampler and r["guidance_scale"] == guidance]
+            label = f"{sampler}, guidance {guidance:g}"
+            axis.plot([r["evaluations"] for r in line], [r[name] for r in line], style, color=f"C{number}", label=label)
+
+
+def draw_guidance(axis: Any, values: Mapping[str, Any]) -> None:
+    line = results_of(values, "guidance")
+    scales = [r["guidance_scale"] for r in line]
+    axis.plot(scales, [r["frechet_lite0"] for r in line], "s-", color="C0")
+    axis.set(title="guidance scale", xlabel="guidance scale", ylabel="frechet_lite0 (blue)")
+    other = axis.twinx()
+    other.plot(scales, [r["top1_lite0"] for r in line], "s--", color="C3")
+    other.set_ylabel("class accuracy (red)")
+
+
+def draw_intervals(axis: Any, values: Mapping[str, Any]) -> None:
+    for result in results_of(values, "interval") + results_of(values, "guidance"):
+        axis.plot(result["frechet_lite0"], result["top1_lite0"], "s", color="C0")
+        name = f"{result['guidance_scale']:g}"
+        if (result["guidance_start"], result["guidance_stop"]) != (0, 1):
+            name += f" in {result['guidance_start']:g}-{result['guidance_stop']:g}"
+        axis.annotate(name, (result["frechet_lite0"], result["top1_lite0"]), fontsize=7)
+    axis.set(title="guidance scale and interval", xlabel="frechet_lite0", ylabel="class accuracy")
+
+
+def document(values: Mapping[str, Any]) -> str:
+    """The page: how it was measured, what is recommended, the tables."""
+    told = values["conditions"]
+    real, defaults = told["real"], told["defaults"]
+    lines = [
+        "# The samplers of the demo model" if told["model"] == "dsd-demo" else f"# The samplers of {told['model']}",
+        "",
+        "```sh",
+        "make samplers DATA=DIR    # goes on where it was stopped",
+        "```",
+        "",
+        f"{told['model']} ({told['fingerprint'][:8]}) on the {told['engine']['engine']} engine. Every line is "
+        f"{told['samples']} pictures, of {told['classes']} classes in turn, from the same noise (seed {told['seed']}).",
+        "",
+        "- **rows**: evaluations of the network for one picture; with guidance an evaluation takes two.",
+        f"- **latent PSNR**: final latents of {told['compared']} pictures against heun with {told['reference_steps']} "
+        "steps from the same noise with the same",
+        "  guidance. It is the error of the sampler and says nothing of the model.",
+        f"- **frechet_lite0**: against {real['reference_pictures']:,} real pictures, on Lite0 features;",
+        f"  it is not FID. {real['pictures']} real pictures get",
+        f"  {real['frechet_lite0']:.1f}. **top1**: how often that classifier finds the class among those of the model; "
+        f"in real pictures {real['top1_lite0']:.1%}.",
+        "",
+        "![quality against cost](samplers.png)",
+        "",
+        *recommendation(values["recommended"], results_of(values, "default")[0], defaults),
+    ]
+    for part, title in TITLES.items():
+        lines += ["", f"## {title}", "", *table(results_of(values, part))]
+    return "\n".join([*lines, ""])
+
+
+def recommendation(best: Mapping[str, Any], default: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
+    return [
+        "## Recommended",
+        "",
+        f"**{named(best)}**: {best['rows']} rows, frechet_lite0 {best['frechet_lite0']:.1f}, top1 "
+        f"{best['top1_lite0']:.1%}. It is the cheapest of the settings whose frechet_lite0 is",
+        "within 3 % of the best and whose top1 is within two standard errors of the best of those. The model's",
+        f"defaults ({defaults['sampler']}, {defaults['num_steps']} steps, guidance {defaults['guidance_scale']:g}) get "
+        f"{default['frechet_lite0']:.1f} and {default['top1_lite0']:.1%} for {default['rows']} rows.",
+    ]
+
+
+def named(result: Mapping[str, Any]) -> str:
+    text = f"{result['sampler']}, {result['num_steps']} steps, guidance {result['guidance_scale']:g}"
+    if (result["guidance_start"], result["guidance_stop"]) != (0, 1):
+        text += f" from {result['guidance_start']:g} to {result['guidance_stop']:g}"
+    return text
+
+
+def table(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = [
+        "| sampler | steps | evaluations | rows | shift | guidance | interval | latent PSNR | frechet_lite0 | top1 |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in results:
+        psnr = f"{r['latent_psnr']:.1f} dB" if "latent_psnr" in r else "-"
+        interval = "-" if r["guidance_scale"] == 1 else f"{r['guidance_start']:g} to {r['guidance_stop']:g}"
+        lines.append(
+            f"| {r['sampler']} | {r['num_steps']} | {r['evaluations']} | {r['rows']} | {r['shift']:g} | "
+            f"{r['guidance_scale']:g} | {interval} | {psnr} | {r['frechet_lite0']:.1f} | {r['top1_lite0']:.1%} |"
+        )
+    return lines

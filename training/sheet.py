@@ -1,0 +1,125 @@
+"""The numbers of dsd-eval as a table: a column for each model, one for real pictures."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A line of the table: where its value is, what it is called, how it is written, whether more of it is better."""
+
+    section: str
+    key: str
+    title: str
+    form: str = ".3f"
+    is_better_high: bool | None = True  # None: it is told, not judged
+
+
+MEASURES = (
+    Measure("samples", "frechet_lite0", "samples: frechet_lite0", ".1f", False),
+    Measure("samples", "kid_lite0", "samples: kid_lite0", ".4f", False),
+    Measure("samples", "precision_lite0", "samples: precision_lite0"),
+    Measure("samples", "recall_lite0", "samples: recall_lite0"),
+    Measure("samples", "class_score_lite0", "samples: class_score_lite0", ".1f"),
+    Measure("samples", "top1_lite0", "samples: top1_lite0", ".1%"),
+    Measure("inception", "fid", "samples: FID", ".2f", False),
+    Measure("inception", "inception_score", "samples: Inception score", ".2f"),
+    Measure("inception", "kid", "samples: KID", ".5f", False),
+    Measure("inception", "precision", "samples: precision"),
+    Measure("inception", "recall", "samples: recall"),
+    Measure("reconstruction", "psnr", "reconstruction: PSNR, dB", ".2f"),
+    Measure("reconstruction", "ssim", "reconstruction: SSIM"),
+    Measure("reconstruction", "frechet_lite0", "reconstruction: frechet_lite0", ".1f", False),
+    Measure("reconstruction", "top1_lite0", "reconstruction: top1_lite0", ".1%"),
+    Measure("latents", "probe_top1", "latents: linear probe top1", ".1%"),
+    Measure("latents", "effective_rank", "latents: effective rank", ".2f", None),
+    Measure("latents", "centred_rank", "latents: centred rank", ".2f", None),
+    Measure("latents", "channels", "latents: channels", "d", None),
+    Measure("latents", "picture_std", "latents: spread over pictures", ".3f", None),
+)
+
+
+def value_of(sections: Mapping[str, Any], measure: Measure) -> float | None:
+    """The value of a measure, if it was taken. sections: of one model."""
+    section = sections.get(measure.section)
+    if measure.section == "inception":
+        section = sections.get("samples", {}).get("inception")
+    return None if section is None else section.get(measure.key)
+
+
+def sheet(numbers: Mapping[str, Any]) -> str:
+    """The table, with a sentence on what stands in it and, of two models, which is the better."""
+    models = numbers["models"]
+    columns = [(column_name(model), model) for model in models]
+    columns.append(("real", {"samples": numbers["real"]}))
+    lines = [["", "better", *(name for name, _ in columns)]]
+    for measure in MEASURES:
+        values = [value_of(sections, measure) for _, sections in columns]
+        if any(value is not None for value in values):
+            lines.append([measure.title, direction(measure), *(written(value, measure) for value in values)])
+    verdict = [compared(*models)] if len(models) == 2 else []
+    return "\n".join([conditions(numbers), "", *aligned(lines), *verdict])
+
+
+def column_name(model: Mapping[str, Any]) -> str:
+    return f"{model['name']} ({model['fingerprint'][:8]})"
+
+
+def direction(measure: Measure) -> str:
+    return {True: "high", False: "low", None: ""}[measure.is_better_high]
+
+
+def written(value: float | None, measure: Measure) -> str:
+    return "-" if value is None else format(value, measure.form)
+
+
+def conditions(numbers: Mapping[str, Any]) -> str:
+    """At what size, against how many pictures, how sampled."""
+    held, reference, size = numbers["held_out"], numbers["reference"], numbers["size"]
+    lines = [
+        f"{size} x {size} pixels, {len(numbers['classes'])} classes; reference: "
+        f"{reference['pictures']} pictures of {reference['name']}"
+    ]
+    blurred = f", blurred by {held['blur']:g} pixels" if held["blur"] else ""
+    if "frechet_lite0" in numbers["real"]:
+        lines.append(
+            f"real: {numbers['real']['pictures']} pictures of {held['name']}{blurred} against the reference, the floor"
+        )
+    else:
+        lines.append(f"real: {numbers['real']['pictures']} of these; with --reference their distance is the floor")
+    for model in numbers["models"]:
+        used = model["sampling"]
+        guidance = f"guidance {used['guidance_scale']:g}"
+        if (used["guidance_start"], used["guidance_stop"]) != (0, 1):
+            guidance += f" from {used['guidance_start']:g} to {used['guidance_stop']:g}"
+        lines.append(
+            f"{column_name(model)}: {model['samples']['pictures']} samples, seed {used['seed']}, {used['sampler']}, "
+            f"{used['num_steps']} steps, {guidance}; {model['reconstruction']['pictures']} reconstructions"
+        )
+    return "\n".join(lines)
+
+
+def compared(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
+    """A sentence: on how many of the measures that are judged the first model is better."""
+    judged, behind = 0, []
+    for measure in MEASURES:
+        ours, theirs = value_of(first, measure), value_of(second, measure)
+        if measure.is_better_high is None or ours is None or theirs is None:
+            continue
+        judged += 1
+        if ours == theirs or (ours > theirs) != measure.is_better_high:
+            behind.append(measure.title)
+    names = f"{column_name(first)} is better than {column_name(second)}"
+    return f"\n{names} on {judged - len(behind)} of {judged}" + (f"; not on {', '.join(behind)}" if behind else "")
+
+
+def aligned(lines: list[list[str]]) -> list[str]:
+    """Columns of equal width, the first two to the left."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return [
+        "  ".join(
+            cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    ]
