@@ -45,12 +45,12 @@ class VisionModel:
         if self.size is not None and self.size != x.shape[-1]:
             x = F.interpolate(x, (self.size, self.size), mode="bicubic", antialias=True)
         mean, std = (torch.tensor(values, device=x.device)[:, None, None] for values in (MEAN, STD))
-        x = ((x - mean) / std).cpu().numpy()
+        pixels = ((x - mean) / std).cpu().numpy()
         try:
-            found = self.session.run(None, {self.input: x})[0]
+            found = self.session.run(None, {self.input: pixels})[0]
         except Exception as error:  # ONNX Runtime raises types of its own
             reason = " ".join(str(error).split())[:300]
-            raise CheckpointError(f"{self.file} cannot look at pictures {list(x.shape)}: {reason}") from None
+            raise CheckpointError(f"{self.file} cannot look at pictures {list(pixels.shape)}: {reason}") from None
         return self.on_grid(torch.from_numpy(found)).to(self.device)
 
     def on_grid(self, found: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from dsd_serve.flow import add_noise
 from dsd_serve.images import psnr
 from dsd_serve.model import DSD, to_images, to_pixels
 
@@ -56,6 +57,24 @@ def latent_metrics(model: DSD, pixels: Tensor, batch_size: int = 128) -> tuple[d
         "psnr": psnr(pixels.numpy(), reconstructed.numpy()),
     }
     return numbers, reconstructed
+
+
+@torch.no_grad()
+def denoised_psnr(model: DSD, pixels: Tensor, labels: Tensor, t: float, batch_size: int = 128) -> float:
+    """PSNR in dB of pictures that were encoded, noised to t, denoised in one step and decoded; the noise is fixed.
+
+    pixels uint8 [N, 3, S, S], labels int64 [N]. Unlike the denoising loss it can be compared between runs: latents that
+    are easy to denoise because they hold little are decoded to little.
+    """
+    device = model.role_embed.weight.device
+    generator, decoded = torch.Generator().manual_seed(0), []
+    for part, classes in zip(pixels.split(batch_size), labels.split(batch_size), strict=True):
+        z = model.encode(to_images(part.to(device)))
+        noise = torch.randn(z.shape, generator=generator).to(device)
+        times = torch.full((len(z),), t, device=device)
+        z_hat = model.denoise(add_noise(z, noise, t), times, classes.to(device))
+        decoded.append(to_pixels(model.decode(z_hat)).cpu())
+    return psnr(pixels.numpy(), torch.cat(decoded).numpy())
 
 
 def collapse_warning(numbers: dict[str, float], latent_dim: int) -> str | None:
