@@ -41,7 +41,7 @@ from training.config import OptimSection, TrainConfig, load_config
 from training.data import Order, Pictures, hold_out, micro_batches
 from training.frozen import Lpips, VisionModel
 from training.loss import Draws, Objective
-from training.measure import collapse_warning, latent_metrics
+from training.measure import Monitor, denoised_psnr, latent_metrics
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +78,7 @@ class State:
     muon: torch.optim.Optimizer | None = None  # beside it, for the matrices of the blocks
     vision: VisionModel | None = None  # frozen, so no part of a checkpoint
     step: int = 0
+    finite: Tensor | None = None  # whether every gradient since the start was
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
@@ -209,48 +210,69 @@ def prepare(pixels: Tensor, labels: Tensor, flip: bool, generator: torch.Generat
     return images, labels.to(device, non_blocking=True)
 
 
+Batch = tuple[int, int, Tensor, Tensor]  # step, number of the micro-batch, pixels, labels
+
+
 def train_step(
-    state: State, forward: Any, config: TrainConfig, where: Device, batches: Iterator[tuple[int, int, Tensor, Tensor]]
+    state: State, forward: Any, config: TrainConfig, where: Device, batches: Iterator[Batch]
 ) -> dict[str, Tensor]:
     """One optimiser step over this process's micro-batches.
 
     Returns the loss and its parts, averaged over these, and grad_norm, which is that of the whole batch.
     """
-    optim, model = config.optim, state.objective.model
-    per_process = optim.batch_size // optim.micro_batch_size // where.world
+    per_process = config.optim.batch_size // config.optim.micro_batch_size // where.world
     sums: dict[str, Tensor] = {}
     for number in range(per_process):
-        step, micro, pixels, labels = next(batches)
-        assert step == state.step, "the data must come in the order of the steps"
-        generator = generator_for(config.run.seed, step, micro, where.device)
-        images, labels = prepare(pixels, labels, config.data.flip, generator)
-        draws = Draws.make(config.loss, len(images), model.config.latent_shape, generator)
-        last = number == per_process - 1
-        alone = isinstance(forward, DistributedDataParallel) and not last
-        with forward.no_sync() if alone else contextlib.nullcontext(), where.computing():
-            features = None if state.vision is None else state.vision(images)
-            total, parts = forward(state.ema, images, labels, draws, features)
-            (total / per_process).backward()
-        for name, value in {"loss": total, **parts}.items():
-            sums[name] = sums.get(name, 0) + value.detach() / per_process
+        batch = next(batches)
+        assert batch[0] == state.step, "the data must come in the order of the steps"
+        alone = isinstance(forward, DistributedDataParallel) and number < per_process - 1
+        with forward.no_sync() if alone else contextlib.nullcontext():
+            losses = add_gradient(state, forward, config, where, batch, 1 / per_process)
+        for name, value in losses.items():
+            sums[name] = sums.get(name, 0) + value / per_process
+    return {**sums, "grad_norm": update(state, config)}
+
+
+def add_gradient(
+    state: State, forward: Any, config: TrainConfig, where: Device, batch: Batch, share: float
+) -> dict[str, Tensor]:
+    """Forward and backward over one micro-batch, `share` of the step; its loss and parts."""
+    step, micro, pixels, labels = batch
+    generator = generator_for(config.run.seed, step, micro, where.device)
+    images, labels = prepare(pixels, labels, config.data.flip, generator)
+    draws = Draws.make(config.loss, len(images), state.objective.model.config.latent_shape, generator)
+    features = None if state.vision is None else state.vision(images)
+    with where.computing():
+        total, parts = forward(state.ema, images, labels, draws, features)
+        (total * share).backward()
+    return {name: value.detach() for name, value in {"loss": total, **parts}.items()}
+
+
+def update(state: State, config: TrainConfig) -> Tensor:
+    """Step the optimisers and the EMA copy; returns the norm of the gradient before clipping."""
     for optimizer in state.optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = lr_at(state.step, optim)
-    sums["grad_norm"] = torch.nn.utils.clip_grad_norm_(state.objective.parameters(), optim.grad_clip)
+            group["lr"] = lr_at(state.step, config.optim)
+    norm = torch.nn.utils.clip_grad_norm_(state.objective.parameters(), config.optim.grad_clip)
     for optimizer in state.optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     with torch.no_grad():
-        weight = 1 - ema_decay_at(state.step, optim)
-        torch._foreach_lerp_(list(state.ema.parameters()), list(model.parameters()), weight)
+        weight = 1 - ema_decay_at(state.step, config.optim)
+        torch._foreach_lerp_(list(state.ema.parameters()), list(state.objective.model.parameters()), weight)
+    finite = torch.isfinite(norm)
+    state.finite = finite if state.finite is None else state.finite & finite
     state.step += 1
-    return sums
+    return norm
 
 
-def evaluate(state: State, config: TrainConfig, held_out: Tensor, folder: Path) -> dict[str, float]:
+def evaluate(state: State, config: TrainConfig, held: Pictures, folder: Path) -> dict[str, float]:
     """Measure the EMA network on held-out pictures; write grids of reconstructions and of samples."""
-    numbers, reconstructed = latent_metrics(state.ema, held_out)
-    pairs = [part.numpy() for pair in zip(held_out[:32], reconstructed[:32], strict=True) for part in pair]
+    assert held.pixels is not None
+    pixels, labels = torch.from_numpy(held.pixels), torch.from_numpy(held.labels)
+    numbers, reconstructed = latent_metrics(state.ema, pixels)
+    numbers["psnr_0.5"] = denoised_psnr(state.ema, pixels, labels, 0.5)
+    pairs = [part.numpy() for pair in zip(pixels[:32], reconstructed[:32], strict=True) for part in pair]
     write_png(folder / f"reconstructions-{state.step:07d}.png", pairs, columns=8)
     if not config.run.samples_per_class:
         return numbers
@@ -279,6 +301,7 @@ class Journal:
 
     def __init__(self, folder: Path, first: bool, step: int) -> None:
         self.file = self.board = None
+        self.best_psnr = -math.inf
         if not first:
             return
         path = folder / "metrics.jsonl"
@@ -288,6 +311,7 @@ class Journal:
             else []
         )
         path.write_text("".join(line + "\n" for line in kept))  # what was logged after the checkpoint happens again
+        self.best_psnr = max((json.loads(line).get("psnr", -math.inf) for line in kept), default=-math.inf)
         self.file = path.open("a", encoding="utf-8")
         with contextlib.suppress(ImportError):
             from torch.utils.tensorboard import SummaryWriter
@@ -301,6 +325,13 @@ class Journal:
         if self.board is not None:
             for name, value in numbers.items():
                 self.board.add_scalar(name, value, step)
+
+    def warn(self, step: int, sentence: str) -> None:
+        if self.file is not None:
+            self.file.write(json.dumps({"step": step, "warning": sentence}) + "\n")
+            self.file.flush()
+        if self.board is not None:
+            self.board.add_text("warning", sentence, step)
 
 
 class StopSignal:
@@ -363,9 +394,10 @@ def cpu_multiplies_bf16() -> bool:
 def load_pictures(config: TrainConfig) -> tuple[Pictures, Pictures]:
     """(training, held-out) pictures, in memory where they fit."""
     network, data = config.model_config(), config.data
-    training = Pictures(data.path, network.image_size, data.classes, network.num_classes)
+    shape = network.image_size, data.classes, network.num_classes, data.resize
+    training = Pictures(data.path, *shape)
     if data.validation:
-        held = Pictures(data.validation, network.image_size, data.classes, network.num_classes)
+        held = Pictures(data.validation, *shape)
     else:
         training, held = hold_out(training)
     generator = np.random.Generator(np.random.Philox(key=[config.run.seed, 0]))
@@ -384,9 +416,6 @@ def train(config: TrainConfig) -> State:
     folder = Path(config.run.dir)
     folder.mkdir(parents=True, exist_ok=True)
     training, held = load_pictures(config)
-    assert held.pixels is not None
-    held_out = torch.from_numpy(held.pixels)
-
     state = new_state(config, where.device)
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
@@ -412,7 +441,8 @@ def train(config: TrainConfig) -> State:
     if where.world > 1:
         forward = DistributedDataParallel(forward)
 
-    order = Order(len(training), config.optim.batch_size, config.run.seed)
+    shards, together = training.shards(), config.data.shuffle_shards
+    order = Order(len(training), config.optim.batch_size, config.run.seed, shards, together)
     batches = micro_batches(
         training,
         order,
@@ -423,20 +453,22 @@ def train(config: TrainConfig) -> State:
         where.world,
         config.data.num_workers,
     )
-    journal, stop = Journal(folder, first, state.step), StopSignal()
+    journal = Journal(folder, first, state.step)
+    monitor = Monitor(config.monitor, state.ema.config.latent_dim, journal.best_psnr)
     bar = tqdm(total=config.optim.steps, initial=state.step, unit="step", disable=not first, dynamic_ncols=True)
-    began, began_step = time.perf_counter(), state.step
+    began, began_step, stop = time.perf_counter(), state.step, StopSignal()
     while True:
         done = state.step >= config.optim.steps
         stopping = stop.agreed(where)
-        if first and (done or (state.step % config.run.eval_every == 0 and not stopping)):
-            numbers = evaluate(state, config, held_out, folder)
-            journal.write(state.step, numbers)
-            bar.write(f"step {state.step}: " + ", ".join(f"{name} {value:.3f}" for name, value in numbers.items()))
-            if state.step and (warning := collapse_warning(numbers, state.ema.config.latent_dim)):
-                bar.write(f"WARNING: {warning}")
+        evaluating = done or (state.step % config.run.eval_every == 0 and not stopping)
+        saving = done or stopping or (state.step % config.run.save_every == 0 and state.step > 0)
+        if where.device.type == "cpu" or evaluating or saving:  # elsewhere asking waits for the device
+            check_finite(state, checkpoint)
+        if first and evaluating:
+            numbers = evaluate(state, config, held, folder)
+            report(state.step, numbers, journal, monitor, bar)
             began, began_step = time.perf_counter(), state.step
-        if first and (done or stopping or (state.step % config.run.save_every == 0 and state.step)):
+        if first and saving:
             save(state, config, checkpoint)
         if done or stopping:
             break
@@ -445,11 +477,8 @@ def train(config: TrainConfig) -> State:
 
         bar.update()
         if state.step % config.run.log_every == 0:
+            check_finite(state, checkpoint)
             values = averaged(losses, where)
-            if not math.isfinite(values["loss"]):
-                raise ConfigError(
-                    f"the loss is {values['loss']} at step {state.step}; lower optim.lr and start from {checkpoint}"
-                )
             rate = (state.step - began_step) * config.optim.batch_size / (time.perf_counter() - began)
             journal.write(state.step, {**values, "lr": lr_at(state.step, config.optim), "pictures_per_second": rate})
             bar.set_postfix_str(f"loss {values['loss']:.3f}, {rate:.0f} pictures/s")
@@ -462,6 +491,27 @@ def train(config: TrainConfig) -> State:
         dist.barrier()
         dist.destroy_process_group()
     return state
+
+
+def check_finite(state: State, checkpoint: Path) -> None:
+    """Raise ConfigError when a gradient was infinite or not a number: before anything of it is saved."""
+    if state.finite is None or bool(state.finite):
+        return
+    kept = "nothing was saved yet"
+    if checkpoint.exists():
+        kept = f"{checkpoint} of step {read_checkpoint(checkpoint)['step']} is from before and is kept"
+    raise ConfigError(
+        f"the gradient is not finite at step {state.step}; {kept}; go on with a lower optim.lr, or run.precision=fp32"
+    )
+
+
+def report(step: int, numbers: dict[str, float], journal: Journal, monitor: Monitor, bar: Any) -> None:
+    """Write down and show an evaluation, and say which thresholds it crosses. Step 0 is not judged."""
+    journal.write(step, {**numbers, **monitor.floors()})
+    bar.write(f"step {step}: " + ", ".join(f"{name} {value:.3f}" for name, value in numbers.items()))
+    for sentence in monitor.judge(numbers) if step else ():
+        journal.warn(step, sentence)
+        bar.write(f"WARNING: {sentence}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
