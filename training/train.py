@@ -5,6 +5,7 @@ run again in the same folder goes on from its checkpoint, to the bit. Ctrl-C or 
 Several devices: torchrun --nproc-per-node N -m training training/configs/NAME.toml
 Several machines: the same on each, with --nnodes and --rdzv-endpoint of torchrun, run.dir on a disk that they share.
 A run may go on with another number of processes: the batch, its pictures and its noise do not depend on it.
+What a run will cost, before there are any pictures: dsd-train CONFIG --dry-run
 """
 
 import argparse
@@ -57,13 +58,14 @@ class Device:
     compiled: bool
     rank: int = 0
     world: int = 1
+    plain_attention: bool = False
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
-        """Mixed precision; on a CPU also plain attention: the fused one is several times slower backwards in bf16."""
+        """Mixed precision, and attention by plain matrix products where the fused one is slower."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16))
-            if self.device.type == "cpu":
+            if self.plain_attention:
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             yield
 
@@ -234,7 +236,13 @@ def train_step(
 
 
 def add_gradient(
-    state: State, forward: Any, config: TrainConfig, where: Device, batch: Batch, share: float
+    state: State,
+    forward: Any,
+    config: TrainConfig,
+    where: Device,
+    batch: Batch,
+    share: float,
+    backward: bool = True,
 ) -> dict[str, Tensor]:
     """Forward and backward over one micro-batch, `share` of the step; its loss and parts."""
     step, micro, pixels, labels = batch
@@ -244,7 +252,8 @@ def add_gradient(
     features = None if state.vision is None else state.vision(images)
     with where.computing():
         total, parts = forward(state.ema, images, labels, draws, features)
-        (total * share).backward()
+        if backward:
+            (total * share).backward()
     return {name: value.detach() for name, value in {"loss": total, **parts}.items()}
 
 
@@ -384,7 +393,8 @@ def choose_device(config: TrainConfig) -> Device:
     native = torch.cuda.is_bf16_supported() if device.type == "cuda" else cpu_multiplies_bf16()
     bf16 = config.run.precision == "bf16" or (config.run.precision == "auto" and native)
     compiled = config.run.compile == "on" or (config.run.compile == "auto" and device.type == "cuda")
-    return Device(device, bf16, compiled, rank, world)
+    # on a CPU fused attention is several times slower backwards in bf16
+    return Device(device, bf16, compiled, rank, world, plain_attention=device.type == "cpu")
 
 
 def cpu_multiplies_bf16() -> bool:
@@ -520,9 +530,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("config", type=Path, help="a TOML file, see training/configs")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that replace the file's")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--dry-run", action="store_true", help="say what the run will cost; needs no data")
+    options = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        train(load_config(options.config, options.overrides))
+        config = load_config(options.config, options.overrides)
+        if options.dry_run:
+            from training.estimate import dry_run
+
+            for line in dry_run(config):
+                print(line, flush=True)
+            return
+        train(config)
     except DSDError as error:
         sys.exit(f"dsd-train: {error}")
