@@ -53,7 +53,8 @@ def flops_per_picture(network: ModelConfig, loss: LossSection, objective: Object
     border = 2 * tokens * width * (3 * network.patch_size**2 - network.latent_dim)  # pixels on one side, not latents
     conditioning = 2 * (256 * width + width * width)  # of t, which only denoise rows have
     pixels = denoise + border - conditioning
-    trunk = 3 * (2 * pixels + loss.num_draws * denoise) + pixels
+    no_gradient = 2 * tokens * width * 3 * network.patch_size**2  # into the pixels themselves
+    trunk = 3 * (2 * pixels + loss.num_draws * denoise) + pixels - no_gradient
     return trunk + (3 * head_flops(objective, tokens, loss.num_draws) if objective is not None else 0)
 
 
