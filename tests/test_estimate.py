@@ -79,7 +79,7 @@ def test_a_dry_run_needs_no_data_and_writes_nothing(tmp_path, monkeypatch, capsy
     arguments = [*network, "run.compile=off", "run.device=cpu", "data.path=/nowhere", "--dry-run"]
     main([str(ROOT / "training/configs/demo.toml"), *arguments])
     printed = capsys.readouterr().out
-    for named in ("0.3M parameters", "GFLOP forward", "memory held", "pictures/s", "the whole run here", "one H100"):
+    for named in ("0.2M parameters", "GFLOP forward", "memory held", "pictures/s", "the whole run here", "one H100"):
         assert named in printed
     assert list(tmp_path.iterdir()) == []
 
