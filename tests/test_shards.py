@@ -126,7 +126,7 @@ def test_resizing_as_adm_does():
     assert np.array_equal(fit_as_adm(pixels[:, :, 16:80], 64), pixels[:, :, 16:80])
 
 
-STREAMED = ["data.memory_gb=0", "data.num_workers=2", "data.shuffle_shards=2", "data.validation="]
+STREAMED = ["data.memory_gb=0", "data.num_workers=2", "data.shuffle_shards=2"]
 STREAMED += ["optim.steps=30", "run.save_every=2", "run.log_every=1", "run.eval_every=1000", "run.samples_per_class=0"]
 
 
@@ -148,7 +148,7 @@ def stop_at_some_moment(process, folder, step, number):
 
 
 def test_a_streamed_run_stopped_at_any_moment_loses_little_and_ends_the_same(tmp_path):
-    """143 pictures, 8 a step: both stops are in the middle of an epoch. kill -9 loses at most the
+    """144 pictures, 8 a step: stops are in the middle of an epoch. kill -9 loses at most the
     steps since the last save, SIGTERM none, and what comes of it in the end is, to the bit, that of never stopping."""
     shards = write_shards(tmp_path / "shards", count=4, each=36)
     threads = torch.get_num_threads()
