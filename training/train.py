@@ -425,6 +425,9 @@ def train(config: TrainConfig) -> State:
     first = where.rank == 0
     folder = Path(config.run.dir)
     folder.mkdir(parents=True, exist_ok=True)
+    if first:
+        for unfinished in folder.glob(".checkpoint.pt.*.tmp"):  # of a process that was killed while it saved
+            unfinished.unlink()
     training, held = load_pictures(config)
     state = new_state(config, where.device)
     checkpoint = folder / "checkpoint.pt"
