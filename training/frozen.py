@@ -91,7 +91,13 @@ class Lpips(nn.Module):
     """LPIPS over VGG16 (arXiv 1801.03924), frozen: images x images [B, 3, S, S] in [-1, 1] -> distances [B].
 
     file: a safetensors file with VGG16's weights under torchvision's names (features.0.weight ...) and LPIPS's own
-    under those of its vgg.pth (lin0.model.1.weight ...). Raises CheckpointError when one is missing.
+    under those of its vgg.pth (lin0.model.1.weight ...). Where the package lpips has its weights, this writes it:
+
+        weights = lpips.LPIPS(net="vgg").state_dict()  # net.slice1.0.weight ..., lin0.model.1.weight ...
+        names = {name: re.sub(r"net.slice\\d", "features", name) for name in weights}
+        safetensors.torch.save_file({names[name]: w for name, w in weights.items() if "lins" not in name}, file)
+
+    Raises CheckpointError when one is missing.
     """
 
     shift: Tensor

@@ -419,6 +419,31 @@ def load_pictures(config: TrainConfig) -> tuple[Pictures, Pictures]:
     return training, held
 
 
+def open_batches(training: Pictures, config: TrainConfig, where: Device, first_step: int) -> Iterator[Batch]:
+    """The micro-batches of this process from a step on, in the middle of an epoch or not."""
+    optim, data = config.optim, config.data
+    order = Order(len(training), optim.batch_size, config.run.seed, training.shards(), data.shuffle_shards)
+    return micro_batches(
+        training, order, first_step, optim.steps, optim.micro_batch_size, where.rank, where.world, data.num_workers
+    )
+
+
+def announce(state: State, config: TrainConfig, where: Device, training: Pictures, held: Pictures) -> None:
+    """Say what is trained on what."""
+    log.info(
+        "%s: %d pictures (%s), %d held out; %.1fM parameters on %s, %s%s; %s",
+        config.run.dir,
+        len(training),
+        "in memory" if training.pixels is not None else f"decoded by {config.data.num_workers} processes",
+        len(held),
+        sum(p.numel() for p in state.objective.model.parameters()) / 1e6,
+        where.device,
+        "bf16" if where.bf16 else "fp32",
+        ", compiled" if where.compiled else "",
+        f"resumes after step {state.step}" if state.step else "starts",
+    )
+
+
 def train(config: TrainConfig) -> State:
     """Train as the configuration says; returns the state at the end or where it was stopped."""
     where = choose_device(config)
@@ -435,37 +460,11 @@ def train(config: TrainConfig) -> State:
         restore(state, config, checkpoint)
     agree_on_step(state.step, where)
     if first:
-        num_parameters = sum(p.numel() for p in state.objective.model.parameters())
-        log.info(
-            "%s: %d pictures (%s), %d held out; %.1fM parameters on %s, %s%s; %s",
-            folder,
-            len(training),
-            "in memory" if training.pixels is not None else f"decoded by {config.data.num_workers} processes",
-            len(held),
-            num_parameters / 1e6,
-            where.device,
-            "bf16" if where.bf16 else "fp32",
-            ", compiled" if where.compiled else "",
-            f"resumes after step {state.step}" if state.step else "starts",
-        )
-    forward: Any = state.objective
-    if where.compiled:
-        forward = torch.compile(forward)
+        announce(state, config, where, training, held)
+    forward: Any = torch.compile(state.objective) if where.compiled else state.objective
     if where.world > 1:
         forward = DistributedDataParallel(forward)
-
-    shards, together = training.shards(), config.data.shuffle_shards
-    order = Order(len(training), config.optim.batch_size, config.run.seed, shards, together)
-    batches = micro_batches(
-        training,
-        order,
-        state.step,
-        config.optim.steps,
-        config.optim.micro_batch_size,
-        where.rank,
-        where.world,
-        config.data.num_workers,
-    )
+    batches = open_batches(training, config, where, state.step)
     journal = Journal(folder, first, state.step)
     monitor = Monitor(config.monitor, state.ema.config.latent_dim, journal.best_psnr)
     bar = tqdm(total=config.optim.steps, initial=state.step, unit="step", disable=not first, dynamic_ncols=True)
