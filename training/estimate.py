@@ -132,10 +132,10 @@ def measure_speed(state: State, forward: Any, config: TrainConfig, where: Device
 
     first = seconds(where, micro)
     times = [seconds(where, micro) for _ in range(1 if first > SLOW else 3)]
-    updates = []
-    for _ in range(1 if first > SLOW else 3):
-        updates.append(seconds(where, lambda: update(state, config)))
+    updates = [seconds(where, lambda: update(state, config))]
+    for _ in range(0 if first > SLOW else 2):
         micro()  # an update without gradients would be none
+        updates.append(seconds(where, lambda: update(state, config)))
     return Speed(number, min(times), min(updates))
 
 
@@ -174,7 +174,7 @@ def dry_run(config: TrainConfig) -> Iterator[str]:
     free = torch.cuda.mem_get_info(where.device)[0] if where.device.type == "cuda" else available_bytes()
     number = max(1, min(optim.micro_batch_size, int((0.7 * free - fixed) // each)))
     if where.device.type == "cpu":
-        number = min(number, max(1, 512 // tokens))  # more go no faster there
+        number = min(number, max(1, 256 // tokens))  # more go no faster there
     if fixed + each > free:
         yield f"speed: not measured, {size(free)} are free here"
         return
