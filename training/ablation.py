@@ -1,6 +1,6 @@
 """python -m training.ablation --data tiny-imagenet-200 --output docs
 
-Each switch of the recipe turned alone from the same base, on the same pictures with the same seed: a small network, 150
+Each switch of the recipe turned alone from the same base, on the same pictures with the same seed: a small network, 100
 steps. Writes ablation.md and ablation.json. The base is run with three seeds, for what chance does. About a minute a
 run with one thread (OMP_NUM_THREADS=1). A run that OUTPUT/ablation.json already holds is not repeated, and --minutes
 ends the command early, so that it can be done in pieces.
@@ -29,7 +29,7 @@ from training.config import TrainConfig, load_config
 from training.evaluate import CLASSIFIER_SIZE, load_classifier
 from training.frozen import MEAN, STD
 from training.measure import denoised_psnr, latent_metrics
-from training.train import State, load_pictures, train
+from training.train import State, open_pictures, train
 
 CONFIG = Path(__file__).with_name("configs") / "ablation.toml"
 TIMES = (0.3, 0.5, 0.7)
@@ -94,7 +94,9 @@ def seconds_per_step(lines: Sequence[dict[str, Any]], batch_size: int) -> float:
 
 
 def measure(state: State, config: TrainConfig) -> dict[str, float]:
-    _, held = load_pictures(config)
+    """The numbers of a trained network on the held-out pictures."""
+    _, held = open_pictures(config)
+    held.hold()
     assert held.pixels is not None
     pixels, labels = torch.from_numpy(held.pixels), torch.from_numpy(held.labels)
     numbers, _ = latent_metrics(state.ema, pixels)
@@ -153,7 +155,7 @@ def write(results: dict[str, dict[str, Any]], folder: Path) -> None:
 HEAD = """# What each switch of the recipe does, in the small
 
 `python -m training.ablation --data tiny-imagenet-200 --output docs` makes this page. Every line turns one switch of the
-base, `training/configs/ablation.toml`: 0.9M parameters, ten classes at 32 x 32, 150 steps of 64 pictures. PSNR in dB on
+base, `training/configs/ablation.toml`: 0.9M parameters, ten classes at 32 x 32, 100 steps of 64 pictures. PSNR in dB on
 500 held-out pictures; "denoised from t" encodes them, noises the latents to t (0 is noise), denoises once with the
 right class and decodes. A `+` or `-` marks what lies above or below all three seeds of the base: within these it may be
 chance. Seconds a step are those of the fastest quarter of a run, with one thread.

@@ -403,6 +403,16 @@ def cpu_multiplies_bf16() -> bool:
 
 def load_pictures(config: TrainConfig) -> tuple[Pictures, Pictures]:
     """(training, held-out) pictures, in memory where they fit."""
+    training, held = open_pictures(config)
+    held.hold()
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # each process of the machine would hold its own
+    if training.num_bytes() * here <= config.data.memory_gb * 1e9:
+        training.hold()
+    return training, held
+
+
+def open_pictures(config: TrainConfig) -> tuple[Pictures, Pictures]:
+    """(training, held-out) pictures, not yet decoded."""
     network, data = config.model_config(), config.data
     shape = network.image_size, data.classes, network.num_classes, data.resize
     training = Pictures(data.path, *shape)
@@ -411,12 +421,7 @@ def load_pictures(config: TrainConfig) -> tuple[Pictures, Pictures]:
     else:
         training, held = hold_out(training)
     generator = np.random.Generator(np.random.Philox(key=[config.run.seed, 0]))
-    held = held.subset(np.sort(generator.permutation(len(held))[: config.run.eval_images]))
-    held.hold()
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # each process of the machine would hold its own
-    if training.num_bytes() * here <= data.memory_gb * 1e9:
-        training.hold()
-    return training, held
+    return training, held.subset(np.sort(generator.permutation(len(held))[: config.run.eval_images]))
 
 
 def open_batches(training: Pictures, config: TrainConfig, where: Device, first_step: int) -> Iterator[Batch]:
