@@ -65,7 +65,8 @@ def read_index(files: Sequence[Path]) -> list[NDArray[np.int64]]:
             tables = dict(zip((stamps[file] for file in new), pool.map(scan, new), strict=True))
         known = {stamp: kept[stamp] for stamp in stamps.values() if stamp in kept}
         save_index(files[0].parent / INDEX, {**known, **tables})
-    return [tables.get(stamps[file], kept.get(stamps[file])) for file in files]
+    found = {**kept, **tables}
+    return [found[stamps[file]] for file in files]
 
 
 def load_index(path: Path) -> dict[str, NDArray[np.int64]]:
@@ -82,7 +83,7 @@ def load_index(path: Path) -> dict[str, NDArray[np.int64]]:
 def save_index(path: Path, tables: dict[str, NDArray[np.int64]]) -> None:
     try:
         with atomic(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, **tables)
+            np.savez(file, **tables)  # type: ignore[arg-type]  # its other argument is a bool
     except OSError as error:
         log.info("%s cannot be written (%s), so the next start reads the headers again", path, error.strerror)
 
