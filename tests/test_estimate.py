@@ -12,8 +12,10 @@ from tests.conftest import CLASSES, ROOT, picture
 from training.config import load_config
 from training.estimate import (
     flops_per_picture,
+    forget_peak,
     kept_for_backward,
     measure_speed,
+    peak_bytes,
     random_batch,
     rows_per_picture,
     state_bytes,
@@ -62,6 +64,12 @@ def test_memory_kept_grows_with_the_network_and_speed_is_of_real_steps(train_con
         config = train_config(*changes)
         return kept_for_backward(new_state(config, CPU.device), config, CPU)[0]
 
+    def peak(megabytes):
+        forget_peak(CPU)
+        torch.ones(megabytes * 250_000).sum()
+        return peak_bytes(CPU)[0]
+
+    assert peak(300) - peak(1) > 200e6, "what was before is forgotten"
     assert 0 < kept("loss.num_draws=1") < kept("loss.num_draws=3")
     assert kept("model.depth=2") < 0.7 * kept("model.depth=4")
     config = train_config()

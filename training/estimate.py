@@ -5,10 +5,11 @@ backward pass keeps, the time of real micro-batches and of a real update. Derive
 on an H100 under assumptions that are printed with it.
 """
 
-import resource
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -139,11 +140,32 @@ def measure_speed(state: State, forward: Any, config: TrainConfig, where: Device
     return Speed(number, min(times), min(updates))
 
 
+def forget_peak(where: Device) -> None:
+    """Begin to measure peak memory anew: what was probed before is no part of a step."""
+    if where.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(where.device)
+        return
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
 def peak_bytes(where: Device) -> tuple[int, str]:
-    """Most memory so far, and of what."""
+    """Most memory since then, and of what."""
     if where.device.type == "cuda":
         return torch.cuda.max_memory_allocated(where.device), "on the device"
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "of the process, libraries included"
+    return proc_bytes("/proc/self/status", "VmHWM"), "of the process, libraries included"
+
+
+def free_bytes(where: Device) -> int:
+    """Memory that a process may still take."""
+    if where.device.type == "cuda":
+        return torch.cuda.mem_get_info(where.device)[0]
+    return proc_bytes("/proc/meminfo", "MemAvailable")
+
+
+def proc_bytes(path: str, name: str) -> int:
+    lines = Path(path).read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
 def dry_run(config: TrainConfig) -> Iterator[str]:
@@ -151,12 +173,10 @@ def dry_run(config: TrainConfig) -> Iterator[str]:
     where = choose_device(config)
     loss, optim, network = config.loss, config.optim, config.model_config()
     state = new_state(config, where.device)
-    forward: Any = torch.compile(state.objective) if where.compiled else state.objective
     trained = sum(p.numel() for p in state.objective.model.parameters())
     heads = sum(p.numel() for p in state.objective.parameters()) - trained
     flops = flops_per_picture(network, loss, state.objective)
-    rows, tokens = rows_per_picture(loss), network.latent_shape[0]
-    pictures = optim.steps * optim.batch_size
+    pictures, rows, tokens = optim.steps * optim.batch_size, rows_per_picture(loss), network.latent_shape[0]
     yield f"network: {trained / 1e6:.1f}M parameters, and {heads / 1e6:.1f}M of heads that only training has"
     yield f"run: {optim.steps} steps of {optim.batch_size} pictures, {pictures / 1e6:.1f}M pictures"
     yield f"a picture: {rows} rows of {tokens} tokens, {flops / 1e9:.0f} GFLOP forward and backward"
@@ -164,30 +184,36 @@ def dry_run(config: TrainConfig) -> Iterator[str]:
     parts = state_bytes(state)
     each, extra = kept_for_backward(state, config, where)
     fixed = sum(parts.values()) + extra
-    whole = fixed + each * optim.micro_batch_size
     yield "memory held: " + ", ".join(f"{name} {size(number)}" for name, number in parts.items())
     yield (
-        f"memory kept for the backward pass: {size(each)} a picture in {'bf16' if where.bf16 else 'fp32'}"
-        f"; {size(whole)} in all with micro-batches of {optim.micro_batch_size}"
+        f"memory kept for the backward pass: {size(each)} a picture in {'bf16' if where.bf16 else 'fp32'}; "
+        f"{size(fixed + each * optim.micro_batch_size)} in all with micro-batches of {optim.micro_batch_size}"
     )
+    if fixed + each > free_bytes(where):
+        yield f"speed: not measured, for only {size(free_bytes(where))} are free here"
+    else:
+        yield from on_this_device(state, config, where, flops, max(1, int((0.7 * free_bytes(where) - fixed) // each)))
+    yield on_h100(state, config, where, flops, sum(parts.values()))
 
-    free = torch.cuda.mem_get_info(where.device)[0] if where.device.type == "cuda" else available_bytes()
-    number = max(1, min(optim.micro_batch_size, int((0.7 * free - fixed) // each)))
+
+def on_this_device(state: State, config: TrainConfig, where: Device, flops: float, most: int) -> Iterator[str]:
+    """The sentences about real steps, with micro-batches of at most `most` pictures."""
+    rows, tokens = rows_per_picture(config.loss), state.ema.config.latent_shape[0]
+    number = min(config.optim.micro_batch_size, most)
     if where.device.type == "cpu":
         number = min(number, max(1, 256 // tokens))  # more go no faster there
-    if fixed + each > free:
-        yield f"speed: not measured, {size(free)} are free here"
-        return
+    forward: Any = torch.compile(state.objective) if where.compiled else state.objective
+    forget_peak(where)
     speed = measure_speed(state, forward, config, where, number)
-    rate = optim.batch_size / speed.step_seconds(optim)
     peak, of_what = peak_bytes(where)
+    rate = config.optim.batch_size / speed.step_seconds(config.optim)
     yield (
         f"measured on {where.device}, micro-batches of {number}: {rate:.2f} pictures/s, {rate * rows * tokens:.0f} "
-        f"tokens/s, {rate * flops / 1e12:.2f} TFLOP/s; an update takes {speed.update_seconds:.2f} s"
+        f"tokens/s, {rate * flops / 1e12:.2f} TFLOP/s; an update takes {speed.update_seconds:.2f} s; "
+        f"peak memory {size(peak)} {of_what}"
     )
-    yield f"measured peak: {size(peak)} {of_what}"
-    yield f"the whole run here: {duration(pictures / rate)}, reading of pictures and evaluations not counted"
-    yield on_h100(state, config, where, flops, sum(parts.values()))
+    whole = duration(config.optim.steps * config.optim.batch_size / rate)
+    yield f"the whole run here: {whole}, reading of pictures and evaluations not counted"
 
 
 def on_h100(state: State, config: TrainConfig, where: Device, flops: float, held: int) -> str:
@@ -201,13 +227,6 @@ def on_h100(state: State, config: TrainConfig, where: Device, flops: float, held
         f"{duration(optim.steps * optim.batch_size / rate)}; {size(each)} a picture, so that its 80 GB hold "
         f"micro-batches of {fits} or less"
     )
-
-
-def available_bytes() -> int:
-    """Memory that a process may still take."""
-    with open("/proc/meminfo", encoding="ascii") as file:
-        values = dict(line.split(":") for line in file)
-    return int(values["MemAvailable"].split()[0]) * 1024
 
 
 def size(value: float) -> str:
