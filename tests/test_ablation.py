@@ -6,7 +6,7 @@ import pytest
 
 from tests.conftest import ROOT, TINY
 from training import speed
-from training.ablation import COLUMNS, VARIANTS, main, seconds_per_step, table
+from training.ablation import COLUMNS, VARIANTS, main, table
 from training.estimate import flops_per_picture
 
 
@@ -30,8 +30,10 @@ def test_the_ablation_turns_switches_and_repeats_nothing(picture_folder, tmp_pat
     assert first["Muon"]["switches"] == ["optim.name=muon"]
     assert first["base"]["psnr"] != first["Muon"]["psnr"] != first["base, seed 1"]["psnr"]
     assert all(set(COLUMNS) < set(run) for run in first.values())
+    assert first["Muon"]["cost"] == 1
     again = run("base", "1 noise draw")
-    assert again["base"] == first["base"], "with the same seconds: it was not run again"
+    assert again["base"] == first["base"], "not run again"
+    assert 0.6 < again["1 noise draw"]["cost"] < 0.9
     assert list(again) == ["base", "base, seed 1", "1 noise draw", "Muon"], "in the order of the table"
     assert "| Muon |" in (tmp_path / "ablation.md").read_text()
     with pytest.raises(SystemExit, match="--variants must be of base"):
@@ -44,15 +46,7 @@ def test_only_what_lies_outside_the_seeds_of_the_base_is_marked():
 
     lines = table({"base": row(1.0), "base, seed 1": row(2.0), "Muon": row(1.5), "1 noise draw": row(2.5)}).splitlines()
     assert "+" not in lines[2] + lines[3] + lines[4] and "-" not in lines[4].replace("| -", "")
-    assert lines[5].count(" +") == len(COLUMNS) - 1, "seconds are not marked"
-
-
-def test_seconds_a_step_are_those_of_the_undisturbed_part():
-    lines, elapsed = [], 0.0
-    for step in range(10, 110, 10):
-        elapsed += 10 * (0.1 if step > 30 else 5.0)
-        lines.append({"step": step, "pictures_per_second": step * 8 / elapsed})
-    assert seconds_per_step(lines, 8) == pytest.approx(0.1)
+    assert lines[5].count(" +") == len(COLUMNS) - 1, "cost is not marked"
 
 
 def test_speed_is_that_of_whole_steps_over_the_roof(train_config, monkeypatch):

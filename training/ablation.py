@@ -19,13 +19,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dsd_serve.checkpoint import atomic
 from dsd_serve.errors import DSDError
 from training.config import TrainConfig, load_config
+from training.estimate import flops_per_picture
 from training.evaluate import CLASSIFIER_SIZE, load_classifier
 from training.frozen import MEAN, STD
 from training.measure import denoised_psnr, latent_metrics
@@ -60,7 +60,7 @@ COLUMNS = {
     "effective_rank": "effective rank",
     "psnr": "reconstruction",
     **{f"psnr_{t}": f"denoised from t = {t}" for t in TIMES},
-    "seconds_per_step": "s a step",
+    "cost": "cost",
 }
 
 
@@ -85,12 +85,10 @@ def export_vision(file: Path) -> None:
     )
 
 
-def seconds_per_step(lines: Sequence[dict[str, Any]], batch_size: int) -> float:
-    """Of the fastest quarter of the run, so that what else the machine did meanwhile does not count."""
-    logged = [line for line in lines if "pictures_per_second" in line]
-    elapsed = [line["step"] * batch_size / line["pictures_per_second"] for line in logged]
-    steps = [line["step"] for line in logged]
-    return float(np.quantile(np.diff(elapsed, prepend=0.0) / np.diff(steps, prepend=0), 0.25))
+def cost(config: TrainConfig, base: TrainConfig) -> float:
+    """Matrix products of a step against those of the base: unlike seconds, the same on a busy machine."""
+    flops, of_base = (flops_per_picture(item.model_config(), item.loss) for item in (config, base))
+    return flops / of_base
 
 
 def measure(state: State, config: TrainConfig) -> dict[str, float]:
@@ -118,9 +116,8 @@ def run_variant(name: str, data: str, overrides: Sequence[str]) -> dict[str, Any
         state = train(config)
         if state.step < config.optim.steps:  # Ctrl-C or SIGTERM
             sys.exit("ablation: stopped; the runs that ended are kept")
-        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         numbers = measure(state, config)
-        numbers["seconds_per_step"] = seconds_per_step(lines, config.optim.batch_size)
+        numbers["cost"] = cost(config, load_config(CONFIG, [*places, *overrides]))
     return {
         "switches": list(VARIANTS[name]),
         "overrides": list(overrides),
@@ -136,8 +133,8 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         cells = []
         for key in COLUMNS:
             value, base = run[key], [seed[key] for seed in seeds]
-            text = f"{value:.3f}" if "seconds" in key else f"{value:.2f}"
-            outside = not name.startswith("base") and "seconds" not in key
+            text = f"{value:.2f}"
+            outside = not name.startswith("base") and key != "cost"
             mark = " +" if outside and value > max(base) else " -" if outside and value < min(base) else ""
             cells.append(text + mark)
         lines.append(f"| {name} | {' | '.join(cells)} |")
@@ -157,8 +154,9 @@ HEAD = """# What each switch of the recipe does, in the small
 `python -m training.ablation --data tiny-imagenet-200 --output docs` makes this page. Every line turns one switch of the
 base, `training/configs/ablation.toml`: 0.9M parameters, ten classes at 32 x 32, 100 steps of 64 pictures. PSNR in dB on
 500 held-out pictures; "denoised from t" encodes them, noises the latents to t (0 is noise), denoises once with the
-right class and decodes. A `+` or `-` marks what lies above or below all three seeds of the base: within these it may be
-chance. Seconds a step are those of the fastest quarter of a run, with one thread.
+right class and decodes. A `+` or `-` marks what lies above or below all seeds of the base: within these it may be
+chance. Cost is that of the matrix products of a step against the base's; Muon's own and a vision model's are not
+counted. Seconds are in training-speed.md.
 
 """
 NOTES = """

@@ -38,6 +38,7 @@ CASES: dict[str, tuple[tuple[str, int], tuple[str, ...], dict[str, Any]]] = {
     "demo, bf16, math attention": (DEMO, (), {"bf16": True, "plain_attention": True}),
     "demo, bf16, fused attention": (DEMO, (), {"bf16": True, "plain_attention": False}),
     "demo, bf16, math, Muon": (DEMO, ("optim.name=muon",), {"bf16": True, "plain_attention": True}),
+    "demo, bf16, math, pyramid loss": (DEMO, ("loss.pyramid_weight=1.0",), {"bf16": True, "plain_attention": True}),
     "demo, bf16, math, compiled": (DEMO, (), {"bf16": True, "plain_attention": True, "compiled": True}),
     "demo, bf16, math, 1 draw": (DEMO, ("loss.num_draws=1",), {"bf16": True, "plain_attention": True}),
     "demo, bf16, math, 2 draws": (DEMO, ("loss.num_draws=2",), {"bf16": True, "plain_attention": True}),
