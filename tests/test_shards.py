@@ -2,10 +2,12 @@
 
 import io
 import json
+import os
 import random
 import signal
 import tarfile
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -141,7 +143,10 @@ def stop_at_some_moment(process, folder, step, number):
         assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
         time.sleep(0.005)
     time.sleep(random.uniform(0, 0.05))
-    process.send_signal(number)
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(workers) >= 2
+    for pid in [*workers, process.pid]:  # as Ctrl-C, or whoever signals the whole group
+        os.kill(int(pid), number)
     process.communicate(timeout=60)
     logged = json.loads(journal.read_text().splitlines()[-1])["step"]
     return read_checkpoint(folder / "checkpoint.pt")["step"], logged

@@ -9,6 +9,7 @@ A source is one of
 The order is a function of (seed, step) alone, so that a run resumes exactly and any number of processes can share it.
 """
 
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -283,10 +284,17 @@ def micro_batches(
             batch_sampler=Batches(sampler, len(keys)),
             num_workers=num_workers,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=leave_signals,
         )
         batches = iter(loader)
     for (step, number), (pixels, labels) in zip(keys, batches, strict=True):
         yield step, number, pixels, labels
+
+
+def leave_signals(worker: int) -> None:
+    """Let a worker outlive Ctrl-C and a SIGTERM to the whole group: the process that trains saves, then ends it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class Batches:
