@@ -127,6 +127,20 @@ def fit(pixels: Pixels, size: int) -> Pixels:
     return to_pixels(ImageOps.fit(to_pil(pixels), (size, size), Image.Resampling.LANCZOS))
 
 
+def fit_as_adm(pixels: Pixels, size: int) -> Pixels:
+    """The same as ADM prepares ImageNet (arXiv 2105.05233), which published FID statistics are made with.
+
+    Halved by boxes while the shorter side is at least twice `size`, then bicubic, then cut; so aliasing is ADM's too.
+    """
+    image = to_pil(pixels)
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return to_pixels(image.crop((left, top, left + size, top + size)))
+
+
 def resize(pixels: Pixels, size: int) -> Pixels:
     """A square picture at another size, [3, size, size]."""
     return to_pixels(to_pil(pixels).resize((size, size), Image.Resampling.LANCZOS))

@@ -16,10 +16,10 @@ from dsd_serve.errors import CheckpointError, ConfigError
 from dsd_serve.images import fit, write_image
 from dsd_serve.model import DSD
 from tests.conftest import CLASSES, ROOT, picture, train_arguments
-from training.config import LossSection, TrainConfig, load_config
+from training.config import LossSection, MonitorSection, TrainConfig, load_config
 from training.data import Order, Pictures, hold_out, micro_batches
 from training.loss import Draws, Objective
-from training.measure import centred_rank, collapse_warning, effective_rank, latent_metrics
+from training.measure import Monitor, centred_rank, effective_rank, latent_metrics
 from training.train import load_pictures, lr_at, new_state, start_from, train
 
 NETWORK = ModelConfig(image_size=16, patch_size=8, latent_dim=8, hidden_size=32, depth=2, num_heads=2)
@@ -259,9 +259,37 @@ def test_latents_that_hardly_differ_between_pictures_have_a_low_effective_rank()
 
 
 def test_collapse_is_said_loudly():
-    assert "effective rank 2.0 of 16" in collapse_warning({"effective_rank": 2.0, "picture_std": 1}, 16)
-    assert "hardly differ" in collapse_warning({"effective_rank": 12.0, "picture_std": 0.01}, 16)
-    assert collapse_warning({"effective_rank": 12.0, "picture_std": 1}, 16) is None
+    def said(rank, spread, *qualities):
+        monitor = Monitor(MonitorSection(), 16)
+        return [monitor.judge({"effective_rank": rank, "picture_std": spread, "psnr": q}) for q in qualities][-1]
+
+    assert "effective rank 2.0 of 16, below 4.0" in said(2.0, 1.0, 20)[0]
+    assert "hardly differ" in said(12.0, 0.01, 20)[0]
+    assert said(12.0, 1.0, 20, 23, 21.5) == []
+    assert said(12.0, 1.0, 20, 23, 20.5) == ["reconstruction gets worse: 20.5 dB, its best was 23.0 dB"]
+
+
+def test_thresholds_of_the_configuration_are_judged_live(train_config, tmp_path):
+    """In the journal and TensorBoard's events, beside the numbers, at every evaluation but the first."""
+    train(train_config("optim.steps=4", "run.eval_every=2", "monitor.rank_share=1.0", f"run.dir={tmp_path}"))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    warned = [line for line in lines if "warning" in line]
+    assert [line["step"] for line in warned] == [2, 4]
+    assert all("of 8, below 8.0" in line["warning"] for line in warned)
+    assert [line["effective_rank_floor"] for line in lines if "psnr" in line] == [8, 8, 8]
+    (events,) = tmp_path.glob("events.out.tfevents*")
+    assert b"the latents collapse" in events.read_bytes() and b"picture_std_floor" in events.read_bytes()
+
+
+def test_a_run_that_breaks_stops_and_keeps_the_last_good_checkpoint(train_config, tmp_path):
+    common = [f"run.dir={tmp_path}", "run.eval_every=1000", "run.save_every=4", "run.log_every=1000"]
+    train_until(train_config("optim.steps=100", *common), 5)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    broken = ["optim.lr=1e30", "optim.warmup_steps=0", "run.save_every=1000"]
+    with pytest.raises(ConfigError, match=r"not finite at step [67]; .*checkpoint\.pt of step 5 is from before"):
+        train(train_config("optim.steps=100", *common, *broken))
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    assert train(train_config("optim.steps=8", *common)).step == 8, "and a run goes on from it"
 
 
 # Data.

@@ -3,11 +3,13 @@
 A source is one of
   - a parquet file, or a folder of them, with the columns of Hugging Face `datasets`: `image` {bytes, path} and `label`;
     names that begin with «val» or «test» are left out of a folder unless it holds nothing else;
+  - webdataset shards: a tar file, a folder of them (names as above), or a pattern like shards/{0000..0127}.tar;
   - a folder with one folder per class, named by wnid (n02099601) or by label (207);
   - `hf:NAME` or `hf:NAME:SPLIT`, a data set that the `datasets` package finds.
 The order is a function of (seed, step) alone, so that a run resumes exactly and any number of processes can share it.
 """
 
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from dsd_serve import images
 from dsd_serve.errors import CheckpointError, InputError
 from dsd_serve.labels import all_classes
+from training.shards import TarSource, expand
 
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 MAX_PIXELS = 200_000_000  # ImageNet holds a few very large pictures
@@ -103,29 +106,38 @@ def open_source(path: str) -> Source:
     """The source at `path`; CheckpointError when there is none."""
     if path.startswith("hf:"):
         return HuggingFaceSource(path.removeprefix("hf:"))
+    if "{" in path:
+        files = [Path(name).expanduser() for name in expand(path)]
+        if missing := [file for file in files if not file.is_file()]:
+            raise CheckpointError(f"data.path {path!r} names {missing[0]}, which is not there")
+        return TarSource(files) if files[0].suffix == ".tar" else ParquetSource(files)
     place = Path(path).expanduser()
     if not path or not place.exists():
-        raise CheckpointError(f"data.path must be a folder, a parquet file or hf:NAME; there is no {path!r}")
+        raise CheckpointError(f"data.path must be a folder, a parquet or tar file or hf:NAME; there is no {path!r}")
     if place.is_file():
-        return ParquetSource([place])
-    files = sorted(place.glob("*.parquet"))
-    training = [file for file in files if not file.name.lower().startswith(("val", "test"))]
-    if files:
-        return ParquetSource(training or files)
+        return TarSource([place]) if place.suffix == ".tar" else ParquetSource([place])
+    for suffix, kind in ((".parquet", ParquetSource), (".tar", TarSource)):
+        files = sorted(place.glob(f"*{suffix}"))
+        training = [file for file in files if not file.name.lower().startswith(("val", "test"))]
+        if files:
+            return kind(training or files)
     source = FolderSource(place)
     if not source.files:
-        raise CheckpointError(f"{path} holds neither parquet files nor folders of pictures named by class")
+        raise CheckpointError(f"{path} holds neither parquet nor tar files nor folders of pictures named by class")
     return source
 
 
 class Pictures(Dataset[tuple[Tensor, int]]):
     """The pictures of a source that are of the wanted classes, cut to squares of `size` pixels.
 
-    Index i gives (uint8 [3, S, S], label). `hold()` decodes all of them into memory.
+    Index i gives (uint8 [3, S, S], label). `hold()` decodes all of them into memory. resize: "fit" or "adm".
     """
 
-    def __init__(self, path: str, size: int, classes: Sequence[int] = (), num_classes: int = 1000) -> None:
+    def __init__(
+        self, path: str, size: int, classes: Sequence[int] = (), num_classes: int = 1000, resize: str = "fit"
+    ) -> None:
         self.source, self.size, self.path = open_source(path), size, path
+        self.cut = images.fit_as_adm if resize == "adm" else images.fit
         labels = self.source.labels
         keep = np.isin(labels, classes) if classes else np.ones(len(labels), bool)
         self.indices = np.flatnonzero(keep)
@@ -150,9 +162,14 @@ class Pictures(Dataset[tuple[Tensor, int]]):
     def decode(self, index: int) -> NDArray[np.uint8]:
         data, name = self.source.read(int(self.indices[index]))
         try:
-            return images.fit(images.read_image(data, MAX_PIXELS), self.size)
+            return self.cut(images.read_image(data, MAX_PIXELS), self.size)
         except InputError as error:
             raise CheckpointError(f"{self.path}: picture {name}: {error}") from None
+
+    def shards(self) -> NDArray[np.int64]:
+        """Which tar shard each picture is in [N]; all 0 for other sources."""
+        whole = getattr(self.source, "shards", None)
+        return np.zeros(len(self), np.int64) if whole is None else whole[self.indices]
 
     def num_bytes(self) -> int:
         """Size of all pictures once decoded."""
@@ -191,10 +208,22 @@ def hold_out(pictures: Pictures, share: float = 0.01) -> tuple[Pictures, Picture
 
 
 class Order:
-    """Which pictures make up which micro-batch: each epoch is a fresh permutation, and steps run across its border."""
+    """Which pictures make up which micro-batch: each epoch is a fresh permutation, and steps run across its border.
 
-    def __init__(self, num_pictures: int, batch_size: int, seed: int) -> None:
+    With `together` the shards are permuted and the pictures of so many of them at a time: nearly as random, and read
+    nearly in a row. shards [num_pictures]: the shard of each picture.
+    """
+
+    def __init__(
+        self,
+        num_pictures: int,
+        batch_size: int,
+        seed: int,
+        shards: NDArray[np.int64] | None = None,
+        together: int = 0,
+    ) -> None:
         self.num_pictures, self.batch_size, self.seed = num_pictures, batch_size, seed
+        self.shards, self.together = shards, together
         self.epoch = -1
         self.permutation = np.empty(0, np.int64)
 
@@ -210,8 +239,17 @@ class Order:
     def permuted(self, epoch: int) -> NDArray[np.int64]:
         if epoch != self.epoch:
             generator = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
-            self.permutation, self.epoch = generator.permutation(self.num_pictures), epoch
+            self.permutation, self.epoch = self.shuffle(generator), epoch
         return self.permutation
+
+    def shuffle(self, generator: np.random.Generator) -> NDArray[np.int64]:
+        if self.shards is None or not self.together:
+            return generator.permutation(self.num_pictures)
+        names = np.unique(self.shards)
+        place = np.empty(names[-1] + 1, np.int64)
+        place[names] = generator.permutation(len(names)) // self.together
+        # one random key for each picture, sorted within the group that its shard is in
+        return np.lexsort((generator.permutation(self.num_pictures), place[self.shards]))
 
 
 def micro_batches(
@@ -241,10 +279,22 @@ def micro_batches(
         batches = (gather(pictures, indices(key)) for key in keys)
     else:
         sampler = (indices(key) for key in keys)
-        loader = DataLoader(pictures, batch_sampler=Batches(sampler, len(keys)), num_workers=num_workers)
+        loader = DataLoader(
+            pictures,
+            batch_sampler=Batches(sampler, len(keys)),
+            num_workers=num_workers,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=leave_signals,
+        )
         batches = iter(loader)
     for (step, number), (pixels, labels) in zip(keys, batches, strict=True):
         yield step, number, pixels, labels
+
+
+def leave_signals(worker: int) -> None:
+    """Let a worker outlive Ctrl-C and a SIGTERM to the whole group: the process that trains saves, then ends it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class Batches:

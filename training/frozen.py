@@ -45,12 +45,12 @@ class VisionModel:
         if self.size is not None and self.size != x.shape[-1]:
             x = F.interpolate(x, (self.size, self.size), mode="bicubic", antialias=True)
         mean, std = (torch.tensor(values, device=x.device)[:, None, None] for values in (MEAN, STD))
-        x = ((x - mean) / std).cpu().numpy()
+        pixels = ((x - mean) / std).cpu().numpy()
         try:
-            found = self.session.run(None, {self.input: x})[0]
+            found = self.session.run(None, {self.input: pixels})[0]
         except Exception as error:  # ONNX Runtime raises types of its own
             reason = " ".join(str(error).split())[:300]
-            raise CheckpointError(f"{self.file} cannot look at pictures {list(x.shape)}: {reason}") from None
+            raise CheckpointError(f"{self.file} cannot look at pictures {list(pixels.shape)}: {reason}") from None
         return self.on_grid(torch.from_numpy(found)).to(self.device)
 
     def on_grid(self, found: Tensor) -> Tensor:
@@ -91,7 +91,13 @@ class Lpips(nn.Module):
     """LPIPS over VGG16 (arXiv 1801.03924), frozen: images x images [B, 3, S, S] in [-1, 1] -> distances [B].
 
     file: a safetensors file with VGG16's weights under torchvision's names (features.0.weight ...) and LPIPS's own
-    under those of its vgg.pth (lin0.model.1.weight ...). Raises CheckpointError when one is missing.
+    under those of its vgg.pth (lin0.model.1.weight ...). Where the package lpips has its weights, this writes it:
+
+        weights = lpips.LPIPS(net="vgg").state_dict()  # net.slice1.0.weight ..., lin0.model.1.weight ...
+        names = {name: re.sub(r"net.slice\\d", "features", name) for name in weights}
+        safetensors.torch.save_file({names[name]: w for name, w in weights.items() if "lins" not in name}, file)
+
+    Raises CheckpointError when one is missing.
     """
 
     shift: Tensor

@@ -1,12 +1,14 @@
 """What training is judged by: effective rank, spread of the latents, reconstruction PSNR."""
 
+import math
+
 import torch
 from torch import Tensor
 
+from dsd_serve.flow import add_noise
 from dsd_serve.images import psnr
 from dsd_serve.model import DSD, to_images, to_pixels
-
-COLLAPSE_SHARE = 0.25  # of the latent channels: below this effective rank we warn
+from training.config import MonitorSection
 
 
 def effective_rank(latents: Tensor) -> float:
@@ -58,11 +60,49 @@ def latent_metrics(model: DSD, pixels: Tensor, batch_size: int = 128) -> tuple[d
     return numbers, reconstructed
 
 
-def collapse_warning(numbers: dict[str, float], latent_dim: int) -> str | None:
-    """A sentence when the latents have collapsed, else None."""
-    rank, floor = numbers["effective_rank"], COLLAPSE_SHARE * latent_dim
-    if rank < floor:
-        return f"the latents collapse: effective rank {rank:.1f} of {latent_dim}, below {floor:.1f}"
-    if numbers["picture_std"] < 0.1:
-        return f"the latents collapse: they hardly differ between pictures (spread {numbers['picture_std']:.3f})"
-    return None
+@torch.no_grad()
+def denoised_psnr(model: DSD, pixels: Tensor, labels: Tensor, t: float, batch_size: int = 128) -> float:
+    """PSNR in dB of pictures that were encoded, noised to t, denoised in one step and decoded; the noise is fixed.
+
+    pixels uint8 [N, 3, S, S], labels int64 [N]. Unlike the denoising loss it can be compared between runs: latents that
+    are easy to denoise because they hold little are decoded to little.
+    """
+    device = model.role_embed.weight.device
+    generator, decoded = torch.Generator().manual_seed(0), []
+    for part, classes in zip(pixels.split(batch_size), labels.split(batch_size), strict=True):
+        z = model.encode(to_images(part.to(device)))
+        noise = torch.randn(z.shape, generator=generator).to(device)
+        times = torch.full((len(z),), t, device=device)
+        z_hat = model.denoise(add_noise(z, noise, t), times, classes.to(device))
+        decoded.append(to_pixels(model.decode(z_hat)).cpu())
+    return psnr(pixels.numpy(), torch.cat(decoded).numpy())
+
+
+class Monitor:
+    """Tells collapse from health: a sentence for each threshold that an evaluation crosses."""
+
+    def __init__(self, thresholds: MonitorSection, latent_dim: int, best_psnr: float = -math.inf) -> None:
+        self.thresholds, self.latent_dim, self.best_psnr = thresholds, latent_dim, best_psnr
+
+    def floors(self) -> dict[str, float]:
+        """What the numbers must not fall below, by name, for curves beside them."""
+        rank = self.thresholds.rank_share * self.latent_dim
+        floors = {"effective_rank_floor": rank, "picture_std_floor": self.thresholds.picture_std}
+        if math.isfinite(self.best_psnr):
+            floors["psnr_floor"] = self.best_psnr - self.thresholds.psnr_drop
+        return floors
+
+    def judge(self, numbers: dict[str, float]) -> list[str]:
+        """The sentences about one evaluation."""
+        floors = self.floors()
+        rank, spread, quality = (numbers[name] for name in ("effective_rank", "picture_std", "psnr"))
+        self.best_psnr = max(self.best_psnr, quality)
+        said = []
+        if rank < floors["effective_rank_floor"]:
+            floor = floors["effective_rank_floor"]
+            said.append(f"the latents collapse: effective rank {rank:.1f} of {self.latent_dim}, below {floor:.1f}")
+        if spread < floors["picture_std_floor"]:
+            said.append(f"the latents collapse: they hardly differ between pictures (spread {spread:.3f})")
+        if quality < floors.get("psnr_floor", -math.inf):
+            said.append(f"reconstruction gets worse: {quality:.1f} dB, its best was {self.best_psnr:.1f} dB")
+        return said

@@ -5,6 +5,7 @@ run again in the same folder goes on from its checkpoint, to the bit. Ctrl-C or 
 Several devices: torchrun --nproc-per-node N -m training training/configs/NAME.toml
 Several machines: the same on each, with --nnodes and --rdzv-endpoint of torchrun, run.dir on a disk that they share.
 A run may go on with another number of processes: the batch, its pictures and its noise do not depend on it.
+What a run will cost, before there are any pictures: dsd-train CONFIG --dry-run
 """
 
 import argparse
@@ -41,7 +42,7 @@ from training.config import OptimSection, TrainConfig, load_config
 from training.data import Order, Pictures, hold_out, micro_batches
 from training.frozen import Lpips, VisionModel
 from training.loss import Draws, Objective
-from training.measure import collapse_warning, latent_metrics
+from training.measure import Monitor, denoised_psnr, latent_metrics
 
 log = logging.getLogger(__name__)
 
@@ -57,13 +58,14 @@ class Device:
     compiled: bool
     rank: int = 0
     world: int = 1
+    plain_attention: bool = False
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
-        """Mixed precision; on a CPU also plain attention: the fused one is several times slower backwards in bf16."""
+        """Mixed precision, and attention by plain matrix products where the fused one is slower."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16))
-            if self.device.type == "cpu":
+            if self.plain_attention:
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             yield
 
@@ -78,6 +80,7 @@ class State:
     muon: torch.optim.Optimizer | None = None  # beside it, for the matrices of the blocks
     vision: VisionModel | None = None  # frozen, so no part of a checkpoint
     step: int = 0
+    finite: Tensor | None = None  # whether every gradient since the start was
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
@@ -222,48 +225,76 @@ def prepare(pixels: Tensor, labels: Tensor, flip: bool, generator: torch.Generat
     return images, labels.to(device, non_blocking=True)
 
 
+Batch = tuple[int, int, Tensor, Tensor]  # step, number of the micro-batch, pixels, labels
+
+
 def train_step(
-    state: State, forward: Any, config: TrainConfig, where: Device, batches: Iterator[tuple[int, int, Tensor, Tensor]]
+    state: State, forward: Any, config: TrainConfig, where: Device, batches: Iterator[Batch]
 ) -> dict[str, Tensor]:
     """One optimiser step over this process's micro-batches.
 
     Returns the loss and its parts, averaged over these, and grad_norm, which is that of the whole batch.
     """
-    optim, model = config.optim, state.objective.model
-    per_process = optim.batch_size // optim.micro_batch_size // where.world
+    per_process = config.optim.batch_size // config.optim.micro_batch_size // where.world
     sums: dict[str, Tensor] = {}
     for number in range(per_process):
-        step, micro, pixels, labels = next(batches)
-        assert step == state.step, "the data must come in the order of the steps"
-        generator = generator_for(config.run.seed, step, micro, where.device)
-        images, labels = prepare(pixels, labels, config.data.flip, generator)
-        draws = Draws.make(config.loss, len(images), model.config.latent_shape, generator)
-        last = number == per_process - 1
-        alone = isinstance(forward, DistributedDataParallel) and not last
-        with forward.no_sync() if alone else contextlib.nullcontext(), where.computing():
-            features = None if state.vision is None else state.vision(images)
-            total, parts = forward(state.ema, images, labels, draws, features)
-            (total / per_process).backward()
-        for name, value in {"loss": total, **parts}.items():
-            sums[name] = sums.get(name, 0) + value.detach() / per_process
+        batch = next(batches)
+        assert batch[0] == state.step, "the data must come in the order of the steps"
+        alone = isinstance(forward, DistributedDataParallel) and number < per_process - 1
+        with forward.no_sync() if alone else contextlib.nullcontext():
+            losses = add_gradient(state, forward, config, where, batch, 1 / per_process)
+        for name, value in losses.items():
+            sums[name] = sums.get(name, 0) + value / per_process
+    return {**sums, "grad_norm": update(state, config)}
+
+
+def add_gradient(
+    state: State,
+    forward: Any,
+    config: TrainConfig,
+    where: Device,
+    batch: Batch,
+    share: float,
+    backward: bool = True,
+) -> dict[str, Tensor]:
+    """Forward and backward over one micro-batch, `share` of the step; its loss and parts."""
+    step, micro, pixels, labels = batch
+    generator = generator_for(config.run.seed, step, micro, where.device)
+    images, labels = prepare(pixels, labels, config.data.flip, generator)
+    draws = Draws.make(config.loss, len(images), state.objective.model.config.latent_shape, generator)
+    features = None if state.vision is None else state.vision(images)
+    with where.computing():
+        total, parts = forward(state.ema, images, labels, draws, features)
+        if backward:
+            (total * share).backward()
+    return {name: value.detach() for name, value in {"loss": total, **parts}.items()}
+
+
+def update(state: State, config: TrainConfig) -> Tensor:
+    """Step the optimisers and the EMA copy; returns the norm of the gradient before clipping."""
     for optimizer in state.optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = lr_at(state.step, optim)
-    sums["grad_norm"] = torch.nn.utils.clip_grad_norm_(state.objective.parameters(), optim.grad_clip)
+            group["lr"] = lr_at(state.step, config.optim)
+    norm = torch.nn.utils.clip_grad_norm_(state.objective.parameters(), config.optim.grad_clip)
     for optimizer in state.optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     with torch.no_grad():
-        weight = 1 - ema_decay_at(state.step, optim)
-        torch._foreach_lerp_(list(state.ema.parameters()), list(model.parameters()), weight)
+        weight = 1 - ema_decay_at(state.step, config.optim)
+        torch._foreach_lerp_(list(state.ema.parameters()), list(state.objective.model.parameters()), weight)
+    finite = torch.isfinite(norm)
+    state.finite = finite if state.finite is None else state.finite & finite
     state.step += 1
-    return sums
+    return norm
 
 
-def evaluate(state: State, config: TrainConfig, held_out: Tensor, folder: Path) -> dict[str, float]:
+def evaluate(state: State, config: TrainConfig, held: Pictures, folder: Path) -> dict[str, float]:
     """Measure the EMA network on held-out pictures; write grids of reconstructions and of samples."""
-    numbers, reconstructed = latent_metrics(state.ema, held_out)
-    pairs = [part.numpy() for pair in zip(held_out[:32], reconstructed[:32], strict=True) for part in pair]
+    assert held.pixels is not None
+    pixels, labels = torch.from_numpy(held.pixels), torch.from_numpy(held.labels)
+    numbers, reconstructed = latent_metrics(state.ema, pixels)
+    numbers["psnr_0.5"] = denoised_psnr(state.ema, pixels, labels, 0.5)
+    pairs = [part.numpy() for pair in zip(pixels[:32], reconstructed[:32], strict=True) for part in pair]
     write_png(folder / f"reconstructions-{state.step:07d}.png", pairs, columns=8)
     if not config.run.samples_per_class:
         return numbers
@@ -292,6 +323,7 @@ class Journal:
 
     def __init__(self, folder: Path, first: bool, step: int) -> None:
         self.file = self.board = None
+        self.best_psnr = -math.inf
         if not first:
             return
         path = folder / "metrics.jsonl"
@@ -301,6 +333,7 @@ class Journal:
             else []
         )
         path.write_text("".join(line + "\n" for line in kept))  # what was logged after the checkpoint happens again
+        self.best_psnr = max((json.loads(line).get("psnr", -math.inf) for line in kept), default=-math.inf)
         self.file = path.open("a", encoding="utf-8")
         with contextlib.suppress(ImportError):
             from torch.utils.tensorboard import SummaryWriter
@@ -314,6 +347,13 @@ class Journal:
         if self.board is not None:
             for name, value in numbers.items():
                 self.board.add_scalar(name, value, step)
+
+    def warn(self, step: int, sentence: str) -> None:
+        if self.file is not None:
+            self.file.write(json.dumps({"step": step, "warning": sentence}) + "\n")
+            self.file.flush()
+        if self.board is not None:
+            self.board.add_text("warning", sentence, step)
 
 
 class StopSignal:
@@ -366,7 +406,8 @@ def choose_device(config: TrainConfig) -> Device:
     native = torch.cuda.is_bf16_supported() if device.type == "cuda" else cpu_multiplies_bf16()
     bf16 = config.run.precision == "bf16" or (config.run.precision == "auto" and native)
     compiled = config.run.compile == "on" or (config.run.compile == "auto" and device.type == "cuda")
-    return Device(device, bf16, compiled, rank, world)
+    # on a CPU fused attention is several times slower backwards in bf16
+    return Device(device, bf16, compiled, rank, world, plain_attention=device.type == "cpu")
 
 
 def cpu_multiplies_bf16() -> bool:
@@ -375,19 +416,50 @@ def cpu_multiplies_bf16() -> bool:
 
 def load_pictures(config: TrainConfig) -> tuple[Pictures, Pictures]:
     """(training, held-out) pictures, in memory where they fit."""
+    training, held = open_pictures(config)
+    held.hold()
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # each process of the machine would hold its own
+    if training.num_bytes() * here <= config.data.memory_gb * 1e9:
+        training.hold()
+    return training, held
+
+
+def open_pictures(config: TrainConfig) -> tuple[Pictures, Pictures]:
+    """(training, held-out) pictures, not yet decoded."""
     network, data = config.model_config(), config.data
-    training = Pictures(data.path, network.image_size, data.classes, network.num_classes)
+    shape = network.image_size, data.classes, network.num_classes, data.resize
+    training = Pictures(data.path, *shape)
     if data.validation:
-        held = Pictures(data.validation, network.image_size, data.classes, network.num_classes)
+        held = Pictures(data.validation, *shape)
     else:
         training, held = hold_out(training)
     generator = np.random.Generator(np.random.Philox(key=[config.run.seed, 0]))
-    held = held.subset(np.sort(generator.permutation(len(held))[: config.run.eval_images]))
-    held.hold()
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # each process of the machine would hold its own
-    if training.num_bytes() * here <= data.memory_gb * 1e9:
-        training.hold()
-    return training, held
+    return training, held.subset(np.sort(generator.permutation(len(held))[: config.run.eval_images]))
+
+
+def open_batches(training: Pictures, config: TrainConfig, where: Device, first_step: int) -> Iterator[Batch]:
+    """The micro-batches of this process from a step on, in the middle of an epoch or not."""
+    optim, data = config.optim, config.data
+    order = Order(len(training), optim.batch_size, config.run.seed, training.shards(), data.shuffle_shards)
+    return micro_batches(
+        training, order, first_step, optim.steps, optim.micro_batch_size, where.rank, where.world, data.num_workers
+    )
+
+
+def announce(state: State, config: TrainConfig, where: Device, training: Pictures, held: Pictures) -> None:
+    """Say what is trained on what."""
+    log.info(
+        "%s: %d pictures (%s), %d held out; %.1fM parameters on %s, %s%s; %s",
+        config.run.dir,
+        len(training),
+        "in memory" if training.pixels is not None else f"decoded by {config.data.num_workers} processes",
+        len(held),
+        sum(p.numel() for p in state.objective.model.parameters()) / 1e6,
+        where.device,
+        "bf16" if where.bf16 else "fp32",
+        ", compiled" if where.compiled else "",
+        f"resumes after step {state.step}" if state.step else "starts",
+    )
 
 
 def train(config: TrainConfig) -> State:
@@ -396,10 +468,10 @@ def train(config: TrainConfig) -> State:
     first = where.rank == 0
     folder = Path(config.run.dir)
     folder.mkdir(parents=True, exist_ok=True)
+    if first:
+        for unfinished in folder.glob(".checkpoint.pt.*.tmp"):  # of a process that was killed while it saved
+            unfinished.unlink()
     training, held = load_pictures(config)
-    assert held.pixels is not None
-    held_out = torch.from_numpy(held.pixels)
-
     state = new_state(config, where.device)
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
@@ -408,50 +480,27 @@ def train(config: TrainConfig) -> State:
         start_from(state, Path(config.run.start_from))
     agree_on_step(state.step, where)
     if first:
-        num_parameters = sum(p.numel() for p in state.objective.model.parameters())
-        log.info(
-            "%s: %d pictures (%s), %d held out; %.1fM parameters on %s, %s%s; %s",
-            folder,
-            len(training),
-            "in memory" if training.pixels is not None else f"decoded by {config.data.num_workers} processes",
-            len(held),
-            num_parameters / 1e6,
-            where.device,
-            "bf16" if where.bf16 else "fp32",
-            ", compiled" if where.compiled else "",
-            f"resumes after step {state.step}" if state.step else "starts",
-        )
-    forward: Any = state.objective
-    if where.compiled:
-        forward = torch.compile(forward)
+        announce(state, config, where, training, held)
+    forward: Any = torch.compile(state.objective) if where.compiled else state.objective
     if where.world > 1:
         forward = DistributedDataParallel(forward)
-
-    order = Order(len(training), config.optim.batch_size, config.run.seed)
-    batches = micro_batches(
-        training,
-        order,
-        state.step,
-        config.optim.steps,
-        config.optim.micro_batch_size,
-        where.rank,
-        where.world,
-        config.data.num_workers,
-    )
-    journal, stop = Journal(folder, first, state.step), StopSignal()
+    batches = open_batches(training, config, where, state.step)
+    journal = Journal(folder, first, state.step)
+    monitor = Monitor(config.monitor, state.ema.config.latent_dim, journal.best_psnr)
     bar = tqdm(total=config.optim.steps, initial=state.step, unit="step", disable=not first, dynamic_ncols=True)
-    began, began_step = time.perf_counter(), state.step
+    began, began_step, stop = time.perf_counter(), state.step, StopSignal()
     while True:
         done = state.step >= config.optim.steps
         stopping = stop.agreed(where)
-        if first and (done or (state.step % config.run.eval_every == 0 and not stopping)):
-            numbers = evaluate(state, config, held_out, folder)
-            journal.write(state.step, numbers)
-            bar.write(f"step {state.step}: " + ", ".join(f"{name} {value:.3f}" for name, value in numbers.items()))
-            if state.step and (warning := collapse_warning(numbers, state.ema.config.latent_dim)):
-                bar.write(f"WARNING: {warning}")
+        evaluating = done or (state.step % config.run.eval_every == 0 and not stopping)
+        saving = done or stopping or (state.step % config.run.save_every == 0 and state.step > 0)
+        if where.device.type == "cpu" or evaluating or saving:  # elsewhere asking waits for the device
+            check_finite(state, checkpoint)
+        if first and evaluating:
+            numbers = evaluate(state, config, held, folder)
+            report(state.step, numbers, journal, monitor, bar)
             began, began_step = time.perf_counter(), state.step
-        if first and (done or stopping or (state.step % config.run.save_every == 0 and state.step)):
+        if first and saving:
             save(state, config, checkpoint)
         if done or stopping:
             break
@@ -460,11 +509,8 @@ def train(config: TrainConfig) -> State:
 
         bar.update()
         if state.step % config.run.log_every == 0:
+            check_finite(state, checkpoint)
             values = averaged(losses, where)
-            if not math.isfinite(values["loss"]):
-                raise ConfigError(
-                    f"the loss is {values['loss']} at step {state.step}; lower optim.lr and start from {checkpoint}"
-                )
             rate = (state.step - began_step) * config.optim.batch_size / (time.perf_counter() - began)
             journal.write(state.step, {**values, "lr": lr_at(state.step, config.optim), "pictures_per_second": rate})
             bar.set_postfix_str(f"loss {values['loss']:.3f}, {rate:.0f} pictures/s")
@@ -479,15 +525,44 @@ def train(config: TrainConfig) -> State:
     return state
 
 
+def check_finite(state: State, checkpoint: Path) -> None:
+    """Raise ConfigError when a gradient was infinite or not a number: before anything of it is saved."""
+    if state.finite is None or bool(state.finite):
+        return
+    kept = "nothing was saved yet"
+    if checkpoint.exists():
+        kept = f"{checkpoint} of step {read_checkpoint(checkpoint)['step']} is from before and is kept"
+    raise ConfigError(
+        f"the gradient is not finite at step {state.step}; {kept}; go on with a lower optim.lr, or run.precision=fp32"
+    )
+
+
+def report(step: int, numbers: dict[str, float], journal: Journal, monitor: Monitor, bar: Any) -> None:
+    """Write down and show an evaluation, and say which thresholds it crosses. Step 0 is not judged."""
+    journal.write(step, {**numbers, **monitor.floors()})
+    bar.write(f"step {step}: " + ", ".join(f"{name} {value:.3f}" for name, value in numbers.items()))
+    for sentence in monitor.judge(numbers) if step else ():
+        journal.warn(step, sentence)
+        bar.write(f"WARNING: {sentence}")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="dsd-train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("config", type=Path, help="a TOML file, see training/configs")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that replace the file's")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--dry-run", action="store_true", help="say what the run will cost; needs no data")
+    options = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        train(load_config(options.config, options.overrides))
+        config = load_config(options.config, options.overrides)
+        if options.dry_run:
+            from training.estimate import dry_run
+
+            for line in dry_run(config):
+                print(line, flush=True)
+            return
+        train(config)
     except DSDError as error:
         sys.exit(f"dsd-train: {error}")

@@ -1,0 +1,73 @@
+"""The ablation and the study of speed run, go on where they stopped, and their committed pages are whole."""
+
+import json
+
+import pytest
+
+from tests.conftest import ROOT, TINY
+from training import speed
+from training.ablation import COLUMNS, VARIANTS, main, table
+from training.estimate import flops_per_picture
+
+
+def test_the_ablation_turns_switches_and_repeats_nothing(picture_folder, tmp_path, capsys):
+    short = [*TINY, "data.classes=[1, 207, 950]", "optim.steps=4", "optim.batch_size=4", "optim.micro_batch_size=4"]
+    short += [
+        "optim.warmup_steps=0",
+        "optim.lr=0.01",
+        "run.log_every=1",
+        "run.eval_images=4",
+        f"data.validation={picture_folder}",
+        "run.device=cpu",
+    ]
+
+    def run(*variants):
+        main([*short, "--data", str(picture_folder), "--output", str(tmp_path), "--variants", *variants])
+        return json.loads((tmp_path / "ablation.json").read_text())
+
+    first = run("base", "base, seed 1", "Muon")
+    assert list(first) == ["base", "base, seed 1", "Muon"]
+    assert first["Muon"]["switches"] == ["optim.name=muon"]
+    assert first["base"]["psnr"] != first["Muon"]["psnr"] != first["base, seed 1"]["psnr"]
+    assert all(set(COLUMNS) < set(run) for run in first.values())
+    assert first["Muon"]["cost"] == 1
+    again = run("base", "1 noise draw")
+    assert again["base"] == first["base"], "not run again"
+    assert 0.6 < again["1 noise draw"]["cost"] < 0.9
+    assert list(again) == ["base", "base, seed 1", "1 noise draw", "Muon"], "in the order of the table"
+    assert "| Muon |" in (tmp_path / "ablation.md").read_text()
+    with pytest.raises(SystemExit, match="--variants must be of base"):
+        run("no such")
+
+
+def test_only_what_lies_outside_the_seeds_of_the_base_is_marked():
+    def row(value):
+        return dict.fromkeys(COLUMNS, value)
+
+    lines = table({"base": row(1.0), "base, seed 1": row(2.0), "Muon": row(1.5), "1 noise draw": row(2.5)}).splitlines()
+    assert "+" not in lines[2] + lines[3] + lines[4] and "-" not in lines[4].replace("| -", "")
+    assert lines[5].count(" +") == len(COLUMNS) - 1, "cost is not marked"
+
+
+def test_speed_is_that_of_whole_steps_over_the_roof(train_config, monkeypatch):
+    monkeypatch.setattr(speed, "PATIENCE", 0.0)
+    monkeypatch.setattr(speed, "SIDE", 64)
+    config = train_config()
+    where = speed.choose_device(config)
+    rates = {"fp32": 1e12, "bf16": 1e12}
+    assert speed.matmul_rate(where, speed.torch.float32) > 1e6
+    row = speed.time_case(where, config, rates)
+    flops = flops_per_picture(config.model_config(), config.loss)
+    assert row["tflops"] >= row["pictures_per_second"] * flops / 1e12 > 0
+    assert row["share_of_matmul"] == pytest.approx(row["tflops"])
+
+
+def test_the_committed_pages_are_whole():
+    results = json.loads((ROOT / "docs/ablation.json").read_text())
+    assert list(results) == list(VARIANTS)
+    for name, row in results.items():
+        assert row["switches"] == list(VARIANTS[name])
+    assert table(results) in (ROOT / "docs/ablation.md").read_text()
+    measured = json.loads((ROOT / "docs/training-speed.json").read_text())
+    assert list(measured["cases"]) == list(speed.CASES)
+    assert speed.report(measured) == (ROOT / "docs/training-speed.md").read_text()

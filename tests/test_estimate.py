@@ -1,0 +1,115 @@
+"""What --dry-run says of a run, against what runs really do; and the recipe at its real size."""
+
+import json
+import resource
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from dsd_serve.images import write_image
+from tests.conftest import CLASSES, ROOT, picture
+from training.config import load_config
+from training.estimate import (
+    flops_per_picture,
+    forget_peak,
+    kept_for_backward,
+    measure_speed,
+    peak_bytes,
+    random_batch,
+    rows_per_picture,
+    state_bytes,
+)
+from training.train import Device, add_gradient, main, new_state, train, update
+
+CPU = Device(torch.device("cpu"), bf16=False, compiled=False, plain_attention=True)
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+def test_flops_are_those_that_torch_counts(train_config, draws):
+    config = train_config(
+        f"loss.num_draws={draws}", "model.hidden_size=192", "model.num_heads=3", "model.image_size=64"
+    )
+    state = new_state(config, CPU.device)
+    network = state.ema.config
+    with FlopCounterMode(display=False) as counter:
+        add_gradient(state, state.objective, config, CPU, random_batch(network, 2, 0), 1.0)
+    expected = flops_per_picture(network, config.loss, state.objective)
+    assert counter.get_total_flops() / 2 == pytest.approx(expected, rel=0.03)
+    assert rows_per_picture(config.loss) == draws + 3
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_what_a_run_holds_is_what_it_was_said_to(train_config, name):
+    config = train_config(f"optim.name={name}")
+    state = new_state(config, CPU.device)
+    said = state_bytes(state)
+    add_gradient(state, state.objective, config, CPU, random_batch(state.ema.config, 2, 0), 1.0)
+    gradients = sum(p.grad.nbytes for p in state.objective.parameters())
+    update(state, config)
+    held = sum(
+        value.nbytes
+        for optimizer in state.optimizers
+        for values in optimizer.state.values()
+        for value in values.values()
+        if isinstance(value, torch.Tensor) and value.ndim
+    )
+    assert said["gradients"] == gradients
+    assert said["optimiser"] == held
+    assert said["EMA copy"] == sum(p.nbytes for p in state.ema.parameters())
+
+
+def test_memory_kept_grows_with_the_network_and_speed_is_of_real_steps(train_config):
+    def kept(*changes):
+        config = train_config(*changes)
+        return kept_for_backward(new_state(config, CPU.device), config, CPU)[0]
+
+    def peak(megabytes):
+        forget_peak(CPU)
+        torch.ones(megabytes * 250_000).sum()
+        return peak_bytes(CPU)[0]
+
+    assert peak(300) - peak(1) > 200e6, "what was before is forgotten"
+    assert 0 < kept("loss.num_draws=1") < kept("loss.num_draws=3")
+    assert kept("model.depth=2") < 0.7 * kept("model.depth=4")
+    config = train_config()
+    state = new_state(config, CPU.device)
+    before = state.ema.pixel_head.weight.clone()
+    speed = measure_speed(state, state.objective, config, CPU, 4)
+    assert speed.micro_seconds > 0 and speed.update_seconds > 0 and state.step == 3
+    assert not torch.equal(before, state.ema.pixel_head.weight)
+    assert speed.step_seconds(config.optim) == pytest.approx(2 * speed.micro_seconds + speed.update_seconds)
+
+
+def test_a_dry_run_needs_no_data_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    network = ["model.depth=1", "model.hidden_size=64", "model.num_heads=2"]
+    arguments = [*network, "run.compile=off", "run.device=cpu", "data.path=/nowhere", "--dry-run"]
+    main([str(ROOT / "training/configs/demo.toml"), *arguments])
+    printed = capsys.readouterr().out
+    for named in ("0.2M parameters", "GFLOP forward", "memory held", "pictures/s", "the whole run here", "one H100"):
+        assert named in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_twenty_real_steps_of_dsd_s_at_256_pixels(tmp_path):
+    """On generated pictures, on the CPU: the losses fall and memory stays small. One to five minutes."""
+    for label in CLASSES:
+        (tmp_path / f"pictures/{label}").mkdir(parents=True)
+        for number in range(12):
+            pixels = write_image(picture(label, number, size=300))
+            (tmp_path / f"pictures/{label}/{number}.png").write_bytes(pixels)
+    overrides = [f"data.path={tmp_path}/pictures", f"data.validation={tmp_path}/pictures", f"run.dir={tmp_path}/run"]
+    overrides += ["optim.steps=20", "optim.batch_size=2", "optim.micro_batch_size=1", "optim.warmup_steps=5"]
+    overrides += ["run.log_every=1", "run.eval_every=1000", "run.eval_images=4", "run.samples_per_class=0"]
+    overrides += ["data.num_workers=1", "run.device=cpu", "run.precision=auto"]
+    train(load_config(ROOT / "training/configs/dsd-s.toml", overrides))
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    for name in ("loss", "reconstruction", "denoise"):
+        values = [line[name] for line in lines if "loss" in line]
+        print(name, " ".join(f"{value:.3f}" for value in values))
+        assert name == "denoise" or sum(values[-5:]) < 0.8 * sum(values[:5])  # that of so few pictures is very noisy
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(f"peak {peak / 1e9:.1f} GB, {lines[-2]['pictures_per_second']:.2f} pictures/s")
+    assert peak < 8e9

@@ -1,0 +1,176 @@
+"""Webdataset shards, the order they are read in, and runs over them that are stopped at any moment."""
+
+import io
+import json
+import os
+import random
+import signal
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dsd_serve.checkpoint import read_checkpoint
+from dsd_serve.errors import CheckpointError
+from dsd_serve.images import fit_as_adm, write_image
+from tests.conftest import CLASSES, ROOT, picture, train_arguments
+from tests.test_training import assert_same, launch
+from training.config import load_config
+from training.data import Order, Pictures
+from training.shards import INDEX, expand
+from training.train import train
+
+
+def write_shard(path, members):
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def write_shards(folder, count=3, each=12):
+    """`count` tar files of `each` pictures, of the classes in turn."""
+    folder.mkdir()
+    for shard in range(count):
+        members = []
+        for number in range(each):
+            label = CLASSES[number % 3]
+            members += [(f"{shard}/{number:04d}.png", write_image(picture(label, shard * each + number)))]
+            members += [(f"{shard}/{number:04d}.cls", str(label).encode())]
+        write_shard(folder / f"train-{shard:03d}.tar", members)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return write_shards(tmp_path_factory.mktemp("tars") / "shards")
+
+
+def test_pictures_are_those_of_the_shards(shards):
+    pictures = Pictures(str(shards), 24, classes=(207, 950))
+    assert len(pictures) == 24
+    pixels, label = pictures[8]  # the second class of three, so picture 13 of all: shard 1, number 1
+    assert label == 207
+    assert np.array_equal(pixels.numpy(), picture(207, 13))
+    assert pictures.shards().tolist() == [0] * 8 + [1] * 8 + [2] * 8
+    some = Pictures(str(shards / "train-{000..001}.tar"), 24)
+    assert len(some) == 24 and np.array_equal(some[20][0].numpy(), Pictures(str(shards), 24)[20][0].numpy())
+
+
+def test_brace_patterns():
+    assert expand("a-{08..11}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
+    assert expand("{x,y}/{1..2}") == ["x/1", "x/2", "y/1", "y/2"]
+    assert expand("plain.tar") == ["plain.tar"]
+
+
+def test_headers_are_read_once_and_again_where_a_shard_changed(tmp_path, caplog):
+    caplog.set_level("INFO")
+    folder = write_shards(tmp_path / "shards", count=2, each=3)
+    write_shard(folder / "val-0.tar", [("a.png", b""), ("a.cls", b"1")])
+    Pictures(str(folder), 24)
+    assert "headers of 2 tar files" in caplog.text, "validation is not mixed in"
+    caplog.clear()
+    before = Pictures(str(folder), 24)[5]
+    assert caplog.text == "" and (folder / INDEX).exists()
+    write_shard(folder / "train-000.tar", [("a.png", write_image(picture(1, 99))), ("a.cls", b"1\n")])
+    after = Pictures(str(folder), 24)
+    assert "headers of 1 tar files" in caplog.text
+    assert len(after) == 4
+    assert np.array_equal(after[0][0].numpy(), picture(1, 99))
+    assert torch.equal(after[3][0], before[0])
+    (folder / INDEX).write_bytes(b"broken")
+    assert len(Pictures(str(folder), 24)) == 4
+    assert "is made again" in caplog.text
+
+
+def test_what_is_wrong_with_shards_is_said(tmp_path):
+    with pytest.raises(CheckpointError, match=r"names .*b-1\.tar, which is not there"):
+        Pictures(str(tmp_path / "b-{1..2}.tar"), 16)
+    for members, named in (
+        ([("a.png", b"x")], r"picture a needs a member a\.cls"),
+        ([("a.png", b"x"), ("a.cls", b"dog")], r"picture a needs a member a\.cls"),
+        ([("a.txt", b"x")], "holds no pictures"),
+    ):
+        write_shard(tmp_path / "x.tar", members)
+        with pytest.raises(CheckpointError, match=named):
+            Pictures(str(tmp_path / "x.tar"), 16)
+    (tmp_path / "x.tar").write_bytes(b"no tar" * 1000)
+    with pytest.raises(CheckpointError, match=r"x\.tar is no tar file"):
+        Pictures(str(tmp_path), 16)
+    write_shard(tmp_path / "x.tar", [("a.png", b"no picture"), ("a.cls", b"1")])
+    with pytest.raises(CheckpointError, match=r"picture at byte 512 of x\.tar"):
+        Pictures(str(tmp_path), 16)[0]
+
+
+def test_shards_are_shuffled_a_few_at_a_time_and_every_picture_comes_once():
+    shards = np.repeat(np.arange(10), 7)
+    order = Order(70, 14, 3, shards, together=2)
+    epochs = np.concatenate([order.indices(step) for step in range(10)]).reshape(2, 70)
+    for epoch in epochs:
+        assert sorted(epoch.tolist()) == list(range(70))
+        groups = [set(shards[part]) for part in epoch.reshape(5, 14)]
+        assert all(len(group) == 2 for group in groups) and len(set().union(*groups)) == 10
+    assert not np.array_equal(epochs[0], epochs[1])
+    assert np.array_equal(Order(70, 14, 3, shards, together=2).indices(7), order.indices(7))
+
+
+def test_resizing_as_adm_does():
+    """Halved by 2 x 2 means while it can be, never enlarged more than needed, cut in the middle."""
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 96)).astype(np.uint8)
+    means = pixels.reshape(3, 32, 2, 48, 2).mean((2, 4))
+    halved = np.floor(means + 0.5)[:, :, 8:40]
+    assert np.abs(fit_as_adm(pixels, 32).astype(int) - halved).max() <= 1
+    assert fit_as_adm(pixels, 48).shape == (3, 48, 48)
+    assert np.array_equal(fit_as_adm(pixels[:, :, 16:80], 64), pixels[:, :, 16:80])
+
+
+STREAMED = ["data.memory_gb=0", "data.num_workers=2", "data.shuffle_shards=2"]
+STREAMED += ["optim.steps=30", "run.save_every=2", "run.log_every=1", "run.eval_every=1000", "run.samples_per_class=0"]
+
+
+def streamed(folder):
+    return [*train_arguments(folder), *STREAMED, "run.precision=fp32"]
+
+
+def stop_at_some_moment(process, folder, step, number):
+    """Send a signal a random moment after `step` was logged; the step that the checkpoint is of, and that logged."""
+    journal, deadline = folder / "metrics.jsonl", time.monotonic() + 90
+    while not journal.exists() or f'"step": {step},' not in journal.read_text():
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
+        time.sleep(0.005)
+    time.sleep(random.uniform(0, 0.05))
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(workers) >= 2
+    for pid in [*workers, process.pid]:  # as Ctrl-C, or whoever signals the whole group
+        os.kill(int(pid), number)
+    process.communicate(timeout=60)
+    logged = json.loads(journal.read_text().splitlines()[-1])["step"]
+    return read_checkpoint(folder / "checkpoint.pt")["step"], logged
+
+
+def test_a_streamed_run_stopped_at_any_moment_loses_little_and_ends_the_same(tmp_path):
+    """144 pictures, 8 a step: stops are in the middle of an epoch. kill -9 loses at most the
+    steps since the last save, SIGTERM none, and what comes of it in the end is, to the bit, that of never stopping."""
+    shards = write_shards(tmp_path / "shards", count=4, each=36)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        whole = load_config(ROOT / "training/configs/demo.toml", [*streamed(shards), f"run.dir={tmp_path}/whole"])
+        train(whole)
+    finally:
+        torch.set_num_threads(threads)
+    part = tmp_path / "part"
+    saved, logged = stop_at_some_moment(launch(1, streamed(shards), part), part, 5, signal.SIGKILL)
+    assert logged - 3 <= saved <= logged + 1 and saved % 2 == 0
+    (part / ".checkpoint.pt.1.tmp").write_bytes(b"half of one")
+    saved, logged = stop_at_some_moment(launch(1, streamed(shards), part), part, saved + 5, signal.SIGTERM)
+    assert not list(part.glob(".checkpoint*"))
+    assert saved == logged or saved == 30
+    rest = launch(1, streamed(shards), part)
+    _, output = rest.communicate(timeout=90)
+    assert rest.returncode == 0, output
+    assert_same(tmp_path / "whole/checkpoint.pt", part / "checkpoint.pt")

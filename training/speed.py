@@ -1,0 +1,172 @@
+"""python -m training.speed --data tiny-imagenet-200 --output docs
+
+How fast training is against what the device multiplies: pictures a second and FLOP/s, counted by training/estimate.py,
+beside the measured rate of a large matrix product in the same precision. Writes training-speed.md and .json. About four
+minutes on two cores, of which one or two compile; measure on a machine that does nothing else.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dsd_serve.checkpoint import atomic
+from dsd_serve.errors import DSDError
+from training.config import TrainConfig, load_config
+from training.data import Order, Pictures, micro_batches
+from training.estimate import flops_per_picture, random_batch
+from training.train import Batch, Device, choose_device, new_state, train_step
+
+CONFIGS = Path(__file__).with_name("configs")
+PATIENCE = 2.0  # seconds that a case is repeated for, at least twice
+SIDE = 2048  # of the square matrices that the rate of the device is measured with
+
+# name: configuration, overrides, changes of Device
+DEMO, DSD_S = ("demo", 64), ("dsd-s", 2)
+CASES: dict[str, tuple[tuple[str, int], tuple[str, ...], dict[str, Any]]] = {
+    "demo, fp32, math attention": (DEMO, (), {"bf16": False, "plain_attention": True}),
+    "demo, fp32, fused attention": (DEMO, (), {"bf16": False, "plain_attention": False}),
+    "demo, bf16, math attention": (DEMO, (), {"bf16": True, "plain_attention": True}),
+    "demo, bf16, fused attention": (DEMO, (), {"bf16": True, "plain_attention": False}),
+    "demo, bf16, math, Muon": (DEMO, ("optim.name=muon",), {"bf16": True, "plain_attention": True}),
+    "demo, bf16, math, pyramid loss": (DEMO, ("loss.pyramid_weight=1.0",), {"bf16": True, "plain_attention": True}),
+    "demo, bf16, math, compiled": (DEMO, (), {"bf16": True, "plain_attention": True, "compiled": True}),
+    "demo, bf16, math, 1 draw": (DEMO, ("loss.num_draws=1",), {"bf16": True, "plain_attention": True}),
+    "demo, bf16, math, 2 draws": (DEMO, ("loss.num_draws=2",), {"bf16": True, "plain_attention": True}),
+    "demo, bf16, math, 8 draws": (DEMO, ("loss.num_draws=8",), {"bf16": True, "plain_attention": True}),
+    "dsd-s, fp32, math attention": (DSD_S, (), {"bf16": False, "plain_attention": True}),
+    "dsd-s, bf16, math attention": (DSD_S, (), {"bf16": True, "plain_attention": True}),
+    "dsd-s, bf16, fused attention": (DSD_S, (), {"bf16": True, "plain_attention": False}),
+}
+READING = {"pictures in memory": -1, "decoded in the process": 0, "1 worker": 1, "2 workers": 2}
+
+
+def best(run: Callable[[], Any], where: Device) -> float:
+    """Seconds of the fastest of the runs that fit into PATIENCE, after one that warms up."""
+    run()
+    times: list[float] = []
+    while len(times) < 2 or sum(times) < PATIENCE:
+        began = time.perf_counter()
+        run()
+        if where.device.type == "cuda":
+            torch.cuda.synchronize(where.device)
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def matmul_rate(where: Device, dtype: torch.dtype) -> float:
+    """FLOP/s of a product of two square matrices."""
+    a, b = (torch.randn(SIDE, SIDE, device=where.device, dtype=dtype) for _ in range(2))
+    return 2 * SIDE**3 / best(lambda: a @ b, where)
+
+
+def configured(name: str, batch: int, overrides: Sequence[str]) -> TrainConfig:
+    sizes = [f"optim.batch_size={batch}", f"optim.micro_batch_size={batch}", "optim.steps=1000000"]
+    return load_config(CONFIGS / f"{name}.toml", [*sizes, *overrides])
+
+
+def random_batches(config: TrainConfig) -> Iterator[Batch]:
+    for step in itertools.count():
+        for _ in range(config.optim.batch_size // config.optim.micro_batch_size):
+            yield random_batch(config.model_config(), config.optim.micro_batch_size, step)
+
+
+def time_case(
+    where: Device, config: TrainConfig, rates: dict[str, float], batches: Iterator[Batch] | None = None
+) -> dict[str, float]:
+    """Real steps; pictures and TFLOP a second, and the share of what a matrix product reaches."""
+    state = new_state(config, where.device)
+    forward = torch.compile(state.objective) if where.compiled else state.objective
+    source = random_batches(config) if batches is None else batches
+    seconds = best(lambda: train_step(state, forward, config, where, source), where)
+    rate = config.optim.batch_size / seconds
+    flops = rate * flops_per_picture(config.model_config(), config.loss, state.objective)
+    share = flops / rates["bf16" if where.bf16 else "fp32"]
+    return {"pictures_per_second": rate, "tflops": flops / 1e12, "share_of_matmul": share}
+
+
+def time_reading(where: Device, data: str, rates: dict[str, float]) -> dict[str, dict[str, float]]:
+    """Whole steps of the demo with pictures from memory, and decoded by the process itself or by workers."""
+    results = {}
+    config = configured("demo", 64, ())
+    training = Pictures(data, config.model_config().image_size, config.data.classes)
+    held = training.subset(np.arange(len(training)))
+    held.hold()
+    for name, workers in READING.items():
+        source = held if workers < 0 else training
+        batches = micro_batches(source, Order(len(source), 64, 0), 0, 100_000, 64, 0, 1, max(0, workers))
+        results[name] = time_case(replace(where, bf16=True), config, rates, batches)
+    return results
+
+
+def report(results: dict[str, Any]) -> str:
+    """The page."""
+    rates = results["matmul_tflops"]
+    lines = [
+        "# How fast training is",
+        "",
+        "`python -m training.speed --data tiny-imagenet-200 --output docs` makes this page. It was measured on "
+        f"{results['device']}, {results['cores']} cores, torch {results['torch']}: the fastest of the steps that fit "
+        f"into {PATIENCE:.0f} seconds. A product of two {SIDE} x {SIDE} matrices reaches {rates['fp32']:.3f} TFLOP/s "
+        f"in fp32 and {rates['bf16']:.3f} in bf16 there: the roof that the last column is a share of.",
+        "",
+        "| demo: 64 pictures of 32 x 32, 4 noise draws; dsd-s: 2 of 256 x 256, 3 draws | pictures/s | TFLOP/s | "
+        "of the matrix product |",
+        "|---|---|---|---|",
+    ]
+    for name, row in {**results["cases"], **results["reading"]}.items():
+        label = f"demo, bf16, math, {name}" if name in READING else name
+        lines.append(
+            f"| {label} | {row['pictures_per_second']:.1f} | {row['tflops']:.3f} | {row['share_of_matmul']:.0%} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.speed", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--data", required=True, help="folder of Tiny-ImageNet parquet files, or another source")
+    parser.add_argument("--output", type=Path, default=Path("docs"), help="folder for the page and the numbers")
+    parser.add_argument("--cases", nargs="*", default=list(CASES), help="names of cases; default: all")
+    options = parser.parse_args(arguments)
+    if unknown := sorted(set(options.cases) - set(CASES)):
+        sys.exit(f"speed: --cases must be of {', '.join(CASES)}; got {unknown[0]!r}")
+    try:
+        where = choose_device(configured("demo", 64, ("run.compile=off",)))
+        rates = {"fp32": matmul_rate(where, torch.float32), "bf16": matmul_rate(where, torch.bfloat16)}
+        cases = {}
+        for name in options.cases:
+            (network, batch), overrides, changes = CASES[name]
+            cases[name] = time_case(replace(where, **changes), configured(network, batch, overrides), rates)
+            print(f"{name}: {cases[name]['pictures_per_second']:.1f} pictures/s", flush=True)
+        reading = time_reading(where, options.data, rates)
+    except DSDError as error:
+        sys.exit(f"speed: {error}")
+    results = {
+        "device": str(where.device) if where.device.type == "cpu" else torch.cuda.get_device_name(where.device),
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+        "matmul_tflops": {name: rate / 1e12 for name, rate in rates.items()},
+        "cases": cases,
+        "reading": reading,
+    }
+    options.output.mkdir(parents=True, exist_ok=True)
+    with atomic(options.output / "training-speed.json") as temporary:
+        temporary.write_text(json.dumps(results, indent=1) + "\n")
+    with atomic(options.output / "training-speed.md") as temporary:
+        temporary.write_text(report(results))
+    print(report(results))
+
+
+if __name__ == "__main__":
+    main()
