@@ -149,7 +149,7 @@ class RemoteBatcher:
 
     def wait(self, seconds: float | None = None) -> About:
         """What the servers serve, once one of them is ready. Raises ClosedError when none was in time."""
-        if not self.known.wait(seconds) or self.about is None:
+        if not self.known.wait(seconds) or self.about is None or self.closed:
             raise ClosedError(self.not_ready or "no Triton server is ready")
         return self.about
 
@@ -243,6 +243,7 @@ class RemoteBatcher:
     def close(self, timeout: float | None = None) -> bool:
         """Drain, and after `timeout` seconds cancel what is left. True if all finished."""
         self.drain()
+        self.known.set()  # who waits for a server waits no longer
         if not self.thread.is_alive():
             return True
         finished = bool(asyncio.run_coroutine_threadsafe(self.finish(timeout), self.loop).result())

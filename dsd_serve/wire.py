@@ -123,7 +123,7 @@ class Asked:
         value = self.parameters.pop(name)
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
-        if not isinstance(value, kind) or isinstance(value, bool):
+        if not isinstance(value, kind) or isinstance(value, bool):  # a bool is an int to Python
             raise InputError(f"the parameter {name} must be of type {kind.__name__}, got {str(value)[:80]!r}")
         return value
 

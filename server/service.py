@@ -15,7 +15,7 @@ from fastapi import Request
 from dsd_serve.batcher import Batcher, Job, Observer
 from dsd_serve.engines import Engine
 from dsd_serve.errors import InputError
-from dsd_serve.host import About, open_host
+from dsd_serve.host import About, Host, open_host
 from dsd_serve.params import SamplingParams
 from dsd_serve.rows import Pixels
 from dsd_serve.tasks import OnPreviews, Task
@@ -30,7 +30,6 @@ from server.uploads import Decoder
 
 log = logging.getLogger(__name__)
 
-AnyBatcher = Batcher | RemoteBatcher
 AnyJob = Job | RemoteJob
 PING_SECONDS = 15  # proxies close streams that are silent for longer
 
@@ -77,10 +76,24 @@ class Service:
         self.traces = load_traces(settings.otel)
         self.drain, self.metrics = Drain(), Metrics()
         self.decoder = Decoder(settings)
-        self.batcher, self.model = open_batcher(settings, engine, self.metrics)
-        self.config = self.model.config
-        (log.info if self.model.invariance.holds else log.warning)("self-test: %s", self.model.invariance)
-        log.info("%s on %s, %d rows a tick", self.model.name, self.model.described, self.model.budget)
+        self.batcher: Batcher | RemoteBatcher
+        if settings.triton:
+            self.batcher = open_remote(settings, self.metrics)
+        else:
+            host = open_embedded(settings, engine, self.metrics)
+            self.batcher = host.batcher
+            self.serve(host.about)
+
+    def wait_for_triton(self) -> None:
+        """Wait until a server of --triton is ready, however long it takes. Raises ClosedError if closed meanwhile."""
+        if isinstance(self.batcher, RemoteBatcher):
+            log.info("waiting for Triton at %s", self.settings.triton)
+            self.serve(self.batcher.wait())
+
+    def serve(self, model: About) -> None:
+        self.model, self.config = model, model.config
+        (log.info if model.invariance.holds else log.warning)("self-test: %s", model.invariance)
+        log.info("%s on %s, %d rows a tick", model.name, model.described, model.budget)
 
     async def run(self, request: Request, asked: Sequence[Task], timeout: float | None = None) -> Finished:
         """Carry out the tasks of one request; cancelled when its client goes away."""
@@ -181,18 +194,17 @@ class Service:
         at_most("size", size or 1, self.settings.max_size)
 
 
-def open_batcher(settings: Settings, engine: Engine | None, observer: Observer) -> tuple[AnyBatcher, About]:
-    """The batcher that the settings ask for, ready, and what it serves. For Triton it waits, however long it takes."""
-    if settings.triton:
-        remote = RemoteBatcher(
-            parse_addresses(settings.triton),
-            max_waiting=settings.max_waiting,
-            max_seconds=settings.max_wait,
-            observer=observer,
-        )
-        log.info("waiting for Triton at %s", settings.triton)
-        return remote, remote.wait()
-    host = open_host(
+def open_remote(settings: Settings, observer: Observer) -> RemoteBatcher:
+    return RemoteBatcher(
+        parse_addresses(settings.triton),
+        max_waiting=settings.max_waiting,
+        max_seconds=settings.max_wait,
+        observer=observer,
+    )
+
+
+def open_embedded(settings: Settings, engine: Engine | None, observer: Observer) -> Host:
+    return open_host(
         settings.model,
         engine or settings.engine,
         device=settings.device,
@@ -203,7 +215,6 @@ def open_batcher(settings: Settings, engine: Engine | None, observer: Observer) 
         max_seconds=settings.max_wait,
         observer=observer,
     )
-    return host.batcher, host.about
 
 
 def soon(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
