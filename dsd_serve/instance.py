@@ -12,6 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ class TritonPythonModel:
             except Exception as error:
                 if not isinstance(error, DSDError):
                     log.exception("a request failed")
-                self.answers.put(lambda sender=sender, error=error: send(sender, error=error))
+                self.answers.put(partial(send, sender, error=error))
 
     def take(self, request: Any, sender: Any) -> None:
         # Copied: the tensors lie in memory that is Triton's again once the request is over. By DLPack, because

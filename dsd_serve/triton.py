@@ -110,8 +110,8 @@ class RemoteServer:
 class RemoteBatcher:
     """Owns one thread with the connections. All methods may be called from any thread.
 
-    addresses: of `parse_addresses`. max_waiting: images that may be under way. max_seconds: of estimated work that may
-    be ahead of a request. Above either, QueueFullError. Raises EngineUnavailableError without the client of Triton.
+    addresses: of `parse_addresses`. max_waiting: images that may be under way from here; above, QueueFullError. How
+    much work may be ahead of them is for the servers to say. Raises EngineUnavailableError without the client of Triton.
     """
 
     def __init__(
@@ -119,7 +119,6 @@ class RemoteBatcher:
         addresses: Sequence[str],
         *,
         max_waiting: int = 256,
-        max_seconds: float = math.inf,
         observer: Observer | None = None,
     ) -> None:
         try:
@@ -129,7 +128,7 @@ class RemoteBatcher:
                 f"--triton needs the client of Triton, which cannot be imported ({error}): "
                 "pip install 'dsd-serve[triton]'"
             ) from None
-        self.max_waiting, self.max_seconds = max_waiting, max_seconds
+        self.max_waiting = max_waiting
         self.observer = observer or Observer()
         self.about: About | None = None  # of the first server that answered
         self.known = threading.Event()  # about is there
@@ -170,19 +169,18 @@ class RemoteBatcher:
         jobs = [RemoteJob(number, task, deadline, on_preview, self) for number, task in enumerate(asked)]
         with self.lock:
             self.num_under_way += len(jobs)
-        self.soon(lambda: [self.begin(job) for job in jobs])
+        self.soon(lambda: self.begin(jobs))
         return jobs
 
     def queue_full(self, count: int = 1) -> QueueFullError | None:
         """Why `count` more tasks would not be taken now, for want of room; None when there is room."""
-        under_way, ahead = self.num_under_way, self.seconds_ahead()
-        if under_way + count <= self.max_waiting and ahead <= self.max_seconds:
+        under_way = self.num_under_way
+        if under_way + count <= self.max_waiting:
             return None
         self.observer.rejected("queue_full")
         return QueueFullError(
-            f"{under_way} images are under way, about {ahead:.1f} s of work is ahead; this server takes at most "
-            f"{self.max_waiting} images and {self.max_seconds:.0f} s; try again later",
-            max(1.0, ahead / 2),
+            f"{under_way} images are under way; this server takes at most {self.max_waiting}; try again later",
+            max(1.0, self.seconds_ahead() / 2),
         )
 
     def seconds_ahead(self) -> float:
@@ -316,12 +314,15 @@ class RemoteBatcher:
         server.not_ready = None
         self.known.set()
 
-    def begin(self, job: RemoteJob) -> None:
-        job.running = self.loop.create_task(self.carry_out(job))
+    def begin(self, jobs: Sequence[RemoteJob]) -> None:
+        for job in jobs:
+            job.running = self.loop.create_task(self.carry_out(job))
 
     async def carry_out(self, job: RemoteJob) -> None:
         """From the choice of a server to the end of the job; never raises."""
-        result, error, server = None, None, None
+        result: Any = None
+        error: DSDError | None = None
+        server: RemoteServer | None = None
         try:
             if job.cancelled:
                 raise CancelledError("the job was cancelled")

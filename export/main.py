@@ -141,9 +141,8 @@ def run(options: argparse.Namespace, check: Callable[[], None]) -> Path:
 
 def is_finished(options: argparse.Namespace) -> bool:
     """Whether the source is a model directory of which nothing new is asked."""
-    news = (options.precision, options.trt, options.onnx, options.force, options.output, options.name)
-    news += (options.steps, options.sampler, options.guidance)
-    return options.source is not None and options.source.is_dir() and not any(news)
+    news = ("precision", "trt", "onnx", "force", "output", "name", "steps", "sampler", "guidance", "store", "notes")
+    return options.source is not None and options.source.is_dir() and not any(getattr(options, name) for name in news)
 
 
 def to_triton(options: argparse.Namespace, directory: Path) -> Path:

@@ -25,7 +25,12 @@ log = logging.getLogger(__name__)
 
 DEVICES = {"gpu": "cuda", "cpu": "cpu"}  # as the engines call them
 ENGINES = tuple(name for name in ENGINE_NAMES if name != "torch")
-TYPES = {np.uint8: "TYPE_UINT8", np.float32: "TYPE_FP32", np.float64: "TYPE_FP64", np.int64: "TYPE_INT64"}
+TYPES: dict[type[np.generic], str] = {
+    np.uint8: "TYPE_UINT8",
+    np.float32: "TYPE_FP32",
+    np.float64: "TYPE_FP64",
+    np.int64: "TYPE_INT64",
+}
 
 MODEL_PY = '''"""Triton's Python backend loads this file and makes one TritonPythonModel per instance."""
 

@@ -198,7 +198,6 @@ def open_remote(settings: Settings, observer: Observer) -> RemoteBatcher:
     return RemoteBatcher(
         parse_addresses(settings.triton),
         max_waiting=settings.max_waiting,
-        max_seconds=settings.max_wait,
         observer=observer,
     )
 

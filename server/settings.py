@@ -82,8 +82,8 @@ HELP = {
     "otel": "send traces by OTLP/HTTP, by default to localhost:4318; also on when OTEL_EXPORTER_OTLP_ENDPOINT is set, "
     "and the other OTEL_* variables hold. Needs the extra otel (default: off)",
     "triton": "HOST:PORT[,HOST:PORT] of Triton servers (gRPC, 8001) that do the work, with the model that dsd-export "
-    "--triton wrote; the settings of the model above then have no effect. Needs the extra triton (default: the work is "
-    "done here)",
+    "--triton wrote; the settings of the model and --max-wait then have no effect, config.pbtxt has them. Needs the "
+    "extra triton (default: the work is done here)",
     "ui": "a page in the browser at /, as a client of this server. Needs the extra ui (default: off)",
 }
 
