@@ -111,7 +111,7 @@ class RemoteBatcher:
     """Owns one thread with the connections. All methods may be called from any thread.
 
     addresses: of `parse_addresses`. max_waiting: images that may be under way from here; above, QueueFullError. How
-    much work may be ahead of them is for the servers to say. Raises EngineUnavailableError without the client of Triton.
+    much work may be ahead of them is for the servers to say. Raises EngineUnavailableError without Triton's client.
     """
 
     def __init__(

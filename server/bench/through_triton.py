@@ -9,6 +9,7 @@ Exits with 1 when memory is not. All run on this machine, the clients too.
 
 import argparse
 import asyncio
+import os
 import sys
 import tempfile
 import time
@@ -78,12 +79,22 @@ async def flood(url: str, count: int, pids: dict[str, int]) -> dict[str, list[fl
                 for name, pid in pids.items():
                     memory[name].append(resident_mb(pid))
 
+    before = {name: cpu_seconds(pid) for name, pid in pids.items()}
     began = time.perf_counter()
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         await asyncio.gather(*(client(session) for _ in range(CLIENTS)))
     seconds = time.perf_counter() - began
     print(f"{count} requests in {seconds:.0f} s, {count / seconds:.0f} a second, all answered with 200", flush=True)
+    spent = {name: cpu_seconds(pid) - before[name] for name, pid in pids.items()}
+    told = ", ".join(f"{name} {1000 * spent[name] / count:.2f}" for name in pids)
+    print(f"processor time of a request in ms: {told}; the backend's holds the network's", flush=True)
     return memory
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time that a process has taken."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def send(session: aiohttp.ClientSession, url: str, number: int) -> None:
