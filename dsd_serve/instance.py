@@ -45,11 +45,12 @@ class TritonPythonModel:
         """Load the model, test the engine and warm it up; Triton calls the instance ready when this returns."""
         logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
         given = {key: value["string_value"] for key, value in json.loads(args["model_config"])["parameters"].items()}
+        self.name = args["model_instance_name"]
         self.max_seconds = float(given["max_seconds"])
         self.host = open_instance(Path(args["model_repository"]), given, args)
         self.answers = Answers()
         about = self.host.about
-        log.info("%s: %s on %s, %d rows a tick", args["model_instance_name"], about.name, about.described, about.budget)
+        log.info("%s: %s on %s, %d rows a tick", self.name, about.name, about.described, about.budget)
 
     def execute(self, requests: Sequence[Any]) -> None:
         for request in requests:
@@ -83,6 +84,7 @@ class TritonPythonModel:
     def describe(self) -> dict[str, Any]:
         batcher = self.host.batcher
         return {
+            "instance": self.name,
             "about": self.host.about.to_dict(),
             "not_ready": batcher.not_ready,
             "running": batcher.num_running,
