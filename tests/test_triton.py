@@ -46,6 +46,20 @@ def triton(repository):
 
 
 @pytest.fixture(scope="module")
+def second(repository):
+    with TritonServer(repository, repository.with_name("second.log")) as server:
+        yield server
+
+
+@pytest.fixture
+def mortal(second):
+    """A Triton that a test may kill."""
+    if second.process is None:
+        second.start()
+    return second
+
+
+@pytest.fixture(scope="module")
 def front(triton):
     running = front_of(triton)
     yield running
@@ -214,52 +228,66 @@ def test_raw_denoise_rows(triton, demo_dir):
     assert "the input labels is missing" in str(bad)
 
 
-def test_triton_killed_in_mid_request_is_a_503_and_the_front_recovers(repository, tmp_path):
-    with TritonServer(repository, tmp_path / "log") as triton, ThreadPoolExecutor(4) as pool:
-        front = front_of(triton)
+def test_triton_killed_in_mid_request_is_a_503_and_the_front_recovers(mortal):
+    front = front_of(mortal)
+    with ThreadPoolExecutor(3) as pool:
         query = {"class": 1, "n": 4, "steps": 1000}
         busy = [pool.submit(httpx.get, f"{front.url}/generate", params=query, timeout=60) for _ in range(3)]
-        until(lambda: describe(triton)["running"])
-        triton.kill()
+        until(lambda: describe(mortal)["running"])
+        mortal.kill()
         began = time.monotonic()
         for answer in (one.result() for one in busy):
             assert answer.status_code == 503, answer.text
             assert "send the request again" in answer.json()["detail"]
             assert answer.headers["retry-after"]
         assert time.monotonic() - began < 5
-        refused = httpx.get(f"{front.url}/generate?class=1")
-        assert refused.status_code == 503
-        assert f"no Triton server is ready: {triton.grpc} does not answer" in refused.json()["detail"]
-        assert httpx.get(f"{front.url}/health/ready").status_code == 503
-        assert httpx.get(f"{front.url}/health/live").status_code == 200
-        triton.start()
-        until(lambda: httpx.get(f"{front.url}/health/ready").status_code == 200)
-        assert httpx.get(f"{front.url}/generate?class=1&steps=2").status_code == 200
-        assert front.stop() == 0
+    refused = httpx.get(f"{front.url}/generate?class=1")
+    assert refused.status_code == 503
+    assert f"no Triton server is ready: {mortal.grpc} does not answer" in refused.json()["detail"]
+    assert httpx.get(f"{front.url}/health/ready").status_code == 503
+    assert httpx.get(f"{front.url}/health/live").status_code == 200
+    mortal.start()
+    until(lambda: httpx.get(f"{front.url}/health/ready").status_code == 200)
+    assert httpx.get(f"{front.url}/generate?class=1&steps=2").status_code == 200
+    assert front.stop() == 0
 
 
-def test_two_servers_share_the_work_and_a_dead_one_is_left_out(repository, triton, tmp_path):
-    with TritonServer(repository, tmp_path / "log") as other, ThreadPoolExecutor(8) as pool:
-        front = front_of(triton, other)
+def test_two_servers_share_the_work_and_a_dead_one_is_left_out(triton, mortal):
+    front = front_of(triton, mortal)
 
-        def status_of(seed: int) -> int:
-            return httpx.get(f"{front.url}/generate?class=1&steps=8&seed={seed}", timeout=60).status_code
+    def status_of(seed: int) -> int:
+        return httpx.get(f"{front.url}/generate?class=1&steps=8&seed={seed}", timeout=60).status_code
 
-        def ready() -> list[bool]:
-            servers = httpx.get(f"{front.url}/debug/batcher").json()["servers"]
-            return [server["not_ready"] is None for server in servers]
+    def ready() -> list[bool]:
+        servers = httpx.get(f"{front.url}/debug/batcher").json()["servers"]
+        return [server["not_ready"] is None for server in servers]
 
+    with ThreadPoolExecutor(8) as pool:
         until(lambda: ready() == [True, True])
-        before = [count(server) for server in (triton, other)]
+        before = [count(server) for server in (triton, mortal)]
         assert set(pool.map(status_of, range(16))) == {200}
-        drawn = [count(server) - first for server, first in zip((triton, other), before, strict=True)]
+        drawn = [count(server) - first for server, first in zip((triton, mortal), before, strict=True)]
         assert min(drawn) >= 4, drawn
-        other.kill()
+        mortal.kill()
         until(lambda: ready() == [True, False])
         assert set(pool.map(status_of, range(8))) == {200}
-        other.start()
+        mortal.start()
         until(lambda: ready() == [True, True])
-        assert front.stop() == 0
+    assert front.stop() == 0
+
+
+def test_a_triton_that_hangs_hangs_nobody(mortal):
+    front = front_of(mortal)
+    with ThreadPoolExecutor(1) as pool:
+        busy = pool.submit(httpx.get, f"{front.url}/generate?class=1&steps=1000", timeout=60)
+        until(lambda: describe(mortal)["running"])
+        os.kill(mortal.pid, signal.SIGSTOP)
+        began = time.monotonic()
+        assert busy.result().status_code == 503
+        assert time.monotonic() - began < 20
+        os.kill(mortal.pid, signal.SIGCONT)
+    until(lambda: httpx.get(f"{front.url}/health/ready").status_code == 200)
+    assert front.stop() == 0
 
 
 def count(triton: TritonServer) -> int:
@@ -269,22 +297,20 @@ def count(triton: TritonServer) -> int:
     return int(float(line.rsplit(" ", 1)[1]))
 
 
-def test_the_death_of_the_backend_process_hangs_nobody(repository, tmp_path):
+def test_the_death_of_the_backend_process_hangs_nobody(mortal):
     """Triton 24.10 does not start it again: that is for who watches Triton, as the image's health check does."""
-    with TritonServer(repository, tmp_path / "log") as triton, ThreadPoolExecutor(2) as pool:
-        front = front_of(triton)
+    front = front_of(mortal)
+    with ThreadPoolExecutor(1) as pool:
         busy = pool.submit(httpx.get, f"{front.url}/generate?class=1&n=4&steps=1000", timeout=60)
-        until(lambda: describe(triton)["running"])
-        (backend,) = triton.backends
+        until(lambda: describe(mortal)["running"])
+        (backend,) = mortal.backends
         os.kill(backend, signal.SIGKILL)
         began = time.monotonic()
         assert busy.result().status_code == 503
         assert time.monotonic() - began < 15
-        refused = httpx.get(f"{front.url}/generate?class=1")
-        assert refused.status_code == 503
-        assert f"no Triton server is ready: {triton.grpc} answers: Stub process" in refused.json()["detail"]
-        assert httpx.post(f"{triton.http}/v2/models/dsd/generate", json={"operation": "describe"}).status_code >= 400
-        triton.kill()
-        triton.start()
-        until(lambda: httpx.get(f"{front.url}/health/ready").status_code == 200)
-        assert front.stop() == 0
+    refused = httpx.get(f"{front.url}/generate?class=1")
+    assert refused.status_code == 503
+    assert f"no Triton server is ready: {mortal.grpc} answers: Stub process" in refused.json()["detail"]
+    assert httpx.post(f"{mortal.http}/v2/models/dsd/generate", json={"operation": "describe"}).status_code >= 400
+    mortal.kill()
+    assert front.stop() == 0
