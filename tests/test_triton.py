@@ -18,7 +18,7 @@ from dsd_serve import images
 from dsd_serve.engines import load_engine
 from dsd_serve.rows import Denoise
 from server.bench.tritonserver import TritonMissing, TritonServer, binary, write_repository
-from tests.conftest import ROOT, Running, picture
+from tests.conftest import Running, picture
 from tests.test_api import events_of
 
 pytestmark = pytest.mark.triton
@@ -30,7 +30,7 @@ MASK = images.write_image(np.repeat(np.triu(np.full((48, 48), 255, np.uint8))[No
 @pytest.fixture(scope="module")
 def repository(demo_dir, tmp_path_factory) -> Path:
     try:
-        binary(ROOT / ".triton")
+        binary()
         import tritonclient.grpc  # noqa: F401
     except (TritonMissing, ImportError) as error:
         pytest.skip(f"NOT TESTED on Triton: {error}")

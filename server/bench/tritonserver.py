@@ -113,7 +113,6 @@ class TritonServer:
             **os.environ,
             "LD_LIBRARY_PATH": str(root.parents[1] / "nvidia_pytriton.libs"),
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # where the backend looks for its Python
-            "PYTHONPATH": os.getcwd(),
         }
         command = [str(file), f"--backend-directory={root / 'backends'}", f"--model-repository={self.repository}"]
         with self.log.open("ab") as log:
