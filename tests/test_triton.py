@@ -23,6 +23,7 @@ from tests.test_api import events_of
 
 pytestmark = pytest.mark.triton
 
+LONG = "/generate?class=1&steps=1000&sampler=euler&guidance=1"  # a second or so for each picture
 PNG = images.write_image(picture(207, 1, 48))
 MASK = images.write_image(np.repeat(np.triu(np.full((48, 48), 255, np.uint8))[None], 3, 0))
 
@@ -169,7 +170,7 @@ def describe(triton: TritonServer) -> dict:
 
 
 def test_a_client_that_goes_away_stops_the_work_inside_triton(http, triton):
-    query = {"class": 1, "n": 16, "steps": 1000, "format": "events"}
+    query = {"class": 1, "n": 16, "steps": 1000, "sampler": "euler", "guidance": 1, "format": "events"}
     with http.stream("GET", "/generate", params=query) as answer:
         next(answer.iter_lines())
         assert describe(triton)["running"]
@@ -231,8 +232,7 @@ def test_raw_denoise_rows(triton, demo_dir):
 def test_triton_killed_in_mid_request_is_a_503_and_the_front_recovers(mortal):
     front = front_of(mortal)
     with ThreadPoolExecutor(3) as pool:
-        query = {"class": 1, "n": 4, "steps": 1000}
-        busy = [pool.submit(httpx.get, f"{front.url}/generate", params=query, timeout=60) for _ in range(3)]
+        busy = [pool.submit(httpx.get, f"{front.url}{LONG}&n=2", timeout=60) for _ in range(3)]
         until(lambda: describe(mortal)["running"])
         mortal.kill()
         began = time.monotonic()
@@ -279,7 +279,7 @@ def test_two_servers_share_the_work_and_a_dead_one_is_left_out(triton, mortal):
 def test_a_triton_that_hangs_hangs_nobody(mortal):
     front = front_of(mortal)
     with ThreadPoolExecutor(1) as pool:
-        busy = pool.submit(httpx.get, f"{front.url}/generate?class=1&steps=1000", timeout=60)
+        busy = pool.submit(httpx.get, f"{front.url}{LONG}&n=4", timeout=60)
         until(lambda: describe(mortal)["running"])
         os.kill(mortal.pid, signal.SIGSTOP)
         began = time.monotonic()
@@ -301,7 +301,7 @@ def test_the_death_of_the_backend_process_hangs_nobody(mortal):
     """Triton 24.10 does not start it again: that is for who watches Triton, as the image's health check does."""
     front = front_of(mortal)
     with ThreadPoolExecutor(1) as pool:
-        busy = pool.submit(httpx.get, f"{front.url}/generate?class=1&n=4&steps=1000", timeout=60)
+        busy = pool.submit(httpx.get, f"{front.url}{LONG}&n=4", timeout=60)
         until(lambda: describe(mortal)["running"])
         (backend,) = mortal.backends
         os.kill(backend, signal.SIGKILL)

@@ -1,5 +1,6 @@
 """Tasks as they travel, the model repository, and the front without any Triton: no server is needed here."""
 
+import sys
 import time
 
 import httpx
@@ -14,6 +15,7 @@ from dsd_serve.tasks import Edit, Generate, Interpolate, Reconstruct, WalkEnd
 from dsd_serve.triton import parse_addresses
 from dsd_serve.wire import error_from_text, error_to_text, from_wire, results_to_wire, to_wire
 from export.triton import write_repository
+from server.main import main
 from tests.conftest import Running, picture
 
 PARAMS = SamplingParams(2**63 - 1, 3, 7, "dpmpp_2m", 1.1 + 0.2, 0.1, 0.7, 2)
@@ -134,6 +136,14 @@ def test_wrong_addresses_are_sentences(text):
     with pytest.raises(ConfigError, match="triton"):
         parse_addresses(text)
     assert parse_addresses("a:8001, [::1]:8001") == ["a:8001", "[::1]:8001"]
+
+
+def test_a_front_that_cannot_be_says_so(monkeypatch):
+    with pytest.raises(SystemExit, match="dsd-serve: triton must be HOST:PORT"):
+        main(["--triton", "localhost"])
+    monkeypatch.setitem(sys.modules, "tritonclient.grpc", None)  # as if it were not installed
+    with pytest.raises(SystemExit, match=r"pip install 'dsd-serve\[triton\]'"):
+        main(["--triton", "localhost:8001"])
 
 
 def test_a_repository_is_replaced_as_a_whole(demo_dir, tmp_path):
