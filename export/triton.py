@@ -51,6 +51,8 @@ def write_repository(
     directory = read_model_dir(model_dir)
     if engine == "onnx":
         directory.graph(precision)  # raises what must be raised when there is none
+    elif not any(model_dir.glob("*.plan")):
+        raise CheckpointError(f"{model_dir} has no TensorRT plan; make one: dsd-export {model_dir} --trt")
     if model_dir.resolve().is_relative_to((repository / MODEL).resolve()):
         raise CheckpointError(
             f"{model_dir} is inside of {repository / MODEL}, which would be replaced; name its source"

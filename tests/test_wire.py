@@ -160,6 +160,8 @@ def test_a_repository_is_replaced_as_a_whole(demo_dir, tmp_path):
     assert read_model_dir(model / "model").fingerprint() == read_model_dir(demo_dir).fingerprint()
     with pytest.raises(CheckpointError, match="has no graph in int8"):
         write_repository(demo_dir, tmp_path / "models", precision="int8")
+    with pytest.raises(CheckpointError, match="has no TensorRT plan"):
+        write_repository(demo_dir, tmp_path / "models", engine="tensorrt")
     with pytest.raises(CheckpointError, match="is inside of"):
         write_repository(model / "model", tmp_path / "models")
 
