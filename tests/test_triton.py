@@ -290,6 +290,15 @@ def test_a_triton_that_hangs_hangs_nobody(mortal):
     assert front.stop() == 0
 
 
+def test_a_front_that_is_told_to_end_finishes_what_triton_draws(triton):
+    front = front_of(triton)
+    with ThreadPoolExecutor(1) as pool:
+        busy = pool.submit(httpx.get, f"{front.url}{LONG}&n=2", timeout=60)
+        until(lambda: describe(triton)["running"])
+        assert front.stop() == 0
+        assert busy.result().status_code == 200
+
+
 def count(triton: TritonServer) -> int:
     """Requests that this server has carried out, by its own metrics; those of the front's questions are few."""
     text = httpx.get(f"http://127.0.0.1:{triton.ports[2]}/metrics").text
