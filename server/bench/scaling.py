@@ -5,15 +5,19 @@ called here instead of by its thread, and the clock goes by what the accelerator
 at random times, with the steps and the guidance of the other measurements; each goes to the batcher with the least
 under way, as the front before Triton chooses. Prints Markdown. Network, front and Triton cost nothing here;
 docs/scaling.md adds what was measured of them.
+
+With --batcher it measures instead how many rows a second one batcher's thread carries when its engine takes no time.
 """
 
 import argparse
 import heapq
 import itertools
 import math
+import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,7 +26,8 @@ from dsd_serve.batcher import Batcher
 from dsd_serve.config import PRESETS
 from dsd_serve.rows import Array, Decode, Denoise, Row
 from server.bench.engine import FLAT_ROWS, STEP_SECONDS, SimulatedEngine
-from server.bench.workload import GUIDANCE, SHORT, Body, arrivals
+from server.bench.workload import GUIDANCE, SHORT, Body, arrivals, requests
+from server.bench.workload import program as drawing
 
 LOADS = (0.5, 0.8, 0.95)  # of the capacity
 SECONDS = 120.0  # that the simulation covers
@@ -169,6 +174,37 @@ def needed(step_seconds: float, rows: int, rates: Sequence[float], limit: float,
     return "\n".join(lines)
 
 
+class Instant(SimulatedEngine):
+    """Outputs of the right shapes, made once."""
+
+    def run(self, rows: Sequence[Row]) -> list[Array]:
+        return [self.pixels if isinstance(row, Decode) else self.latents for row in rows]
+
+    @cached_property
+    def latents(self) -> Array:
+        return np.zeros(self.config.latent_shape, np.float32)
+
+    @cached_property
+    def pixels(self) -> Array:
+        return np.zeros(self.config.pixel_shape, np.uint8)
+
+
+def batcher_rate(preset: str, rows: int, seconds: float) -> float:
+    """Rows a second of a real batcher, samplers included, whose engine takes no time; twice `rows` programs run."""
+    config = PRESETS[preset]
+    batcher = Batcher(Instant(config), budget=rows, max_waiting=1000)
+    bodies = requests(range(10))
+    began, running = time.perf_counter(), [batcher.submit(drawing(config, next(bodies))) for _ in range(2 * rows)]
+    while (elapsed := time.perf_counter() - began) < seconds:
+        running.pop(0).future.result()
+        running.append(batcher.submit(drawing(config, next(bodies))))
+    rate = batcher.num_rows / elapsed
+    for job in running:
+        job.cancel()
+    batcher.close()
+    return rate
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m server.bench.scaling", description=__doc__.split("\n")[0])
     parser.add_argument("--step-ms", type=float, default=1000 * STEP_SECONDS, help="of a call (default 20)")
@@ -177,7 +213,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=SECONDS, help="to simulate (default 120)")
     parser.add_argument("--rates", type=float, nargs="+", default=[10, 25, 50, 100, 200], help="images/s to plan for")
     parser.add_argument("--p95", type=float, help="seconds for these (default: 65 calls; 50 steps take 51)")
+    parser.add_argument("--batcher", action="store_true", help="measure what one batcher carries")
     options = parser.parse_args()
+    if options.batcher:
+        for preset in ("demo", "dsd-b"):
+            print(
+                f"{preset}: {batcher_rate(preset, options.rows, 10):.0f} rows/s in ticks of {options.rows}", flush=True
+            )
+        return
     step, limit = options.step_ms / 1000, options.p95 or 65 * options.step_ms / 1000
     print(table(step, options.rows, options.devices, options.seconds), end="\n\n")
     print(needed(step, options.rows, options.rates, limit, options.seconds))
