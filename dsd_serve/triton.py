@@ -16,6 +16,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from dsd_serve import wire
@@ -297,7 +298,11 @@ class RemoteBatcher:
         return told
 
     def heard(self, server: RemoteServer, told: dict[str, Any]) -> None:
-        about = About.from_dict(told["about"])
+        try:
+            about = About.from_dict(told["about"])
+        except (DSDError, KeyError, TypeError):
+            server.lost("has another version of this software, which cannot be understood")
+            return
         if self.about is None:
             self.about = about
         if about.fingerprint != self.about.fingerprint:
@@ -317,6 +322,12 @@ class RemoteBatcher:
     def begin(self, jobs: Sequence[RemoteJob]) -> None:
         for job in jobs:
             job.running = self.loop.create_task(self.carry_out(job))
+            job.running.add_done_callback(partial(self.never_began, job))
+
+    def never_began(self, job: RemoteJob, running: "asyncio.Task[None]") -> None:
+        """asyncio does not enter a coroutine that is cancelled before its first step."""
+        if running.cancelled():
+            self.end(job, None, None, CancelledError("the job was cancelled"))
 
     async def carry_out(self, job: RemoteJob) -> None:
         """From the choice of a server to the end of the job; never raises."""

@@ -16,7 +16,11 @@ import pytest
 
 from dsd_serve import images
 from dsd_serve.engines import load_engine
+from dsd_serve.errors import CancelledError
+from dsd_serve.params import SamplingParams
 from dsd_serve.rows import Denoise
+from dsd_serve.tasks import Generate
+from dsd_serve.triton import RemoteBatcher
 from server.bench.tritonserver import TritonMissing, TritonServer, binary, write_repository
 from tests.conftest import Running, picture
 from tests.test_api import events_of
@@ -176,6 +180,19 @@ def test_a_client_that_goes_away_stops_the_work_inside_triton(http, triton):
         assert describe(triton)["running"]
     until(lambda: not describe(triton)["running"] and not describe(triton)["waiting"], 5)
     assert http.get("/debug/batcher").json()["under_way"] == 0
+
+
+def test_jobs_that_are_cancelled_at_once_end_too(triton):
+    batcher = RemoteBatcher([triton.grpc])
+    batcher.wait(30)
+    for number in range(60):
+        jobs = batcher.submit_tasks([Generate(1, SamplingParams(seed=i, num_steps=500)) for i in range(2)])
+        time.sleep(0.0005 * (number % 10))
+        for job in jobs:
+            job.cancel()
+        assert [type(job.future.exception(10)) for job in jobs] == [CancelledError] * 2
+    assert batcher.num_under_way == 0
+    assert batcher.close(5)
 
 
 def test_a_deadline_is_a_504_before_the_work_or_in_the_midst_of_it(http):
