@@ -78,6 +78,7 @@ COPY --from=build-gpu /opt/dsd /opt/dsd
 
 # Serves the model repository at /models, which `dsd-export my-model --triton REPO` writes.
 # docker run --gpus all --shm-size 1g -v ./REPO:/models:ro dsd:triton
+# Its health check asks the model itself: Triton 24.10 calls itself ready when the process of its Python backend is dead.
 FROM ${TRITON_BASE} AS triton
 ARG EXTRAS=gpu,tensorrt
 ARG VERSION=unknown
@@ -97,7 +98,7 @@ USER 1000:1000
 EXPOSE 8000 8001 8002
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=300s --retries=3 \
-    CMD ["python3", "-c", "import http.client, sys; c = http.client.HTTPConnection('127.0.0.1', 8000, timeout=4); c.request('GET', '/v2/health/ready'); sys.exit(c.getresponse().status != 200)"]
+    CMD ["python3", "-c", "import http.client, sys; c = http.client.HTTPConnection('127.0.0.1', 8000, timeout=4); c.request('POST', '/v2/models/dsd/generate', '{\"operation\": \"describe\"}'); sys.exit(c.getresponse().status != 200)"]
 ENTRYPOINT ["tritonserver"]
 CMD ["--model-repository=/models", "--exit-timeout-secs=30"]
 

@@ -9,6 +9,7 @@
 # make samplers  what samplers, steps and guidance cost and give; DATA= as above
 # make measure-ui  the page: twenty visitors, first paint, from a clone to the first picture
 # make gpu    all that needs an NVIDIA GPU, in the environment that is active: tests, gates, docs/speed.md
+# make triton  Triton with the demo model, and the front on port 8000; make test-triton  the tests that need it
 # make bench  the engine against the machine      make bench-serving  serving under load, beside others
 # make image  the Docker image of one TARGET (cpu), built, started and checked; make deploy-lint  all of deploy/
 
@@ -21,7 +22,7 @@ LINT := .venv-lint
 PIP := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 VENV = $(PYTHON) -m venv $(1) || { echo "make: Python 3.11 or later with venv is needed: apt-get install python3-venv"; rm -rf $(1); exit 1; }
 
-.PHONY: run ui test test-slow test-ui lint fmt ci demo study eval samplers bench bench-serving measure-ui gpu image deploy-lint clean
+.PHONY: run ui test test-slow test-ui test-triton triton lint fmt ci demo study eval samplers bench bench-serving measure-ui gpu image deploy-lint clean
 
 run: $(RUN)/.done
 	$(RUN)/bin/dsd-serve $(ARGS)
@@ -38,6 +39,13 @@ test-slow: $(DEV)/.done
 test-ui: $(DEV)/.done
 	$(DEV)/bin/python -m pytest -m browser -rs tests/test_page.py
 
+test-triton: $(DEV)/.done
+	$(DEV)/bin/python -m server.bench.tritonserver --install
+	$(DEV)/bin/python -m pytest -m triton -rs tests/test_triton.py
+
+triton: $(DEV)/.done
+	$(DEV)/bin/python -m server.bench.tritonserver $(ARGS)
+
 lint: $(DEV)/.done
 	$(DEV)/bin/ruff check .
 	$(DEV)/bin/ruff format --check .
@@ -48,7 +56,7 @@ fmt: $(DEV)/.done
 	$(DEV)/bin/ruff check --fix .
 	$(DEV)/bin/ruff format .
 
-ci: lint test test-ui
+ci: lint test test-ui test-triton
 
 demo: $(DEV)/.done
 	$(DEV)/bin/dsd-train training/configs/demo.toml data.path=$(DATA) \
@@ -110,8 +118,8 @@ $(RUN)/.ui: $(RUN)/.done
 
 $(DEV)/.done: pyproject.toml constraints.txt
 	@$(call VENV,$(DEV))
-	$(DEV)/bin/python $(PIP) -e '.[cpu,train,export,tensorrt,ui,dev]'
+	$(DEV)/bin/python $(PIP) -e '.[cpu,train,export,tensorrt,triton,ui,dev]'
 	@touch $@
 
 clean:
-	rm -rf $(RUN) $(DEV) $(LINT) build dist
+	rm -rf $(RUN) $(DEV) $(LINT) .triton build dist

@@ -19,10 +19,12 @@ from typing import Any
 
 import numpy as np
 
+from dsd_serve import tasks
 from dsd_serve.engines import Engine
 from dsd_serve.errors import CancelledError, ClosedError, DeadlineError, DSDError, EngineError, QueueFullError
 from dsd_serve.programs import Cost, Program
 from dsd_serve.rows import Array, Denoise, Row
+from dsd_serve.tasks import OnPreviews, Task
 
 log = logging.getLogger(__name__)
 
@@ -139,10 +141,16 @@ class Batcher:
             self.condition.notify()
             return jobs
 
+    def submit_tasks(
+        self, asked: Sequence[Task], *, timeout: float | None = None, on_preview: OnPreviews | None = None
+    ) -> list[Job]:
+        """`submit_all` with the programs of these tasks. on_preview: is called from the batcher's thread."""
+        return self.submit_all(tasks.all_of(asked, self.engine.config, on_preview), timeout=timeout)
+
     def queue_full(self, count: int = 1) -> QueueFullError | None:
         """Why `count` more programs would not be taken now, for want of room; None when there is room."""
         with self.condition:
-            waiting, ahead = len(self.waiting), self.seconds_ahead()
+            waiting, ahead = self.num_waiting, self.seconds_ahead()
         excess = waiting + count - self.max_waiting
         if excess <= 0 and ahead <= self.max_seconds:
             return None
@@ -170,12 +178,23 @@ class Batcher:
 
     def seconds_ahead(self) -> float:
         """Estimated seconds until what is queued and running now is done."""
-        return sum(job.rows_left for job in itertools.chain(self.running, self.waiting)) * self.row_seconds
+        with self.condition:  # the lists change meanwhile
+            return sum(job.rows_left for job in itertools.chain(self.running, self.waiting)) * self.row_seconds
 
     def expected_seconds(self, costs: Sequence[Cost]) -> float:
         """Estimated seconds until programs of these costs would be done, if they were submitted now."""
         work = self.seconds_ahead() + sum(cost.rows for cost in costs) * self.row_seconds
         return max(work, max(cost.ticks for cost in costs) * self.tick_seconds)
+
+    @property
+    def num_running(self) -> int:
+        """Programs that have begun."""
+        return len(self.running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Programs in the queue."""
+        return len(self.waiting)
 
     @property
     def not_ready(self) -> str | None:

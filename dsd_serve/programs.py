@@ -92,6 +92,12 @@ def with_previews(denoise: Denoiser, ts: list[float], every: int, on_preview: On
     return observed
 
 
+def row(row: Row) -> Rows:
+    """One row by itself; returns its output."""
+    (output,) = yield [row]
+    return output
+
+
 def encode(pixels: Pixels) -> Rows:
     """A picture, uint8 [3, H, W] of the network's size -> latents float32 [L, C]."""
     (z,) = yield [Encode(pixels)]

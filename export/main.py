@@ -1,5 +1,6 @@
 """dsd-export SOURCE [--onnx] [--trt] [--precision fp32|fp16|bf16|int8 ...] [-o DIR]
 dsd-export DIR --check [--precision ...] [--device cuda:N]
+dsd-export SOURCE --triton REPO [--triton-device gpu|cpu] [--triton-engine onnx|tensorrt] [--triton-precision ...]
 
 Turns a training checkpoint into a model directory: config.json, model.safetensors (the EMA weights), model.onnx (one
 graph for encode, denoise and decode rows), model.ort.onnx (the same with ONNX Runtime's own attention) and card.md;
@@ -10,6 +11,8 @@ Each graph is checked on mixtures of rows, float32 against the torch network and
 differs by more than its limits is not written. What is up to date is not made again. The directory changes at once or
 not at all: Ctrl-C and a full disk leave what was there, and a directory that was killed half-way is not loaded.
 dsd-export --untrained dsd-s -o DIR does the same for random weights, for benchmarks.
+
+With --triton the model directory is also written into a Triton model repository; see export/triton.py.
 
 A plan is run through gates before it is written: finite outputs for every class, errors against float32, rows that do
 not depend on their neighbours, a whole generation, the precision that was really built. Where the machine cannot run
@@ -37,6 +40,7 @@ from dsd_serve.plans import HARDWARE
 from export.build import DTYPES, Network, State, export, network_of
 from export.card import training_lines, write_card
 from export.commit import Stoppable
+from export.triton import DEVICES, ENGINES, write_repository
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +124,8 @@ def run(options: argparse.Namespace, check: Callable[[], None]) -> Path:
             raise CheckpointError("--check is for a model directory: dsd-export DIR --check")
         plan_export().check(options.source, tuple(dict.fromkeys(options.precision or ())), options.device)
         return Path(options.source)
+    if options.triton and is_finished(options):
+        return to_triton(options, options.source)
     builder = plan_export() if options.trt else None
     if builder:  # fails before the long work, not after it
         builder.check_options(builder.find_library(), build_options(builder, options))
@@ -129,7 +135,25 @@ def run(options: argparse.Namespace, check: Callable[[], None]) -> Path:
         for precision in dict.fromkeys(precisions):
             check()
             builder.build(target, precision, build_options(builder, options))
-    return target
+    check()
+    return to_triton(options, target) if options.triton else target
+
+
+def is_finished(options: argparse.Namespace) -> bool:
+    """Whether the source is a model directory of which nothing new is asked."""
+    news = ("precision", "trt", "onnx", "force", "output", "name", "steps", "sampler", "guidance", "store", "notes")
+    return options.source is not None and options.source.is_dir() and not any(getattr(options, name) for name in news)
+
+
+def to_triton(options: argparse.Namespace, directory: Path) -> Path:
+    write_repository(
+        directory,
+        options.triton,
+        device=options.triton_device,
+        engine=options.triton_engine,
+        precision=options.triton_precision,
+    )
+    return directory
 
 
 def build_options(builder: ModuleType, options: argparse.Namespace) -> Any:
@@ -175,6 +199,11 @@ def arguments_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="the model directory to write (default: SOURCE, or the folder `model` beside a checkpoint)",
     )
+    room = parser.add_argument_group("Triton")
+    room.add_argument("--triton", type=Path, metavar="REPO", help="write the model `dsd` of a Triton model repository")
+    room.add_argument("--triton-device", choices=DEVICES, default="gpu", help="one instance per GPU, or the CPU (gpu)")
+    room.add_argument("--triton-engine", choices=ENGINES, default="onnx", help="what runs the network there (onnx)")
+    room.add_argument("--triton-precision", choices=PRECISIONS, default="fp32", help="in which precision (fp32)")
     plan = parser.add_argument_group("TensorRT plans")
     plan.add_argument("--check", action="store_true", help="run the gates of the plans of a model directory")
     plan.add_argument("--device", default="cuda", help="GPU for that, cuda or cuda:N (default cuda)")

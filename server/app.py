@@ -73,8 +73,8 @@ def install_operations(app: FastAPI, service: Service) -> None:
         rejected=counters.rejected,
     )
     watch.install(app, logs.access_line, counters.answered)
-    model = {name: service.described.get(name, "") for name in ("engine", "device", "provider", "precision")}
+    model = {name: service.model.described.get(name, "") for name in ("engine", "device", "provider", "precision")}
     counters.watch(
-        service.batcher, service.drain, {"model": service.model.name, **model, "fingerprint": service.fingerprint}
+        service.batcher, service.drain, {"model": service.model.name, **model, "fingerprint": service.model.fingerprint}
     )
     metrics.install(app, counters)

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dsd_serve.batcher import Batcher
 from dsd_serve.errors import ClosedError
+from dsd_serve.triton import RemoteBatcher
 from server import errors
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ class DrainingServer(uvicorn.Server):
     After `grace` seconds what still runs is cancelled. A second signal ends the process at once.
     """
 
-    def __init__(self, config: uvicorn.Config, drain: Drain, batcher: Batcher, grace: float) -> None:
+    def __init__(self, config: uvicorn.Config, drain: Drain, batcher: Batcher | RemoteBatcher, grace: float) -> None:
         super().__init__(config)
         self.drain, self.batcher, self.grace = drain, batcher, grace
         self.told = False

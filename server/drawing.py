@@ -1,54 +1,32 @@
-"""What all routes that draw share: classes, programs, and the settings of a picture."""
+"""What all routes that draw share: classes, tasks, and the settings of a picture."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
 from dsd_serve import labels
 from dsd_serve.labels import ImageClass
 from dsd_serve.params import SamplingParams
-from dsd_serve.programs import OnPreview, cost_of, edit, generate
 from dsd_serve.rows import Array, Pixels
-from server.service import Programs, Service
-
-# Makes the programs of a request, given what makes the `on_preview` of the program with that number.
-ProgramsOf = Callable[[Callable[[int], OnPreview | None]], Programs]
+from dsd_serve.tasks import Edit, Task
+from server.service import Service
 
 
 def find_class(service: Service, name: str | int) -> ImageClass:
     return labels.resolve(str(name), service.config.trained_classes)
 
 
-def generate_programs(service: Service, wanted: ImageClass, params: Sequence[SamplingParams]) -> ProgramsOf:
-    """Programs that draw one picture of a class for each of `params`."""
-
-    def programs(on_preview: Callable[[int], OnPreview | None]) -> Programs:
-        return [
-            (generate(service.config, wanted.index, p, on_preview(number)), cost_of(p))
-            for number, p in enumerate(params)
-        ]
-
-    return programs
-
-
-def edit_programs(
+def edits(
     service: Service,
     pixels: Pixels,
     wanted: ImageClass | None,
     params: Sequence[SamplingParams],
     strength: float,
     mask: Array | None = None,
-) -> ProgramsOf:
-    """Programs that redraw a picture towards a class, or none, once for each of `params`."""
+) -> list[Task]:
+    """Redraw a picture towards a class, or none, once for each of `params`."""
     label = service.config.null_label if wanted is None else wanted.index
-
-    def programs(on_preview: Callable[[int], OnPreview | None]) -> Programs:
-        return [
-            (edit(service.config, pixels, label, p, strength, mask, on_preview(number)), cost_of(p, strength))
-            for number, p in enumerate(params)
-        ]
-
-    return programs
+    return [Edit(pixels, label, p, strength, mask) for p in params]
 
 
 def described(service: Service, wanted: ImageClass | None, params: SamplingParams) -> dict[str, Any]:
@@ -63,7 +41,7 @@ def described(service: Service, wanted: ImageClass | None, params: SamplingParam
         "guidance_start": params.guidance_start,
         "guidance_stop": params.guidance_stop,
         "model": service.model.name,
-        "fingerprint": service.fingerprint,
+        "fingerprint": service.model.fingerprint,
     }
 
 

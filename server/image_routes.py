@@ -1,4 +1,4 @@
-"""The routes that give pictures and latents. Each parses, builds programs, runs them and encodes the answer."""
+"""The routes that give pictures and latents. Each parses, makes tasks, has them carried out and encodes the answer."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -14,17 +14,9 @@ from dsd_serve.errors import InputError
 from dsd_serve.labels import ImageClass
 from dsd_serve.latents import read_latents, write_latents
 from dsd_serve.params import SamplingParams
-from dsd_serve.programs import (
-    Cost,
-    between,
-    cost_of,
-    decode,
-    encode,
-    generate,
-    reconstruct,
-)
-from dsd_serve.rows import Array
-from dsd_serve.samplers import initial_noise
+from dsd_serve.programs import between
+from dsd_serve.rows import Decode, Encode
+from dsd_serve.tasks import Generate, Interpolate, Reconstruct, Task, WalkEnd
 from server import errors
 from server.answers import (
     ANSWERS,
@@ -51,11 +43,9 @@ from server.documentation import (
     takes,
 )
 from server.drawing import (
-    ProgramsOf,
     described,
-    edit_programs,
+    edits,
     find_class,
-    generate_programs,
     settings_headers,
 )
 from server.errors import refuse_repeated
@@ -66,7 +56,6 @@ from server.schemas import (
     EditedAnswer,
     EditQuery,
     EncodeQuery,
-    End,
     GenerateRequest,
     InterpolateRequest,
     LatentsAnswer,
@@ -75,7 +64,7 @@ from server.schemas import (
     SamplingQuery,
     WalkQuery,
 )
-from server.service import Ended, Event, Finished, Preview, Programs, Service
+from server.service import Ended, Event, Finished, Preview, Service
 from server.uploads import read_picture, read_uploads, release
 
 router = APIRouter(dependencies=[Depends(refuse_repeated)])
@@ -159,8 +148,8 @@ async def edit_post(request: Request, query: Annotated[EditQuery, Query()]) -> R
     if "mask" in form.files:
         mask = (await service.decoder.read(form.files["mask"], size)).mean(0) >= 128
     release(request)
-    programs = edit_programs(service, pixels, wanted, params, query.strength, mask)
-    return await answer_drawn(request, query, chosen, wanted, params, programs, {"strength": query.strength})
+    tasks = edits(service, pixels, wanted, params, query.strength, mask)
+    return await answer_drawn(request, query, chosen, wanted, params, tasks, {"strength": query.strength})
 
 
 @router.post(
@@ -204,7 +193,7 @@ async def encode_post(request: Request, query: Annotated[EncodeQuery, Query()]) 
     service: Service = request.app.state.service
     chosen = choose(request, query.format, LATENTS)
     pixels = await read_picture(request, service.decoder, service.config.image_size)
-    done = await service.run(request, [(encode(pixels), Cost(1, 1))], query.timeout)
+    done = await service.run(request, [Encode(pixels)], query.timeout)
     media = next(media for media, name in LATENTS.items() if name == chosen)
     return Response(
         write_latents(done.results[0], chosen), media_type=media, headers={"Server-Timing": done.server_timing}
@@ -227,7 +216,7 @@ async def decode_post(request: Request, query: Annotated[PictureQuery, Query()])
     service.check_size(query.size)
     form = await read_uploads(request, ("latents",), media_types=LATENTS)
     z = read_latents(form.files["latents"], service.config.latent_shape)
-    done = await service.run(request, [(decode(z), Cost(1, 1))], query.timeout)
+    done = await service.run(request, [Decode(z)], query.timeout)
     return await answer_shown(service, chosen, query, done)
 
 
@@ -249,7 +238,7 @@ async def reconstruct_post(request: Request, query: Annotated[PictureQuery, Quer
     chosen = choose(request, query.format, ANSWERS)
     service.check_size(query.size)
     pixels = await read_picture(request, service.decoder, service.config.image_size)
-    done = await service.run(request, [(reconstruct(pixels), Cost(2, 2))], query.timeout)
+    done = await service.run(request, [Reconstruct(pixels)], query.timeout)
     quality = images.psnr(pixels[None], done.results[0][None])
     return await answer_shown(service, chosen, query, done, {"psnr": round(quality, 2)})
 
@@ -262,13 +251,13 @@ async def draw(request: Request, query: GenerateRequest) -> Response:
     chosen = choose(request, query.format, EVENTS)
     wanted = find_class(service, query.class_)
     params = with_previews(service.params(query), chosen)
-    programs = generate_programs(service, wanted, params)
+    tasks = [Generate(wanted.index, p) for p in params]
     headers = {"Cache-Control": "no-store", "Vary": "Accept"}
     if query.seed is not None and chosen != "events":
         # Not immutable: the model behind an address may be replaced, so caches ask again, which costs no drawing.
         etag = etag_of(
-            service.fingerprint,
-            service.described,
+            service.model.fingerprint,
+            service.model.described,
             __version__,
             PIL.__version__,
             wanted.index,
@@ -281,7 +270,7 @@ async def draw(request: Request, query: GenerateRequest) -> Response:
             return Response(status_code=304, headers=headers)
     if request.method == "HEAD":
         return head(chosen, {**headers, **settings_headers(described(service, wanted, params[0]))})
-    return await answer_drawn(request, query, chosen, wanted, params, programs, {}, headers)
+    return await answer_drawn(request, query, chosen, wanted, params, tasks, {}, headers)
 
 
 async def answer_drawn(
@@ -290,18 +279,18 @@ async def answer_drawn(
     chosen: str,
     wanted: ImageClass | None,
     params: Sequence[SamplingParams],
-    programs: ProgramsOf,
+    tasks: Sequence[Task],
     more: Mapping[str, Any],
     headers: Mapping[str, str] = {},  # never changed
 ) -> Response:
-    """Run programs that draw one picture for each of `params`, and answer with them or with events."""
+    """Draw one picture for each of `params`, and answer with them or with events."""
     service: Service = request.app.state.service
     settings = [{**described(service, wanted, p), **more} for p in params]
     used = {**headers, **settings_headers(settings[0])}
     if chosen == "events":
-        events = service.stream(request, programs, query.timeout)
+        events = service.stream(request, tasks, query.timeout)
         return event_stream(native_events(events, settings, query.size), used)
-    done = await service.run(request, programs(lambda _: None), query.timeout)
+    done = await service.run(request, tasks, query.timeout)
     pictures = [Picture(pixels, setting) for pixels, setting in zip(done.results, settings, strict=True)]
     common = {**settings[0], "size": query.size or service.config.image_size}
     return await answer(pictures, chosen, query.size, common, {**used, "Server-Timing": done.server_timing})
@@ -348,34 +337,19 @@ async def walk_classes(request: Request, service: Service, query: InterpolateReq
     params = service.params(query)[0]
     start, end = find_class(service, query.from_.class_), find_class(service, query.to.class_)
     seeds = [end.seed for end in (query.from_, query.to) if end.seed is not None] or [params.seed]
-    noises = [noise_of(service, one, one.seed if one.seed is not None else seeds[0]) for one in (query.from_, query.to)]
-    fractions = [i / (query.n - 1) for i in range(query.n)]
-    programs: Programs = [
-        (
-            generate(service.config, weights, params, noise=between(noises[0], noises[1], fraction, on_sphere=True)),
-            cost_of(params, num_labels=len(weights)),
-        )
-        for fraction in fractions
-        for weights in [mixed(start.index, end.index, fraction)]
+    ends = [
+        WalkEnd(wanted.index, seeds[0] if one.seed is None else one.seed, one.index)
+        for wanted, one in ((start, query.from_), (end, query.to))
     ]
-    done = await service.run(request, programs, query.timeout)
+    fractions = [i / (query.n - 1) for i in range(query.n)]
+    walk = [Interpolate(ends[0], ends[1], fraction, params) for fraction in fractions]
+    done = await service.run(request, walk, query.timeout)
     common = {
-        "from": {"class": start.index, "seed": query.from_.seed if query.from_.seed is not None else seeds[0]},
-        "to": {"class": end.index, "seed": query.to.seed if query.to.seed is not None else seeds[0]},
+        "from": {"class": start.index, "seed": ends[0].seed},
+        "to": {"class": end.index, "seed": ends[1].seed},
         **{name: value for name, value in described(service, None, params).items() if name not in OF_AN_END},
     }
     return await answer_walk(service, chosen, query.size, fractions, done, common)
-
-
-def noise_of(service: Service, end: End, seed: int) -> Array:
-    return initial_noise(seed, end.index, service.config.latent_shape)
-
-
-def mixed(start: int, end: int, fraction: float) -> dict[int, float]:
-    """Labels with their weights; at the ends only one of them, which saves the other's rows."""
-    if start == end or fraction in (0, 1):
-        return {end if fraction == 1 else start: 1.0}
-    return {start: 1 - fraction, end: fraction}
 
 
 async def walk_pictures(request: Request, service: Service, query: WalkQuery) -> Response:
@@ -386,13 +360,11 @@ async def walk_pictures(request: Request, service: Service, query: WalkQuery) ->
         raise InputError("the form must have two pictures, in the file fields from and to; to is missing")
     ends = [await service.decoder.read(form.files[name], service.config.image_size) for name in ("from", "to")]
     release(request)
-    encoded = await service.run(request, [(encode(pixels), Cost(1, 1)) for pixels in ends], query.timeout)
+    encoded = await service.run(request, [Encode(pixels) for pixels in ends], query.timeout)
     start, end = encoded.results
     fractions = [i / (query.n - 1) for i in range(query.n)]
-    programs: Programs = [
-        (decode(between(start, end, fraction, on_sphere=False)), Cost(1, 1)) for fraction in fractions
-    ]
-    done = await service.run(request, programs, query.timeout)
+    walk = [Decode(between(start, end, fraction, on_sphere=False)) for fraction in fractions]
+    done = await service.run(request, walk, query.timeout)
     return await answer_walk(service, chosen, query.size, fractions, done, {"model": service.model.name})
 
 

@@ -34,7 +34,7 @@ async def model(request: Request) -> ModelAnswer:
     config, defaults, settings = service.config, service.model.defaults, service.settings
     return ModelAnswer(
         name=service.model.name,
-        fingerprint=service.fingerprint,
+        fingerprint=service.model.fingerprint,
         version=__version__,
         image_size=config.image_size,
         latent_shape=list(config.latent_shape),
@@ -46,12 +46,12 @@ async def model(request: Request) -> ModelAnswer:
             guidance=defaults.guidance_scale,
         ),
         samplers=list(SAMPLER_NAMES),
-        engine=service.described,
-        row_budget=service.batcher.budget,
+        engine=service.model.described,
+        row_budget=service.model.budget,
         self_test=SelfTest(
-            batch_invariant=service.invariance.holds,
-            rows=service.invariance.num_rows,
-            max_difference=service.invariance.max_difference,
+            batch_invariant=service.model.invariance.holds,
+            rows=service.model.invariance.num_rows,
+            max_difference=service.model.invariance.max_difference,
         ),
         limits={
             "n": settings.max_images,
@@ -77,10 +77,10 @@ async def model(request: Request) -> ModelAnswer:
 )
 def model_card(request: Request) -> Response:
     """The model card: what the model draws, how it was trained, what it may be used for."""
-    file = request.app.state.service.model.path / "card.md"
-    if not file.is_file():
+    card: str | None = request.app.state.service.model.card
+    if card is None:
         raise HTTPException(404, "this model has no card; dsd-export writes one as card.md")
-    return PlainTextResponse(file.read_text("utf-8"), media_type="text/markdown")
+    return PlainTextResponse(card, media_type="text/markdown")
 
 
 @router.head("/health/live", include_in_schema=False)

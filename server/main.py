@@ -18,18 +18,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def serve(settings: Settings) -> None:
     """Serve until a signal ends it. Raises DSDError when it cannot start."""
-    import uvicorn  # here and not above: --help needs none of it
+    import uvicorn
+    from fastapi import FastAPI  # here and not above: --help needs none of it
 
     from server import logs
     from server.app import create_app
     from server.drain import LAST_ANSWERS, DrainingServer
+    from server.opening import Opening
     from server.protocol import BoundedProtocol
     from server.service import Service
 
     logs.configure(settings.log_level, settings.log_format)
     service = Service(settings)
+    opening: Opening | None = None
+    if settings.triton:
+
+        def make() -> FastAPI:
+            service.wait_for_triton()
+            return create_app(service)
+
+        opening = Opening(make, lambda: service.batcher.not_ready, service.batcher.close)
     config = uvicorn.Config(
-        create_app(service),
+        opening or create_app(service),
         host=settings.host,
         port=settings.port,
         http=BoundedProtocol,
@@ -39,6 +49,8 @@ def serve(settings: Settings) -> None:
         reset_contextvars=True,
     )
     DrainingServer(config, service.drain, service.batcher, settings.grace).run()
+    if opening is not None and opening.failed is not None:
+        raise opening.failed
 
 
 if __name__ == "__main__":

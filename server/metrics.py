@@ -21,6 +21,7 @@ from dsd_serve import __version__
 from dsd_serve.batcher import Batcher, Observer
 from dsd_serve.errors import CancelledError
 from dsd_serve.rows import Decode, Denoise, Encode, Row
+from dsd_serve.triton import RemoteBatcher
 from server.drain import Drain
 from server.watch import Exchange
 
@@ -111,25 +112,20 @@ class Metrics(Observer):
         if exchange.status == 413:
             self.rejected("too_large")
 
-    def watch(self, batcher: Batcher, drain: Drain, model: dict[str, str]) -> None:
+    def watch(self, batcher: Batcher | RemoteBatcher, drain: Drain, model: dict[str, str]) -> None:
         """Add what is read only when somebody asks. model: labels of dsd_model_info."""
         self.model.info(model)
 
         def gauge(name: str, text: str, value: Any) -> None:
             Gauge(name, text, registry=self.registry).set_function(value)
 
-        gauge("dsd_images_running", "Images whose program has begun.", lambda: len(batcher.running))
-        gauge("dsd_images_waiting", "Images in the queue.", lambda: len(batcher.waiting))
-        gauge("dsd_seconds_ahead", "Estimated seconds until all of them are done.", lambda: seconds_ahead(batcher))
+        gauge("dsd_images_running", "Images whose program has begun.", lambda: batcher.num_running)
+        gauge("dsd_images_waiting", "Images in the queue.", lambda: batcher.num_waiting)
+        gauge("dsd_seconds_ahead", "Estimated seconds until all of them are done.", batcher.seconds_ahead)
         gauge("dsd_row_budget", "Rows that a tick may take.", lambda: batcher.budget)
         gauge(
             "dsd_ready", "1 when requests are served, as /health/ready.", lambda: batcher.ready and not drain.draining
         )
-
-
-def seconds_ahead(batcher: Batcher) -> float:
-    with batcher.condition:  # its lists change meanwhile
-        return batcher.seconds_ahead()
 
 
 def install(app: FastAPI, metrics: Metrics) -> None:

@@ -18,14 +18,12 @@ from dsd_serve.labels import ImageClass
 from dsd_serve.params import SamplingParams
 from dsd_serve.programs import edit_timesteps
 from dsd_serve.rows import Array, Pixels
-from server import errors, openai_errors
+from dsd_serve.tasks import Generate, Task
+from server import drawing, errors, openai_errors
 from server.answers import Picture, event_stream, scaled, text_of
 from server.drawing import (
-    ProgramsOf,
     described,
-    edit_programs,
     find_class,
-    generate_programs,
     settings_headers,
 )
 from server.openai_errors import Refused
@@ -80,8 +78,8 @@ async def generations(request: Request, query: GenerationRequest) -> Response:
     check_model(service, query.model)
     wanted = prompted(service, query)
     params = with_previews(sampling(service, query), query)
-    programs = generate_programs(service, wanted, params)
-    return await answer_drawn(request, query, wanted, params, programs, "image_generation")
+    tasks = [Generate(wanted.index, p) for p in params]
+    return await answer_drawn(request, query, wanted, params, tasks, "image_generation")
 
 
 @router.post(
@@ -96,9 +94,9 @@ async def variations(request: Request) -> Response:
     query, files = await read_options(request, VariationForm, ("image",))
     params = [replace(p, guidance_scale=1.0) for p in sampling(service, query)]
     pixels = await uploaded(service, files, "image")
-    programs = edit_programs(service, pixels, None, params, query.strength)
+    tasks = drawing.edits(service, pixels, None, params, query.strength)
     more = {"strength": query.strength}
-    return await answer_drawn(request, query, None, params, programs, "image_variation", more)
+    return await answer_drawn(request, query, None, params, tasks, "image_variation", more)
 
 
 @router.post(
@@ -115,9 +113,9 @@ async def edits(request: Request) -> Response:
     params = with_previews(sampling(service, query), query, query.strength)
     pixels = await uploaded(service, files, "image")
     mask = await transparent(service, files) if "mask" in files else None
-    programs = edit_programs(service, pixels, wanted, params, query.strength, mask)
+    tasks = drawing.edits(service, pixels, wanted, params, query.strength, mask)
     more = {"strength": query.strength}
-    return await answer_drawn(request, query, wanted, params, programs, "image_edit", more)
+    return await answer_drawn(request, query, wanted, params, tasks, "image_edit", more)
 
 
 @router.get("/models", responses={"default": ERRORS["default"]})
@@ -135,7 +133,7 @@ async def model(request: Request, model: str) -> ModelEntry:
 
 
 def model_entry(service: Service) -> ModelEntry:
-    return ModelEntry(id=service.model.name, created=int((service.model.path / "config.json").stat().st_mtime))
+    return ModelEntry(id=service.model.name, created=service.model.created)
 
 
 # What was asked for.
@@ -232,11 +230,11 @@ async def answer_drawn(
     query: Options,
     wanted: ImageClass | None,
     params: Sequence[SamplingParams],
-    programs: ProgramsOf,
+    tasks: Sequence[Task],
     kind: str,
     more: Mapping[str, Any] = {},  # never changed
 ) -> Response:
-    """Run programs that draw one picture for each of `params`, and answer with them or with events named by `kind`."""
+    """Draw one picture for each of `params`, and answer with them or with events named by `kind`."""
     service: Service = request.app.state.service
     settings = [{**described(service, wanted, p), **more} for p in params]
     headers = {"Cache-Control": "no-store", **settings_headers(settings[0])}
@@ -244,10 +242,10 @@ async def answer_drawn(
     common = {"output_format": query.output_format, "size": f"{side}x{side}", "background": "opaque"}
     encoded = 0 if kind == "image_generation" else 1
     if isinstance(query, GenerationRequest) and query.stream:
-        events = service.stream(request, programs)
+        events = service.stream(request, tasks)
         usage = usage_of(service, encoded, 1).model_dump()
         return event_stream(openai_events(events, query, settings, common, usage, kind), headers)
-    done = await service.run(request, programs(lambda _: None))
+    done = await service.run(request, tasks)
     pictures = [Picture(pixels, setting) for pixels, setting in zip(done.results, settings, strict=True)]
     drawn = await run_in_threadpool(lambda: [to_base64(picture, query) for picture in pictures])
     body = {

@@ -1,4 +1,4 @@
-"""What the routes share: the model, the batcher, and how a request's programs are run, streamed and cancelled."""
+"""What the routes share: the model, the batcher, and how a request's tasks are run, streamed and cancelled."""
 
 import asyncio
 import contextlib
@@ -6,20 +6,20 @@ import logging
 import os
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request
 
-from dsd_serve.batcher import Batcher, Job
-from dsd_serve.checkpoint import ModelDir, read_model_dir
-from dsd_serve.engines import Engine, load_engine
-from dsd_serve.engines.selftest import invariance, mixture
+from dsd_serve.batcher import Batcher, Job, Observer
+from dsd_serve.engines import Engine
 from dsd_serve.errors import InputError
+from dsd_serve.host import About, Host, open_host
 from dsd_serve.params import SamplingParams
-from dsd_serve.programs import Cost, OnPreview, Program
 from dsd_serve.rows import Pixels
+from dsd_serve.tasks import OnPreviews, Task
+from dsd_serve.triton import RemoteBatcher, RemoteJob, parse_addresses
 from server.drain import Drain
 from server.metrics import Metrics
 from server.schemas import SamplingQuery
@@ -30,13 +30,13 @@ from server.uploads import Decoder
 
 log = logging.getLogger(__name__)
 
-Programs = Sequence[tuple[Program, Cost]]
+AnyJob = Job | RemoteJob
 PING_SECONDS = 15  # proxies close streams that are silent for longer
 
 
 @dataclass(frozen=True)
 class Finished:
-    """Results in the order of the programs, and how long they waited and ran, in milliseconds."""
+    """Results in the order of the tasks, and how long they waited and ran, in milliseconds."""
 
     results: list[Any]
     queue_ms: float
@@ -49,7 +49,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Preview:
-    """The decoded clean estimate of program `number` after `step`, uint8 [3, H, W]."""
+    """The decoded clean estimate of task `number` after `step`, uint8 [3, H, W]."""
 
     number: int
     step: int
@@ -58,7 +58,7 @@ class Preview:
 
 @dataclass(frozen=True)
 class Ended:
-    """Program `number` is done; `future` has its picture or its error."""
+    """Task `number` is done; `future` has its picture or its error."""
 
     number: int
     future: "Future[Any]"
@@ -68,47 +68,36 @@ Event = Preview | Ended | None  # None: nothing for PING_SECONDS
 
 
 class Service:
-    """One model directory on one engine behind one batcher. engine: in place of the one that the settings name."""
+    """One model behind a batcher, with what surrounds it. engine: in place of the one that the settings name."""
 
     def __init__(self, settings: Settings, engine: Engine | None = None) -> None:
         self.settings = settings
         self.keys = load_keys(settings.api_keys, os.environ)
         self.traces = load_traces(settings.otel)
         self.drain, self.metrics = Drain(), Metrics()
-        self.model: ModelDir = read_model_dir(settings.model)
         self.decoder = Decoder(settings)
-        # In a thread that ends: flushing denormals holds for the whole thread, and this one will serve HTTP.
-        with ThreadPoolExecutor(1) as thread:
-            thread.submit(self.load, engine).result()
-        (log.info if self.invariance.holds else log.warning)("self-test: %s", self.invariance)
-        log.info("%s on %s, %d rows a tick", self.model.name, self.described, self.batcher.budget)
+        self.batcher: Batcher | RemoteBatcher
+        if settings.triton:
+            self.batcher = open_remote(settings, self.metrics)
+        else:
+            host = open_embedded(settings, engine, self.metrics)
+            self.batcher = host.batcher
+            self.serve(host.about)
 
-    def load(self, engine: Engine | None) -> None:
-        """Load the engine, unless one is given, test it, and start the batcher."""
-        settings = self.settings
-        self.engine = engine or load_engine(
-            settings.engine,
-            settings.model,
-            settings.device,
-            settings.threads,
-            flush_denormals=True,
-            precision=settings.precision,
-        )
-        self.config = self.engine.config
-        self.fingerprint = self.model.fingerprint(settings.precision)
-        self.described = {key: str(value) for key, value in self.engine.describe().items()}
-        self.invariance = invariance(self.engine, mixture(self.config, (1, 2, 1), seed=0))
-        self.batcher = Batcher(
-            self.engine,
-            budget=settings.row_budget,
-            max_waiting=settings.max_waiting,
-            max_seconds=settings.max_wait,
-            observer=self.metrics,
-        )
+    def wait_for_triton(self) -> None:
+        """Wait until a server of --triton is ready, however long it takes. Raises ClosedError if closed meanwhile."""
+        if isinstance(self.batcher, RemoteBatcher):
+            log.info("waiting for Triton at %s", self.settings.triton)
+            self.serve(self.batcher.wait())
 
-    async def run(self, request: Request, programs: Programs, timeout: float | None = None) -> Finished:
-        """Run the programs of one request; cancelled when its client goes away."""
-        jobs = self.submit(programs, timeout)
+    def serve(self, model: About) -> None:
+        self.model, self.config = model, model.config
+        (log.info if model.invariance.holds else log.warning)("self-test: %s", model.invariance)
+        log.info("%s on %s, %d rows a tick", model.name, model.described, model.budget)
+
+    async def run(self, request: Request, asked: Sequence[Task], timeout: float | None = None) -> Finished:
+        """Carry out the tasks of one request; cancelled when its client goes away."""
+        jobs = self.submit(asked, timeout)
         watcher = asyncio.create_task(cancel_on_disconnect(request, jobs))
         try:
             results = await asyncio.gather(*(asyncio.wrap_future(job.future) for job in jobs))
@@ -120,26 +109,18 @@ class Service:
         started, ended = min(job.started for job in jobs), max(job.ended for job in jobs)
         return Finished(results, 1000 * (started - first), 1000 * (ended - started))
 
-    def stream(
-        self, request: Request, programs: Callable[[Callable[[int], OnPreview]], Programs], timeout: float | None = None
-    ) -> AsyncIterator[Event]:
-        """Run programs and tell what happens. They are submitted at once, so that this raises what `submit` raises.
-
-        programs: is given a function that makes the `on_preview` of the program with that number.
-        """
+    def stream(self, request: Request, asked: Sequence[Task], timeout: float | None = None) -> AsyncIterator[Event]:
+        """Carry out tasks and tell what happens. They are submitted at once: this raises what `submit` raises."""
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[Event] = asyncio.Queue()
 
         def tell(event: Event) -> None:
             soon(loop, lambda: queue.put_nowait(event))
 
-        def on_preview(number: int) -> OnPreview:
-            return lambda step, pixels: tell(Preview(number, step, pixels))
-
         def on_end(number: int) -> Callable[["Future[Any]"], None]:
             return lambda future: tell(Ended(number, future))
 
-        jobs = self.submit(programs(on_preview), timeout)
+        jobs = self.submit(asked, timeout, lambda number, step, pixels: tell(Preview(number, step, pixels)))
         for number, job in enumerate(jobs):
             job.future.add_done_callback(on_end(number))
         watcher = asyncio.create_task(cancel_on_disconnect(request, jobs))
@@ -158,16 +139,19 @@ class Service:
 
         return events()
 
-    def submit(self, programs: Programs, timeout: float | None) -> list[Job]:
-        """Put the programs of one request in the queue. Raises what `Batcher.submit_all` and `claim_images` raise."""
+    def submit(
+        self, asked: Sequence[Task], timeout: float | None, on_preview: OnPreviews | None = None
+    ) -> Sequence[AnyJob]:
+        """Put the tasks of one request in the queue. Raises what `submit_tasks` and `claim_images` raise."""
         limit = self.settings.max_seconds
-        release = claim_images(len(programs))
+        release = claim_images(len(asked))
         try:
-            traced = [(self.traces.traced(program), cost) for program, cost in programs]
-            jobs = self.batcher.submit_all(traced, timeout=limit if timeout is None else min(timeout, limit))
+            within_limit = limit if timeout is None else min(timeout, limit)
+            jobs = self.batcher.submit_tasks(asked, timeout=within_limit, on_preview=on_preview)
         except Exception:
             release()
             raise
+        self.traces.follow(jobs)
         loop, remaining = asyncio.get_running_loop(), len(jobs)
 
         def one_ended() -> None:
@@ -210,13 +194,35 @@ class Service:
         at_most("size", size or 1, self.settings.max_size)
 
 
+def open_remote(settings: Settings, observer: Observer) -> RemoteBatcher:
+    return RemoteBatcher(
+        parse_addresses(settings.triton),
+        max_waiting=settings.max_waiting,
+        observer=observer,
+    )
+
+
+def open_embedded(settings: Settings, engine: Engine | None, observer: Observer) -> Host:
+    return open_host(
+        settings.model,
+        engine or settings.engine,
+        device=settings.device,
+        precision=settings.precision,
+        threads=settings.threads,
+        row_budget=settings.row_budget,
+        max_waiting=settings.max_waiting,
+        max_seconds=settings.max_wait,
+        observer=observer,
+    )
+
+
 def soon(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
     """Call in the loop's thread, from any thread."""
     with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
         loop.call_soon_threadsafe(call)
 
 
-async def cancel_on_disconnect(request: Request, jobs: Sequence[Job]) -> None:
+async def cancel_on_disconnect(request: Request, jobs: Sequence[AnyJob]) -> None:
     """Cancel the jobs when the client closes the connection: they end before the batcher's next tick."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

@@ -48,6 +48,7 @@ class Settings:
     log_format: str = "pretty"
     otel: bool = False
     ui: bool = False
+    triton: str = ""
 
 
 HELP = {
@@ -80,11 +81,14 @@ HELP = {
     "log_format": "pretty or json. Access lines go to stdout, the rest to stderr",
     "otel": "send traces by OTLP/HTTP, by default to localhost:4318; also on when OTEL_EXPORTER_OTLP_ENDPOINT is set, "
     "and the other OTEL_* variables hold. Needs the extra otel (default: off)",
+    "triton": "HOST:PORT[,HOST:PORT] of Triton servers (gRPC, 8001) that do the work, with the model that dsd-export "
+    "--triton wrote; the settings of the model and --max-wait then have no effect, config.pbtxt has them. Needs the "
+    "extra triton (default: the work is done here)",
     "ui": "a page in the browser at /, as a client of this server. Needs the extra ui (default: off)",
 }
 
 GROUPS = {
-    "model": ("model", "engine", "device", "precision", "threads", "row_budget"),
+    "model": ("model", "engine", "device", "precision", "threads", "row_budget", "triton"),
     "network": ("host", "port", "grace", "ui"),
     "limits": (*(name for name in HELP if name.startswith("max_")), "body_timeout"),
     "security": ("api_keys", "cors_origins"),
@@ -92,7 +96,7 @@ GROUPS = {
 }
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("pretty", "json")
-METAVARS = {"api_keys": "FILE"}
+METAVARS = {"api_keys": "FILE", "triton": "HOST:PORT"}
 BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 

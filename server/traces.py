@@ -6,19 +6,34 @@ headers, service name.
 
 import os
 import time
-from typing import Any
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any, Protocol
 
 from fastapi.telemetry import TelemetryConfig
 from opentelemetry import context
+from opentelemetry.context import Context
 from opentelemetry.trace import Status, StatusCode, Tracer, TracerProvider
 
 from dsd_serve import __version__
 from dsd_serve.errors import ConfigError
-from dsd_serve.programs import Program
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 NOT_TRACED = ("/health/", "/metrics")
+
+
+class Timed(Protocol):
+    """The part of a job that spans are made of; see `batcher.Job`."""
+
+    @property
+    def future(self) -> "Future[Any]": ...
+    @property
+    def submitted(self) -> float: ...
+    @property
+    def started(self) -> float: ...
+    @property
+    def ended(self) -> float: ...
 
 
 class Traces:
@@ -40,28 +55,29 @@ class Traces:
             exclude=lambda scope: scope["path"].startswith(NOT_TRACED),
         )
 
-    def traced(self, program: Program) -> Program:
-        """The same program, with a span for its wait and one from its first tick to its end. Call it in the request."""
-        return program if self.tracer is None else with_spans(self.tracer, program)
+    def follow(self, jobs: Sequence[Timed]) -> None:
+        """Make two spans of each job at its end: its wait, and its time in the network. Call it in the request."""
+        if self.tracer is None:
+            return
+        parent = context.get_current()
+        for job in jobs:
+            job.future.add_done_callback(spans_of(self.tracer, parent, job))
 
 
-def with_spans(tracer: Tracer, program: Program) -> Program:
-    parent, queued = context.get_current(), time.time_ns()
-
-    def spans() -> Program:
-        # It runs in the batcher's thread: the parent is handed over, nothing is made current there.
-        tracer.start_span("queue", parent, start_time=queued).end()
-        span = tracer.start_span("network", parent)
-        try:
-            return (yield from program)
-        except Exception as error:
+def spans_of(tracer: Tracer, parent: Context, job: Timed) -> Callable[["Future[Any]"], None]:
+    def end(future: "Future[Any]") -> None:
+        if not job.started:
+            return  # it ended in the queue
+        apart = time.time_ns() - time.monotonic_ns()
+        submitted, started, ended = (apart + int(1e9 * t) for t in (job.submitted, job.started, job.ended))
+        tracer.start_span("queue", parent, start_time=submitted).end(started)
+        span = tracer.start_span("network", parent, start_time=started)
+        if not future.cancelled() and (error := future.exception()) is not None:
             span.record_exception(error)
             span.set_status(Status(StatusCode.ERROR))
-            raise
-        finally:
-            span.end()
+        span.end(ended)
 
-    return spans()
+    return end
 
 
 def load_traces(asked: bool) -> Traces:

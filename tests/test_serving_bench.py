@@ -19,6 +19,7 @@ from server.bench.contestants import BenchError, Contestant, Running
 from server.bench.engine import SimulatedEngine
 from server.bench.load import Outcome, percentile, rate_of, summarise
 from server.bench.report import replace_section
+from server.bench.scaling import capacity, simulate
 from server.bench.workload import arrivals, program, requests
 from tests.conftest import ROOT, picture
 
@@ -171,3 +172,16 @@ def test_wrong_flags_are_sentences():
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
         assert done.returncode == 2
         assert words in done.stderr
+
+
+def test_the_simulation_of_many_devices_agrees_with_arithmetic():
+    one = capacity(0.02, 32)
+    quiet = simulate(1, 0.2 * one, 0.02, 32, seconds=40)
+    # Alone, a request takes a call for each step and one for its picture, and waits for the call that runs.
+    assert 10.99 * 0.02 <= quiet.short.min() <= np.percentile(quiet.short, 95) <= 12.1 * 0.02
+    full = simulate(1, 1.5 * one, 0.02, 32, seconds=60)
+    assert 0.9 * one < full.rate < 1.02 * one
+    assert full.rows > 28
+    assert np.median(full.latencies) > 3 * np.median(quiet.latencies)
+    two = simulate(2, 1.5 * one, 0.02, 32, seconds=60)
+    assert two.rate == pytest.approx(1.5 * one, rel=0.05)

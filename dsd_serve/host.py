@@ -1,0 +1,99 @@
+"""A model directory on an engine behind a batcher: what dsd-serve has in its process, and each instance in Triton."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dsd_serve.batcher import Batcher, Observer
+from dsd_serve.checkpoint import read_model_dir
+from dsd_serve.config import ModelConfig
+from dsd_serve.engines import Engine, load_engine
+from dsd_serve.engines.selftest import Invariance, invariance, mixture
+from dsd_serve.params import SamplingParams
+
+
+@dataclass(frozen=True)
+class About:
+    """A model and what runs it, as plain values that can travel.
+
+    described: the engine's words. budget: rows a tick. card: the text of card.md. created: of its config.json, in
+    seconds since 1970.
+    """
+
+    name: str
+    config: ModelConfig
+    defaults: SamplingParams
+    fingerprint: str
+    described: dict[str, str]
+    invariance: Invariance
+    budget: int
+    card: str | None
+    created: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "config": self.config.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "About":
+        return cls(
+            **{
+                **values,
+                "config": ModelConfig.from_dict(values["config"]),
+                "defaults": SamplingParams(**values["defaults"]),
+                "invariance": Invariance(**values["invariance"]),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Host:
+    """A batcher that runs, and what it serves."""
+
+    batcher: Batcher
+    about: About
+
+
+def open_host(
+    model_dir: Path,
+    engine: Engine | str = "onnx",
+    *,
+    device: str = "cpu",
+    precision: str = "fp32",
+    threads: int = 0,
+    row_budget: int = 0,
+    max_waiting: int = 256,
+    max_seconds: float = 60.0,
+    observer: Observer | None = None,
+) -> Host:
+    """Load a model directory, test its engine, warm it up, and start its batcher.
+
+    engine: a name, or one that is loaded. The rest is as in `load_engine` and `Batcher`, and raises what they raise.
+    """
+
+    def load() -> Host:
+        directory = read_model_dir(model_dir)
+        loaded = engine
+        if isinstance(loaded, str):
+            loaded = load_engine(loaded, model_dir, device, threads, flush_denormals=True, precision=precision)
+        tested = invariance(loaded, mixture(loaded.config, (1, 2, 1), seed=0))
+        batcher = Batcher(
+            loaded, budget=row_budget, max_waiting=max_waiting, max_seconds=max_seconds, observer=observer
+        )
+        card = model_dir / "card.md"
+        about = About(
+            directory.name,
+            loaded.config,
+            directory.defaults,
+            directory.fingerprint(precision),
+            {key: str(value) for key, value in loaded.describe().items()},
+            tested,
+            batcher.budget,
+            card.read_text("utf-8") if card.is_file() else None,
+            int((model_dir / "config.json").stat().st_mtime),
+        )
+        return Host(batcher, about)
+
+    # In a thread that ends: flushing denormals holds for the whole thread, and the caller's goes on.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(load).result()

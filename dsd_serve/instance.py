@@ -1,0 +1,210 @@
+"""What runs inside Triton: one instance of the model `dsd`, with an engine and a batcher of its own.
+
+The model repository that `dsd-export --triton` writes names this class; Triton's Python backend loads it. The model is
+decoupled: `execute` only puts tasks in the batcher's queue, and one thread sends what comes of them, so that steps of
+all requests share batches. wire.py describes requests and responses.
+"""
+
+import ctypes
+import json
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from dsd_serve import wire
+from dsd_serve.batcher import Job
+from dsd_serve.errors import CancelledError, ClosedError, DSDError, EngineError, InputError, QueueFullError
+from dsd_serve.host import Host, open_host
+from dsd_serve.rows import Array
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.1  # between two questions whether a client has gone away
+
+CODES = {  # names of attributes that the module above gets only after this file is loaded
+    InputError: "INVALID_ARG",
+    QueueFullError: "UNAVAILABLE",
+    ClosedError: "UNAVAILABLE",
+    CancelledError: "CANCELLED",
+    EngineError: "INTERNAL",
+}
+
+
+class TritonPythonModel:
+    """Triton's name for it, and its three methods."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Load the model, test the engine and warm it up; Triton calls the instance ready when this returns."""
+        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+        given = {key: value["string_value"] for key, value in json.loads(args["model_config"])["parameters"].items()}
+        self.name = args["model_instance_name"]
+        self.max_seconds = float(given["max_seconds"])
+        self.host = open_instance(Path(args["model_repository"]), given, args)
+        self.answers = Answers()
+        about = self.host.about
+        log.info("%s: %s on %s, %d rows a tick", self.name, about.name, about.described, about.budget)
+
+    def execute(self, requests: Sequence[Any]) -> None:
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                self.take(request, sender)
+            except Exception as error:
+                if not isinstance(error, DSDError):
+                    log.exception("a request failed")
+                self.answers.put(partial(send, sender, error=error))
+
+    def take(self, request: Any, sender: Any) -> None:
+        # Copied: the tensors lie in memory that is Triton's again once the request is over. By DLPack, because
+        # `as_numpy` of a backend that was built for numpy 1 gives wrong values under numpy 2.
+        inputs = {tensor.name(): np.from_dlpack(tensor).copy() for tensor in request.inputs()}
+        parameters = json.loads(request.parameters() or "{}")
+        if parameters.get("operation") == "describe":
+            text = np.frombuffer(json.dumps(self.describe()).encode(), np.uint8)
+            self.answers.put(lambda: send(sender, {"text": text}))
+            return
+        about = self.host.about
+        tasks, seconds = wire.from_wire(inputs, parameters, about.config, about.defaults)
+        timeout = self.max_seconds if seconds is None else min(seconds, self.max_seconds)
+
+        def on_preview(_: int, step: int, pixels: Array) -> None:
+            self.answers.put(lambda: exchange.preview(step, pixels))
+
+        exchange = Exchange(sender, len(tasks), self.answers)
+        exchange.begin(self.host.batcher.submit_tasks(tasks, timeout=timeout, on_preview=on_preview))
+
+    def describe(self) -> dict[str, Any]:
+        batcher = self.host.batcher
+        return {
+            "instance": self.name,
+            "about": self.host.about.to_dict(),
+            "not_ready": batcher.not_ready,
+            "running": batcher.num_running,
+            "waiting": batcher.num_waiting,
+            "seconds_ahead": batcher.seconds_ahead(),
+        }
+
+    def finalize(self) -> None:
+        self.host.batcher.close(5)
+        self.answers.close()
+
+
+def open_instance(repository: Path, given: Mapping[str, str], args: Mapping[str, str]) -> Host:
+    """The host that the parameters of config.pbtxt ask for, on the device that Triton gives this instance."""
+    device = given["device"]
+    if device == "cuda" and args["model_instance_kind"] == "GPU":
+        device = f"cuda:{args['model_instance_device_id']}"
+    return open_host(
+        repository / given["model"],
+        given["engine"],
+        device=device,
+        precision=given["precision"],
+        threads=int(given["threads"]),
+        row_budget=int(given["row_budget"]),
+        max_waiting=int(given["max_waiting"]),
+        max_seconds=float(given["max_wait"]),
+    )
+
+
+class Exchange:
+    """One request, until its last response. Only the thread of `answers` sends and asks."""
+
+    def __init__(self, sender: Any, count: int, answers: "Answers") -> None:
+        self.sender, self.remaining, self.answers = sender, count, answers
+        self.jobs: Sequence[Job] = ()
+
+    def begin(self, jobs: Sequence[Job]) -> None:
+        self.jobs = jobs
+        self.answers.put(lambda: self.answers.watched.add(self))
+        for job in jobs:
+            job.future.add_done_callback(lambda _: self.answers.put(self.one_ended))
+
+    def preview(self, step: int, pixels: Array) -> None:
+        send(self.sender, {"preview": pixels, "step": np.array([step], np.int64)}, final=False)
+
+    def one_ended(self) -> None:
+        self.remaining -= 1
+        if self.remaining:
+            return
+        # Not after the last response: Triton 24.10 crashes when it is asked then whether a request is cancelled.
+        self.answers.watched.discard(self)
+        errors = [error for job in self.jobs if (error := job.future.exception()) is not None]
+        if errors:
+            send(self.sender, error=errors[0])
+            return
+        first, ended = min(job.submitted for job in self.jobs), max(job.ended for job in self.jobs)
+        started = min(job.started for job in self.jobs)
+        outputs = wire.results_to_wire([job.future.result() for job in self.jobs])
+        send(self.sender, {**outputs, "seconds": np.array([started - first, ended - started])})
+
+    def cancel_if_asked(self) -> None:
+        if self.sender.is_cancelled():
+            for job in self.jobs:
+                job.cancel()
+
+
+class Answers:
+    """The thread that sends responses and asks whether requests were cancelled, so that ticks wait for neither."""
+
+    def __init__(self) -> None:
+        self.calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self.watched: set[Exchange] = set()
+        self.thread = threading.Thread(target=self.loop, name="answers", daemon=True)
+        self.thread.start()
+
+    def put(self, call: Callable[[], None]) -> None:
+        self.calls.put(call)
+
+    def close(self) -> None:
+        self.calls.put(None)
+        self.thread.join()
+
+    def loop(self) -> None:
+        due = time.monotonic()
+        while True:
+            try:
+                wait = max(0.0, due - time.monotonic()) if self.watched else None
+                call = self.calls.get(timeout=wait)
+                if call is None:
+                    return
+                call()
+            except queue.Empty:
+                pass
+            except Exception:  # of one response: the others must be sent
+                log.exception("a response could not be sent")
+            if time.monotonic() >= due:
+                for exchange in list(self.watched):
+                    exchange.cancel_if_asked()
+                due = time.monotonic() + POLL_SECONDS
+
+
+def capsule(array: Array) -> Any:
+    """A copy of an array for the backend, which frees it with the tensor. It takes only what may be written.
+
+    The backend renames capsules in a way that numpy's destructor does not expect; it would print an error for each.
+    """
+    made = array.copy(order="C").__dlpack__()
+    ctypes.pythonapi.PyCapsule_SetDestructor(ctypes.py_object(made), None)
+    return made
+
+
+def send(
+    sender: Any, outputs: Mapping[str, Array] | None = None, *, error: BaseException | None = None, final: bool = True
+) -> None:
+    """Send one response: tensors, or an error."""
+    flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0
+    if error is not None:
+        code = next((CODES[kind] for kind in type(error).__mro__ if kind in CODES), "UNKNOWN")
+        failed = pb_utils.TritonError(wire.error_to_text(error), getattr(pb_utils.TritonError, code))
+        sender.send(pb_utils.InferenceResponse([], error=failed), flags=flags)
+        return
+    tensors = [pb_utils.Tensor.from_dlpack(name, capsule(array)) for name, array in (outputs or {}).items()]
+    sender.send(pb_utils.InferenceResponse(tensors), flags=flags)

@@ -1,0 +1,235 @@
+"""The form of a request to the Triton model: tasks <-> parameters and tensors, errors <-> their text.
+
+Arrays are input tensors, everything else is a request parameter of KServe v2, so that `curl` needs no tensor to draw a
+picture. One request is one task; encode, decode and denoise take M rows, the first axis of their tensors.
+
+    operation     what it needs                                            answers with
+    generate      label; settings                                          image
+    edit          pixels, strength; mask, label, settings                  image
+    reconstruct   pixels                                                   image
+    interpolate   label, to_label, fraction; to_seed, to_index, settings   image
+    encode        pixels                                                   latents
+    decode        latents                                                  image
+    denoise       latents, t, labels                                       latents
+    describe                                                               text, JSON: the model, and its queue
+
+Settings are the fields of SamplingParams, by default what the model recommends, and max_seconds. A label is an index, a
+wnid or a name. A preview comes as a response of its own, with `preview` and `step`. The last response has `seconds`: in
+the queue, and from the first tick to the end.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+
+from dsd_serve import errors, labels
+from dsd_serve.config import ModelConfig
+from dsd_serve.errors import DSDError, EngineError, InputError, QueueFullError
+from dsd_serve.params import SamplingParams
+from dsd_serve.rows import Array, Decode, Denoise, Encode, stack
+from dsd_serve.tasks import Edit, Generate, Interpolate, Reconstruct, Task, WalkEnd
+
+MODEL = "dsd"
+DESCRIBE = {"operation": "describe"}
+SETTINGS = tuple(field.name for field in fields(SamplingParams))
+TRITONS_OWN = ("priority", "timeout", "sequence_id", "sequence_start", "sequence_end")  # it may pass them on
+
+Parameters = Mapping[str, str | int | float | bool]
+Inputs = Mapping[str, Array]
+
+
+def input_shapes(config: ModelConfig) -> dict[str, tuple[type[np.generic], tuple[int, ...]]]:
+    """Type and shape of each input tensor; -1 is M, any number of rows."""
+    return {
+        "pixels": (np.uint8, (-1, *config.pixel_shape)),
+        "mask": (np.uint8, config.pixel_shape[1:]),  # not 0 where to draw
+        "latents": (np.float32, (-1, *config.latent_shape)),
+        "t": (np.float64, (-1,)),
+        "labels": (np.int64, (-1,)),
+    }
+
+
+def output_shapes(config: ModelConfig) -> dict[str, tuple[type[np.generic], tuple[int, ...]]]:
+    """Type and shape of each output tensor; a response has some of them."""
+    return {
+        "image": (np.uint8, (-1, *config.pixel_shape)),
+        "latents": (np.float32, (-1, *config.latent_shape)),
+        "preview": (np.uint8, config.pixel_shape),
+        "step": (np.int64, (1,)),
+        "seconds": (np.float64, (2,)),
+        "text": (np.uint8, (-1,)),  # UTF-8
+    }
+
+
+def to_wire(task: Task) -> tuple[dict[str, Array], dict[str, str | int | float | bool]]:
+    """Input tensors and parameters of a task."""
+    if isinstance(task, Generate):
+        return {}, {"operation": "generate", "label": task.label, **settings(task.params)}
+    if isinstance(task, Edit):
+        mask = {} if task.mask is None else {"mask": task.mask.astype(np.uint8)}
+        told = {"operation": "edit", "label": task.label, "strength": task.strength, **settings(task.params)}
+        return {"pixels": task.pixels[None], **mask}, told
+    if isinstance(task, Reconstruct):
+        return {"pixels": task.pixels[None]}, {"operation": "reconstruct"}
+    if isinstance(task, Interpolate):
+        start, end = task.start, task.end
+        ends = {"label": start.label, "to_label": end.label, "to_seed": end.seed, "to_index": end.index}
+        own = {"seed": start.seed, "index": start.index, "fraction": task.fraction}
+        return {}, {"operation": "interpolate", **settings(task.params), **ends, **own}
+    if isinstance(task, Encode):
+        return {"pixels": task.pixels[None]}, {"operation": "encode"}
+    if isinstance(task, Decode):
+        return {"latents": task.z[None]}, {"operation": "decode"}
+    row = {"latents": task.z_t[None], "t": np.array([task.t]), "labels": np.array([task.label], np.int64)}
+    return row, {"operation": "denoise"}
+
+
+def settings(params: SamplingParams) -> dict[str, Any]:
+    return {name: getattr(params, name) for name in SETTINGS}
+
+
+def from_wire(
+    inputs: Inputs, parameters: Parameters, config: ModelConfig, defaults: SamplingParams
+) -> tuple[list[Task], float | None]:
+    """The tasks of a request, one for each row, and its `max_seconds`. Raises InputError."""
+    asked = Asked(inputs, parameters, config, defaults)
+    operation = asked.parameter("operation", str)
+    if operation not in MAKERS:
+        raise InputError(f"operation must be one of {', '.join(MAKERS)}, describe, got {operation[:80]!r}")
+    seconds = asked.parameter("max_seconds", float, None)
+    if seconds is not None and not seconds > 0:
+        raise InputError(f"max_seconds must be above 0, got {seconds}")
+    tasks = MAKERS[operation](asked)
+    asked.check_all_used(operation)
+    return tasks, seconds
+
+
+class Asked:
+    """What a request says, taken piece by piece."""
+
+    def __init__(self, inputs: Inputs, parameters: Parameters, config: ModelConfig, defaults: SamplingParams) -> None:
+        self.inputs, self.parameters = dict(inputs), dict(parameters)
+        self.config, self.defaults = config, defaults
+
+    def parameter(self, name: str, kind: type, *default: Any) -> Any:
+        """A parameter of that kind; without a default it must be there."""
+        if name not in self.parameters:
+            if not default:
+                raise InputError(f"the parameter {name} is missing")
+            return default[0]
+        value = self.parameters.pop(name)
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if not isinstance(value, kind) or isinstance(value, bool):  # a bool is an int to Python
+            raise InputError(f"the parameter {name} must be of type {kind.__name__}, got {str(value)[:80]!r}")
+        return value
+
+    def label(self, name: str, *default: int) -> int:
+        if default and name not in self.parameters:
+            return default[0]
+        value = self.parameter(name, str if isinstance(self.parameters.get(name), str) else int)
+        if value == self.config.null_label:
+            return self.config.null_label
+        return labels.resolve(str(value), self.config.trained_classes).index
+
+    def params(self) -> SamplingParams:
+        return SamplingParams(
+            **{
+                name: self.parameter(name, type(getattr(self.defaults, name)), getattr(self.defaults, name))
+                for name in SETTINGS
+            }
+        )
+
+    def rows(self, name: str) -> list[Array]:
+        """The rows of an input tensor, at least one."""
+        dtype, shape = input_shapes(self.config)[name]
+        array = self.inputs.pop(name, None)
+        if array is None or not array.ndim or not len(array):
+            raise InputError(f"the input {name} is missing")
+        rows = list(array)
+        stack(rows, shape[1:], dtype, f"a row of the input {name}")
+        return rows
+
+    def row(self, name: str) -> Array:
+        rows = self.rows(name)
+        if len(rows) > 1:
+            raise InputError(f"the input {name} must have one row for this operation, got {len(rows)}")
+        return rows[0]
+
+    def mask(self) -> Array | None:
+        array = self.inputs.pop("mask", None)
+        if array is None:
+            return None
+        dtype, shape = input_shapes(self.config)["mask"]
+        stack([array], shape, dtype, "the input mask")
+        return array != 0
+
+    def check_all_used(self, operation: str) -> None:
+        known = set(TRITONS_OWN)
+        if unknown := [*(set(self.parameters) - known), *self.inputs]:
+            raise InputError(f"{operation} takes no {', '.join(sorted(unknown))[:200]}; misspelt?")
+
+
+def make_edit(asked: Asked) -> list[Task]:
+    pixels, label = asked.row("pixels"), asked.label("label", asked.config.null_label)
+    return [Edit(pixels, label, asked.params(), asked.parameter("strength", float), asked.mask())]
+
+
+def make_interpolate(asked: Asked) -> list[Task]:
+    params, fraction = asked.params(), asked.parameter("fraction", float)
+    if not 0 <= fraction <= 1:
+        raise InputError(f"fraction must be from 0 to 1, got {fraction}")
+    start = WalkEnd(asked.label("label"), params.seed, params.index)
+    to_seed, to_index = asked.parameter("to_seed", int, params.seed), asked.parameter("to_index", int, params.index)
+    SamplingParams(seed=to_seed, index=to_index)  # raises InputError for what is out of range
+    return [Interpolate(start, WalkEnd(asked.label("to_label"), to_seed, to_index), fraction, params)]
+
+
+def make_denoise(asked: Asked) -> list[Task]:
+    latents, ts, numbers = asked.rows("latents"), asked.rows("t"), asked.rows("labels")
+    if not len(latents) == len(ts) == len(numbers):
+        raise InputError(
+            f"latents, t and labels must have as many rows, got {len(latents)}, {len(ts)} and {len(numbers)}"
+        )
+    for t, label in zip(ts, numbers, strict=True):
+        if not 0 <= t < 1 or not 0 <= label <= asked.config.null_label:
+            raise InputError(
+                f"t must be from 0 to below 1 and labels from 0 to {asked.config.null_label}, got {t} and {label}"
+            )
+    return [Denoise(z, float(t), int(label)) for z, t, label in zip(latents, ts, numbers, strict=True)]
+
+
+MAKERS: dict[str, Callable[[Asked], list[Task]]] = {
+    "generate": lambda asked: [Generate(asked.label("label"), asked.params())],
+    "edit": make_edit,
+    "reconstruct": lambda asked: [Reconstruct(asked.row("pixels"))],
+    "interpolate": make_interpolate,
+    "encode": lambda asked: [Encode(pixels) for pixels in asked.rows("pixels")],
+    "decode": lambda asked: [Decode(z) for z in asked.rows("latents")],
+    "denoise": make_denoise,
+}
+
+
+def results_to_wire(results: Sequence[Array]) -> dict[str, Array]:
+    """The output tensor with the results of a request."""
+    return {"image" if results[0].dtype == np.uint8 else "latents": np.stack(results)}
+
+
+def error_to_text(error: BaseException) -> str:
+    """An error as Triton's clients see it: its kind, and its sentence. Of a bug of ours they learn nothing."""
+    if not isinstance(error, DSDError):
+        error = EngineError("the server made a mistake; its log has the details")
+    more = f"({error.retry_after:.3f})" if isinstance(error, QueueFullError) else ""
+    return f"{type(error).__name__}{more}: {error}"
+
+
+def error_from_text(text: str) -> DSDError | None:
+    """The inverse; None when the text is not ours but Triton's."""
+    found = re.search(r"\b(\w+Error)(?:\((\d+\.\d+)\))?: (.*)", text, re.DOTALL)
+    kind = getattr(errors, found[1], None) if found else None
+    if found is None or not isinstance(kind, type) or not issubclass(kind, DSDError):
+        return None
+    return QueueFullError(found[3], float(found[2] or 1)) if kind is QueueFullError else kind(found[3])

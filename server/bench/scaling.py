@@ -1,0 +1,230 @@
+"""python -m server.bench.scaling [--step-ms 20] [--rows 32]: how many devices for N images a second.
+
+Simulates batchers on a simulated accelerator in virtual time: the rules are those of the real Batcher, whose `tick` is
+called here instead of by its thread, and the clock goes by what the accelerator says that a call takes. Requests come
+at random times, with the steps and the guidance of the other measurements; each goes to the batcher with the least
+under way, as the front before Triton chooses. Prints Markdown. Network, front and Triton cost nothing here;
+docs/scaling.md adds what was measured of them.
+
+With --batcher it measures instead how many rows a second one batcher's thread carries when its engine takes no time.
+"""
+
+import argparse
+import heapq
+import itertools
+import math
+import time
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from dsd_serve.batcher import Batcher
+from dsd_serve.config import PRESETS
+from dsd_serve.rows import Array, Decode, Denoise, Row
+from server.bench.engine import FLAT_ROWS, STEP_SECONDS, SimulatedEngine
+from server.bench.workload import GUIDANCE, SHORT, Body, arrivals, requests
+from server.bench.workload import program as drawing
+
+LOADS = (0.5, 0.8, 0.95)  # of the capacity
+SECONDS = 120.0  # that the simulation covers
+WARMUP = 20.0  # of them do not count
+CONFIG = PRESETS["demo"]
+Z = np.zeros(CONFIG.latent_shape, np.float32)
+STEP, GUIDED_STEP, END = [Denoise(Z, 0.5, 0)], [Denoise(Z, 0.5, 0)] * 2, [Decode(Z)]
+
+
+class Timed(SimulatedEngine):
+    """Gives outputs at once, and notes how long the call would have taken."""
+
+    taken = 0.0
+
+    def run(self, rows: Sequence[Row]) -> list[Array]:
+        self.taken = self.seconds(len(rows))
+        return [Z] * len(rows)
+
+
+class Stepped(Batcher):
+    """A batcher without a thread; `tick` is called from outside."""
+
+    def loop(self) -> None:
+        pass
+
+
+def program(body: Body) -> Generator[list[Row], list[Array], None]:
+    """The rows of a request, without the arithmetic."""
+    rows: list[Row] = [*(GUIDED_STEP if body["guidance"] == GUIDANCE else STEP)]
+    for _ in range(body["steps"]):
+        yield rows
+    yield [*END]
+
+
+@dataclass
+class Device:
+    """One accelerator with its batcher. free_at: when its call ends; under_way: requests that it has."""
+
+    engine: Timed
+    batcher: Stepped
+    free_at: float = 0.0
+    under_way: int = 0
+    ending: list[tuple[float, bool]] = field(default_factory=list)  # due, short: of those that end with this call
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Latencies in seconds, of all requests and of the short ones; images a second; the mean of rows in a call."""
+
+    latencies: Array
+    short: Array
+    rate: float
+    rows: float
+
+
+def simulate(devices: int, rate: float, step_seconds: float, rows: int, seconds: float = SECONDS) -> Outcome:
+    """Poisson arrivals of `rate` requests a second at that many devices."""
+    pool = [new_device(step_seconds, rows) for _ in range(devices)]
+    events: list[tuple[float, int, int]] = []  # time, order, the device whose call ends, or -1 for an arrival
+    order = itertools.count()
+    coming = iter(arrivals(rate, seconds, range(10)))
+    arrival = next(coming, None)
+    done: list[tuple[float, float, bool]] = []  # due, latency, short
+    while arrival is not None or events:
+        if arrival is not None and (not events or arrival.at <= events[0][0]):
+            now, chosen = arrival.at, min(pool, key=lambda device: device.under_way)
+            submit(chosen, arrival.at, arrival.body)
+            arrival = next(coming, None)
+        else:
+            now, _, number = heapq.heappop(events)
+            chosen = pool[number]
+            done += [(due, now - due, short) for due, short in chosen.ending]
+            chosen.under_way -= len(chosen.ending)
+            chosen.ending.clear()
+        if chosen.under_way and chosen.free_at <= now:
+            chosen.batcher.tick()
+            chosen.free_at = now + chosen.engine.taken
+            heapq.heappush(events, (chosen.free_at, next(order), pool.index(chosen)))
+    for device in pool:
+        device.batcher.close()
+    counted = [(latency, short) for due, latency, short in done if due >= WARMUP]
+    arrived = sum(WARMUP <= due + latency < seconds for due, latency, _ in done)
+    return Outcome(
+        np.array([latency for latency, _ in counted]),
+        np.array([latency for latency, short in counted if short]),
+        arrived / (seconds - WARMUP),
+        sum(device.batcher.num_rows for device in pool) / sum(device.batcher.num_ticks for device in pool),
+    )
+
+
+def new_device(step_seconds: float, rows: int) -> Device:
+    engine = Timed(CONFIG, step_seconds=step_seconds, flat_rows=rows)
+    return Device(engine, Stepped(engine, budget=rows, max_waiting=1_000_000))
+
+
+def submit(device: Device, due: float, body: Body) -> None:
+    def ended(_: "Future[Any]") -> None:
+        device.ending.append((due, body["steps"] == SHORT))
+
+    device.under_way += 1
+    device.batcher.submit(program(body)).future.add_done_callback(ended)
+
+
+def capacity(step_seconds: float, rows: int) -> float:
+    """Images a second of one device that is never idle and whose calls are full."""
+    bodies = [arrival.body for arrival in arrivals(60, 1, range(10))]
+    mean = np.mean([sum(map(len, rows_of)) for rows_of in (list(program(body)) for body in bodies)])
+    return rows / step_seconds / float(mean)
+
+
+def table(step_seconds: float, rows: int, numbers: Sequence[int], seconds: float) -> str:
+    one = capacity(step_seconds, rows)
+    lines = [
+        f"A call takes {1000 * step_seconds:g} ms for up to {rows} rows; full calls alone would be {one:.1f} images/s "
+        f"a device; {seconds:g} s simulated, the first {WARMUP:g} s do not count.",
+        "",
+        "| devices | load | offered, images/s | done, images/s | p50, s | p95, s | short ones: p95, s | rows a call |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for number in numbers:
+        for load in LOADS:
+            offered = load * one * number
+            outcome = simulate(number, offered, step_seconds, rows, seconds)
+            p50, p95 = np.percentile(outcome.latencies, [50, 95])
+            lines.append(
+                f"| {number} | {load:.0%} | {offered:.0f} | {outcome.rate:.0f} | {p50:.2f} | {p95:.2f} "
+                f"| {np.percentile(outcome.short, 95):.2f} | {outcome.rows:.1f} |"
+            )
+    return "\n".join(lines)
+
+
+def needed(step_seconds: float, rows: int, rates: Sequence[float], limit: float, seconds: float) -> str:
+    """The fewest devices for each rate at which 95 % of the requests take at most `limit` seconds."""
+    lines = [f"| images/s | devices for a p95 of {limit:g} s | p50, s | p95, s |", "| --- | --- | --- | --- |"]
+    for rate in rates:
+        for number in itertools.count(math.ceil(rate / capacity(step_seconds, rows))):
+            outcome = simulate(number, rate, step_seconds, rows, seconds)
+            p50, p95 = np.percentile(outcome.latencies, [50, 95])
+            if p95 <= limit and outcome.rate >= 0.97 * rate:
+                lines.append(f"| {rate:g} | {number} | {p50:.2f} | {p95:.2f} |")
+                break
+            if number > 4 * rate:
+                raise SystemExit(f"scaling: no number of devices keeps a p95 of {limit:g} s; ask for a higher --p95")
+    return "\n".join(lines)
+
+
+class Instant(SimulatedEngine):
+    """Outputs of the right shapes, made once."""
+
+    def run(self, rows: Sequence[Row]) -> list[Array]:
+        return [self.pixels if isinstance(row, Decode) else self.latents for row in rows]
+
+    @cached_property
+    def latents(self) -> Array:
+        return np.zeros(self.config.latent_shape, np.float32)
+
+    @cached_property
+    def pixels(self) -> Array:
+        return np.zeros(self.config.pixel_shape, np.uint8)
+
+
+def batcher_rate(preset: str, rows: int, seconds: float) -> float:
+    """Rows a second of a real batcher, samplers included, whose engine takes no time; twice `rows` programs run."""
+    config = PRESETS[preset]
+    batcher = Batcher(Instant(config), budget=rows, max_waiting=1000)
+    bodies = requests(range(10))
+    began, running = time.perf_counter(), [batcher.submit(drawing(config, next(bodies))) for _ in range(2 * rows)]
+    while (elapsed := time.perf_counter() - began) < seconds:
+        running.pop(0).future.result()
+        running.append(batcher.submit(drawing(config, next(bodies))))
+    rate = batcher.num_rows / elapsed
+    for job in running:
+        job.cancel()
+    batcher.close()
+    return rate
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m server.bench.scaling", description=__doc__.split("\n")[0])
+    parser.add_argument("--step-ms", type=float, default=1000 * STEP_SECONDS, help="of a call (default 20)")
+    parser.add_argument("--rows", type=int, default=FLAT_ROWS, help="that a call takes in that time (default 32)")
+    parser.add_argument("--devices", type=int, nargs="+", default=[1, 2, 4, 8], help="(default 1 2 4 8)")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="to simulate (default 120)")
+    parser.add_argument("--rates", type=float, nargs="+", default=[10, 25, 50, 100, 200], help="images/s to plan for")
+    parser.add_argument("--p95", type=float, help="seconds for these (default: 65 calls; 50 steps take 51)")
+    parser.add_argument("--batcher", action="store_true", help="measure what one batcher carries")
+    options = parser.parse_args()
+    if options.batcher:
+        for preset in ("demo", "dsd-b"):
+            print(
+                f"{preset}: {batcher_rate(preset, options.rows, 10):.0f} rows/s in ticks of {options.rows}", flush=True
+            )
+        return
+    step, limit = options.step_ms / 1000, options.p95 or 65 * options.step_ms / 1000
+    print(table(step, options.rows, options.devices, options.seconds), end="\n\n")
+    print(needed(step, options.rows, options.rates, limit, options.seconds))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,342 @@
+"""A real tritonserver with the demo model, the front before it, and the embedded server beside them: the same bytes.
+
+`make test-triton` installs Triton and runs these. Where it is not installed they are skipped, and say so.
+"""
+
+import json
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from dsd_serve import images
+from dsd_serve.engines import load_engine
+from dsd_serve.errors import CancelledError
+from dsd_serve.params import SamplingParams
+from dsd_serve.rows import Denoise
+from dsd_serve.tasks import Generate
+from dsd_serve.triton import RemoteBatcher
+from server.bench.tritonserver import TritonMissing, TritonServer, binary, write_repository
+from tests.conftest import Running, picture
+from tests.test_api import events_of
+
+pytestmark = pytest.mark.triton
+
+LONG = "/generate?class=1&steps=1000&sampler=euler&guidance=1"  # a second or so for each picture
+PNG = images.write_image(picture(207, 1, 48))
+MASK = images.write_image(np.repeat(np.triu(np.full((48, 48), 255, np.uint8))[None], 3, 0))
+
+
+@pytest.fixture(scope="module")
+def repository(demo_dir, tmp_path_factory) -> Path:
+    try:
+        binary()
+        import tritonclient.grpc  # noqa: F401
+    except (TritonMissing, ImportError) as error:
+        pytest.skip(f"NOT TESTED on Triton: {error}")
+    folder = tmp_path_factory.mktemp("triton")
+    write_repository(demo_dir, folder / "repository")
+    return folder / "repository"
+
+
+@pytest.fixture(scope="module")
+def triton(repository):
+    with TritonServer(repository, repository.with_name("log")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def second(repository):
+    with TritonServer(repository, repository.with_name("second.log")) as server:
+        yield server
+
+
+@pytest.fixture
+def mortal(second):
+    """A Triton that a test may kill."""
+    if second.process is None:
+        second.start()
+    return second
+
+
+@pytest.fixture(scope="module")
+def front(triton):
+    running = front_of(triton)
+    yield running
+    assert running.stop() == 0
+
+
+@pytest.fixture(scope="module")
+def embedded(demo_dir):
+    running = Running("--model", str(demo_dir), "--max-steps", "1000")
+    yield running
+    assert running.stop() == 0
+
+
+@pytest.fixture
+def http(front):
+    with httpx.Client(base_url=front.url, timeout=60) as client:
+        yield client
+
+
+def front_of(*servers: TritonServer) -> Running:
+    """A front before these servers, ready."""
+    running = Running("--triton", ",".join(server.grpc for server in servers), "--max-steps", "1000")
+    until(lambda: httpx.get(f"{running.url}/health/ready").status_code == 200)
+    return running
+
+
+def until(holds, seconds=15.0):
+    """Wait until something holds."""
+    deadline = time.monotonic() + seconds
+    while not (value := holds()):
+        assert time.monotonic() < deadline, f"not within {seconds:g} s"
+        time.sleep(0.2)
+    return value
+
+
+def ask(server: Running, number: int) -> bytes:
+    """The body of one of many mixed requests."""
+    query = {"class": (1, 207, 950)[number % 3], "seed": number, "steps": 2 + number % 5}
+    query["sampler"] = ("euler", "heun", "dpmpp_2m")[number % 3]
+    query["guidance"] = (1, 1.7, 3)[number // 3 % 3]
+    with httpx.Client(base_url=server.url, timeout=120) as client:
+        kind = number % 8
+        if kind < 4:
+            answer = client.get("/generate", params={**query, "guidance_start": 0.1, "index": number})
+        elif kind == 4:
+            query["strength"] = 0.35 + number / 100
+            answer = client.post("/edit", params=query, files={"image": PNG, "mask": MASK})
+        elif kind == 5:
+            answer = client.post("/encode", content=PNG)
+        elif kind == 6:
+            answer = client.post("/reconstruct", content=PNG)
+        else:
+            ends = {"from": {"class": 207, "seed": number}, "to": {"class": 1, "index": 3}}
+            answer = client.post("/interpolate", json={**ends, "n": 3, "steps": 3})
+    answer.raise_for_status()
+    return answer.content
+
+
+def test_64_mixed_requests_at_once_have_the_bytes_of_the_embedded_server(front, embedded):
+    with ThreadPoolExecutor(64) as pool:
+        through_triton = list(pool.map(lambda number: ask(front, number), range(64)))
+    with ThreadPoolExecutor(8) as pool:
+        expected = list(pool.map(lambda number: ask(embedded, number), range(64)))
+    assert [a == b for a, b in zip(through_triton, expected, strict=True)] == [True] * 64
+
+
+def test_decode_walks_and_openai_have_the_same_bytes(front, embedded):
+    answers = []
+    for server in (front, embedded):
+        with httpx.Client(base_url=server.url, timeout=60) as client:
+            z = client.post("/encode", content=PNG).content
+            drawn = {"prompt": "golden retriever", "n": 2, "seed": 5, "num_inference_steps": 3}
+            answers.append(
+                (
+                    client.post("/decode", content=z).content,
+                    client.post("/interpolate?n=3", files={"from": PNG, "to": MASK}).content,
+                    [one["b64_json"] for one in client.post("/v1/images/generations", json=drawn).json()["data"]],
+                    client.get("/model").json()["fingerprint"],
+                    client.get("/model/card").text,
+                    client.get("/v1/models").json(),
+                )
+            )
+    assert answers[0] == answers[1]
+
+
+def test_previews_are_those_of_the_embedded_server(front, embedded):
+    query = {"class": 207, "seed": 3, "n": 2, "steps": 6, "format": "events", "preview_every": 2}
+    told = [events_of(httpx.get(f"{server.url}/generate", params=query, timeout=60)) for server in (front, embedded)]
+    pictures = [
+        sorted((name, event["image"], event.get("step", 0), event["base64"]) for name, event in events[:-1])
+        for events in told
+    ]
+    assert [(name, image, step) for name, image, step, _ in pictures[0]] == [
+        ("image", 0, 0),
+        ("image", 1, 0),
+        ("preview", 0, 2),
+        ("preview", 0, 4),
+        ("preview", 1, 2),
+        ("preview", 1, 4),
+    ]
+    assert pictures[0] == pictures[1]
+
+
+def describe(triton: TritonServer) -> dict:
+    answer = httpx.post(f"{triton.http}/v2/models/dsd/generate", json={"operation": "describe"}, timeout=10).json()
+    return json.loads(bytes(answer["text"]))
+
+
+def test_a_client_that_goes_away_stops_the_work_inside_triton(http, triton):
+    query = {"class": 1, "n": 16, "steps": 1000, "sampler": "euler", "guidance": 1, "format": "events"}
+    with http.stream("GET", "/generate", params=query) as answer:
+        next(answer.iter_lines())
+        assert describe(triton)["running"]
+    until(lambda: not describe(triton)["running"] and not describe(triton)["waiting"], 5)
+    assert http.get("/debug/batcher").json()["under_way"] == 0
+
+
+def test_jobs_that_are_cancelled_at_once_end_too(triton):
+    batcher = RemoteBatcher([triton.grpc])
+    batcher.wait(30)
+    for number in range(60):
+        jobs = batcher.submit_tasks([Generate(1, SamplingParams(seed=i, num_steps=500)) for i in range(2)])
+        time.sleep(0.0005 * (number % 10))
+        for job in jobs:
+            job.cancel()
+        assert [type(job.future.exception(10)) for job in jobs] == [CancelledError] * 2
+    assert batcher.num_under_way == 0
+    assert batcher.close(5)
+
+
+def test_a_deadline_is_a_504_before_the_work_or_in_the_midst_of_it(http):
+    answer = http.get("/generate", params={"class": 1, "n": 16, "steps": 1000, "timeout": 0.5})
+    assert answer.status_code == 504, answer.text
+    assert "s" in answer.json()["detail"]
+    assert http.get("/generate", params={"class": 1, "steps": 2}).status_code == 200
+
+
+def test_triton_itself_draws_for_curl(triton, embedded):
+    url = f"{triton.http}/v2/models/dsd"
+    asked = {"operation": "generate", "label": "golden retriever", "seed": 4, "num_steps": 3, "sampler": "euler"}
+    answer = httpx.post(f"{url}/generate", json=asked, timeout=60)
+    assert answer.status_code == 200, answer.text
+    drawn = np.array(answer.json()["image"], np.uint8).reshape(3, 32, 32)
+    query = {"class": 207, "seed": 4, "steps": 3, "sampler": "euler", "format": "png"}
+    expected = images.read_image(httpx.get(f"{embedded.url}/generate", params=query, timeout=60).content)
+    assert np.array_equal(drawn, expected)
+    events = httpx.post(f"{url}/generate_stream", json={**asked, "preview_every": 1}, timeout=60).text
+    assert [("preview" in line, "image" in line) for line in events.splitlines() if line] == [
+        (True, False),
+        (True, False),
+        (False, True),
+    ]
+    wrong = httpx.post(f"{url}/generate", json={**asked, "sampler": "magic"}, timeout=10)
+    assert "sampler must be one of euler, heun, dpmpp_2m, got 'magic'" in wrong.json()["error"]
+    config = httpx.get(f"{url}/config").json()
+    assert config["model_transaction_policy"] == {"decoupled": True}
+
+
+def test_raw_denoise_rows(triton, demo_dir):
+    from tritonclient import grpc
+
+    engine = load_engine("onnx", demo_dir)
+    latents = np.random.default_rng(0).standard_normal((3, *engine.config.latent_shape), dtype=np.float32)
+    ts, labels = np.array([0.0, 0.3, 0.9]), np.array([1, 207, engine.config.null_label])
+    expected = engine.run([Denoise(z, t, int(label)) for z, t, label in zip(latents, ts, labels, strict=True)])
+    tensors = []
+    for name, array, kind in (("latents", latents, "FP32"), ("t", ts, "FP64"), ("labels", labels, "INT64")):
+        tensors.append(grpc.InferInput(name, array.shape, kind).set_data_from_numpy(array))
+    answers: list = []
+    with grpc.InferenceServerClient(triton.grpc) as client:
+        client.start_stream(lambda result, error: answers.append((result, error)))
+        client.async_stream_infer("dsd", tensors, parameters={"operation": "denoise"})
+        client.async_stream_infer("dsd", tensors[:2], parameters={"operation": "denoise"})
+        until(lambda: len(answers) == 2)
+        client.stop_stream()
+    (good,) = (result for result, error in answers if error is None)
+    assert np.allclose(good.as_numpy("latents"), np.stack(expected), atol=1e-6)
+    (bad,) = (error for _, error in answers if error is not None)
+    assert "the input labels is missing" in str(bad)
+
+
+def test_triton_killed_in_mid_request_is_a_503_and_the_front_recovers(mortal):
+    front = front_of(mortal)
+    with ThreadPoolExecutor(3) as pool:
+        busy = [pool.submit(httpx.get, f"{front.url}{LONG}&n=2", timeout=60) for _ in range(3)]
+        until(lambda: describe(mortal)["running"])
+        mortal.kill()
+        began = time.monotonic()
+        for answer in (one.result() for one in busy):
+            assert answer.status_code == 503, answer.text
+            assert "send the request again" in answer.json()["detail"]
+            assert answer.headers["retry-after"]
+        assert time.monotonic() - began < 5
+    refused = httpx.get(f"{front.url}/generate?class=1")
+    assert refused.status_code == 503
+    assert f"no Triton server is ready: {mortal.grpc} does not answer" in refused.json()["detail"]
+    assert httpx.get(f"{front.url}/health/ready").status_code == 503
+    assert httpx.get(f"{front.url}/health/live").status_code == 200
+    mortal.start()
+    until(lambda: httpx.get(f"{front.url}/health/ready").status_code == 200)
+    assert httpx.get(f"{front.url}/generate?class=1&steps=2").status_code == 200
+    assert front.stop() == 0
+
+
+def test_two_servers_share_the_work_and_a_dead_one_is_left_out(triton, mortal):
+    front = front_of(triton, mortal)
+
+    def status_of(seed: int) -> int:
+        return httpx.get(f"{front.url}/generate?class=1&steps=8&seed={seed}", timeout=60).status_code
+
+    def ready() -> list[bool]:
+        servers = httpx.get(f"{front.url}/debug/batcher").json()["servers"]
+        return [server["not_ready"] is None for server in servers]
+
+    with ThreadPoolExecutor(8) as pool:
+        until(lambda: ready() == [True, True])
+        before = [count(server) for server in (triton, mortal)]
+        assert set(pool.map(status_of, range(16))) == {200}
+        drawn = [count(server) - first for server, first in zip((triton, mortal), before, strict=True)]
+        assert min(drawn) >= 4, drawn
+        mortal.kill()
+        until(lambda: ready() == [True, False])
+        assert set(pool.map(status_of, range(8))) == {200}
+        mortal.start()
+        until(lambda: ready() == [True, True])
+    assert front.stop() == 0
+
+
+def test_a_triton_that_hangs_hangs_nobody(mortal):
+    front = front_of(mortal)
+    with ThreadPoolExecutor(1) as pool:
+        busy = pool.submit(httpx.get, f"{front.url}{LONG}&n=4", timeout=60)
+        until(lambda: describe(mortal)["running"])
+        os.kill(mortal.pid, signal.SIGSTOP)
+        began = time.monotonic()
+        assert busy.result().status_code == 503
+        assert time.monotonic() - began < 20
+        os.kill(mortal.pid, signal.SIGCONT)
+    until(lambda: httpx.get(f"{front.url}/health/ready").status_code == 200)
+    assert front.stop() == 0
+
+
+def test_a_front_that_is_told_to_end_finishes_what_triton_draws(triton):
+    front = front_of(triton)
+    with ThreadPoolExecutor(1) as pool:
+        busy = pool.submit(httpx.get, f"{front.url}{LONG}&n=2", timeout=60)
+        until(lambda: describe(triton)["running"])
+        assert front.stop() == 0
+        assert busy.result().status_code == 200
+
+
+def count(triton: TritonServer) -> int:
+    """Requests that this server has carried out, by its own metrics; those of the front's questions are few."""
+    text = httpx.get(f"http://127.0.0.1:{triton.ports[2]}/metrics").text
+    (line,) = (line for line in text.splitlines() if line.startswith("nv_inference_request_success{"))
+    return int(float(line.rsplit(" ", 1)[1]))
+
+
+def test_the_death_of_the_backend_process_hangs_nobody(mortal):
+    """Triton 24.10 does not start it again: that is for who watches Triton, as the image's health check does."""
+    front = front_of(mortal)
+    with ThreadPoolExecutor(1) as pool:
+        busy = pool.submit(httpx.get, f"{front.url}{LONG}&n=4", timeout=60)
+        until(lambda: describe(mortal)["running"])
+        (backend,) = mortal.backends
+        os.kill(backend, signal.SIGKILL)
+        began = time.monotonic()
+        assert busy.result().status_code == 503
+        assert time.monotonic() - began < 15
+    refused = httpx.get(f"{front.url}/generate?class=1")
+    assert refused.status_code == 503
+    assert f"no Triton server is ready: {mortal.grpc} answers: Stub process" in refused.json()["detail"]
+    assert httpx.post(f"{mortal.http}/v2/models/dsd/generate", json={"operation": "describe"}).status_code >= 400
+    mortal.kill()
+    assert front.stop() == 0

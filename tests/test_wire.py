@@ -1,0 +1,183 @@
+"""Tasks as they travel, the model repository, and the front without any Triton: no server is needed here."""
+
+import sys
+import time
+
+import httpx
+import numpy as np
+import pytest
+
+from dsd_serve.checkpoint import read_model_dir
+from dsd_serve.errors import CheckpointError, ConfigError, DeadlineError, InputError, QueueFullError
+from dsd_serve.params import SamplingParams
+from dsd_serve.rows import Decode, Denoise, Encode
+from dsd_serve.tasks import Edit, Generate, Interpolate, Reconstruct, WalkEnd
+from dsd_serve.triton import parse_addresses
+from dsd_serve.wire import error_from_text, error_to_text, from_wire, results_to_wire, to_wire
+from export.triton import write_repository
+from server.main import main
+from tests.conftest import Running, picture
+
+PARAMS = SamplingParams(2**63 - 1, 3, 7, "dpmpp_2m", 1.1 + 0.2, 0.1, 0.7, 2)
+
+
+@pytest.fixture(scope="module")
+def directory(demo_dir):
+    return read_model_dir(demo_dir)
+
+
+def tasks_of(config):
+    pixels = picture(1, 1, size=config.image_size)
+    z = np.random.default_rng(0).standard_normal(config.latent_shape, dtype=np.float32)
+    mask = pixels[0] > 100
+    return [
+        Generate(207, PARAMS),
+        Edit(pixels, 207, PARAMS, 1 / 3, mask),
+        Edit(pixels, config.null_label, PARAMS, 0.5),
+        Reconstruct(pixels),
+        Interpolate(WalkEnd(207, PARAMS.seed, PARAMS.index), WalkEnd(1, 5, 6), 1 / 7, PARAMS),
+        Encode(pixels),
+        Decode(z),
+        Denoise(z, 1 / 3, config.null_label),
+    ]
+
+
+def same(a, b) -> bool:
+    values = [[getattr(one, name) for name in one.__dataclass_fields__] for one in (a, b)]
+    return type(a) is type(b) and all(
+        np.array_equal(x, y) if x is not None else y is None for x, y in zip(*values, strict=True)
+    )
+
+
+def test_every_task_arrives_as_it_was_sent(directory):
+    for task in tasks_of(directory.config):
+        inputs, parameters = to_wire(task)
+        assert all(isinstance(value, str | int | float) for value in parameters.values())
+        (arrived,), seconds = from_wire(inputs, parameters, directory.config, directory.defaults)
+        assert same(arrived, task), task
+        assert seconds is None
+
+
+def test_what_is_left_out_is_what_the_model_recommends(directory):
+    (task,), seconds = from_wire(
+        {}, {"operation": "generate", "label": "orange", "max_seconds": 3}, directory.config, directory.defaults
+    )
+    assert (task, seconds) == (Generate(950, directory.defaults), 3.0)
+
+
+def test_several_rows_are_several_tasks(directory):
+    pixels = np.stack([picture(1, i, size=32) for i in range(3)])
+    tasks, _ = from_wire({"pixels": pixels}, {"operation": "encode"}, directory.config, directory.defaults)
+    assert [np.array_equal(task.pixels, one) for task, one in zip(tasks, pixels, strict=True)] == [True] * 3
+    assert results_to_wire([np.zeros((16, 16), np.float32)] * 3)["latents"].shape == (3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"operation": "paint"}, "operation must be one of generate, edit"),
+        ({"operation": 3}, "operation must be of type str"),
+        ({"label": None}, "label is missing"),
+        ({"label": 3}, "tiger shark, which this model was not trained on"),
+        ({"label": True}, "label must be of type int"),
+        ({"seed": -1}, "seed must be a whole number from 0"),
+        ({"seed": 1.5}, "seed must be of type int, got '1.5'"),
+        ({"guidance_scale": float("nan")}, "guidance_scale must be between 0"),
+        ({"guidence": 2.0}, "generate takes no guidence; misspelt?"),
+        ({"max_seconds": 0}, "max_seconds must be above 0"),
+        ({"operation": "interpolate", "to_label": 1, "fraction": 1.5}, "fraction must be from 0 to 1"),
+        ({"operation": "edit", "strength": 0.5}, "the input pixels is missing"),
+    ],
+)
+def test_wrong_parameters_are_sentences(directory, change, words):
+    parameters = {"operation": "generate", "label": 207, **change}
+    parameters = {name: value for name, value in parameters.items() if value is not None}
+    with pytest.raises(InputError, match=words.replace("?", r"\?")):
+        from_wire({}, parameters, directory.config, directory.defaults)
+
+
+@pytest.mark.parametrize(
+    ("operation", "inputs", "words"),
+    [
+        ("encode", {"pixels": np.zeros((3, 32, 32), np.uint8)}, r"must be uint8 \[3, 32, 32\], got uint8 \[32, 32\]"),
+        ("encode", {"pixels": np.zeros((1, 3, 32, 32), np.float32)}, "got float32"),
+        ("reconstruct", {"pixels": np.zeros((2, 3, 32, 32), np.uint8)}, "must have one row for this operation, got 2"),
+        ("decode", {"latents": np.zeros((0, 16, 16), np.float32)}, "the input latents is missing"),
+        ("decode", {"latents": np.zeros((1, 16, 16), np.float32), "t": np.zeros(1)}, "decode takes no t"),
+        (
+            "denoise",
+            {"latents": np.zeros((1, 16, 16), np.float32), "t": np.ones(1), "labels": np.ones(1, np.int64)},
+            "t must be from 0 to below 1",
+        ),
+        (
+            "denoise",
+            {"latents": np.zeros((2, 16, 16), np.float32), "t": np.zeros(1), "labels": np.ones(2, np.int64)},
+            "must have as many rows, got 2, 1 and 2",
+        ),
+    ],
+)
+def test_wrong_tensors_are_sentences(directory, operation, inputs, words):
+    with pytest.raises(InputError, match=words):
+        from_wire(inputs, {"operation": operation}, directory.config, directory.defaults)
+
+
+def test_errors_keep_their_kind_and_their_sentence():
+    full = error_from_text("Triton says: " + error_to_text(QueueFullError("300 images wait; try again later", 2.5)))
+    assert isinstance(full, QueueFullError)
+    assert (str(full), full.retry_after) == ("300 images wait; try again later", 2.5)
+    assert isinstance(error_from_text(error_to_text(DeadlineError("too late"))), DeadlineError)
+    assert "secret" not in error_to_text(KeyError("secret"))
+    assert error_from_text("Stub process 'dsd_0_0' is not healthy.") is None
+    assert error_from_text("ValueError: not one of ours") is None
+
+
+@pytest.mark.parametrize("text", ["localhost", "localhost:", "http://a:8001", "a:8001,", "a:99999", "a:8001,a:8001"])
+def test_wrong_addresses_are_sentences(text):
+    with pytest.raises(ConfigError, match="triton"):
+        parse_addresses(text)
+    assert parse_addresses("a:8001, [::1]:8001") == ["a:8001", "[::1]:8001"]
+
+
+def test_a_front_that_cannot_be_says_so(monkeypatch):
+    with pytest.raises(SystemExit, match="dsd-serve: triton must be HOST:PORT"):
+        main(["--triton", "localhost"])
+    monkeypatch.setitem(sys.modules, "tritonclient.grpc", None)  # as if it were not installed
+    with pytest.raises(SystemExit, match=r"pip install 'dsd-serve\[triton\]'"):
+        main(["--triton", "localhost:8001"])
+
+
+def test_a_repository_is_replaced_as_a_whole(demo_dir, tmp_path):
+    write_repository(demo_dir, tmp_path / "models", device="cpu")
+    model = tmp_path / "models" / "dsd"
+    assert "KIND_CPU" in (model / "config.pbtxt").read_text()
+    (model / "1" / "stale").write_text("")
+    write_repository(demo_dir, tmp_path / "models")
+    text = (model / "config.pbtxt").read_text()
+    assert "KIND_GPU" in text
+    assert '"device" value { string_value: "cuda" }' in text
+    assert not (model / "1" / "stale").exists()
+    assert [one.name for one in (tmp_path / "models").iterdir()] == ["dsd"]
+    assert read_model_dir(model / "model").fingerprint() == read_model_dir(demo_dir).fingerprint()
+    with pytest.raises(CheckpointError, match="has no graph in int8"):
+        write_repository(demo_dir, tmp_path / "models", precision="int8")
+    with pytest.raises(CheckpointError, match="has no TensorRT plan"):
+        write_repository(demo_dir, tmp_path / "models", engine="tensorrt")
+    with pytest.raises(CheckpointError, match="is inside of"):
+        write_repository(model / "model", tmp_path / "models")
+
+
+def test_a_front_without_any_triton_answers_503_with_a_sentence_and_ends_in_order(free_port):
+    pytest.importorskip("tritonclient", reason="the extra triton is not installed")
+    address = f"127.0.0.1:{free_port()}"
+    running = Running("--triton", address)
+    with httpx.Client(base_url=running.url, timeout=10) as client:
+        assert client.get("/health/live").status_code == 200
+        for path in ("/health/ready", "/generate?class=207", "/model"):
+            answer = client.get(path)
+            assert answer.status_code == 503
+            assert answer.headers["content-type"] == "application/problem+json"
+            assert f"no Triton server is ready: {address}" in answer.json()["detail"]
+            assert answer.headers["retry-after"]
+    began = time.monotonic()
+    assert running.stop() == 0
+    assert time.monotonic() - began < 10
