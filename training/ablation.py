@@ -26,8 +26,8 @@ from dsd_serve.checkpoint import atomic
 from dsd_serve.errors import DSDError
 from training.config import TrainConfig, load_config
 from training.estimate import flops_per_picture
-from training.evaluate import CLASSIFIER_SIZE, load_classifier
 from training.frozen import MEAN, STD
+from training.lite0 import SIZE, load_network
 from training.measure import denoised_psnr, latent_metrics
 from training.train import State, open_pictures, train
 
@@ -78,10 +78,10 @@ class Features(nn.Module):
 
 def export_vision(file: Path) -> None:
     """Write EfficientNet-Lite0 without its head as a vision model to align with."""
-    pixels = torch.zeros(2, 3, CLASSIFIER_SIZE, CLASSIFIER_SIZE)
+    pixels = torch.zeros(2, 3, SIZE, SIZE)
     rows = {0: torch.export.Dim("B")}
     torch.onnx.export(
-        Features(load_classifier()).eval(), (pixels,), file, dynamo=True, dynamic_shapes=(rows,), verbose=False
+        Features(load_network()).eval(), (pixels,), file, dynamo=True, dynamic_shapes=(rows,), verbose=False
     )
 
 
