@@ -82,6 +82,7 @@ def test_a_stopped_study_goes_on_and_writes_its_page(small_study, tiny_dir, pict
     with pytest.raises(SystemExit, match="settings are left"):
         main([*common, "--minutes", "0.01"])
     begun = json.loads(file.read_text())["results"]
+    assert "**Unfinished**" in (output / "samplers.md").read_text()
     main(common)
     values = json.loads(file.read_text())
     assert len(values["results"]) > len(begun) > 0
@@ -93,6 +94,7 @@ def test_a_stopped_study_goes_on_and_writes_its_page(small_study, tiny_dir, pict
     assert Image.open(output / "samplers.png").size[0] > 800
     page = (output / "samplers.md").read_text()
     assert "## Recommended" in page
+    assert "Unfinished" not in page
     assert page.count("| heun |") > 8
     with pytest.raises(SystemExit, match="settings are left"):
         main([*common, "--samples", "7", "--minutes", "0.001"])

@@ -16,7 +16,13 @@ TITLES = {
 
 
 def results_of(values: Mapping[str, Any], part: str) -> list[Mapping[str, Any]]:
-    return [values["results"][key] for key in values["parts"][part]]
+    """What was measured of a part so far."""
+    return [values["results"][key] for key in values["parts"][part] if key in values["results"]]
+
+
+def num_missing(values: Mapping[str, Any]) -> int:
+    """Settings that are still to be measured."""
+    return len({key for part in values["parts"].values() for key in part} - set(values["results"]))
 
 
 def draw(values: Mapping[str, Any], path: Path) -> None:
@@ -99,8 +105,11 @@ def document(values: Mapping[str, Any]) -> str:
         "",
         "![quality against cost](samplers.png)",
         "",
-        *recommendation(values["recommended"], results_of(values, "default")[0], defaults),
     ]
+    if missing := num_missing(values):
+        lines += [f"**Unfinished**: {missing} settings are still to be measured."]
+    else:
+        lines += recommendation(values["recommended"], results_of(values, "default")[0], defaults)
     for part, title in TITLES.items():
         lines += ["", f"## {title}", "", *table(results_of(values, part))]
     return "\n".join([*lines, ""])

@@ -7,8 +7,8 @@ guidance scale and guidance interval it draws the same samples and measures
   frechet_lite0   of the pictures from the reference, and how often a classifier finds their class: the quality
 
 Cost is counted in rows: evaluations of the network for one picture, a guided one as two. Writes samplers.json after
-every setting, then samplers.png and samplers.md; a stopped study goes on where it was, and another model, other
-pictures or other counts begin a new one. Ten minutes for the demo model on two cores; --minutes 5 stops after five.
+every setting, and at the end samplers.png and samplers.md; a stopped study goes on where it was, and another model,
+other pictures or other counts begin a new one. --minutes 5 stops it after five.
 """
 
 import argparse
@@ -313,10 +313,10 @@ def run(options: argparse.Namespace) -> int:
     if not left:
         values["recommended"] = recommend(values["results"], options.samples)
         save(file, values)
-        draw(values, options.output / "samplers.png")
-        (options.output / "samplers.md").write_text(document(values), encoding="utf-8")
         for old in options.output.glob(f".{file.stem}-*.npy"):
             old.unlink()
+    draw(values, options.output / "samplers.png")
+    (options.output / "samplers.md").write_text(document(values), encoding="utf-8")
     return left
 
 
