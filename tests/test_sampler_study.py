@@ -62,7 +62,8 @@ def test_the_cheapest_of_the_good_is_recommended():
         "far": result(5, 60.0, 0.9),
         "not to be had": result(1, 40.0, 0.9, shift=2.0),
     }
-    assert recommend(results, 500)["rows"] == 20
+    assert recommend(results, 500, 10.0)["rows"] == 20
+    assert recommend(results, 500, 49.5)["rows"] == 100, "near the floor little is much"
 
 
 @pytest.fixture
