@@ -123,7 +123,8 @@ def recommendation(best: Mapping[str, Any], default: Mapping[str, Any], defaults
         f"**{named(best)}**: {best['rows']} rows, frechet_lite0 {best['frechet_lite0']:.1f}, top1 "
         f"{best['top1_lite0']:.1%}. It is the cheapest of the settings whose frechet_lite0 exceeds",
         "that of real pictures by at most 5 % more than the best does, and whose top1 is within two standard errors",
-        f"of the best of those. The model's defaults ({defaults['sampler']}, {defaults['num_steps']} steps, guidance {defaults['guidance_scale']:g}) get "
+        f"of the best of those. The model's defaults ({defaults['sampler']}, {defaults['num_steps']} steps,",
+        f"guidance {defaults['guidance_scale']:g}) get "
         f"{default['frechet_lite0']:.1f} and {default['top1_lite0']:.1%} for {default['rows']} rows.",
     ]
 
@@ -137,8 +138,8 @@ def named(result: Mapping[str, Any]) -> str:
 
 def table(results: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = [
-        "| sampler | steps | evaluations | rows | shift | guidance | interval | latent PSNR | frechet_lite0 | kid_lite0 "
-        "| top1 |",
+        "| sampler | steps | evaluations | rows | shift | guidance | interval | latent PSNR | frechet_lite0 "
+        "| kid_lite0 | top1 |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in results:
