@@ -67,7 +67,7 @@ study: $(DEV)/.done
 
 eval: $(DEV)/.done
 	$(DEV)/bin/dsd-eval dsd_serve/demo --real $(DATA)/validation-00000-of-00001.parquet --reference $(DATA) \
-		$(if $(BESIDE),--beside $(BESIDE)) --output docs/demo/evaluation.json
+		$(if $(BESIDE),--beside $(BESIDE)) --output docs/demo/evaluation.json $(ARGS)
 
 samplers: $(DEV)/.done
 	$(DEV)/bin/python -m training.sampler_study dsd_serve/demo --real $(DATA)/validation-00000-of-00001.parquet \

@@ -5,6 +5,7 @@ import pytest
 
 from dsd_serve.errors import InputError
 from training.distances import (
+    KernelSet,
     Moments,
     blur,
     class_score,
@@ -62,8 +63,8 @@ def test_kid_is_that_of_its_definition_and_zero_on_average_for_one_distribution(
     xx = np.mean([kernel(a, b) for i, a in enumerate(x) for j, b in enumerate(x) if i != j])
     yy = np.mean([kernel(a, b) for i, a in enumerate(y) for j, b in enumerate(y) if i != j])
     xy = np.mean([kernel(a, b) for a in x for b in y])
-    assert kid(x, y) == pytest.approx(xx + yy - 2 * xy, rel=1e-5)
-    same = [kid(rng.standard_normal((50, 8)), rng.standard_normal((50, 8))) for _ in range(40)]
+    assert kid(KernelSet(x), KernelSet(y)) == pytest.approx(xx + yy - 2 * xy, rel=1e-5)
+    same = [kid(*(KernelSet(rng.standard_normal((50, 8))) for _ in "ab")) for _ in range(40)]
     assert abs(np.mean(same)) < 3 * np.std(same) / np.sqrt(40)
 
 
@@ -122,7 +123,7 @@ def test_what_cannot_be_measured_gets_a_sentence():
     with pytest.raises(InputError, match="two pictures or more"):
         moments(one)
     with pytest.raises(InputError, match="two pictures or more"):
-        kid(one, one)
+        KernelSet(one)
     with pytest.raises(InputError, match="more than 3 pictures"):
         precision_recall(one, one)
     with pytest.raises(InputError, match="11 pixels or more, got 8 x 8"):

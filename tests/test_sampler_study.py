@@ -62,7 +62,8 @@ def test_the_cheapest_of_the_good_is_recommended():
         "far": result(5, 60.0, 0.9),
         "not to be had": result(1, 40.0, 0.9, shift=2.0),
     }
-    assert recommend(results, 500)["rows"] == 20
+    assert recommend(results, 500, 10.0)["rows"] == 20
+    assert recommend(results, 500, 49.5)["rows"] == 100, "near the floor little is much"
 
 
 @pytest.fixture
@@ -82,6 +83,7 @@ def test_a_stopped_study_goes_on_and_writes_its_page(small_study, tiny_dir, pict
     with pytest.raises(SystemExit, match="settings are left"):
         main([*common, "--minutes", "0.01"])
     begun = json.loads(file.read_text())["results"]
+    assert "**Unfinished**" in (output / "samplers.md").read_text()
     main(common)
     values = json.loads(file.read_text())
     assert len(values["results"]) > len(begun) > 0
@@ -93,6 +95,7 @@ def test_a_stopped_study_goes_on_and_writes_its_page(small_study, tiny_dir, pict
     assert Image.open(output / "samplers.png").size[0] > 800
     page = (output / "samplers.md").read_text()
     assert "## Recommended" in page
+    assert "Unfinished" not in page
     assert page.count("| heun |") > 8
     with pytest.raises(SystemExit, match="settings are left"):
         main([*common, "--samples", "7", "--minutes", "0.001"])

@@ -64,17 +64,25 @@ def frechet_to(features: Features, real: Moments) -> float:
     return float(max(difference @ difference + (x * x).sum() + np.trace(real.covariance) - 2 * cross, 0.0))
 
 
-def kid(a: Features, b: Features) -> float:
+class KernelSet:
+    """Features [N, D] with the mean of their kernel over pairs, so that many sets can be held against one."""
+
+    def __init__(self, features: Features) -> None:
+        count, size = features.shape
+        if count < 2:
+            raise InputError(f"a distance needs two pictures or more on each side, got {count}")
+        self.scaled = np.asarray(features, np.float32) / np.float32(np.sqrt(size))
+        self.within = (kernel_sum(self.scaled, self.scaled) - kernel_diagonal(self.scaled)) / (count * (count - 1))
+
+
+def kid(a: KernelSet, b: KernelSet) -> float:
     """Kernel distance: the unbiased squared MMD with the kernel (x y / D + 1)^3 of KID (arXiv 1801.01401).
 
     Over all pairs of pictures, where KID averages over random subsets: the same expectation, without drawing lots.
     It may come out slightly below 0 for sets of one distribution.
     """
-    if min(len(a), len(b)) < 2:
-        raise InputError(f"a distance needs two pictures or more on each side, got {len(a)} and {len(b)}")
-    x, y = (np.asarray(side, np.float32) / np.float32(np.sqrt(side.shape[1])) for side in (a, b))
-    within = [(kernel_sum(side, side) - kernel_diagonal(side)) / (len(side) * (len(side) - 1)) for side in (x, y)]
-    return float(sum(within) - 2 * kernel_sum(x, y) / (len(x) * len(y)))
+    between = kernel_sum(a.scaled, b.scaled) / (len(a.scaled) * len(b.scaled))
+    return float(a.within + b.within - 2 * between)
 
 
 def kernel_sum(x: Features, y: Features) -> float:

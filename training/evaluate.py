@@ -35,7 +35,7 @@ from dsd_serve.engines import ENGINE_NAMES
 from dsd_serve.errors import CheckpointError, DSDError, InputError
 from dsd_serve.params import SAMPLER_NAMES, SamplingParams
 from training.data import Pictures
-from training.distances import blur, class_score, frechet_to, kid, moments, precision_recall, ssim
+from training.distances import KernelSet, blur, class_score, frechet_to, kid, moments, precision_recall, ssim
 from training.inception import Inception
 from training.lite0 import FeatureCache, Features, Lite0, default_cache, lite0
 from training.probe import latent_statistics, probe_accuracy, split_every
@@ -69,6 +69,7 @@ class Yardstick:
 
     def __post_init__(self) -> None:
         self.moments = moments(self.reference.features)
+        self.kernel = KernelSet(self.reference.features)
 
     @property
     def has_reference(self) -> bool:
@@ -82,7 +83,7 @@ class Yardstick:
             "pictures": len(features),
             "reference_pictures": len(real.features),
             "frechet_lite0": frechet_to(features, self.moments),
-            "kid_lite0": kid(features, real.features),
+            "kid_lite0": kid(KernelSet(features), self.kernel),
             "precision_lite0": precision,
             "recall_lite0": recall,
             "class_score_lite0": class_score(self.classifier.log_probabilities(features)),
