@@ -174,10 +174,9 @@ def describe(triton: TritonServer) -> dict:
 
 
 def test_a_client_that_goes_away_stops_the_work_inside_triton(http, triton):
-    query = {"class": 1, "n": 16, "steps": 1000, "sampler": "euler", "guidance": 1, "format": "events"}
-    with http.stream("GET", "/generate", params=query) as answer:
+    with http.stream("GET", f"{LONG}&n=4&format=events") as answer:
         next(answer.iter_lines())
-        assert describe(triton)["running"]
+        until(lambda: describe(triton)["running"])
     until(lambda: not describe(triton)["running"] and not describe(triton)["waiting"], 5)
     assert http.get("/debug/batcher").json()["under_way"] == 0
 
@@ -186,7 +185,8 @@ def test_jobs_that_are_cancelled_at_once_end_too(triton):
     batcher = RemoteBatcher([triton.grpc])
     batcher.wait(30)
     for number in range(60):
-        jobs = batcher.submit_tasks([Generate(1, SamplingParams(seed=i, num_steps=500)) for i in range(2)])
+        params = SamplingParams(seed=number, num_steps=50, sampler="euler")
+        jobs = batcher.submit_tasks([Generate(1, params)] * 2)
         time.sleep(0.0005 * (number % 10))
         for job in jobs:
             job.cancel()
