@@ -5,6 +5,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -291,6 +292,35 @@ def test_two_servers_share_the_work_and_a_dead_one_is_left_out(triton, mortal):
         mortal.start()
         until(lambda: ready() == [True, True])
     assert front.stop() == 0
+
+
+def test_a_full_instance_is_a_429_and_a_host_with_another_model_is_left_out(triton, demo_dir, tmp_path):
+    shutil.copytree(demo_dir, tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    config.write_text(config.read_text().replace("dsd-demo", "another"))
+    write_repository(tmp_path / "model", tmp_path / "repository")
+    settings = tmp_path / "repository" / "dsd" / "config.pbtxt"
+    few = settings.read_text().replace('string_value: "256"', 'string_value: "1"')
+    settings.write_text(few)
+    with TritonServer(tmp_path / "repository", tmp_path / "log") as other:
+        front = front_of(other)
+        with ThreadPoolExecutor(1) as pool:
+            busy = pool.submit(httpx.get, f"{front.url}{LONG}", timeout=60)
+            until(lambda: describe(other)["running"])
+            refused = httpx.get(f"{front.url}{LONG}&n=8", timeout=60)
+            assert refused.status_code == 429
+            assert "this server takes at most 1 images" in refused.json()["detail"]
+            assert int(refused.headers["retry-after"]) >= 1
+            assert busy.result().status_code == 200
+        assert front.stop() == 0
+        batcher = RemoteBatcher([triton.grpc])
+        batcher.wait(30)
+        both = RemoteBatcher([triton.grpc, other.grpc])
+        both.about = batcher.about  # as if the first had answered first
+        until(lambda: "serves another model (another, " in str(both.servers[1].not_ready))
+        assert both.ready
+        assert both.close(5)
+        assert batcher.close(5)
 
 
 def test_a_triton_that_hangs_hangs_nobody(mortal):
