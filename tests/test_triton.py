@@ -5,6 +5,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +28,7 @@ from tests.test_api import events_of
 
 pytestmark = pytest.mark.triton
 
-LONG = "/generate?class=1&steps=1000&sampler=euler&guidance=1"  # a second or so for each picture
+LONG = "/generate?class=1&steps=500&sampler=euler&guidance=1"  # half a second or so for each picture
 PNG = images.write_image(picture(207, 1, 48))
 MASK = images.write_image(np.repeat(np.triu(np.full((48, 48), 255, np.uint8))[None], 3, 0))
 
@@ -174,10 +175,10 @@ def describe(triton: TritonServer) -> dict:
 
 
 def test_a_client_that_goes_away_stops_the_work_inside_triton(http, triton):
-    query = {"class": 1, "n": 16, "steps": 1000, "sampler": "euler", "guidance": 1, "format": "events"}
-    with http.stream("GET", "/generate", params=query) as answer:
-        next(answer.iter_lines())
-        assert describe(triton)["running"]
+    with http.stream("GET", f"{LONG}&n=4&format=events") as answer:
+        lines = answer.iter_lines()  # kept: httpx closes the connection with it
+        next(lines)
+        until(lambda: describe(triton)["running"])
     until(lambda: not describe(triton)["running"] and not describe(triton)["waiting"], 5)
     assert http.get("/debug/batcher").json()["under_way"] == 0
 
@@ -186,7 +187,8 @@ def test_jobs_that_are_cancelled_at_once_end_too(triton):
     batcher = RemoteBatcher([triton.grpc])
     batcher.wait(30)
     for number in range(60):
-        jobs = batcher.submit_tasks([Generate(1, SamplingParams(seed=i, num_steps=500)) for i in range(2)])
+        params = SamplingParams(seed=number, num_steps=50, sampler="euler")
+        jobs = batcher.submit_tasks([Generate(1, params)] * 2)
         time.sleep(0.0005 * (number % 10))
         for job in jobs:
             job.cancel()
@@ -291,6 +293,35 @@ def test_two_servers_share_the_work_and_a_dead_one_is_left_out(triton, mortal):
         mortal.start()
         until(lambda: ready() == [True, True])
     assert front.stop() == 0
+
+
+def test_a_full_instance_is_a_429_and_a_host_with_another_model_is_left_out(triton, demo_dir, tmp_path):
+    shutil.copytree(demo_dir, tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    config.write_text(config.read_text().replace("dsd-demo", "another"))
+    write_repository(tmp_path / "model", tmp_path / "repository")
+    settings = tmp_path / "repository" / "dsd" / "config.pbtxt"
+    few = settings.read_text().replace('string_value: "256"', 'string_value: "1"')
+    settings.write_text(few)
+    with TritonServer(tmp_path / "repository", tmp_path / "log") as other:
+        front = front_of(other)
+        with ThreadPoolExecutor(1) as pool:
+            busy = pool.submit(httpx.get, f"{front.url}{LONG}", timeout=60)
+            until(lambda: describe(other)["running"])
+            refused = httpx.get(f"{front.url}{LONG}&n=8", timeout=60)
+            assert refused.status_code == 429
+            assert "this server takes at most 1 images" in refused.json()["detail"]
+            assert int(refused.headers["retry-after"]) >= 1
+            assert busy.result().status_code == 200
+        assert front.stop() == 0
+        batcher = RemoteBatcher([triton.grpc])
+        batcher.wait(30)
+        both = RemoteBatcher([triton.grpc, other.grpc])
+        both.about = batcher.about  # as if the first had answered first
+        until(lambda: "serves another model (another, " in str(both.servers[1].not_ready))
+        assert both.ready
+        assert both.close(5)
+        assert batcher.close(5)
 
 
 def test_a_triton_that_hangs_hangs_nobody(mortal):
