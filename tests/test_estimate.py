@@ -16,6 +16,7 @@ from training.estimate import (
     kept_for_backward,
     measure_speed,
     peak_bytes,
+    probe,
     random_batch,
     rows_per_picture,
     state_bytes,
@@ -61,8 +62,7 @@ def test_what_a_run_holds_is_what_it_was_said_to(train_config, name):
 
 def test_memory_kept_grows_with_the_network_and_speed_is_of_real_steps(train_config):
     def kept(*changes):
-        config = train_config(*changes)
-        return kept_for_backward(new_state(config, CPU.device), config, CPU)[0]
+        return kept_for_backward(train_config(*changes), CPU)[0]
 
     def peak(megabytes):
         forget_peak(CPU)
@@ -72,6 +72,8 @@ def test_memory_kept_grows_with_the_network_and_speed_is_of_real_steps(train_con
     assert peak(300) - peak(1) > 200e6, "what was before is forgotten"
     assert 0 < kept("loss.num_draws=1") < kept("loss.num_draws=3")
     assert kept("model.depth=2") < 0.7 * kept("model.depth=4")
+    deep = train_config("model.depth=5")
+    assert kept_for_backward(deep, CPU) == probe(deep, CPU), "told from two shallow networks"
     config = train_config()
     state = new_state(config, CPU.device)
     before = state.ema.pixel_head.weight.clone()
