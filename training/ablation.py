@@ -161,9 +161,9 @@ counted; `python -m training.speed` measures seconds.
 """
 NOTES = """
 What follows. A second noise draw for each encoding and the pyramid loss do good here; the latter also adds weight to
-reconstruction, and how much of it that is the variant without l1 must tell. Noise on the decoder's input costs 0.1 dB and
-Muon gains nothing in so short a run. Both stay as switches, because the published results of UNITE (arXiv 2603.22283)
-rest on them, as do its shift of t and LPIPS, and REPA's on a vision model (arXiv 2410.06940).
+reconstruction, and how much of it that is the variant without l1 must tell. Noise on the decoder's input costs 0.1 dB
+and Muon gains nothing in so short a run. Both stay as switches, because the published results of UNITE
+(arXiv 2603.22283) rest on them, as on its shift of t and LPIPS, and REPA's on a vision model (arXiv 2410.06940).
 
 What this cannot tell: samples. So early they are at chance (after 200 steps of the base, of 300 samples a classifier
 found the class asked for in 12.0, 11.7 and 9.7 %, of ten), so no variant was judged by them. Nor can two or three seeds
