@@ -146,7 +146,7 @@ def write(results: dict[str, dict[str, Any]], folder: Path) -> None:
     with atomic(folder / "ablation.json") as temporary:
         temporary.write_text(json.dumps(results, indent=1) + "\n")
     with atomic(folder / "ablation.md") as temporary:
-        temporary.write_text(HEAD + table(results) + NOTES)
+        temporary.write_text(HEAD + table(results) + missing(results) + NOTES)
 
 
 HEAD = """# What each switch of the recipe does, in the small
@@ -156,13 +156,25 @@ base, `training/configs/ablation.toml`: 0.9M parameters, ten classes at 32 x 32,
 500 held-out pictures; "denoised from t" encodes them, noises the latents to t (0 is noise), denoises once with the
 right class and decodes. A `+` or `-` marks what lies above or below all seeds of the base: within these it may be
 chance. Cost is that of the matrix products of a step against the base's; Muon's own and a vision model's are not
-counted. Seconds are in training-speed.md.
+counted; `python -m training.speed` measures seconds.
 
 """
 NOTES = """
+What follows. A second noise draw for each encoding and the pyramid loss do good here; the latter also adds weight to
+reconstruction, and how much of it that is the variant without l1 must tell. Noise on the decoder's input costs 0.1 dB
+and Muon gains nothing in so short a run. Both stay as switches, because the published results of UNITE
+(arXiv 2603.22283) rest on them, as on its shift of t and LPIPS, and REPA's on a vision model (arXiv 2410.06940).
+
 What this cannot tell: samples. So early they are at chance (after 200 steps of the base, of 300 samples a classifier
-found the class asked for in 12.0, 11.7 and 9.7 %, of ten), so no variant was judged by them.
+found the class asked for in 12.0, 11.7 and 9.7 %, of ten), so no variant was judged by them. Nor can two or three seeds
+of the base tell small differences from chance.
 """
+
+
+def missing(results: dict[str, dict[str, Any]]) -> str:
+    """A sentence about the variants that were not run yet."""
+    names = [name for name in VARIANTS if name not in results]
+    return f"\nNot run yet: {'; '.join(names)}.\n" if names else ""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -110,8 +110,21 @@ def saved_bytes(state: State, forward: Any, config: TrainConfig, where: Device, 
     return sum(kept.values())
 
 
-def kept_for_backward(state: State, config: TrainConfig, where: Device) -> tuple[int, int]:
-    """Bytes a picture, and those that do not grow with pictures, as weights in another precision."""
+def kept_for_backward(config: TrainConfig, where: Device) -> tuple[int, int]:
+    """Bytes a picture, and those that do not grow with pictures, as weights in another precision.
+
+    Both grow by the same with every block, so that networks of one and of two blocks tell those of any depth.
+    """
+    loss = replace(config.loss, alignment_layer=1)
+    shallow = (replace(config, model=replace(config.model, depth=depth), loss=loss) for depth in (1, 2))
+    (one, fixed_one), (two, fixed_two) = (probe(item, where) for item in shallow)
+    more = config.model_config().depth - 1
+    return one + more * (two - one), fixed_one + more * (fixed_two - fixed_one)
+
+
+def probe(config: TrainConfig, where: Device) -> tuple[int, int]:
+    """The same, of this network itself."""
+    state = new_state(config, where.device)
     one, two = (saved_bytes(state, state.objective, config, where, number) for number in (1, 2))
     return two - one, max(0, 2 * one - two)
 
@@ -182,7 +195,7 @@ def dry_run(config: TrainConfig) -> Iterator[str]:
     yield f"a picture: {rows} rows of {tokens} tokens, {flops / 1e9:.0f} GFLOP forward and backward"
 
     parts = state_bytes(state)
-    each, extra = kept_for_backward(state, config, where)
+    each, extra = kept_for_backward(config, where)
     fixed = sum(parts.values()) + extra
     yield "memory held: " + ", ".join(f"{name} {size(number)}" for name, number in parts.items())
     yield (
@@ -193,7 +206,7 @@ def dry_run(config: TrainConfig) -> Iterator[str]:
         yield f"speed: not measured, for only {size(free_bytes(where))} are free here"
     else:
         yield from on_this_device(state, config, where, flops, max(1, int((0.7 * free_bytes(where) - fixed) // each)))
-    yield on_h100(state, config, where, flops, sum(parts.values()))
+    yield on_h100(config, where, flops, sum(parts.values()))
 
 
 def on_this_device(state: State, config: TrainConfig, where: Device, flops: float, most: int) -> Iterator[str]:
@@ -216,10 +229,10 @@ def on_this_device(state: State, config: TrainConfig, where: Device, flops: floa
     yield f"the whole run here: {whole}, reading of pictures and evaluations not counted"
 
 
-def on_h100(state: State, config: TrainConfig, where: Device, flops: float, held: int) -> str:
+def on_h100(config: TrainConfig, where: Device, flops: float, held: int) -> str:
     """The sentence about a machine that is not here. Its memory is counted with what it would keep: bf16, fused."""
     optim, rate = config.optim, H100_PEAK * H100_SHARE / flops
-    each, extra = kept_for_backward(state, config, replace(where, bf16=True, plain_attention=False))
+    each, extra = kept_for_backward(config, replace(where, bf16=True, plain_attention=False))
     fits = max(0, int((0.9 * H100_BYTES - held - extra) // each))
     return (
         f"on one H100, not measured but assumed to reach {H100_SHARE:.0%} of {H100_PEAK / 1e12:.0f} TFLOP/s in bf16: "
