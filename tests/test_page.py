@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 import httpx
@@ -218,6 +219,22 @@ def test_stop_on_other_tabs_cancels_too(page, running, photo, tabs, name, begun,
     page.wait_for_selector(ended)
     wait_for(lambda: cancelled(running) > before)
     wait_until_idle(running)
+
+
+def test_stop_on_look_inside_works_while_the_server_is_busy(page, running):
+    wait_until_idle(running)
+    tab(page, "Look inside")
+    number(page, "way-steps", 50)
+    with ThreadPoolExecutor(1) as pool:
+        busy = pool.submit(httpx.get, f"{running.url}/generate?class=1&n=16&steps=250", timeout=120)
+        wait_for(lambda: httpx.get(f"{running.url}/debug/batcher").json()["running"])
+        page.click("#way-go")
+        page.click("#way-stop:not([disabled])")
+        page.wait_for_selector("#way-stop[disabled]")
+        assert busy.result().status_code == 200
+    wait_until_idle(running)
+    page.wait_for_timeout(500)
+    assert not page.locator("#way figure:has-text('the picture')").count()
 
 
 def test_a_photo_is_reconstructed_edited_and_painted_over(opened, photo):

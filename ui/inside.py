@@ -146,10 +146,11 @@ def watching(known: Known, way: gr.HTML, stop: gr.Button) -> Callable[..., Any]:
         frames: list[tuple[bytes, str]] = []
         try:
             seed_, index_, steps_ = whole("seed", seed), whole("picture of it", index), whole("steps", steps, 2)
+            yield {stop: gr.update(interactive=True)}  # it may have to wait for its first row already
             (tokens, channels) = known.model["latent_shape"]
             noise = initial_noise(seed_, index_, (tokens, channels))
             frames.append((await known.client.do(calls.decode(noise)), "noise"))
-            yield {way: parts.strip(frames, "From noise to a picture"), stop: gr.update(interactive=True)}
+            yield {way: parts.strip(frames, "From noise to a picture")}
             call = calls.generate_events(label, seed=seed_, index=index_, steps=steps_, preview_every=1)
             async with contextlib.aclosing(known.client.stream(call)) as events:
                 async for event in events:
