@@ -15,6 +15,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +83,12 @@ def seconds(call: Callable[[], object]) -> float:
 def measure(engines: dict[str, Engine], model: ModelDir, size: int) -> dict[str, float]:
     """Median seconds of a tick of `size` rows of each engine, taken in turns."""
     rows = denoise_rows(model.config, size)
-    first = max(seconds(lambda engine=engine: engine.run(rows)) for engine in engines.values())  # type: ignore[misc]
+    first = max(seconds(partial(engine.run, rows)) for engine in engines.values())
     rounds = max(3, min(ROUNDS, math.ceil(SECONDS / max(first, 1e-6) / len(engines))))
     times: dict[str, list[float]] = {name: [] for name in engines}
     for _ in range(rounds):
         for name, engine in engines.items():
-            times[name].append(seconds(lambda engine=engine: engine.run(rows)))  # type: ignore[misc]
+            times[name].append(seconds(partial(engine.run, rows)))
     return {name: statistics.median(values) for name, values in times.items()}
 
 
