@@ -37,8 +37,7 @@ test-slow: $(DEV)/.done
 	$(DEV)/bin/python -m pytest -m slow
 
 test-ui: $(DEV)/.done
-	$(DEV)/bin/python -m pytest -m browser -rs tests/test_page.py || \
-		$(DEV)/bin/python -m pytest -m browser -rs --last-failed tests/test_page.py  # races on a busy machine; twice is a failure
+	$(DEV)/bin/python -m pytest -m browser -rs tests/test_page.py
 
 test-triton: $(DEV)/.done
 	$(DEV)/bin/python -m server.bench.tritonserver --install

@@ -97,7 +97,7 @@ def sampling_of(steps: float, sampler: str, guidance: float, start: float, stop:
 
 
 def actions(name: str, words: str) -> tuple[gr.Button, gr.Button]:
-    """The button that begins, and the one that stops."""
+    """The button that begins, and the one that stops (see ui/stopping.py)."""
     with gr.Row(elem_classes="go"):
         go = gr.Button(words, variant="primary", scale=3, elem_id=f"{name}-go", min_width=140)
         stop = gr.Button("Stop", interactive=False, scale=1, elem_id=f"{name}-stop", min_width=80)

@@ -58,7 +58,13 @@ class Drawing:
     began: float = field(default_factory=time.monotonic)
     moved: float = 0.0  # when the first preview came: what was before is waiting
     running: bool = True
+    stopped: bool = False  # before all of them had ended
     error: str = ""
+
+    @property
+    def first(self) -> int:
+        """The number of the first picture that is done, 0 when none is."""
+        return next((number for number, picture in enumerate(self.pictures) if picture.done), 0)
 
     @property
     def progress(self) -> float:
@@ -114,7 +120,8 @@ class Turns:
 async def draw(client: AsyncClient, turns: Turns, wishes: Sequence[Wish]) -> AsyncGenerator[Drawing, None]:
     """Send all wishes, each in its turn, and yield the same Drawing whenever it has changed, last when all have ended.
 
-    Closing the iterator closes the requests, which cancels what the server has not done yet.
+    Closing the iterator closes the requests, which cancels what the server has not done yet, and leaves the Drawing
+    stopped.
     """
     groups = [[Picture(wish.title, wish.steps) for _ in range(wish.n)] for wish in wishes]
     drawing = Drawing([picture for group in groups for picture in group])
@@ -148,6 +155,7 @@ async def draw(client: AsyncClient, turns: Turns, wishes: Sequence[Wish]) -> Asy
         drawing.running = False
         yield drawing
     finally:
+        drawing.stopped, drawing.running = drawing.running, False
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,6 +1,5 @@
 """The tab that draws pictures of classes."""
 
-import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,10 @@ from dsd_serve import calls
 from dsd_serve.errors import DSDError
 from ui import parts, snippets
 from ui.controls import EVENT, Sampling, Seed, Updates, actions, roll, sampling_of, whole
-from ui.drawing import Drawing, Wish, draw
+from ui.drawing import Wish, draw
 from ui.known import Known
 from ui.pictures import settings_of
+from ui.stopping import Stop, until
 
 PREVIEWS = 12  # of each picture
 FOUND = 24  # classes that are shown at a time
@@ -58,7 +58,7 @@ def build(known: Known, address: Callable[[gr.Request], str]) -> GenerateTab:
             picker = parts.pressable(elem_id="picker")
             n = gr.Slider(1, 16, 4, step=1, label="Pictures of each class", elem_id="n")
             seed = Seed.build("generate")
-            go, stop = actions("generate", "Generate")
+            go, button = actions("generate", "Generate")
             sampling = Sampling.build("generate")
             with gr.Accordion("Draw a saved picture again", open=False, elem_id="again"):
                 index = gr.Number(
@@ -71,6 +71,7 @@ def build(known: Known, address: Callable[[gr.Request], str]) -> GenerateTab:
             details = parts.pressable(elem_id="details")
             with gr.Accordion("The same from a program", open=False, elem_id="code"):
                 code = parts.shown(parts.hint("No lines yet", "They appear with the pictures."))
+    stop = Stop(button)
     tab = GenerateTab(drawing, number, chosen, search, picker, n, index, seed, sampling, board, details, code)
 
     async def generate(
@@ -96,44 +97,31 @@ def build(known: Known, address: Callable[[gr.Request], str]) -> GenerateTab:
             for one in classes
         ]
         lines = parts.code(snippets.lines(address(request), classes, settings, n_))
-        now: Updates = {seed.number: settings["seed"], stop: gr.update(interactive=True), details: "", code: lines}
-        async with contextlib.aclosing(draw(known.client, known.turns, wishes)) as looks:
-            async for look in looks:
-                yield {**now, board: parts.board(look, chosen=-1 if look.running else 0), drawing: look, number: 0}
+        pressed, begun = stop.begin()
+        now: Updates = {**begun, seed.number: settings["seed"], details: "", code: lines}
+        async for look in until(pressed, draw(known.client, known.turns, wishes)):
+            if look.running:
+                yield {**now, board: parts.board(look), drawing: look, number: 0}
                 now = {}
-        first_done = next((one for one in look.pictures if one.done), None)
-        yield {stop: gr.update(interactive=False), details: parts.details(first_done), number: index_of(look)}
+        yield {
+            **stop.end(),
+            board: parts.board(look, look.first),
+            details: parts.details(look.pictures[look.first]),
+            number: look.first,
+        }
 
-    outputs = [seed.number, stop, go, board, drawing, number, details, code]
-    running = go.click(
+    outputs = [seed.number, *stop.outputs, board, drawing, number, details, code]
+    go.click(
         generate,
         [chosen, seed.number, seed.lock, n, index, *sampling.inputs],
         outputs,
         trigger_mode="once",
         **EVENT,
     )
-    stop.click(stopped, drawing, [board, stop, details], cancels=running, queue=False, **EVENT)
     search.change(finding(known), [search, chosen], picker, trigger_mode="always_last", **EVENT)
     picker.click(choosing(known), [search, chosen], [chosen, picker], trigger_mode="multiple", **EVENT)
     saved.upload(restoring(known, tab), [saved], [*restored_controls(tab), board], **EVENT)
     return tab
-
-
-def index_of(drawing: Drawing) -> int:
-    return next((i for i, one in enumerate(drawing.pictures) if one.done), 0)
-
-
-def stopped(drawing: Drawing | None) -> tuple[str, Any, str]:
-    """What is left of a drawing that was stopped."""
-    if drawing is None:
-        return parts.board(None), gr.update(interactive=False), ""
-    drawing.running = False
-    done = next((one for one in drawing.pictures if one.done), None)
-    return (
-        parts.board(drawing, index_of(drawing) if done else -1, stopped=True),
-        gr.update(interactive=False),
-        parts.details(done),
-    )
 
 
 def finding(known: Known) -> Callable[..., Any]:

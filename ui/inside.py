@@ -1,7 +1,6 @@
 """The tab that looks inside: the latents of a picture, the way of a sample, the model, the server at this moment."""
 
 import asyncio
-import contextlib
 from base64 import b64decode
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from ui.controls import EVENT, Updates, actions, whole
 from ui.drawing import Drawing
 from ui.known import Known
 from ui.pictures import SHOWN, effective_rank, enlarged, principal_components, settings_of, square
+from ui.stopping import Stop, unless, until
 
 EMPTY = parts.hint("No picture yet", "Send one here from Generate, or upload one.")
 MOST = 16  # pictures whose latents are compared
@@ -63,7 +63,8 @@ def build(known: Known, drawn: gr.State) -> InsideTab:
         index = gr.Number(0, label="Picture of it", precision=0, elem_id="way-index", min_width=90)
         steps = gr.Slider(2, 50, 25, step=1, label="Steps", elem_id="way-steps", min_width=170)
         with gr.Column(min_width=250):
-            go, stop = actions("way", "Watch it")
+            go, button = actions("way", "Watch it")
+    stop = Stop(button)
     way = parts.shown(
         parts.hint("Nothing watched yet", "After each step, the network's expectation of the clean picture is shown."),
         elem_id="way",
@@ -77,10 +78,9 @@ def build(known: Known, drawn: gr.State) -> InsideTab:
             gr.Markdown("### Model card", elem_classes="title")
             card = gr.Markdown("", elem_id="model-card", elem_classes="card-text")
     photo.change(looking(known), [photo, drawn], [latents, label, seed, index, steps], **EVENT)
-    running = go.click(
-        watching(known, way, stop), [label, seed, index, steps], [way, stop], trigger_mode="once", **EVENT
+    go.click(
+        watching(known, way, stop), [label, seed, index, steps], [way, *stop.outputs], trigger_mode="once", **EVENT
     )
-    stop.click(lambda: gr.update(interactive=False), None, stop, cancels=running, queue=False, **EVENT)
     return InsideTab(photo, label, seed, index, steps, model, card)
 
 
@@ -140,30 +140,32 @@ def latents_shown(shown: Any, z: Latents, kept: dict[str, Any], others: list[Lat
     return f'{parts.strip(pictures, "Latents")}<dl class="facts">{words}</dl>'
 
 
-def watching(known: Known, way: gr.HTML, stop: gr.Button) -> Callable[..., Any]:
+def watching(known: Known, way: gr.HTML, stop: Stop) -> Callable[..., Any]:
     async def watch(label: int, seed: float, index: float, steps: float) -> AsyncIterator[Updates]:
         """A strip that grows: the noise, the expectation after each step, the picture."""
         frames: list[tuple[bytes, str]] = []
         try:
             seed_, index_, steps_ = whole("seed", seed), whole("picture of it", index), whole("steps", steps, 2)
-            yield {stop: gr.update(interactive=True)}  # it may have to wait for its first row already
+            pressed, begun = stop.begin()
+            yield begun  # it may have to wait for its first row already
             (tokens, channels) = known.model["latent_shape"]
             noise = initial_noise(seed_, index_, (tokens, channels))
-            frames.append((await known.client.do(calls.decode(noise)), "noise"))
-            yield {way: parts.strip(frames, "From noise to a picture")}
+            decoded = await unless(pressed, known.client.do(calls.decode(noise)))
+            if decoded is not None:
+                frames.append((decoded, "noise"))
+                yield {way: parts.strip(frames, "From noise to a picture")}
             call = calls.generate_events(label, seed=seed_, index=index_, steps=steps_, preview_every=1)
-            async with contextlib.aclosing(known.client.stream(call)) as events:
-                async for event in events:
-                    if event.name == "error":
-                        yield {way: parts.callout(event.data["detail"])}
-                        break
-                    if event.name != "done":
-                        words = "the picture" if event.name == "image" else str(event.data["step"])
-                        frames.append((b64decode(event.data["base64"]), words))
-                        yield {way: parts.strip(frames, "From noise to a picture")}
+            async for event in until(pressed, known.client.stream(call)):
+                if event.name == "error":
+                    yield {way: parts.callout(event.data["detail"])}
+                    break
+                if event.name != "done":
+                    words = "the picture" if event.name == "image" else str(event.data["step"])
+                    frames.append((b64decode(event.data["base64"]), words))
+                    yield {way: parts.strip(frames, "From noise to a picture")}
         except DSDError as error:
             yield {way: parts.callout(str(error))}
-        yield {stop: gr.update(interactive=False)}
+        yield stop.end()
 
     return watch
 

@@ -57,7 +57,7 @@ def hint(title: str, sentence: str) -> str:
     return f'<div class="hint"><strong>{escape(title)}</strong><span>{escape(sentence)}</span></div>'
 
 
-def board(drawing: Drawing | None, chosen: int = 0, stopped: bool = False) -> str:
+def board(drawing: Drawing | None, chosen: int | None = None) -> str:
     """The pictures of a drawing with how far it is; those that are done can be chosen."""
     if drawing is None:
         return hint("Nothing drawn yet", "Choose one class or several, then press Generate.")
@@ -71,10 +71,10 @@ def board(drawing: Drawing | None, chosen: int = 0, stopped: bool = False) -> st
         if picture.png or drawing.running  # once it has ended nothing waits any more
     )
     size = "few" if len(pictures) <= 8 else "many"
-    return f'{status(drawing, stopped)}{callout(drawing.error)}<div class="board {size}">{cards}</div>'
+    return f'{status(drawing)}{callout(drawing.error)}<div class="board {size}">{cards}</div>'
 
 
-def status(drawing: Drawing, stopped: bool) -> str:
+def status(drawing: Drawing) -> str:
     done = sum(picture.done for picture in drawing.pictures)
     if drawing.running:
         left = drawing.seconds_left(time.monotonic())
@@ -85,7 +85,7 @@ def status(drawing: Drawing, stopped: bool) -> str:
             f'{100 * drawing.progress:.1f}%"></span></span><span class="words">{done} of {len(drawing.pictures)}, '
             f"{words}</span></div>"
         )
-    if stopped:
+    if drawing.stopped:
         return f'<p class="line" role="status">Stopped. {done} of {len(drawing.pictures)} were done.</p>'
     seconds = time.monotonic() - drawing.began
     return f'<p class="line" role="status">{done} drawn in {seconds:.1f} s. Choose one to see more.</p>'

@@ -1,6 +1,5 @@
 """The tab for a photo of one's own: what the network keeps of it, edits of it, parts of it drawn anew."""
 
-import contextlib
 from base64 import b64decode
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -15,9 +14,10 @@ from dsd_serve.errors import DSDError, InputError
 from ui import parts
 from ui.controls import EVENT, Sampling, Seed, Updates, actions, roll, sampling_of, whole
 from ui.drawing import Drawing, Wish, draw
-from ui.generate import PREVIEWS, index_of, stopped
+from ui.generate import PREVIEWS
 from ui.known import Known
 from ui.pictures import square
+from ui.stopping import Stop, until
 
 SIDE = 512  # of the photo's centre square, as it is shown and painted on
 NONE = "no class"
@@ -122,7 +122,8 @@ def redraw(
         n = gr.Slider(1, 16, 4, step=1, label="Pictures", elem_id=f"{name}-n", min_width=180)
         with gr.Column(min_width=180):
             seed = Seed.build(name)
-    go, stop = actions(name, words)
+    go, button = actions(name, words)
+    stop = Stop(button)
     board = parts.pressable("", elem_id=f"{name}-board")
     details = parts.shown("", elem_id=f"{name}-details")
     sampling = Sampling.build(name)
@@ -154,27 +155,30 @@ def redraw(
         every = max(1, -(-steps // PREVIEWS))
         asked = None if towards < 0 else towards
         call = calls.edit_events(picture, mask, class_=asked, n=n_, preview_every=every, **settings)
-        now: Updates = {seed.number: settings["seed"], stop: gr.update(interactive=True), details: ""}
-        async with contextlib.aclosing(draw(known.client, known.turns, [Wish(title, call, n_, steps)])) as looks:
-            async for look in looks:
-                yield {**now, board: parts.board(look, chosen=-1 if look.running else 0), drawing: look}
+        pressed, begun = stop.begin()
+        now: Updates = {**begun, seed.number: settings["seed"], details: ""}
+        async for look in until(pressed, draw(known.client, known.turns, [Wish(title, call, n_, steps)])):
+            if look.running:
+                yield {**now, board: parts.board(look), drawing: look}
                 now = {}
-        done = next((one for one in look.pictures if one.done), None)
-        yield {stop: gr.update(interactive=False), details: parts.edited(done)}
+        yield {
+            **stop.end(),
+            board: parts.board(look, look.first),
+            details: parts.edited(look.pictures[look.first]),
+        }
 
     mask = gr.State(None)
     begin = go.click
     if editor is not None:
         # In an event of its own: the editor sends its layers again at each step of an event that reads it.
         begin = go.click(mask_of, editor, mask, trigger_mode="once", **EVENT).success
-    running = begin(
+    begin(
         run,
         [photo, mask, label, amount, n, seed.number, seed.lock, *sampling.inputs],
-        [seed.number, stop, board, drawing, details],
+        [seed.number, *stop.outputs, board, drawing, details],
         trigger_mode="once",
         **EVENT,
     )
-    stop.click(halted, drawing, [board, stop, details], cancels=running, queue=False, **EVENT)
     board.click(look_closer, drawing, [board, details], **EVENT)
     return tab
 
@@ -186,14 +190,6 @@ def look_closer(drawing: Drawing | None, event: gr.EventData) -> tuple[Any, Any]
         return gr.skip(), gr.skip()
     number = int(event._data["value"])
     return parts.board(drawing, number), parts.edited(drawing.pictures[number])
-
-
-def halted(drawing: Drawing | None) -> tuple[str, Any, str]:
-    if drawing is None:
-        return "", gr.update(interactive=False), ""
-    shown, button, _ = stopped(drawing)
-    done = next((one for one in drawing.pictures if one.done), None)
-    return shown, button, parts.edited(done) if index_of(drawing) >= 0 else ""
 
 
 def picture_of(path: str | None) -> bytes:

@@ -16,6 +16,7 @@ from ui import parts
 from ui.controls import EVENT, Sampling, Updates, actions, sampling_of, whole
 from ui.known import Known
 from ui.pictures import SHOWN, animation, data_uri, enlarged
+from ui.stopping import Stop, unless
 
 EMPTY = parts.hint("No walk yet", "Choose two ends, then press Walk.")
 
@@ -59,11 +60,12 @@ def build(known: Known) -> WalkTab:
                 with gr.Tab("Photos", id="photos") as photos:
                     photo_ends = [photo_end(words, name) for words, name in (("From", "from"), ("To", "to"))]
             n = gr.Slider(2, 16, 9, step=1, label="Pictures on the way", elem_id="walk-n")
-            go, stop = actions("walk", "Walk")
+            go, button = actions("walk", "Walk")
             sampling = Sampling.build("walk")
         with gr.Column(scale=3, min_width=320):
             strip = parts.shown(EMPTY, elem_id="walk-strip")
             moving = parts.shown("", elem_id="walk-animation")
+    stop = Stop(button)
     drawn.select(lambda: "drawn", None, kind, queue=False, **EVENT)
     photos.select(lambda: "photos", None, kind, queue=False, **EVENT)
 
@@ -78,10 +80,14 @@ def build(known: Known) -> WalkTab:
                 if kind_ == "photos"
                 else between_classes((class0, seed0, index0), (class1, seed1, index1), n_, sampling_of(*how))
             )
-            yield {strip: parts.waiting("Walking"), moving: "", stop: gr.update(interactive=True)}
-            answer = await known.client.do(call)
+            pressed, begun = stop.begin()
+            yield {**begun, strip: parts.waiting("Walking"), moving: ""}
+            answer = await unless(pressed, known.client.do(call))
         except DSDError as error:
-            yield {strip: parts.callout(str(error)), moving: "", stop: gr.update(interactive=False)}
+            yield {**stop.end(), strip: parts.callout(str(error)), moving: ""}
+            return
+        if answer is None:
+            yield {**stop.end(), strip: parts.hint("Stopped", "Nothing was drawn.")}
             return
         pngs = [await asyncio.to_thread(enlarged, b64decode(one["base64"]), SHOWN) for one in answer["images"]]
         words = [f"{100 * one['fraction']:.0f} %" for one in answer["images"]]
@@ -89,16 +95,13 @@ def build(known: Known) -> WalkTab:
         yield {
             strip: parts.strip(list(zip(pngs, words, strict=True)), "The walk"),
             moving: moving_picture(moving_),
-            stop: gr.update(interactive=False),
+            **stop.end(),
         }
 
     ends = [control for end in drawn_ends for control in end]
-    running = go.click(
-        walk, [kind, *ends, *photo_ends, n, *sampling.inputs], [strip, moving, stop], trigger_mode="once", **EVENT
-    )
-    stop.click(
-        lambda: (parts.hint("Stopped", "Nothing was drawn."), gr.update(interactive=False)),
-        None, [strip, stop], cancels=running, queue=False, **EVENT,
+    go.click(
+        walk, [kind, *ends, *photo_ends, n, *sampling.inputs], [strip, moving, *stop.outputs],
+        trigger_mode="once", **EVENT,
     )  # fmt: skip
     start, end = (End(*drawn_, photo) for drawn_, photo in zip(drawn_ends, photo_ends, strict=True))
     return WalkTab(start, end, n, kinds, kind, sampling)
