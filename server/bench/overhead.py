@@ -1,17 +1,21 @@
 """python -m server.bench.overhead: what HTTP and the batcher cost, beside the engine in a plain loop.
 
-Takes turns in one run, each in a process of its own: the engine running programs in lockstep, as many at once as the
-server has rows in a tick, and a dsd-serve process with as many clients. Then single requests: over HTTP, and the same
-program and PNG in a loop.
+Takes turns in one run, each in a process of its own: the engine running programs in lockstep, sixty at once, and a
+dsd-serve process with as many clients. Then single requests over HTTP. What these take above the network and the PNG is
+what HTTP adds; the network's time is the server's own dsd_tick_duration_seconds of the same requests, because a machine
+that is shared may run one process at another speed than the next.
 """
 
 import argparse
 import asyncio
+import http.client
 import itertools
 import json
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import aiohttp
 import numpy as np
@@ -20,18 +24,18 @@ from dsd_serve.batcher import measure_budget
 from dsd_serve.engines import load_engine
 from dsd_serve.images import write_image
 from dsd_serve.programs import run, run_all
-from server.bench.load import closed, single
+from server.bench.load import closed
 from server.bench.overload import start
 from server.bench.workload import Body, program, request, requests
 from server.settings import demo_model
 
-ROUNDS = 3
+ROUNDS = 5
 
 
-def plain(seconds: float, single_seconds: float) -> dict[str, float]:
-    """Images a second of the engine in a loop, and the milliseconds of a single program and of its PNG."""
+def plain(seconds: float) -> dict[str, float]:
+    """Images a second of the engine in a loop, and the milliseconds of a PNG."""
     engine = load_engine("onnx", demo_model(), flush_denormals=True)
-    budget, _, _ = measure_budget(engine)
+    measure_budget(engine)  # warms it up as the server does
     classes = engine.config.trained_classes
     bodies = requests(classes)
     count, began = 0, time.perf_counter()
@@ -39,26 +43,17 @@ def plain(seconds: float, single_seconds: float) -> dict[str, float]:
         # Sixty requests have the mix of steps and guidance exactly, so that no round is luckier than another.
         run_all(engine, [program(engine.config, body) for body in itertools.islice(bodies, 60)])
         count += 60
-    one = request(classes[0], 0, 25, 1.0)
-    runs, pngs = [], []
-    deadline = time.perf_counter() + single_seconds
-    while time.perf_counter() < deadline:
+    pixels = run(engine, program(engine.config, request(classes[0], 0, 25, 1.0)))
+    pngs = []
+    for _ in range(100):
         began = time.perf_counter()
-        pixels = run(engine, program(engine.config, one))
-        middle = time.perf_counter()
         write_image(pixels)
-        runs.append(middle - began)
-        pngs.append(time.perf_counter() - middle)
-    return {
-        "rate": count / elapsed,
-        "budget": budget,
-        "network_ms": 1000 * float(np.median(runs)),
-        "png_ms": 1000 * float(np.median(pngs)),
-    }
+        pngs.append(time.perf_counter() - began)
+    return {"rate": count / elapsed, "png_ms": 1000 * float(np.median(pngs))}
 
 
-async def served(url: str, seconds: float, single_seconds: float) -> dict[str, float]:
-    """The same over HTTP."""
+async def rate_of(url: str, seconds: float) -> float:
+    """Images a second over HTTP."""
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         async with session.get(url + "/model") as answer:
             model = await answer.json()
@@ -70,19 +65,60 @@ async def served(url: str, seconds: float, single_seconds: float) -> dict[str, f
 
         bodies = list(itertools.islice(requests(model["classes"]), 6000))
         completions = await closed(send, bodies, clients=60, warmup=1.0, seconds=seconds)
-        latencies = await single(send, request(model["classes"][0], 0, 25, 1.0), single_seconds)
-        return {"rate": len(completions) / seconds, "single_ms": 1000 * float(np.median(latencies))}
+        return len(completions) / seconds
+
+
+@dataclass(frozen=True)
+class Single:
+    """Medians of requests that are alone, in milliseconds.
+
+    whole: as the client sees it. beside_engine: without the calls of the engine. beside_picture: without the time from
+    the first tick to the last, by Server-Timing; that is known where the engine is in another process, too.
+    """
+
+    whole: float
+    beside_engine: float
+    beside_picture: float
+
+
+def singles(url: str, seconds: float) -> Single:
+    """By http.client, which costs the least."""
+    connection = http.client.HTTPConnection(urlsplit(url).netloc)
+
+    def ask(method: str, path: str, body: Body | None = None) -> tuple[bytes, str]:
+        headers = {"Content-Type": "application/json"} if body else {}
+        connection.request(method, path, json.dumps(body) if body else None, headers)
+        answer = connection.getresponse()
+        content = answer.read()
+        if answer.status != 200:
+            raise RuntimeError(f"{path} was answered with {answer.status}: {content[:300]!r}")
+        return content, answer.headers.get("Server-Timing", "")
+
+    def engine_ms() -> float:
+        """All that the server's engine has worked so far."""
+        lines = ask("GET", "/metrics")[0].decode().splitlines()
+        return 1000 * next(float(one.split()[-1]) for one in lines if one.startswith("dsd_tick_duration_seconds_sum"))
+
+    one = request(json.loads(ask("GET", "/model")[0])["classes"][0], 0, 25, 1.0)
+    found: list[tuple[float, float, float]] = []
+    deadline = time.perf_counter() + seconds
+    while time.perf_counter() < deadline:
+        before, began = engine_ms(), time.perf_counter()
+        _, timing = ask("POST", "/generate", one)
+        whole = 1000 * (time.perf_counter() - began)
+        picture = float(timing.partition("network;dur=")[2])
+        found.append((whole, whole - engine_ms() + before, whole - picture))
+    connection.close()
+    return Single(*np.median(found, axis=0))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m server.bench.overhead", description=__doc__)
     parser.add_argument("--seconds", type=float, default=10, help="of each measurement (default 10)")
-    parser.add_argument(
-        "--plain", action="store_true", help=argparse.SUPPRESS
-    )  # what this starts in a process of its own
+    parser.add_argument("--plain", action="store_true", help=argparse.SUPPRESS)  # what runs in a process of its own
     options = parser.parse_args()
     if options.plain:
-        print(json.dumps(plain(options.seconds, options.seconds / 4)))
+        print(json.dumps(plain(options.seconds)))
         return
     command = [sys.executable, "-m", "server.bench.overhead", "--plain", "--seconds", str(options.seconds)]
     shares, added = [], []
@@ -90,16 +126,16 @@ def main() -> None:
         loop = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         process, url = start([])
         try:
-            http = asyncio.run(served(url, options.seconds, options.seconds / 4))
+            rate = asyncio.run(rate_of(url, options.seconds))
+            alone = singles(url, options.seconds / 4)
         finally:
             process.terminate()
             process.wait(60)
-        shares.append(http["rate"] / loop["rate"])
-        added.append(http["single_ms"] - loop["network_ms"] - loop["png_ms"])
+        shares.append(rate / loop["rate"])
+        added.append(alone.beside_engine - loop["png_ms"])
         print(
-            f"engine {loop['rate']:.1f} images/s, HTTP {http['rate']:.1f}: {shares[-1]:.1%}; single request "
-            f"{http['single_ms']:.2f} ms, network {loop['network_ms']:.2f} and PNG {loop['png_ms']:.2f}: "
-            f"{added[-1]:.2f} ms added",
+            f"engine {loop['rate']:.1f} images/s, HTTP {rate:.1f}: {shares[-1]:.1%}; single request "
+            f"{alone.whole:.2f} ms, of which {added[-1]:.2f} ms are neither the network nor the PNG",
             flush=True,
         )
     print(f"median of {ROUNDS}: {np.median(shares):.1%} of the engine's rate, {np.median(added):.2f} ms added")

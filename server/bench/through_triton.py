@@ -19,7 +19,7 @@ import aiohttp
 import numpy as np
 
 from dsd_serve.images import write_image
-from server.bench.overhead import served
+from server.bench.overhead import Single, rate_of, singles
 from server.bench.overload import MEMORY_SLACK, resident_mb, start
 from server.bench.tritonserver import TritonMissing, TritonServer, write_repository
 from server.settings import demo_model
@@ -38,12 +38,12 @@ async def until_ready(url: str) -> None:
             await asyncio.sleep(0.1)
 
 
-def rate_and_latency(arguments: list[str], seconds: float) -> dict[str, float]:
+def rate_and_latency(arguments: list[str], seconds: float) -> tuple[float, Single]:
     """Of a dsd-serve process with these arguments."""
     process, url = start(arguments)
     try:
         asyncio.run(until_ready(url))
-        return asyncio.run(served(url, seconds, seconds / 4))
+        return asyncio.run(rate_of(url, seconds)), singles(url, seconds / 4)
     finally:
         process.terminate()
         process.wait(60)
@@ -52,15 +52,14 @@ def rate_and_latency(arguments: list[str], seconds: float) -> dict[str, float]:
 def compare(repository: Path, seconds: float) -> None:
     shares, added = [], []
     for number in range(ROUNDS):
-        embedded = rate_and_latency([], seconds)
+        embedded, here = rate_and_latency([], seconds)
         with TritonServer(repository, repository.with_name("log")) as triton:
-            through = rate_and_latency(["--triton", triton.grpc], seconds)
-        shares.append(through["rate"] / embedded["rate"])
-        added.append(through["single_ms"] - embedded["single_ms"])
+            through, there = rate_and_latency(["--triton", triton.grpc], seconds)
+        shares.append(through / embedded)
+        added.append(there.beside_picture - here.beside_picture)
         print(
-            f"round {number + 1}: embedded {embedded['rate']:.1f} images/s, through Triton {through['rate']:.1f}: "
-            f"{shares[-1]:.1%}; single request {embedded['single_ms']:.2f} ms, {through['single_ms']:.2f} ms: "
-            f"{added[-1]:.2f} ms added",
+            f"round {number + 1}: embedded {embedded:.1f} images/s, through Triton {through:.1f}: {shares[-1]:.1%}; "
+            f"single request {here.whole:.2f} ms, {there.whole:.2f} ms; without the network {added[-1]:.2f} ms more",
             flush=True,
         )
     print(f"median of {ROUNDS}: {np.median(shares):.1%} of the embedded rate, {np.median(added):.2f} ms added")
