@@ -172,7 +172,7 @@ def test_processes_that_do_not_share_the_folder_are_told(picture_folder, checkpo
     ]
     for process in processes:
         _, output = process.communicate(timeout=120)
-        assert process.returncode == 1
+        assert process.returncode == 1, output
         assert "found checkpoints of steps 0 to 20; run.dir must be the same folder" in output
 
 

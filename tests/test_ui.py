@@ -162,7 +162,7 @@ def test_twenty_visitors_neither_block_the_page_nor_starve_the_api(page_url):
 
     async def visitor(http, name, event):
         for seed in range(2):
-            messages = [one async for one in pressed(http, f"{name}-{seed}", event, settings(seed, n=4, steps=20))]
+            messages = [one async for one in pressed(http, f"{name}-{seed}", event, settings(seed, n=4, steps=8))]
             assert messages[-1]["success"], messages[-1]
             assert any("step" in str(one["output"]) for one in messages if one["msg"] == "process_generating")
 

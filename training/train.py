@@ -565,4 +565,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         train(config)
     except DSDError as error:
-        sys.exit(f"dsd-train: {error}")
+        if not dist.is_initialized():
+            sys.exit(f"dsd-train: {error}")
+        print(f"dsd-train: {error}", file=sys.stderr, flush=True)
+        os._exit(1)  # Python's own end takes the group's threads away under them, and may abort

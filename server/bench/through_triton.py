@@ -24,7 +24,7 @@ from server.bench.overload import MEMORY_SLACK, resident_mb, start
 from server.bench.tritonserver import TritonMissing, TritonServer, write_repository
 from server.settings import demo_model
 
-ROUNDS = 3
+ROUNDS = 5
 CLIENTS = 16
 PNG = write_image(np.random.default_rng(0).integers(0, 256, (3, 32, 32), dtype=np.uint8))
 
