@@ -61,6 +61,9 @@ ci: lint test test-ui test-triton
 demo: $(DEV)/.done
 	$(DEV)/bin/dsd-train training/configs/demo.toml data.path=$(DATA) \
 		data.validation=$(DATA)/validation-00000-of-00001.parquet
+	$(DEV)/bin/dsd-export runs/demo/checkpoint.pt
+	$(DEV)/bin/dsd-train training/configs/demo-sharper.toml run.start_from=runs/demo/model data.path=$(DATA) \
+		data.validation=$(DATA)/validation-00000-of-00001.parquet
 
 study: $(DEV)/.done
 	$(DEV)/bin/python -m training.study --data $(DATA) --output docs --seeds 3

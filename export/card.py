@@ -86,9 +86,10 @@ def training_lines(checkpoint: dict[str, Any] | None) -> list[str]:
     if training is None:
         return ["| training | none: the weights are random, for benchmarks only |"]
     batch, num_draws = training["optim"]["batch_size"], training["loss"]["num_draws"]
+    started = ", from the weights of a model that was there" if training["run"].get("start_from") else ""
     return [
         f"| objective | {training['loss']['objective']} |",
-        f"| training | {step:,} steps of {batch} pictures ({step * batch:,} in all), {num_draws} noise draws each |",
+        f"| training | {step:,} steps of {batch} pictures ({step * batch:,} in all), {num_draws} noise draws each{started} |",
     ]
 
 
