@@ -243,12 +243,12 @@ def pictures(photo: Path) -> bool:
     target = ROOT / "docs" / "ui"
     with server() as url, chromium() as browser:
         page = opened(browser, url, "light")
-        for index in (107, 301, 970):
+        for index in (1, 967, 779):
             page.click(f"#picker [data-value='{index}']")
         page.click("#picker [data-value='207']")
         drawn(page, 7)
         page.click("#board button.card >> nth=9")
-        page.wait_for_selector("#details h3:has-text('alp')")
+        page.wait_for_selector("#details h3:has-text('school bus')")
         page.wait_for_selector("#pill:has-text('ready')")
         page.screenshot(path=target / "generate.png", clip={"x": 20, "y": 0, "width": 1240, "height": 900})
         tab(page, "Walk")
