@@ -89,7 +89,8 @@ def training_lines(checkpoint: dict[str, Any] | None) -> list[str]:
     started = ", from the weights of a model that was there" if training["run"].get("start_from") else ""
     return [
         f"| objective | {training['loss']['objective']} |",
-        f"| training | {step:,} steps of {batch} pictures ({step * batch:,} in all), {num_draws} noise draws each{started} |",
+        f"| training | {step:,} steps of {batch} pictures ({step * batch:,} in all), {num_draws} noise draws each"
+        f"{started} |",
     ]
 
 
