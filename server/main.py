@@ -1,5 +1,6 @@
 """dsd-serve: start the server."""
 
+import gc
 import sys
 from collections.abc import Sequence
 
@@ -48,6 +49,8 @@ def serve(settings: Settings) -> None:
         timeout_graceful_shutdown=LAST_ANSWERS,
         reset_contextvars=True,
     )
+    gc.collect()
+    gc.freeze()  # what is there by now stays: a full collection looks at requests only, so it comes sooner and is short
     DrainingServer(config, service.drain, service.batcher, settings.grace).run()
     if opening is not None and opening.failed is not None:
         raise opening.failed
