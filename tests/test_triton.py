@@ -253,6 +253,7 @@ def test_triton_killed_in_mid_request_is_a_503_and_the_front_recovers(mortal):
     with ThreadPoolExecutor(3) as pool:
         busy = [pool.submit(httpx.get, f"{front.url}{LONG}&n=2", timeout=60) for _ in range(3)]
         until(lambda: describe(mortal)["running"])
+        until(lambda: httpx.get(f"{front.url}/debug/batcher").json()["under_way"] == 6)  # all three are on their way
         mortal.kill()
         began = time.monotonic()
         for answer in (one.result() for one in busy):
