@@ -24,8 +24,9 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 from PIL import Image
@@ -34,6 +35,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 ROOT = Path(__file__).parents[1]
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
 VISITORS = 20
+Visitor = Callable[[httpx.AsyncClient, int, float], Coroutine[Any, Any, Any]]
 PICTURES = 4  # each time that a visitor presses Generate
 STEPS = 25
 PAINT_SECONDS = 2.0
@@ -129,7 +131,7 @@ async def timed(http: httpx.AsyncClient, path: str, pause: float, end: float, in
     await asyncio.gather(*asked)
 
 
-async def beside(url: str, who: object, seconds: float) -> dict[str, list[float]]:
+async def beside(url: str, who: Visitor | None, seconds: float) -> dict[str, list[float]]:
     """Latencies of a direct client, of the page and of its state, while twenty of `who` (or nobody) are busy."""
     found: dict[str, list[float]] = {"GET /generate": [], "GET /": [], "GET /studio/state": []}
     limits = httpx.Limits(max_connections=None)
@@ -138,7 +140,7 @@ async def beside(url: str, who: object, seconds: float) -> dict[str, list[float]
         button = next(one["id"] for one in config["components"] if one["props"].get("elem_id") == "generate-go")
         event = next(one["id"] for one in config["dependencies"] if [button, "click"] in one["targets"])
         end = time.monotonic() + seconds
-        crowd = [asyncio.create_task(who(http, event, end)) for _ in range(VISITORS if who else 0)]  # type: ignore[operator]
+        crowd = [asyncio.create_task(who(http, event, end)) for _ in range(VISITORS)] if who else []
         await asyncio.sleep(2 if who else 0)  # until all have begun
         await asyncio.gather(
             timed(http, "/generate?class=207", 1, end, found["GET /generate"]),

@@ -115,7 +115,8 @@ class Lpips(nn.Module):
             for _ in range(convolutions):
                 layer = nn.Conv2d(width, channels, 3, padding=1)
                 layer.weight.data = self.take(weights, f"features.{number}.weight", (channels, width, 3, 3))
-                layer.bias.data = self.take(weights, f"features.{number}.bias", (channels,))  # type: ignore[union-attr]
+                assert layer.bias is not None  # by default it has one
+                layer.bias.data = self.take(weights, f"features.{number}.bias", (channels,))
                 layers += [layer, nn.ReLU()]
                 number, width = number + 2, channels
             self.stages.append(nn.Sequential(*layers))

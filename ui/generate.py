@@ -1,5 +1,6 @@
 """The tab that draws pictures of classes."""
 
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,10 +100,11 @@ def build(known: Known, address: Callable[[gr.Request], str]) -> GenerateTab:
         lines = parts.code(snippets.lines(address(request), classes, settings, n_))
         pressed, begun = stop.begin()
         now: Updates = {**begun, seed.number: settings["seed"], details: "", code: lines}
-        async for look in until(pressed, draw(known.client, known.turns, wishes)):
-            if look.running:
-                yield {**now, board: parts.board(look), drawing: look, number: 0}
-                now = {}
+        async with contextlib.aclosing(until(pressed, draw(known.client, known.turns, wishes))) as looks:
+            async for look in looks:
+                if look.running:
+                    yield {**now, board: parts.board(look), drawing: look, number: 0}
+                    now = {}
         yield {
             **stop.end(),
             board: parts.board(look, look.first),

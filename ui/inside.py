@@ -1,6 +1,7 @@
 """The tab that looks inside: the latents of a picture, the way of a sample, the model, the server at this moment."""
 
 import asyncio
+import contextlib
 from base64 import b64decode
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -155,14 +156,15 @@ def watching(known: Known, way: gr.HTML, stop: Stop) -> Callable[..., Any]:
                 frames.append((decoded, "noise"))
                 yield {way: parts.strip(frames, "From noise to a picture")}
             call = calls.generate_events(label, seed=seed_, index=index_, steps=steps_, preview_every=1)
-            async for event in until(pressed, known.client.stream(call)):
-                if event.name == "error":
-                    yield {way: parts.callout(event.data["detail"])}
-                    break
-                if event.name != "done":
-                    words = "the picture" if event.name == "image" else str(event.data["step"])
-                    frames.append((b64decode(event.data["base64"]), words))
-                    yield {way: parts.strip(frames, "From noise to a picture")}
+            async with contextlib.aclosing(until(pressed, known.client.stream(call))) as events:
+                async for event in events:
+                    if event.name == "error":
+                        yield {way: parts.callout(event.data["detail"])}
+                        break
+                    if event.name != "done":
+                        words = "the picture" if event.name == "image" else str(event.data["step"])
+                        frames.append((b64decode(event.data["base64"]), words))
+                        yield {way: parts.strip(frames, "From noise to a picture")}
         except DSDError as error:
             yield {way: parts.callout(str(error))}
         yield stop.end()

@@ -1,5 +1,6 @@
 """The tab for a photo of one's own: what the network keeps of it, edits of it, parts of it drawn anew."""
 
+import contextlib
 from base64 import b64decode
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -157,10 +158,12 @@ def redraw(
         call = calls.edit_events(picture, mask, class_=asked, n=n_, preview_every=every, **settings)
         pressed, begun = stop.begin()
         now: Updates = {**begun, seed.number: settings["seed"], details: ""}
-        async for look in until(pressed, draw(known.client, known.turns, [Wish(title, call, n_, steps)])):
-            if look.running:
-                yield {**now, board: parts.board(look), drawing: look}
-                now = {}
+        drawn = draw(known.client, known.turns, [Wish(title, call, n_, steps)])
+        async with contextlib.aclosing(until(pressed, drawn)) as looks:
+            async for look in looks:
+                if look.running:
+                    yield {**now, board: parts.board(look), drawing: look}
+                    now = {}
         yield {
             **stop.end(),
             board: parts.board(look, look.first),

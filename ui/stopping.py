@@ -6,7 +6,7 @@ was still on its way could then arrive after the answer to Stop, and the tab wou
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable
 from typing import Any, TypeVar
 
 import gradio as gr
@@ -55,8 +55,8 @@ async def unless(pressed: asyncio.Event, work: Awaitable[T]) -> T | None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def until(pressed: asyncio.Event, items: AsyncGenerator[T, None]) -> AsyncIterator[T]:
-    """The items, none of them None, until Stop is pressed. Closes them, however it ends."""
+async def until(pressed: asyncio.Event, items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    """The items, none of them None, until Stop is pressed. Closes them, however it ends; be sure to close it, too."""
 
     async def following() -> T | None:
         return await anext(items, None)
