@@ -5,6 +5,7 @@ from typing import Any
 
 from dsd_serve import calls
 from dsd_serve.client import AsyncClient
+from dsd_serve.decoding import Decoder
 from dsd_serve.errors import ServerError
 from ui.drawing import Turns
 
@@ -23,9 +24,10 @@ UNKNOWN: dict[str, Any] = {  # until a server has answered
 
 @dataclass
 class Known:
-    """The client, and the last answers of its server."""
+    """The client, and the last answers of its server. decoder: of visitors' photos."""
 
     client: AsyncClient
+    decoder: Decoder = field(default_factory=Decoder)
     turns: Turns = field(default_factory=Turns)
     model: dict[str, Any] = field(default_factory=lambda: UNKNOWN)
     classes: list[dict[str, Any]] = field(default_factory=list)

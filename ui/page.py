@@ -6,11 +6,12 @@ from typing import Any
 import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
 
-from dsd_serve.client import AsyncClient
 from ui import api, generate, inside, parts, photo, walk
 from ui.controls import EVENT, Updates
 from ui.drawing import Drawing
+from ui.guard import GuardedBlocks
 from ui.known import Known
+from ui.uploads import Uploads
 
 HEADER = """
 <header class="top">
@@ -22,14 +23,11 @@ HEADER = """
 <div id="down" role="alert" hidden></div>
 <div id="refused" role="alert" hidden></div>
 """
-HOUR = 3600
 
 
-def build_page(client: AsyncClient, address: Callable[[gr.Request], str]) -> gr.Blocks:
+def build_page(known: Known, address: Callable[[gr.Request], str], uploads: Uploads) -> gr.Blocks:
     """The page for one server, which need not be up yet. address: under which a visitor reaches that server."""
-    known = Known(client)
-    # What visitors uploaded is deleted after an hour, and when the page ends.
-    with gr.Blocks(title="DSD", analytics_enabled=False, delete_cache=(HOUR // 6, HOUR)) as page:
+    with GuardedBlocks(uploads, title="DSD", analytics_enabled=False) as page:
         api.build(known)  # first, so that its names are free
         parts.shown(HEADER)
         with gr.Tabs(elem_id="tabs") as tabs:
