@@ -1,11 +1,15 @@
 """dsd-serve: start the server."""
 
 import gc
+import logging
+import os
 import sys
 from collections.abc import Sequence
 
 from dsd_serve.errors import DSDError
-from server.settings import Settings, parse_settings
+from server.settings import Settings, parse_settings, unknown_variables
+
+log = logging.getLogger("server.main")  # __name__ is __main__ under python -m
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -30,6 +34,8 @@ def serve(settings: Settings) -> None:
     from server.service import Service
 
     logs.configure(settings.log_level, settings.log_format)
+    for sentence in unknown_variables(os.environ):
+        log.warning(sentence)
     service = Service(settings)
     opening: Opening | None = None
     if settings.triton:
