@@ -13,9 +13,16 @@ log = logging.getLogger("server.main")  # __name__ is __main__ under python -m
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    for descriptor in range(3):  # where one is closed, no file or socket may take its number and be written to
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
     try:
         serve(parse_settings(arguments))
     except DSDError as error:
+        for handler in logging.getLogger().handlers:
+            handler.flush()  # what was logged comes first
         sys.exit(f"dsd-serve: {error}")
     except KeyboardInterrupt:  # while it started; a running server handles the signal itself
         sys.exit(130)
