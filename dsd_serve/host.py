@@ -1,5 +1,7 @@
 """A model directory on an engine behind a batcher: what dsd-serve has in its process, and each instance in Triton."""
 
+import math
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +12,7 @@ from dsd_serve.checkpoint import read_model_dir
 from dsd_serve.config import ModelConfig
 from dsd_serve.engines import Engine, load_engine
 from dsd_serve.engines.selftest import Invariance, invariance, mixture
+from dsd_serve.errors import ConfigError
 from dsd_serve.params import SamplingParams
 
 
@@ -36,7 +39,8 @@ class About:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "About":
-        return cls(
+        """The inverse of `to_dict`. Raises ConfigError, KeyError, TypeError for values that cannot be one."""
+        about = cls(
             **{
                 **values,
                 "config": ModelConfig.from_dict(values["config"]),
@@ -44,6 +48,23 @@ class About:
                 "invariance": Invariance(**values["invariance"]),
             }
         )
+        tested, card = about.invariance, about.card
+        words = (about.name, *about.described, *about.described.values())
+        sane = (
+            all(isinstance(word, str) and len(word) <= 1000 for word in words)
+            and len(about.described) <= 100
+            and re.fullmatch("[0-9a-f]{64}", about.fingerprint)
+            and all(type(number) is int for number in (about.budget, about.created))
+            and 1 <= about.budget <= 1_000_000
+            and 0 <= about.created < 2**53
+            and (card is None or (isinstance(card, str) and len(card) <= 1_000_000))
+            and all(type(number) is int for number in (tested.num_rows, tested.dependent_rows))
+            and isinstance(tested.max_difference, int | float)
+            and math.isfinite(tested.max_difference)
+        )
+        if not sane:
+            raise ConfigError("the description of a model holds values that cannot be")
+        return about
 
 
 @dataclass(frozen=True)
