@@ -7,12 +7,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dsd_serve.batcher import Batcher, Observer
-from dsd_serve.checkpoint import read_model_dir
+from dsd_serve.checkpoint import read_model_dir, read_text
 from dsd_serve.config import ModelConfig
 from dsd_serve.engines import Engine, load_engine
 from dsd_serve.engines.selftest import Invariance, invariance, mixture
-from dsd_serve.errors import ConfigError
+from dsd_serve.errors import CheckpointError, ConfigError
 from dsd_serve.params import SamplingParams
 
 
@@ -97,7 +99,11 @@ def open_host(
         loaded = engine
         if isinstance(loaded, str):
             loaded = load_engine(loaded, model_dir, device, threads, flush_denormals=True, precision=precision)
-        tested = invariance(loaded, mixture(loaded.config, (1, 2, 1), seed=0))
+        rows = mixture(loaded.config, (1, 2, 1), seed=0)
+        outputs = loaded.run(rows)
+        if not all(np.isfinite(output).all() for output in outputs):
+            raise CheckpointError(f"the network of {model_dir} gives values that are not finite: export it again")
+        tested = invariance(loaded, rows, outputs)
         batcher = Batcher(
             loaded, budget=row_budget, max_waiting=max_waiting, max_seconds=max_seconds, observer=observer
         )
@@ -110,11 +116,16 @@ def open_host(
             {key: str(value) for key, value in loaded.describe().items()},
             tested,
             batcher.budget,
-            card.read_text("utf-8") if card.is_file() else None,
+            read_text(card) if card.exists() else None,
             int((model_dir / "config.json").stat().st_mtime),
         )
         return Host(batcher, about)
 
     # In a thread that ends: flushing denormals holds for the whole thread, and the caller's goes on.
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(load).result()
+        try:
+            return thread.submit(load).result()
+        except OSError as error:
+            raise CheckpointError(f"{error.filename or model_dir} cannot be read: {error.strerror or error}") from None
+        except MemoryError:
+            raise CheckpointError(f"the network of {model_dir} needs more memory than there is") from None
