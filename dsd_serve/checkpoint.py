@@ -14,11 +14,13 @@ config.json is written last and taken away first, so a directory that has one is
 A .pt is read with `weights_only`, so that it can hold tensors and plain values but no code.
 """
 
+import errno
 import hashlib
 import json
 import os
 import pickle
-from collections.abc import Iterable, Mapping
+import stat
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -27,12 +29,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsd_serve.config import ModelConfig
-from dsd_serve.errors import CheckpointError, DSDError
+from dsd_serve.errors import CheckpointError, DSDError, shown
 from dsd_serve.params import SamplingParams
 
 FORMAT = "dsd-model-1"
 CHECKPOINT_FORMAT = "dsd-checkpoint-1"
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+MAX_TEXT = 10_000_000  # bytes of config.json, of a manifest, of card.md
+MAX_NAME = 200  # characters of a model's name
 DEFAULT_KEYS = ("num_steps", "sampler", "guidance_scale")
 
 
@@ -84,10 +88,16 @@ class ModelDir:
         return [self.graph(precision), own if own.exists() else self.weights]
 
     def check(self, files: Iterable[Path]) -> None:
-        """Raises CheckpointError for a file that is not the one that config.json was written with."""
+        """Raises CheckpointError for what is not a regular file, or not the one that config.json was written with."""
         recorded = {name: sha for artefact in self.artefacts.values() for name, sha in artefact["files"].items()}
         for file in files:
-            if file.name in recorded and file.exists() and sha256(file) != recorded[file.name]:
+            try:
+                check_regular(file)
+            except FileNotFoundError:
+                continue  # who loads it says so
+            except OSError as error:
+                raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
+            if file.name in recorded and sha256(file) != recorded[file.name]:
                 raise CheckpointError(
                     f"{file} is not the file that config.json was written with: it is damaged, or of another export; "
                     "copy the whole directory again, or export again with dsd-export --force"
@@ -106,9 +116,8 @@ class ModelDir:
         digest = hashlib.sha256(config_json(self.name, self.config, self.defaults).encode())
         for file in self.files(precision):
             if file.exists():
-                with file.open("rb") as data:
-                    while block := data.read(1 << 20):
-                        digest.update(block)
+                for block in blocks(file):
+                    digest.update(block)
         return digest.hexdigest()
 
 
@@ -119,31 +128,85 @@ def graph_names(precision: str) -> tuple[str, str]:
 
 
 def sha256(file: Path) -> str:
-    with file.open("rb") as data:
-        return hashlib.file_digest(data, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for block in blocks(file):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def blocks(file: Path) -> Iterator[bytes]:
+    """The bytes of a file, piece by piece. Raises CheckpointError."""
+    try:
+        check_regular(file)
+        with file.open("rb") as data:
+            while block := data.read(1 << 20):
+                yield block
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
+
+
+def check_regular(file: Path) -> None:
+    """Raises OSError for what is not a file with an end: a pipe would be waited for, a device read for ever."""
+    if not stat.S_ISREG(file.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file")
+
+
+def read_text(file: Path) -> str:
+    """The text of a file in UTF-8, of at most MAX_TEXT bytes. Raises OSError, and CheckpointError for another text."""
+    check_regular(file)
+    with file.open("rb") as opened:
+        data = opened.read(MAX_TEXT + 1)
+    if len(data) > MAX_TEXT:
+        raise CheckpointError(f"{file} cannot be read: it is larger than {MAX_TEXT // 1_000_000} MB")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise CheckpointError(f"{file} cannot be read: it is not UTF-8") from None
 
 
 def read_model_dir(path: Path) -> ModelDir:
     """Read config.json of a model directory. Raises CheckpointError with what is wrong and what writes a right one."""
     file = path / "config.json"
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = json.loads(read_text(file))
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"{path} is no model directory: it has no config.json; dsd-export writes one") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
+    except RecursionError:
+        raise CheckpointError(f"{file} cannot be read: it is nested too deeply") from None
+    except ValueError as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from None
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise CheckpointError(f"{file} is not of format {FORMAT!r}; export the model again with dsd-export")
     try:
-        config = ModelConfig.from_dict(values["network"])
-        known = {item.name for item in fields(SamplingParams)}
-        defaults = SamplingParams(**{key: value for key, value in values.get("sampling", {}).items() if key in known})
-        artefacts = {
-            str(name): {**entry, "files": dict(entry["files"])} for name, entry in values.get("artefacts", {}).items()
-        }
-        return ModelDir(path, str(values["name"]), config, defaults, artefacts)
-    except (DSDError, KeyError, TypeError, ValueError, AttributeError) as error:
+        return model_dir_of(path, values)
+    except DSDError as error:
         raise CheckpointError(f"{file} does not describe a model: {error}") from None
+
+
+def model_dir_of(path: Path, values: Mapping[str, Any]) -> ModelDir:
+    """The model directory that a config.json describes. Raises DSDError."""
+    name, network, sampling = (values.get(key) for key in ("name", "network", "sampling"))
+    if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= MAX_NAME:
+        raise CheckpointError(f"name must be a text of 1 to {MAX_NAME} printable characters, got {shown(name)}")
+    if not isinstance(network, dict):
+        raise CheckpointError(f"network must be an object, got {shown(network)}")
+    if not isinstance(sampling, dict | None):
+        raise CheckpointError(f"sampling must be an object, got {shown(sampling)}")
+    known = {item.name for item in fields(SamplingParams)}
+    defaults = SamplingParams(**{key: value for key, value in (sampling or {}).items() if key in known})
+    artefacts = values.get("artefacts", {})
+    if not isinstance(artefacts, dict):
+        raise CheckpointError(f"artefacts must be an object, got {shown(artefacts)}")
+    for precision, entry in artefacts.items():
+        files = entry.get("files") if isinstance(entry, dict) else None
+        if not isinstance(files, dict) or not all(isinstance(sha, str) for sha in files.values()):
+            raise CheckpointError(
+                f"artefacts must hold for each precision an object with the sha256 of its files, got {shown(entry)} "
+                f"for {shown(precision)}"
+            )
+    return ModelDir(path, name, ModelConfig.from_dict(network), defaults, artefacts)
 
 
 def config_json(
@@ -164,11 +227,13 @@ def read_weights(path: Path) -> dict[str, NDArray[np.float32]]:
 
     file = path / "model.safetensors"
     try:
+        check_regular(file)
         return {name: array.astype(np.float32) for name, array in load_file(file).items()}
     except FileNotFoundError:
         raise CheckpointError(f"{path} has no model.safetensors; dsd-export writes one") from None
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} is no safetensors file: {error}") from None
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError, MemoryError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise CheckpointError(f"{file} is not a safetensors file that can be read: {reason}") from None
 
 
 def write_checkpoint(path: Path, values: Mapping[str, Any]) -> None:

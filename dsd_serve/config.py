@@ -8,9 +8,19 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from dsd_serve.errors import ConfigError
+from dsd_serve.errors import ConfigError, shown
 
 PREDICTIONS = ("latents", "velocity")
+MOST = {  # far above every network that is of use; a wrong file must not ask for all memory
+    "image_size": 4096,
+    "patch_size": 4096,
+    "latent_dim": 65536,
+    "hidden_size": 65536,
+    "depth": 1024,
+    "num_heads": 1024,
+    "num_classes": 1000,
+}
+MOST_LATENTS = 2**24  # numbers in the latents of one image
 
 
 @dataclass(frozen=True)
@@ -35,10 +45,10 @@ class ModelConfig:
     classes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "patch_size", "latent_dim", "hidden_size", "depth", "num_heads", "num_classes"):
+        for name, most in MOST.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"{name} must be a whole number of 1 or more, got {value!r}")
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+                raise ConfigError(f"{name} must be a whole number from 1 to {most}, got {shown(value)}")
         if self.image_size % self.patch_size:
             raise ConfigError(
                 f"image_size must be divisible by patch_size, got {self.image_size} and {self.patch_size}"
@@ -51,11 +61,16 @@ class ModelConfig:
             raise ConfigError(f"hidden_size must be divisible by 4 for 2-D positions, got {self.hidden_size}")
         if self.latent_dim < 2:
             raise ConfigError("latent_dim must be 2 or more: the latent normaliser works over channels")
+        if self.grid_size**2 * self.latent_dim > MOST_LATENTS:
+            raise ConfigError(
+                f"the latents of one image must be at most {MOST_LATENTS} numbers, got {self.grid_size}^2 x "
+                f"{self.latent_dim}: raise patch_size or lower latent_dim"
+            )
         if self.prediction not in PREDICTIONS:
-            raise ConfigError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {self.prediction!r}")
+            raise ConfigError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {shown(self.prediction)}")
         for label in self.classes:
-            if not 0 <= label < self.num_classes:
-                raise ConfigError(f"classes must be labels from 0 to {self.num_classes - 1}, got {label}")
+            if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < self.num_classes:
+                raise ConfigError(f"classes must be labels from 0 to {self.num_classes - 1}, got {shown(label)}")
         if len(set(self.classes)) != len(self.classes):
             raise ConfigError("classes must not name a label twice")
 
@@ -98,10 +113,12 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ModelConfig":
         """The inverse of `to_dict`; ConfigError names a key that is unknown or missing."""
+        if not isinstance(values, Mapping) or not isinstance(values.get("classes", ()), list | tuple):
+            raise ConfigError("the model configuration must be an object, and its classes a list")
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise ConfigError(
-                f"unknown key {unknown[0]!r} in the model configuration; known are {', '.join(sorted(known))}"
+                f"unknown key {shown(unknown[0])} in the model configuration; known are {', '.join(sorted(known))}"
             )
         try:
             return cls(**{**values, "classes": tuple(values.get("classes", ()))})

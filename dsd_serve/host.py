@@ -1,15 +1,20 @@
 """A model directory on an engine behind a batcher: what dsd-serve has in its process, and each instance in Triton."""
 
+import math
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dsd_serve.batcher import Batcher, Observer
-from dsd_serve.checkpoint import read_model_dir
+from dsd_serve.checkpoint import read_model_dir, read_text
 from dsd_serve.config import ModelConfig
 from dsd_serve.engines import Engine, load_engine
 from dsd_serve.engines.selftest import Invariance, invariance, mixture
+from dsd_serve.errors import CheckpointError, ConfigError
 from dsd_serve.params import SamplingParams
 
 
@@ -36,7 +41,8 @@ class About:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "About":
-        return cls(
+        """The inverse of `to_dict`. Raises ConfigError, KeyError, TypeError for values that cannot be one."""
+        about = cls(
             **{
                 **values,
                 "config": ModelConfig.from_dict(values["config"]),
@@ -44,6 +50,23 @@ class About:
                 "invariance": Invariance(**values["invariance"]),
             }
         )
+        tested, card = about.invariance, about.card
+        words = (about.name, *about.described, *about.described.values())
+        sane = (
+            all(isinstance(word, str) and len(word) <= 1000 for word in words)
+            and len(about.described) <= 100
+            and re.fullmatch("[0-9a-f]{64}", about.fingerprint)
+            and all(type(number) is int for number in (about.budget, about.created))
+            and 1 <= about.budget <= 1_000_000
+            and 0 <= about.created < 2**53
+            and (card is None or (isinstance(card, str) and len(card) <= 1_000_000))
+            and all(type(number) is int for number in (tested.num_rows, tested.dependent_rows))
+            and isinstance(tested.max_difference, int | float)
+            and math.isfinite(tested.max_difference)
+        )
+        if not sane:
+            raise ConfigError("the description of a model holds values that cannot be")
+        return about
 
 
 @dataclass(frozen=True)
@@ -76,7 +99,11 @@ def open_host(
         loaded = engine
         if isinstance(loaded, str):
             loaded = load_engine(loaded, model_dir, device, threads, flush_denormals=True, precision=precision)
-        tested = invariance(loaded, mixture(loaded.config, (1, 2, 1), seed=0))
+        rows = mixture(loaded.config, (1, 2, 1), seed=0)
+        outputs = loaded.run(rows)
+        if not all(np.isfinite(output).all() for output in outputs):
+            raise CheckpointError(f"the network of {model_dir} gives values that are not finite: export it again")
+        tested = invariance(loaded, rows, outputs)
         batcher = Batcher(
             loaded, budget=row_budget, max_waiting=max_waiting, max_seconds=max_seconds, observer=observer
         )
@@ -89,11 +116,16 @@ def open_host(
             {key: str(value) for key, value in loaded.describe().items()},
             tested,
             batcher.budget,
-            card.read_text("utf-8") if card.is_file() else None,
+            read_text(card) if card.exists() else None,
             int((model_dir / "config.json").stat().st_mtime),
         )
         return Host(batcher, about)
 
     # In a thread that ends: flushing denormals holds for the whole thread, and the caller's goes on.
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(load).result()
+        try:
+            return thread.submit(load).result()
+        except OSError as error:
+            raise CheckpointError(f"{error.filename or model_dir} cannot be read: {error.strerror or error}") from None
+        except MemoryError:
+            raise CheckpointError(f"the network of {model_dir} needs more memory than there is") from None

@@ -8,6 +8,7 @@ all requests share batches. wire.py describes requests and responses.
 import ctypes
 import json
 import logging
+import os
 import queue
 import threading
 import time
@@ -28,6 +29,7 @@ from dsd_serve.rows import Array
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1  # between two questions whether a client has gone away
+PARENT_SECONDS = 1.0  # between two questions whether Triton is there
 
 CODES = {  # names of attributes that the module above gets only after this file is loaded
     InputError: "INVALID_ARG",
@@ -44,6 +46,7 @@ class TritonPythonModel:
     def initialize(self, args: Mapping[str, str]) -> None:
         """Load the model, test the engine and warm it up; Triton calls the instance ready when this returns."""
         logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+        threading.Thread(target=end_with, args=(os.getppid(),), name="parent", daemon=True).start()
         given = {key: value["string_value"] for key, value in json.loads(args["model_config"])["parameters"].items()}
         self.name = args["model_instance_name"]
         self.max_seconds = float(given["max_seconds"])
@@ -112,6 +115,16 @@ def open_instance(repository: Path, given: Mapping[str, str], args: Mapping[str,
         max_waiting=int(given["max_waiting"]),
         max_seconds=float(given["max_wait"]),
     )
+
+
+def end_with(parent: int) -> None:
+    """End this process once its parent, Triton, has ended.
+
+    Killed with a request in flight, Triton would leave the process of its backend behind, waiting for ever.
+    """
+    while os.getppid() == parent:
+        time.sleep(PARENT_SECONDS)
+    os._exit(1)  # nobody is there to hear of anything
 
 
 class Exchange:

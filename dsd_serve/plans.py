@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from dsd_serve.checkpoint import ModelDir, graph_names, sha256
+from dsd_serve.checkpoint import ModelDir, graph_names, read_text, sha256
 from dsd_serve.cuda import Gpu
 from dsd_serve.errors import CheckpointError, EngineUnavailableError
 
@@ -80,10 +80,10 @@ def read_manifest(plan: Path) -> Manifest:
     file = manifest_path(plan)
     again = f"build the plan again with dsd-export {plan.parent} --trt"
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = json.loads(read_text(file))
     except FileNotFoundError:
         raise CheckpointError(f"{plan} has no manifest {file.name}, so nothing says what it is: {again}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} cannot be read ({error}): {again}") from None
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise CheckpointError(f"{file} is not of format {FORMAT!r}: {again}")

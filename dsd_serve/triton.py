@@ -1,18 +1,22 @@
 """The same `submit_tasks` as a Batcher's, carried out by Triton servers over gRPC.
 
 Tasks go to the server with the fewest of them under way, each as a stream of its own, so that its previews come as they
-are made and that it can be cancelled. A server that does not answer is left out until it does; what it was working on
-ends with ClosedError. All servers must have the same model, told by its fingerprint.
+are made and that it can be cancelled. A server that does not answer when it is asked how it is, every second, is left
+out until it does, and what it was working on ends with ClosedError. A stream that breaks ends its own job only, and the
+server is asked at once. All servers must have the same model, told by its fingerprint.
 """
 
 import asyncio
 import contextlib
+import ipaddress
 import itertools
-import json
 import logging
 import math
+import os
+import re
 import threading
 import time
+import urllib.request
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -21,6 +25,7 @@ from typing import Any
 
 from dsd_serve import wire
 from dsd_serve.batcher import OUTCOMES, Observer
+from dsd_serve.config import ModelConfig
 from dsd_serve.errors import (
     CancelledError,
     ClosedError,
@@ -30,19 +35,24 @@ from dsd_serve.errors import (
     EngineError,
     EngineUnavailableError,
     QueueFullError,
+    shown,
 )
 from dsd_serve.host import About
 from dsd_serve.rows import Array
 from dsd_serve.tasks import OnPreviews, Task
+from dsd_serve.wire import WrongAnswer
 
 log = logging.getLogger(__name__)
+
+HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}(%[A-Za-z0-9._-]+)?\]")
 
 ASK_EVERY = 1.0  # seconds between two questions how a server is
 ASK_AGAIN = 0.25  # the same of one that is not ready
 ANSWER_WITHIN = 5.0  # seconds; a machine under full load is slow, not dead
 MARGIN = 5.0  # seconds after its deadline at which a task is given up here, should the server not do it
+MOST_BYTES = 64_000_000  # of one answer; the largest is an image of 4096 x 4096 pixels
 CHANNEL = (
-    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_receive_message_length", MOST_BYTES),
     ("grpc.max_send_message_length", -1),
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
@@ -57,11 +67,38 @@ def parse_addresses(text: str) -> list[str]:
     addresses = [item.strip() for item in text.split(",")]
     for address in addresses:
         host, _, port = address.rpartition(":")
-        if not host or not port.isdigit() or not 0 < int(port) < 65536 or "/" in address:
-            raise ConfigError(f"triton must be HOST:PORT[,HOST:PORT] with Triton's gRPC port (8001), got {text!r}")
+        if not HOST.fullmatch(host) or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:
+            raise ConfigError(
+                f"triton must be HOST:PORT[,HOST:PORT] with Triton's gRPC port (8001), an IPv6 address in brackets, "
+                f"got {shown(address)}"
+            )
     if repeated := [address for address in addresses if addresses.count(address) > 1]:
         raise ConfigError(f"triton names {repeated[0]} twice; give each server once")
     return addresses
+
+
+def is_local(address: str) -> bool:
+    """Whether HOST:PORT is this machine."""
+    host = address.rpartition(":")[0].strip("[]").partition("%")[0].lower()
+    try:
+        number = ipaddress.ip_address(host)
+        number = getattr(number, "ipv4_mapped", None) or number
+        return number.is_loopback or number.is_unspecified
+    except ValueError:
+        return host.rstrip(".") == "localhost" or host.rstrip(".").endswith(".localhost")
+
+
+def channel_options(address: str) -> list[tuple[str, int]]:
+    """What gRPC is told of a channel. A server on this machine is never asked through a proxy."""
+    return [*CHANNEL, ("grpc.enable_http_proxy", 0)] if is_local(address) else list(CHANNEL)
+
+
+def proxy_of(address: str) -> str | None:
+    """The variable that makes gRPC ask a proxy for HOST:PORT, where there is one. Its value may hold a password."""
+    exempt = os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy", "")  # noqa: SIM112 gRPC's spelling
+    if is_local(address) or urllib.request.proxy_bypass_environment(address, {"no": exempt}):
+        return None
+    return next((name for name in ("grpc_proxy", "https_proxy", "http_proxy") if os.environ.get(name)), None)
 
 
 @dataclass(eq=False)
@@ -98,6 +135,7 @@ class RemoteServer:
         self.not_ready: str | None = "has not answered yet"
         self.told: dict[str, Any] = {}  # its last answer to `describe`
         self.jobs: set[RemoteJob] = set()
+        self.ask = asyncio.Event()  # set: ask at once how it is
 
     def lost(self, reason: str) -> None:
         """It does not answer: leave it out, and end what it was working on."""
@@ -106,6 +144,25 @@ class RemoteServer:
         self.not_ready = reason
         for job in list(self.jobs):
             job.stop()
+
+    def doubt(self, reason: str) -> None:
+        """A stream broke: give it nothing more until it has answered how it is, which it is asked now."""
+        if self.not_ready is None:
+            log.warning("Triton at %s %s; it is asked how it is", self.address, reason)
+            self.not_ready = reason
+        self.ask.set()
+
+    def reason_of(self, error: BaseException) -> str:
+        """Why it does not work, to follow its address in a sentence."""
+        if isinstance(error, BrokenServer):
+            return f"answers: {' '.join(str(error).split())[:200]}"
+        if isinstance(error, WrongAnswer):
+            return f"gives a wrong answer: {error}"
+        details = getattr(error, "details", None)
+        text = " ".join(str(details() if callable(details) else error).split())[:200] or type(error).__name__
+        name = proxy_of(self.address)
+        through = f"; it is asked through the proxy of {name}, and no_proxy names what is not" if name else ""
+        return f"does not answer ({text}{through})"
 
 
 class RemoteBatcher:
@@ -136,9 +193,10 @@ class RemoteBatcher:
         self.closed = False
         self.lock = threading.Lock()
         self.num_under_way = 0
+        self.jobs: set[RemoteJob] = set()  # those under way that the loop has begun
         self.turns = itertools.count()
         self.loop = asyncio.new_event_loop()
-        self.connect = lambda address: aio.InferenceServerClient(address, channel_args=list(CHANNEL))
+        self.connect = lambda address: aio.InferenceServerClient(address, channel_args=channel_options(address))
         self.servers: list[RemoteServer] = []
         opened = threading.Event()
         self.thread = threading.Thread(target=self.run_loop, args=(list(addresses), opened), name="triton", daemon=True)
@@ -170,7 +228,9 @@ class RemoteBatcher:
         jobs = [RemoteJob(number, task, deadline, on_preview, self) for number, task in enumerate(asked)]
         with self.lock:
             self.num_under_way += len(jobs)
-        self.soon(lambda: self.begin(jobs))
+        if not self.soon(lambda: self.begin(jobs)):
+            for job in jobs:
+                self.end(job, None, None, ClosedError("the server is shutting down"))
         return jobs
 
     def queue_full(self, count: int = 1) -> QueueFullError | None:
@@ -204,6 +264,12 @@ class RemoteBatcher:
     @property
     def ready(self) -> bool:
         return self.not_ready is None
+
+    @property
+    def config(self) -> ModelConfig:
+        if self.about is None:
+            raise ClosedError(self.not_ready or "no Triton server is ready")
+        return self.about.config
 
     @property
     def budget(self) -> int:
@@ -250,9 +316,12 @@ class RemoteBatcher:
         self.thread.join()
         return finished
 
-    def soon(self, call: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: everything has ended
+    def soon(self, call: Any) -> bool:
+        """Call in the thread; False when it has ended."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed
             self.loop.call_soon_threadsafe(call)
+            return True
+        return False
 
     # The thread.
 
@@ -269,7 +338,7 @@ class RemoteBatcher:
         self.loop.close()
 
     async def finish(self, timeout: float | None) -> bool:
-        jobs = [job.running for server in self.servers for job in server.jobs if job.running is not None]
+        jobs = [job.running for job in self.jobs if job.running is not None]
         left = (await asyncio.wait(jobs, timeout=timeout))[1] if jobs else set()
         for one in (*left, *self.watchers):
             one.cancel()
@@ -286,21 +355,27 @@ class RemoteBatcher:
             except TimeoutError:
                 server.lost(f"has not answered for {ANSWER_WITHIN:g} s")
             except Exception as error:  # grpc and tritonclient raise many kinds; each means that it is not ready
-                server.lost(reason_of(error))
+                server.lost(server.reason_of(error))
             else:
                 self.heard(server, told)
-            await asyncio.sleep(ASK_AGAIN if server.not_ready else ASK_EVERY)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(server.ask.wait(), ASK_AGAIN if server.not_ready else ASK_EVERY)
 
     async def describe(self, server: RemoteServer) -> dict[str, Any]:
-        told: dict[str, Any] = {}
+        server.ask.clear()
+        told: dict[str, Any] | None = None
         async for outputs in self.stream(server, {}, wire.DESCRIBE):
-            told = json.loads(bytes(outputs["text"]))
+            if told is not None:
+                raise WrongAnswer("a second description follows the first")
+            told = wire.read_description(outputs)
+        if told is None:
+            raise WrongAnswer("it ends before the description")
         return told
 
     def heard(self, server: RemoteServer, told: dict[str, Any]) -> None:
         try:
             about = About.from_dict(told["about"])
-        except (DSDError, KeyError, TypeError):
+        except Exception:  # it may be anything
             server.lost("has another version of this software, which cannot be understood")
             return
         if self.about is None:
@@ -320,6 +395,7 @@ class RemoteBatcher:
         self.known.set()
 
     def begin(self, jobs: Sequence[RemoteJob]) -> None:
+        self.jobs.update(jobs)
         for job in jobs:
             job.running = self.loop.create_task(self.carry_out(job))
             job.running.add_done_callback(partial(self.never_began, job))
@@ -350,10 +426,14 @@ class RemoteBatcher:
                 error = ClosedError(f"Triton at {server.address} {server.not_ready}; send the request again")
         except DSDError as failed:
             error = failed
+        except WrongAnswer as failed:
+            log.error("Triton at %s gives a wrong answer: %s", server.address if server else "", failed)
+            error = EngineError(f"Triton gave a wrong answer: {failed}")
         except Exception as failed:
-            error = ClosedError(f"the connection to Triton broke ({reason_of(failed)}); send the request again")
+            reason = server.reason_of(failed) if server else repr(failed)
+            error = ClosedError(f"the connection to Triton broke ({reason}); send the request again")
             if server is not None:
-                server.lost(reason_of(failed))
+                server.doubt(reason)
         self.end(job, server, result, error)
 
     def choose(self) -> RemoteServer:
@@ -370,23 +450,27 @@ class RemoteBatcher:
         if not math.isinf(job.deadline):
             parameters["max_seconds"] = max(0.001, job.deadline - time.monotonic())
         result: Array | None = None
+        answers = wire.Answers(job.task, self.config)
         async for outputs in self.stream(server, inputs, parameters):
-            if "preview" in outputs:
+            told = answers.read(outputs)
+            if isinstance(told, wire.Preview):
                 if job.on_preview is not None:
-                    job.on_preview(job.number, int(outputs["step"][0]), outputs["preview"])
+                    job.on_preview(job.number, told.step, told.pixels)
                 continue
-            queued, ran = (float(seconds) for seconds in outputs["seconds"])
-            job.started = max(job.submitted, time.monotonic() - ran)
-            self.observer.started(queued)
-            result = outputs["image" if "image" in outputs else "latents"][0]
+            job.started = max(job.submitted, time.monotonic() - told.ran)
+            self.observer.started(told.queued)
+            result = told.result
         if result is None:
-            raise EngineError("Triton ended the answer before the result was there")
+            raise WrongAnswer("it ends before the result")
         return result
 
     async def stream(
         self, server: RemoteServer, inputs: Mapping[str, Array], parameters: wire.Parameters
     ) -> AsyncIterator[dict[str, Array]]:
-        """The output tensors of each response. Ended early, it cancels the request."""
+        """The output tensors of each response. Ended early, it cancels the request.
+
+        Raises BrokenServer, WrongAnswer, and what gRPC raises.
+        """
         from tritonclient.grpc import InferInput
         from tritonclient.utils import np_to_triton_dtype
 
@@ -404,14 +488,17 @@ class RemoteBatcher:
                 if failed is not None:
                     text = str(failed.message())
                     raise wire.error_from_text(text) or BrokenServer(text)
-                response = answer.get_response()
-                yield {output.name: answer.as_numpy(output.name) for output in response.outputs}
+                yield tensors_of(answer)
         except BaseException:
             call.cancel()
             raise
 
     def end(self, job: RemoteJob, server: RemoteServer | None, result: Any, error: DSDError | None) -> None:
+        """Resolve the future of a job; a second end changes nothing."""
+        if job.ended:
+            return
         job.ended = time.monotonic()
+        self.jobs.discard(job)
         if server is not None:
             server.jobs.discard(job)
         with self.lock:
@@ -425,14 +512,16 @@ class RemoteBatcher:
             job.future.set_exception(error)
 
 
+def tensors_of(answer: Any) -> dict[str, Array]:
+    """The output tensors of a response. Raises WrongAnswer where it contradicts itself."""
+    outputs = answer.get_response().outputs
+    if len({output.name for output in outputs}) < len(outputs):
+        raise WrongAnswer("two tensors have the same name")
+    try:
+        return {output.name: answer.as_numpy(output.name) for output in outputs}
+    except Exception as error:  # tritonclient believes what it is sent
+        raise WrongAnswer(f"a tensor cannot be read: {' '.join(str(error).split())[:150]}") from None
+
+
 class BrokenServer(Exception):
     """Triton itself answered with an error: the model is not loaded, or its process died."""
-
-
-def reason_of(error: BaseException) -> str:
-    """Why a server does not work, to follow its address in a sentence."""
-    details = getattr(error, "details", None)
-    text = str(details() if callable(details) else error)
-    if isinstance(error, BrokenServer):
-        return f"answers: {text[:200]}"
-    return f"does not answer ({text[:200]})" if text else f"does not answer ({type(error).__name__})"

@@ -1,13 +1,20 @@
 """Logs: pretty or JSON, one line each, with the id of the request. Never headers, keys or bodies.
 
-Access lines go to stdout, everything else to stderr.
+Access lines go to stdout, everything else to stderr. Each stream has a thread that writes it, so that a pipe that
+nobody reads, or a full disk, holds up no request: lines that find no room are dropped and counted.
 """
 
 import json
 import logging
+import math
+import os
+import re
+import select
 import sys
+import threading
+from collections import deque
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TextIO
 
 from opentelemetry import trace
 
@@ -19,13 +26,29 @@ access = logging.getLogger("server.access")
 MAX_PATH = 200
 FROM_ANSWER = {"class": "X-DSD-Class", "seed": "X-DSD-Seed", "steps": "X-DSD-Steps"}  # where the answer tells them
 
-# Control characters, and what some viewers take for line ends: a client must not be able to write a line of its own.
-ESCAPES = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))} | {
-    0x0A: "\\n",
-    0x0D: "\\r",
-    0x2028: "\\u2028",
-    0x2029: "\\u2029",
-}
+MAX_WAITING = 4_000_000  # characters of lines that wait for their stream; above, lines are dropped
+FLUSH_SECONDS = 1.0  # at the process's end, for each stream
+
+# Characters that show nothing but that str.isprintable takes for letters and marks.
+INVISIBLE = "\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0000-\U000e0fff"
+PLAIN = re.compile(f"[^{INVISIBLE}]*")
+
+
+def escaped(text: str) -> str:
+    """Text without control characters, line ends, and what is invisible or turns the direction of writing.
+
+    A client must be able neither to write a line of its own nor to make one look like another.
+    """
+    if text.isprintable() and PLAIN.fullmatch(text):
+        return text
+    return "".join(one if one.isprintable() and PLAIN.fullmatch(one) else escape(one) for one in text)
+
+
+def escape(one: str) -> str:
+    if one in "\n\r":
+        return repr(one)[1:-1]
+    code = ord(one)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def context_fields(record: logging.LogRecord) -> dict[str, Any]:
@@ -45,10 +68,11 @@ class PrettyFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         fields = "".join(f" {name}={quoted(value)}" for name, value in context_fields(record).items())
         when = f"{datetime.fromtimestamp(record.created):%H:%M:%S}.{int(record.msecs):03d}"
-        line = f"{when} {record.levelname:7} {record.name}: {record.getMessage()}{fields}".translate(ESCAPES)
+        line = f"{when} {record.levelname:7} {record.name}: {record.getMessage()}{fields}"
+        line = escaped(line)
         if record.exc_info:
             trouble = self.formatException(record.exc_info).splitlines()
-            line = "\n".join([line, *(f"    {part.translate(ESCAPES)}" for part in trouble)])
+            line = "\n".join([line, *(f"    {escaped(part)}" for part in trouble)])
         return line
 
 
@@ -71,19 +95,100 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry, default=str)
+        return json.dumps({name: jsonable(value) for name, value in entry.items()})
+
+
+def jsonable(value: Any) -> Any:
+    """What every reader of JSON takes: surrogates without their other half are written out, as NaN and infinity are."""
+    if value is None or isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return str(value).encode("utf-8", "backslashreplace").decode()
+
+
+class StreamHandler(logging.Handler):
+    """Writes lines to a stream from a thread of its own, in their order. `emit` never waits."""
+
+    def __init__(self, stream: TextIO, formatter: logging.Formatter) -> None:
+        super().__init__()
+        self.setFormatter(formatter)
+        self.descriptor = stream.fileno()
+        self.lines: deque[str] = deque()
+        self.changed = threading.Condition()
+        self.waiting = 0  # characters of the lines, and of the one that is written now
+        self.dropped = 0  # lines that could not be written, since the start
+        self.told = 0  # of them, those that a line tells of
+        threading.Thread(target=self.loop, name=f"log-{self.descriptor}", daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record) + "\n"
+        except Exception as error:  # a mistake of the caller's; handleError would write to stderr, and wait for it
+            line = self.own_line(f"a line of {record.name} cannot be formatted: {error!r}")
+        with self.changed:
+            if self.waiting + len(line) > MAX_WAITING:
+                self.dropped += 1
+                return
+            self.lines.append(line)
+            self.waiting += len(line)
+            self.changed.notify_all()
+
+    def own_line(self, sentence: str) -> str:
+        return self.format(logging.makeLogRecord({"name": __name__, "levelname": "WARNING", "msg": sentence})) + "\n"
+
+    def flush(self) -> None:
+        """Wait until all lines are written, but not longer than FLUSH_SECONDS."""
+        with self.changed:
+            self.changed.wait_for(lambda: not self.waiting, FLUSH_SECONDS)
+
+    def loop(self) -> None:
+        while True:
+            with self.changed:
+                self.changed.wait_for(lambda: self.lines)
+                line = self.lines.popleft()
+            written = self.write(line)
+            if written and self.told < self.dropped and not self.lines:
+                dropped = self.dropped
+                sentence = f"{dropped - self.told} lines of this log were dropped, because they could not be written"
+                if self.write(self.own_line(sentence)):
+                    self.told = dropped
+            with self.changed:
+                self.waiting -= len(line)
+                self.dropped += not written
+                self.changed.notify_all()
+
+    def write(self, line: str) -> bool:
+        """Write a line, however long it takes; False when it cannot be written."""
+        data = line.encode("utf-8", "backslashreplace")
+        while data:
+            try:
+                # Not through sys.stdout: its lock, held by a thread that waits, would abort the interpreter at its end.
+                data = data[os.write(self.descriptor, data) :]
+            except BlockingIOError:  # the stream is another program's too, which made it non-blocking
+                select.select([], [self.descriptor], [])
+            except OSError:
+                return False
+        return True
+
+
+streams: list[StreamHandler] = []  # of this process
 
 
 def configure(level: str, style: str) -> None:
     """Set up logging for the whole process. style: pretty or json."""
     formatter = JsonFormatter() if style == "json" else PrettyFormatter()
     for logger, stream in ((logging.getLogger(), sys.stderr), (access, sys.stdout)):
-        handler = logging.StreamHandler(stream)
-        handler.setFormatter(formatter)
-        logger.handlers = [handler]
+        logger.handlers = [logging.NullHandler()]
+        if stream is not None:  # it is when the process was started with it closed
+            streams.append(StreamHandler(stream, formatter))
+            logger.handlers = [streams[-1]]
     access.propagate = False
     logging.getLogger().setLevel(level.upper())
     logging.captureWarnings(True)
+
+
+def lines_dropped() -> int:
+    """Lines that were never written, because nobody read the stream or it could not take them."""
+    return sum(stream.dropped for stream in streams)
 
 
 def access_line(exchange: Exchange) -> None:

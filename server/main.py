@@ -1,17 +1,28 @@
 """dsd-serve: start the server."""
 
 import gc
+import logging
+import os
 import sys
 from collections.abc import Sequence
 
 from dsd_serve.errors import DSDError
-from server.settings import Settings, parse_settings
+from server.settings import Settings, parse_settings, unknown_variables
+
+log = logging.getLogger("server.main")  # __name__ is __main__ under python -m
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    for descriptor in range(3):  # where one is closed, no file or socket may take its number and be written to
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
     try:
         serve(parse_settings(arguments))
     except DSDError as error:
+        for handler in logging.getLogger().handlers:
+            handler.flush()  # what was logged comes first
         sys.exit(f"dsd-serve: {error}")
     except KeyboardInterrupt:  # while it started; a running server handles the signal itself
         sys.exit(130)
@@ -30,6 +41,8 @@ def serve(settings: Settings) -> None:
     from server.service import Service
 
     logs.configure(settings.log_level, settings.log_format)
+    for sentence in unknown_variables(os.environ):
+        log.warning(sentence)
     service = Service(settings)
     opening: Opening | None = None
     if settings.triton:

@@ -2,7 +2,7 @@
 
 import platform
 from collections import Counter as Counted
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -16,6 +16,8 @@ from prometheus_client import (
     ProcessCollector,
 )
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from dsd_serve import __version__
 from dsd_serve.batcher import Batcher, Observer
@@ -23,6 +25,7 @@ from dsd_serve.errors import CancelledError
 from dsd_serve.rows import Decode, Denoise, Encode, Row
 from dsd_serve.triton import RemoteBatcher
 from server.drain import Drain
+from server.logs import lines_dropped
 from server.watch import Exchange
 
 KINDS: dict[type[Row], str] = {Encode: "encode", Denoise: "denoise", Decode: "decode"}
@@ -42,6 +45,7 @@ class Metrics(Observer):
         into: dict[str, Any] = {"registry": self.registry}
         ProcessCollector(**into)
         GCCollector(**into)
+        self.registry.register(Dropped())
         Info("dsd_build", "What was built.", **into).info({"version": __version__, "python": platform.python_version()})
         self.model = Info("dsd_model", "The model that is served, and what runs it.", **into)
 
@@ -127,6 +131,14 @@ class Metrics(Observer):
         gauge(
             "dsd_ready", "1 when requests are served, as /health/ready.", lambda: batcher.ready and not drain.draining
         )
+
+
+class Dropped(Collector):
+    """The lines of the log that were dropped, which the log itself counts."""
+
+    def collect(self) -> Iterable[Metric]:
+        text = "Lines of the log that were dropped, because nobody read it or it could not be written."
+        yield CounterMetricFamily("dsd_log_lines_dropped", text, value=lines_dropped())
 
 
 def install(app: FastAPI, metrics: Metrics) -> None:

@@ -24,7 +24,7 @@ from dsd_serve.triton import RemoteBatcher, RemoteJob, parse_addresses
 from server.drain import Drain
 from server.metrics import Metrics
 from server.schemas import SamplingQuery
-from server.security import claim_images, load_keys
+from server.security import claim_images, load_keys, parse_origins
 from server.settings import Settings
 from server.traces import load_traces
 
@@ -73,6 +73,7 @@ class Service:
     def __init__(self, settings: Settings, engine: Engine | None = None) -> None:
         self.settings = settings
         self.keys = load_keys(settings.api_keys, os.environ)
+        self.origins = parse_origins(settings.cors_origins)
         self.traces = load_traces(settings.otel)
         self.drain, self.metrics = Drain(), Metrics()
         self.decoder = Decoder(int(settings.max_megapixels * 1e6), int(settings.max_decode_mb * 1e6))

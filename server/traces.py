@@ -1,14 +1,18 @@
 """OpenTelemetry traces over OTLP/HTTP: a span per request (FastAPI's own), below it queue and network time per image.
 
-On when OTEL_EXPORTER_OTLP_ENDPOINT is set or --otel is given. The SDK's own OTEL_* variables choose the rest: sampler,
-headers, service name.
+On when OTEL_EXPORTER_OTLP_ENDPOINT is set or --otel is given, and neither OTEL_TRACES_EXPORTER=none nor
+OTEL_SDK_DISABLED=true forbids it. The SDK's own OTEL_* variables choose the rest: sampler, headers, service name.
 """
 
+import atexit
+import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from fastapi.telemetry import TelemetryConfig
 from opentelemetry import context
@@ -16,10 +20,15 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Status, StatusCode, Tracer, TracerProvider
 
 from dsd_serve import __version__
-from dsd_serve.errors import ConfigError
+from dsd_serve.errors import ConfigError, shown
+
+log = logging.getLogger(__name__)
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+OFF = {"OTEL_SDK_DISABLED": "true", "OTEL_TRACES_EXPORTER": "none"}
+ALLOWED = {"OTEL_SDK_DISABLED": ("true", "false"), "OTEL_TRACES_EXPORTER": ("otlp", "none")}
+EXIT_SECONDS = 1.5  # for the last spans; a collector that does not answer must not keep the process
 NOT_TRACED = ("/health/", "/metrics")
 
 
@@ -82,28 +91,69 @@ def spans_of(tracer: Tracer, parent: Context, job: Timed) -> Callable[["Future[A
 
 def load_traces(asked: bool) -> Traces:
     """Traces as the settings and the environment ask for them. Raises ConfigError where they cannot be had."""
-    reason = "--otel" if asked else next((name for name in ENDPOINTS if os.environ.get(name)), None)
-    disabled = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
-    if asked and disabled:
-        raise ConfigError("--otel asks for traces and OTEL_SDK_DISABLED=true forbids them; take one of them back")
-    if reason is None or disabled:
+    reason = "--otel" if asked else next((name for name in ENDPOINTS if told(name)), None)
+    if reason is None:
         return Traces()
+    for name, off in OFF.items():
+        if told(name) and told(name).lower() not in ALLOWED[name]:
+            raise ConfigError(f"{name} must be {' or '.join(ALLOWED[name])}, got {shown(told(name))}")
+        if told(name).lower() == off:
+            if asked:
+                raise ConfigError(f"--otel asks for traces and {name}={off} forbids them; take one of them back")
+            log.info("%s=%s: no traces are sent", name, off)
+            return Traces()
     for name in PROTOCOLS:
-        if os.environ.get(name, "http/protobuf") != "http/protobuf":
-            raise ConfigError(f"{name} must be http/protobuf, got {os.environ[name]!r}; the port is 4318 as a rule")
+        if told(name) not in ("", "http/protobuf"):
+            raise ConfigError(
+                f"{name} must be http/protobuf, got {shown(told(name))}; its port is 4318 as a rule. "
+                "OTEL_TRACES_EXPORTER=none sends no traces"
+            )
+    for name in ENDPOINTS:
+        if told(name) and not is_address(told(name)):
+            raise ConfigError(f"{name} must be an address like http://localhost:4318, got {shown(told(name))}")
     try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.resources import Resource
-        from opentelemetry.sdk.trace import TracerProvider as Provider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        return Traces(open_provider())
     except ImportError as error:
         raise ConfigError(
             f"{reason} asks for traces, and OpenTelemetry cannot be imported ({error}): pip install 'dsd-serve[otel]'"
         ) from None
+    except Exception as error:  # of a variable that the SDK cannot read; it does not say which
+        raise ConfigError(
+            f"OpenTelemetry does not take one of the variables OTEL_*: {' '.join(str(error).split())[:200]}"
+        ) from None
+
+
+def told(name: str) -> str:
+    """The value of a variable; an empty one counts as unset."""
+    return os.environ.get(name, "").strip()
+
+
+def is_address(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        return False
+
+
+def open_provider() -> TracerProvider:
+    """The SDK's provider, which sends spans in a thread, and what is left at the process's exit."""
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider as Provider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
     attributes: dict[str, Any] = {
-        "service.name": os.environ.get("OTEL_SERVICE_NAME", "dsd-serve"),
+        "service.name": told("OTEL_SERVICE_NAME") or "dsd-serve",
         "service.version": __version__,
     }
-    provider = Provider(resource=Resource.create(attributes))  # it sends what is left at the process's exit
+    provider = Provider(resource=Resource.create(attributes), shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    return Traces(provider)
+
+    def shut_down() -> None:  # the SDK's own would wait for as long as the exporter does
+        ending = threading.Thread(target=provider.shutdown, name="traces", daemon=True)
+        ending.start()
+        ending.join(EXIT_SECONDS)
+
+    atexit.register(shut_down)
+    return provider

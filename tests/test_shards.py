@@ -1,5 +1,6 @@
 """Webdataset shards, the order they are read in, and runs over them that are stopped at any moment."""
 
+import contextlib
 import io
 import json
 import os
@@ -7,11 +8,14 @@ import random
 import signal
 import tarfile
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from dsd_serve.checkpoint import read_checkpoint
 from dsd_serve.errors import CheckpointError
@@ -104,6 +108,165 @@ def test_what_is_wrong_with_shards_is_said(tmp_path):
     write_shard(tmp_path / "x.tar", [("a.png", b"no picture"), ("a.cls", b"1")])
     with pytest.raises(CheckpointError, match=r"picture at byte 512 of x\.tar"):
         Pictures(str(tmp_path), 16)[0]
+
+
+# Shards that are damaged, or were made to do harm.
+
+
+def header(name, size, kind=tarfile.REGTYPE, **fields):
+    """A header block; size: an integer, or the bytes of its field."""
+    info = tarfile.TarInfo(name)
+    info.type = kind
+    block = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
+    block[124:136] = size if isinstance(size, bytes) else tarfile.itn(size, 12, tarfile.GNU_FORMAT)
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def padded(data):
+    return data + bytes(-len(data) % 512)
+
+
+def member(name, data, size=None):
+    return header(name, len(data) if size is None else size) + padded(data)
+
+
+def pax(records, kind=tarfile.XHDTYPE):
+    data = b"".join(records)
+    return header("pax", len(data), kind) + padded(data)
+
+
+def record(key, value):
+    text = f" {key}={value}\n"
+    length = len(text) + len(str(len(text) + 2))
+    return f"{length}{text}".encode()
+
+
+PICTURE = write_image(picture(1, 1))
+GOOD = member("a.png", PICTURE) + member("a.cls", b"1")
+END = bytes(1024)
+SPARSE_10 = [record("GNU.sparse.major", 1), record("GNU.sparse.minor", 0), record("GNU.sparse.name", "a.cls")]
+
+BROKEN = {
+    "a negative size": GOOD + header("b.png", -1024) + END,
+    "a negative size that leads back": header("b.png", -(10**6)) + GOOD + END,
+    "a size beyond the end": GOOD + header("b.png", 10**6) + END,
+    "a size of many octets": GOOD + header("b.png", 2**80) + END,
+    "a size that is no number": GOOD + header("b.png", b"not a number") + END,
+    "a label of megabytes": member("a.png", PICTURE) + member("a.cls", b"1" * 2_000_000) + END,
+    "a label of many digits": member("a.png", PICTURE) + member("a.cls", b"9" * 20) + END,
+    "a label that is no number": member("a.png", PICTURE) + member("a.cls", "٣".encode()) + END,
+    "a negative size by pax": pax([record("size", -5)]) + GOOD + END,
+    "a size by pax that leads back": GOOD + pax([record("size", -1536)]) + member("b.png", b"x") + END,
+    "a size by pax beyond the end": pax([record("size", 10**13)]) + GOOD + END,
+    "a size by pax for all": pax([record("size", 10**13)], tarfile.XGLTYPE) + GOOD + END,
+    "pax of megabytes": header("pax", 10**6, tarfile.XHDTYPE) + bytes(10**6) + GOOD + END,
+    "pax of a negative size": header("pax", -512, tarfile.XHDTYPE) + GOOD + END,
+    "a long name of megabytes": header("x", 10**6, tarfile.GNUTYPE_LONGNAME) + b"x" * (10**6) + GOOD + END,
+    "long names of long names": (header("x", 5, tarfile.GNUTYPE_LONGNAME) + padded(b"a.png")) * 3000 + GOOD + END,
+    "an old sparse file": header("a.png", 512, tarfile.GNUTYPE_SPARSE) + bytes(512) + END,
+    "a sparse file by pax 1.0": pax([*SPARSE_10, record("GNU.sparse.realsize", 10**10)])
+    + member("a.cls", b"99999999999\n")
+    + END,
+    "a sparse file by pax 0.1": pax([record("GNU.sparse.map", "0,1"), record("GNU.sparse.size", 10**10)]) + GOOD + END,
+    "a sparse file by pax 0.0": pax([record("GNU.sparse.size", 10**10)]) + GOOD + END,
+    "only a link": header("a.png", 0, tarfile.SYMTYPE) + END,
+    "only a device": header("a.png", 0, tarfile.CHRTYPE) + END,
+    "garbage between members": GOOD + b"x" * 512 + GOOD + END,
+    "half a header": GOOD + header("b.png", 3)[:100],
+    "half a picture": (GOOD + member("b.png", bytes(5000)))[:-2000],
+    "nothing": b"",
+    "zeros": END,
+    "text": b"hello" * 300,
+    "a gzip file": b"\x1f\x8b\x08" + bytes(1000),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+@pytest.mark.timeout(20)
+def test_a_shard_that_is_damaged_is_refused_in_a_sentence_at_once(tmp_path, what):
+    (tmp_path / "x.tar").write_bytes(BROKEN[what])
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match=r"x\.tar") as error:
+            Pictures(str(tmp_path / "x.tar"), 16)
+        assert tracemalloc.get_traced_memory()[1] < 30_000_000
+    finally:
+        tracemalloc.stop()
+    assert len(str(error.value)) < 500 + len(str(tmp_path)) and str(error.value).isprintable()
+    assert not isinstance(error.value.__cause__, BaseException)
+
+
+def test_links_devices_and_strange_members_are_passed_over(tmp_path):
+    others = [header(f"b{kind.decode()}.png", 0, kind) for kind in (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.FIFOTYPE)]
+    long = header("x", 300, tarfile.GNUTYPE_LONGNAME) + padded(b"d/" + b"x" * 298)
+    text = pax([record("path", "größe.txt"), record("mtime", "1.5")]) + member("x", b"read me")
+    (tmp_path / "x.tar").write_bytes(
+        b"".join(others) + long + member("y", b"") + text + GOOD
+    )  # and no zeros at its end
+    pixels, label = Pictures(str(tmp_path / "x.tar"), 24)[0]
+    assert label == 1 and np.array_equal(pixels.numpy(), picture(1, 1))
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    changes=st.lists(st.tuples(st.integers(0, len(GOOD) - 1), st.integers(0, 255)), min_size=1, max_size=4),
+    cut=st.integers(0, len(GOOD)),
+)
+def test_bytes_changed_anywhere(tmp_path, changes, cut):
+    data = bytearray(GOOD + END)
+    for place, value in changes:
+        data[place] = value
+    (tmp_path / "x.tar").write_bytes(data[: len(data) - cut])
+    (tmp_path / INDEX).unlink(missing_ok=True)
+    with contextlib.suppress(CheckpointError):
+        pictures = Pictures(str(tmp_path / "x.tar"), 16)
+        for index in range(len(pictures)):
+            pictures[index]
+
+
+@pytest.mark.timeout(20)
+def test_an_index_that_is_a_bomb_or_lies_is_made_again(tmp_path, caplog):
+    caplog.set_level("INFO")
+    file = tmp_path / "x.tar"
+    file.write_bytes(GOOD + END)
+    stamp = f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}"
+    good = np.array([[512, len(PICTURE), 1]])
+    lies = [
+        lambda: np.savez_compressed(tmp_path / INDEX, **{stamp: np.zeros((2_000_000, 3), np.int64)}),
+        *(
+            lambda table=table: np.savez(tmp_path / INDEX, **{stamp: table})
+            for table in (
+                np.array([[512, 10**12, 1]]),
+                np.array([[-5, 5, 1]]),
+                np.array([[2**62, 2**62, 1]]),
+                np.array([[0, 1, -1]]),
+                good.astype(np.float64),
+                good.astype("U5"),
+                np.empty((0, 3), np.int64),
+                good[0],
+            )
+        ),
+    ]
+    for lie in lies:
+        lie()
+        caplog.clear()
+        tracemalloc.start()
+        pictures = Pictures(str(file), 24)
+        assert tracemalloc.get_traced_memory()[1] < 30_000_000
+        tracemalloc.stop()
+        assert "is made again" in caplog.text
+        assert np.array_equal(pictures[0][0].numpy(), picture(1, 1))
+    caplog.clear()
+    assert len(Pictures(str(file), 24)) == 1 and caplog.text == "", "the index is used again"
+
+
+def test_patterns_that_name_too_much():
+    for pattern in ("{0..99999999}.tar", "{0..999}{0..999}{0..999}.tar", "{1..999999999999}.tar"):
+        with pytest.raises(CheckpointError, match="names more than 1000000 files"):
+            expand(pattern)
+    assert expand("{9..1}") == [] and expand("{" + "9" * 5000 + "..1}") == ["9" * 5000 + "..1"]
 
 
 def test_shards_are_shuffled_a_few_at_a_time_and_every_picture_comes_once():

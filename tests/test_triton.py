@@ -372,3 +372,26 @@ def test_the_death_of_the_backend_process_hangs_nobody(mortal):
     assert httpx.post(f"{mortal.http}/v2/models/dsd/generate", json={"operation": "describe"}).status_code >= 400
     mortal.kill()
     assert front.stop() == 0
+
+
+def test_nothing_is_left_of_a_triton_killed_in_mid_request(mortal):
+    """The process of its Python backend has the model; alone, it would wait for Triton for ever."""
+    backends = mortal.backends
+    assert backends
+    asked = {"operation": "generate", "label": 1, "num_steps": 1000, "max_seconds": 100}
+    with ThreadPoolExecutor(1) as pool:
+        busy = pool.submit(httpx.post, f"{mortal.http}/v2/models/dsd/generate", json=asked, timeout=60)
+        until(lambda: describe(mortal)["running"])
+        os.kill(mortal.pid, signal.SIGKILL)
+        assert busy.exception() is not None
+    mortal.process.wait(10)
+    until(lambda: not [pid for pid in backends if Path(f"/proc/{pid}/cmdline").exists() and not is_zombie(pid)], 10)
+    mortal.kill()
+    mortal.start()
+
+
+def is_zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True

@@ -8,7 +8,8 @@ reading what went before. What was found is kept beside the shards in `.dsd-inde
 import logging
 import re
 import tarfile
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,12 +17,46 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsd_serve.checkpoint import atomic
-from dsd_serve.errors import CheckpointError
+from dsd_serve.errors import CheckpointError, shown
 
 log = logging.getLogger(__name__)
 
 PICTURES = {"jpg", "jpeg", "png", "webp"}
 INDEX = ".dsd-index.npz"
+MAX_PICTURE = 200_000_000  # bytes of a member
+MAX_LABEL = 20  # bytes of a .cls
+MAX_HEADER = 16_384  # bytes of an extended header: long names, and what pax adds
+MAX_FILES = 1_000_000  # of one brace pattern
+
+
+class Member(tarfile.TarInfo):
+    """A header of which nothing is believed: `tarfile` would read a negative size backwards, for ever, a long name into
+    all memory, and the map of a sparse file beyond the end."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> "Member":
+        most = MAX_HEADER if self.type in EXTENDED else MAX_PICTURE if self.isreg() else self.size
+        if not 0 <= self.size <= most:
+            raise tarfile.ReadError(f"member {quoted(self.name)} has a size of {self.size} bytes")
+        return super()._proc_member(tar)  # type: ignore[misc]  # a hook of tarfile's, which the stubs leave out
+
+    def refuse_sparse(self, *_: object) -> "Member":
+        raise tarfile.ReadError(f"member {quoted(self.name)} is a sparse file, which is not supported")
+
+    _proc_sparse = _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = refuse_sparse
+
+
+EXTENDED = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+
+
+def quoted(name: str) -> str:
+    """A name from a shard as sentences show it: short, and without control characters."""
+    return shown(name)[1:-1]
 
 
 class TarSource:
@@ -46,18 +81,23 @@ def expand(pattern: str) -> list[str]:
     found = re.search(r"\{([^{}]*)\}", pattern)
     if not found:
         return [pattern]
-    if between := re.fullmatch(r"(\d+)\.\.(\d+)", found[1]):
+    if between := re.fullmatch(r"([0-9]{1,12})\.\.([0-9]{1,12})", found[1]):
         first, last = between[1], between[2]
+        if int(last) - int(first) >= MAX_FILES:
+            raise CheckpointError(f"the pattern {shown(pattern)} names more than {MAX_FILES} files")
         choices = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
     else:
         choices = found[1].split(",")
-    return [path for choice in choices for path in expand(pattern[: found.start()] + choice + pattern[found.end() :])]
+    rest = expand(pattern[found.end() :])
+    if len(choices) * len(rest) > MAX_FILES:
+        raise CheckpointError(f"the pattern {shown(pattern)} names more than {MAX_FILES} files")
+    return [pattern[: found.start()] + choice + end for choice in choices for end in rest]
 
 
 def read_index(files: Sequence[Path]) -> list[NDArray[np.int64]]:
     """For each shard (offset, length, label) of its pictures, [N, 3]; from the index where the shard is as it was."""
-    kept, tables = load_index(files[0].parent / INDEX), {}
     stamps = {file: f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files}
+    kept, tables = load_index(files[0].parent / INDEX, stamps.values()), {}
     new = [file for file in files if stamps[file] not in kept]
     if new:
         log.info("reading the headers of %d tar files", len(new))
@@ -69,12 +109,25 @@ def read_index(files: Sequence[Path]) -> list[NDArray[np.int64]]:
     return [found[stamps[file]] for file in files]
 
 
-def load_index(path: Path) -> dict[str, NDArray[np.int64]]:
+def load_index(path: Path, stamps: Collection[str]) -> dict[str, NDArray[np.int64]]:
+    """The tables of these stamps that the index holds; none when it is not as `save_index` writes it."""
     try:
+        if not path.exists():
+            return {}
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            whole = sum(entry.file_size for entry in entries) <= path.stat().st_size
+            if not whole or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+                raise ValueError("it would be larger in memory than on the disk")
         with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
-    except FileNotFoundError:
-        return {}
+            tables = {name: stored[name] for name in set(stored.files) & set(stamps)}
+        for name, table in tables.items():
+            size = int(name.split(":")[-2])
+            if table.dtype != np.int64 or table.ndim != 2 or table.shape[1] != 3 or not len(table) or table.min() < 0:
+                raise ValueError("a table is not one of pictures")
+            if table[:, 1].max() > MAX_PICTURE or (table[:, 0] > size - table[:, 1]).any():
+                raise ValueError("a picture ends beyond its shard")
+        return tables
     except Exception:  # zip, numpy and the file system raise their own; a broken index is made again
         log.info("%s cannot be read and is made again", path)
         return {}
@@ -93,26 +146,57 @@ def scan(file: Path) -> NDArray[np.int64]:
     rows: dict[str, list[int]] = {}
     labels: dict[str, int] = {}
     try:
-        with tarfile.open(file, "r:") as tar:
+        size = file.stat().st_size
+        with tarfile.open(file, "r:", tarinfo=Member) as tar:
             for member in tar:
-                key, _, kind = member.name.rpartition("/")[2].partition(".")
-                key = f"{member.name.rpartition('/')[0]}/{key}"
+                tar.members = []  # it keeps all of them, a kilobyte each
                 if not member.isfile():
                     continue
+                check_member(member, size)
+                key, _, kind = member.name.rpartition("/")[2].partition(".")
+                key = f"{member.name.rpartition('/')[0]}/{key}"
                 if kind.lower() in PICTURES:
                     rows[key] = [member.offset_data, member.size]
                 elif kind == "cls":
-                    text = tar.extractfile(member).read()  # type: ignore[union-attr]  # it is a file
-                    labels[key] = int(text) if text.strip().isdigit() else -1
-    except (tarfile.TarError, OSError) as error:
+                    labels[key] = read_label(tar, member)
+            check_end(file, tar.offset)
+    except CheckpointError:
+        raise
+    except Exception as error:  # tarfile raises anything on broken files
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise CheckpointError(
-            f"{file} is no tar file that can be read: {error}; compressed ones must be unpacked"
+            f"{file} is no tar file that can be read: {reason}; compressed ones must be unpacked"
         ) from None
     for key in rows:
         if labels.get(key, -1) < 0:
-            raise CheckpointError(
-                f"{file}: picture {key.lstrip('/')} needs a member {key.lstrip('/')}.cls with its label"
-            )
+            name = quoted(key.lstrip("/"))
+            raise CheckpointError(f"{file}: picture {name} needs a member {name}.cls with its label")
     if not rows:
         raise CheckpointError(f"{file} holds no pictures: members KEY.jpg and KEY.cls are looked for")
     return np.array([[*row, labels[key]] for key, row in rows.items()], np.int64)
+
+
+def check_member(member: tarfile.TarInfo, size: int) -> None:
+    """Raises ReadError for a member that does not lie within a shard of `size` bytes. A pax header may have changed it
+    after it was looked at."""
+    if member.issparse():
+        raise tarfile.ReadError(f"member {quoted(member.name)} is a sparse file, which is not supported")
+    if not 0 <= member.size <= min(MAX_PICTURE, size - member.offset_data):
+        raise tarfile.ReadError(f"member {quoted(member.name)} has a size of {member.size} bytes, of {size} in all")
+
+
+def read_label(tar: tarfile.TarFile, member: tarfile.TarInfo) -> int:
+    """The label that a .cls holds, -1 when it holds something else."""
+    if member.size > MAX_LABEL:
+        return -1
+    text = tar.extractfile(member).read().strip()  # type: ignore[union-attr]  # it is a file
+    return int(text) if text.isdigit() and len(text) < 10 else -1
+
+
+def check_end(file: Path, offset: int) -> None:
+    """Raises ReadError where tarfile took something else than zeros or the end of the file for the end of a shard."""
+    with file.open("rb") as data:
+        data.seek(offset)
+        block = data.read(tarfile.BLOCKSIZE)
+    if block.strip(b"\0") or 0 < len(block) < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f"it is damaged at byte {offset}")

@@ -5,12 +5,14 @@ import os
 import sys
 from collections.abc import Sequence
 
+from dsd_serve import __version__
 from dsd_serve.client import AsyncClient
-from dsd_serve.errors import DSDError
+from dsd_serve.errors import DSDError, shown
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="dsd-ui", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("--server", default="http://localhost:8000", help="address of dsd-serve (default %(default)s)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
     parser.add_argument("--port", type=int, default=7860, help="port of the page (default %(default)s)")
@@ -19,6 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "page then draws with it."
     )
     options = parser.parse_args(arguments)
+    if not 0 <= options.port <= 65535:
+        sys.exit(f"dsd-ui: port must be an integer from 0 to 65535, got {shown(options.port)}")
     try:
         import uvicorn
 

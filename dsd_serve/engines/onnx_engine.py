@@ -8,7 +8,7 @@ import numpy as np
 
 from dsd_serve.checkpoint import PRECISIONS, read_model_dir
 from dsd_serve.config import ModelConfig
-from dsd_serve.errors import CheckpointError, EngineError, EngineUnavailableError
+from dsd_serve.errors import CheckpointError, EngineError, EngineUnavailableError, shown
 from dsd_serve.rows import OUTPUT_NAMES, Array, Row, collate, distribute
 
 INSTALL = "pip install 'dsd-serve[cpu]' (or 'dsd-serve[gpu]' for NVIDIA GPUs; never both, they overwrite each other)"
@@ -54,6 +54,7 @@ class OnnxEngine:
         session = open_session(
             ort, model.graph(precision), provider, provider_options, num_threads, flush_denormals=flush_denormals
         )
+        check_signature(session, model.config, model.graph(precision))
         model.check_unchanged()
         return cls(session, model.config, device, precision)
 
@@ -142,6 +143,27 @@ def open_session(
             "install them, or ask for --device cpu"
         )
     return session
+
+
+def check_signature(session: Any, config: ModelConfig, graph: Path) -> None:
+    """Raises CheckpointError for a graph whose inputs and outputs are not those of a network of this configuration."""
+    expected = {
+        "encode_pixels": ("tensor(uint8)", config.pixel_shape),
+        "denoise_latents": ("tensor(float)", config.latent_shape),
+        "denoise_t": ("tensor(float)", ()),
+        "denoise_labels": ("tensor(int64)", ()),
+        "decode_latents": ("tensor(float)", config.latent_shape),
+        "encoded_latents": ("tensor(float)", config.latent_shape),
+        "denoised_latents": ("tensor(float)", config.latent_shape),
+        "decoded_pixels": ("tensor(uint8)", config.pixel_shape),
+    }
+    found = {one.name: (one.type, tuple(one.shape[1:])) for one in (*session.get_inputs(), *session.get_outputs())}
+    for name, (kind, shape) in expected.items():
+        if found.get(name) != (kind, shape):
+            raise CheckpointError(
+                f"{graph} does not belong to its config.json: {name} is {shown(found.get(name))}, not {kind} [*, "
+                f"{', '.join(map(str, shape))}]; export the model again with dsd-export"
+            )
 
 
 def check_precision(precision: str, device: str) -> None:

@@ -1,0 +1,383 @@
+"""A KServe server that lies, breaks off and vanishes: every job ends once, in a result or in a sentence."""
+
+import contextlib
+import json
+import logging
+import math
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from concurrent import futures
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dsd_serve.batcher import Observer
+from dsd_serve.checkpoint import read_model_dir
+from dsd_serve.engines.selftest import Invariance
+from dsd_serve.errors import CancelledError, ClosedError, DSDError, EngineError, InputError, QueueFullError
+from dsd_serve.host import About
+from dsd_serve.params import SamplingParams
+from dsd_serve.rows import Encode
+from dsd_serve.tasks import Generate
+from dsd_serve.triton import RemoteBatcher, channel_options, is_local, proxy_of
+from dsd_serve.wire import from_wire
+from tests.conftest import ROOT
+from tests.test_operations import until
+
+grpc = pytest.importorskip("grpc", reason="the extra triton is not installed")
+pytest.importorskip("tritonclient.grpc", reason="the extra triton is not installed")
+from tritonclient.grpc import service_pb2, service_pb2_grpc  # noqa: E402
+
+KINDS = {"uint8": "UINT8", "int64": "INT64", "float32": "FP32", "float64": "FP64"}
+DRAW = Generate(1, SamplingParams(num_steps=2))
+
+
+def response(tensors):
+    """A response of (name, type, shape, bytes) each."""
+    answer = service_pb2.ModelInferResponse(model_name="dsd")
+    for name, kind, shape, data in tensors:
+        answer.outputs.add(name=name, datatype=kind, shape=shape)
+        if data is not None:
+            answer.raw_output_contents.append(data)
+    return service_pb2.ModelStreamInferResponse(infer_response=answer)
+
+
+def arrays(**named):
+    return [(name, KINDS[array.dtype.name], array.shape, array.tobytes()) for name, array in named.items()]
+
+
+class Liar(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """Describes itself as `told` and answers every other request with `answers`: lists of tensors, texts of errors,
+    and at the end perhaps a status to break off with."""
+
+    def __init__(self, told):
+        self.honest, self.told, self.answers = told, told, []
+
+    def ModelStreamInfer(self, requests, context):
+        for request in requests:
+            if request.parameters["operation"].string_param == "describe":
+                text = self.told if isinstance(self.told, bytes) else json.dumps(self.told).encode()
+                yield response([("text", "UINT8", (len(text),), text)])
+                continue
+            for answer in self.answers:
+                if isinstance(answer, grpc.StatusCode):
+                    context.abort(answer, "broken off")
+                elif isinstance(answer, str):
+                    yield service_pb2.ModelStreamInferResponse(error_message=answer)
+                else:
+                    yield response(answer)
+
+
+class Count(Observer):
+    """Counts the ends of jobs, and looks at the number under way at each."""
+
+    def __init__(self):
+        self.outcomes, self.least, self.batcher = Counter(), 0, None
+
+    def finished(self, outcome):
+        self.outcomes[outcome] += 1
+        self.least = min(self.least, self.batcher.num_under_way)
+
+
+@pytest.fixture(scope="module")
+def config(demo_dir):
+    return read_model_dir(demo_dir).config
+
+
+@pytest.fixture(scope="module")
+def liar(demo_dir, config):
+    directory = read_model_dir(demo_dir)
+    about = About("demo", config, directory.defaults, "0" * 64, {"engine": "onnx"}, Invariance(4, 0, 0.0), 8, "card", 1)
+    liar = Liar(
+        {"about": about.to_dict(), "not_ready": None, "running": 0, "waiting": 0, "seconds_ahead": 0.0, "instance": "x"}
+    )
+    server = grpc.server(futures.ThreadPoolExecutor(16), options=[("grpc.max_send_message_length", -1)])
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(liar, server)
+    liar.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    yield liar
+    server.stop(0)
+
+
+@pytest.fixture
+def remote(liar):
+    """A RemoteBatcher before the liar, which is honest at first; with its Count."""
+    liar.told, liar.answers = liar.honest, []
+    count = Count()
+    batcher = count.batcher = RemoteBatcher([liar.address], observer=count)
+    batcher.wait(10)
+    yield batcher, count
+    assert batcher.close(5)
+    assert batcher.num_under_way == 0 == count.least and not batcher.jobs
+
+
+def good(config):
+    return arrays(image=np.zeros((1, *config.pixel_shape), np.uint8), seconds=np.array([0.1, 0.2]))
+
+
+def outcome(batcher, task=DRAW, **more):
+    until(lambda: batcher.ready, 10)
+    (job,) = batcher.submit_tasks([task], timeout=30, **more)
+    return job.future.exception(10) or job.future.result()
+
+
+def test_an_honest_answer_is_taken(remote, liar, config):
+    batcher, count = remote
+    liar.answers = [good(config)]
+    assert outcome(batcher).shape == config.pixel_shape
+    assert count.outcomes == {"done": 1}
+
+
+@pytest.mark.parametrize(
+    ("answers", "kind", "words"),
+    [
+        (lambda c: [], EngineError, "it ends before the result"),
+        (lambda c: [[]], EngineError, r"the tensors \[\], not image, seconds"),
+        (lambda c: [good(c), good(c)], EngineError, "a response follows the result"),
+        (lambda c: [good(c)[:1]], EngineError, "the tensors"),
+        (lambda c: [[*good(c), *good(c)]], EngineError, "two tensors have the same name"),
+        (
+            lambda c: [arrays(image=np.zeros((2, *c.pixel_shape), np.uint8), seconds=np.ones(2))],
+            EngineError,
+            "image is",
+        ),
+        (lambda c: [arrays(image=np.zeros((1, 3, 8, 8), np.uint8), seconds=np.ones(2))], EngineError, "image is uint8"),
+        (lambda c: [arrays(image=np.zeros((1, *c.pixel_shape), np.int64), seconds=np.ones(2))], EngineError, "int64"),
+        (lambda c: [[*good(c)[:1], *arrays(seconds=np.array([np.nan, 1.0]))]], EngineError, "seconds of nan and 1"),
+        (lambda c: [[*good(c)[:1], *arrays(seconds=np.array([0.0, -1.0]))]], EngineError, "seconds of 0 and -1"),
+        (lambda c: [[*good(c)[:1], *arrays(seconds=np.array([0.0, 1e300]))]], EngineError, "seconds of"),
+        (lambda c: [[*good(c)[:1], *arrays(seconds=np.ones(3))]], EngineError, "seconds is float64"),
+        (lambda c: [[("image", "UINT8", (1, 3, 2**40, 2**40), b"x")]], EngineError, "a tensor cannot be read"),
+        (lambda c: [[("image", "BYTES", (1,), b"\xff\xff\xff\xff")]], EngineError, "wrong answer"),
+        (lambda c: [[("image", "FP99", (1,), b"x")]], EngineError, "wrong answer"),
+        (lambda c: [[("image", "UINT8", (3,), None)]], EngineError, "a tensor cannot be read"),
+        (
+            lambda c: [arrays(preview=np.zeros(c.pixel_shape, np.uint8), step=np.array([1])), good(c)],
+            EngineError,
+            "step 1",
+        ),
+        (lambda c: [arrays(image=np.zeros(70_000_000, np.uint8))], ClosedError, "larger than max"),
+        (lambda c: ["QueueFullError(2.500): too much; wait"], QueueFullError, "too much; wait"),
+        (lambda c: ["InputError: no such class"], InputError, "no such class"),
+        (lambda c: ["Stub process is not healthy\nat all"], ClosedError, "answers: Stub process is not healthy at all"),
+        (lambda c: ["SystemExit: 1"], ClosedError, "answers: SystemExit"),
+        (lambda c: [grpc.StatusCode.INTERNAL], ClosedError, "broken off"),
+        (lambda c: [grpc.StatusCode.UNAVAILABLE], ClosedError, "broken off"),
+        (lambda c: [grpc.StatusCode.CANCELLED], ClosedError, "send the request again"),
+    ],
+)
+def test_a_lie_is_a_sentence_and_ends_the_job_once(remote, liar, config, answers, kind, words):
+    batcher, count = remote
+    liar.answers = answers(config)
+    with pytest.raises(kind, match=words) as error:
+        raise outcome(batcher)
+    assert len(str(error.value)) < 500 and "\n" not in str(error.value)
+    assert sum(count.outcomes.values()) == 1 and not count.outcomes["done"]
+    liar.answers = [good(config)]
+    assert outcome(batcher).dtype == np.uint8, "it serves on"
+
+
+def test_latents_that_are_not_finite_are_refused_as_the_batcher_does(remote, liar, config):
+    batcher, _ = remote
+    latents = np.zeros((1, *config.latent_shape), np.float32)
+    encode = Encode(np.zeros(config.pixel_shape, np.uint8))
+    liar.answers = [arrays(latents=latents, seconds=np.ones(2))]
+    assert outcome(batcher, encode).shape == config.latent_shape
+    for value in (np.nan, np.inf):
+        latents[0, 0, 0] = value
+        liar.answers = [arrays(latents=latents, seconds=np.ones(2))]
+        with pytest.raises(EngineError, match="not finite"):
+            raise outcome(batcher, encode)
+        with pytest.raises(InputError, match="the input latents must be finite numbers"):
+            from_wire({"latents": latents}, {"operation": "decode"}, config, SamplingParams())
+
+
+def test_previews_are_counted(remote, liar, config):
+    batcher, _ = remote
+    seen = []
+    task = Generate(1, SamplingParams(num_steps=3, preview_every=1))
+    pixels = np.zeros(config.pixel_shape, np.uint8)
+    one, two = (arrays(preview=pixels, step=np.array([step])) for step in (1, 2))
+    liar.answers = [one, two, good(config)]
+    outcome(batcher, task, on_preview=lambda number, step, _: seen.append((number, step)))
+    assert seen == [(0, 1), (0, 2)]
+    for answers in ([one, one], [two, one], [arrays(preview=pixels, step=np.array([4]))], [one, two] * 9):
+        liar.answers = [*answers, good(config)]
+        with pytest.raises(EngineError, match="a preview of step"):
+            raise outcome(batcher, task)
+
+
+tensor = st.tuples(
+    st.sampled_from(["image", "latents", "seconds", "preview", "step", "text", "x", ""]),
+    st.sampled_from(["UINT8", "FP32", "FP64", "INT64", "BOOL", "BYTES", "FP16", "BF16", "", "int"]),
+    st.lists(st.sampled_from([-1, 0, 1, 2, 3, 16, 32, 2**40]), max_size=5),
+    st.none() | st.binary(max_size=64) | st.just(bytes(3 * 32 * 32)),
+)
+answer = (
+    st.lists(tensor, max_size=4)
+    | st.text(min_size=1, max_size=60)
+    | st.sampled_from(["EngineError: x", "QueueFullError(1e): x", "DSDError: ", "Exception: x", "ServerError: x"])
+    | st.sampled_from([grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED])
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(answers=st.lists(answer, max_size=3), count=st.integers(1, 4), cancel=st.booleans())
+def test_any_lie(remote, liar, config, caplog, answers, count, cancel):
+    batcher, seen = remote
+    caplog.set_level(logging.INFO)
+    liar.answers = [good(config) if item == [] else item for item in answers]
+    until(lambda: batcher.ready, 10)
+    before = sum(seen.outcomes.values())
+    jobs = batcher.submit_tasks([DRAW] * count, timeout=30)
+    if cancel:
+        jobs[0].cancel()
+    for job in jobs:
+        error = job.future.exception(10)
+        assert isinstance(error, DSDError) or job.future.result().shape == config.pixel_shape
+        assert error is None or "\n" not in str(error)
+    until(lambda: batcher.num_under_way == 0)
+    assert sum(seen.outcomes.values()) == before + count
+    assert "unexpected state" not in caplog.text and "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        b"",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b"9" * 10_000,
+        b"[]",
+        b"null",
+        {"about": None},
+        {"about": 5},
+        {"about": []},
+        {"running": -1},
+        {"running": 1.5},
+        {"running": True},
+        {"waiting": 10**30},
+        {"waiting": None},
+        {"seconds_ahead": math.nan},
+        {"seconds_ahead": math.inf},
+        {"seconds_ahead": -1},
+        {"seconds_ahead": "soon"},
+        {"not_ready": ["x" * 10_000]},
+        *({"about": {name: None}} for name in ("name", "config", "fingerprint", "described", "invariance", "budget")),
+        *({"about": {"budget": value}} for value in (0, -1, "8", 10**30, True)),
+        {"about": {"described": {"engine": 5}}},
+        {"about": {"config": {"image_size": 10**9}}},
+        {"about": {"card": 5}},
+        {"about": {"created": -1}},
+        {"about": {"more": 1}},
+    ],
+)
+def test_a_description_that_cannot_be_leaves_the_server_out_until_it_is_right(remote, liar, config, lie):
+    batcher, _ = remote
+    if isinstance(lie, dict):
+        about = lie.get("about", {})
+        merged = {**liar.honest["about"], **about} if isinstance(about, dict) else about
+        lie = {**liar.honest, **lie, "about": merged}
+    liar.told = lie
+    batcher.servers[0].told = {}
+    batcher.soon(batcher.servers[0].ask.set)
+    until(lambda: not batcher.ready, 10)
+    assert len(batcher.not_ready) < 500 and "\n" not in batcher.not_ready
+    assert (batcher.num_running, batcher.num_waiting, batcher.seconds_ahead()) == (0, 0, 0.0)
+    with pytest.raises(ClosedError, match="no Triton server is ready"):
+        batcher.submit_tasks([DRAW])
+    liar.told, liar.answers = liar.honest, [good(config)]
+    assert outcome(batcher).shape == config.pixel_shape
+
+
+def test_a_broken_stream_ends_its_own_job_only(remote, liar, config):
+    """One request that Triton fails must not end those beside it."""
+    batcher, _ = remote
+    gate = futures.Future()
+
+    def slow():
+        yield arrays(preview=np.zeros(config.pixel_shape, np.uint8), step=np.array([1]))
+        gate.result(20)
+        yield good(config)
+
+    liar.answers = slow()
+    previews = []
+    task = Generate(1, SamplingParams(num_steps=2, preview_every=1))
+    (first,) = batcher.submit_tasks([task], on_preview=lambda *told: previews.append(told))
+    until(lambda: previews)
+    liar.answers = ["out of memory"]
+    with pytest.raises(ClosedError, match="out of memory"):
+        raise outcome(batcher)
+    gate.set_result(None)
+    assert first.future.result(10).shape == config.pixel_shape
+
+
+def test_jobs_that_come_while_it_closes_end_too(liar, config):
+    liar.told, liar.answers = liar.honest, [good(config)]
+    batcher = RemoteBatcher([liar.address])
+    batcher.wait(10)
+    with futures.ThreadPoolExecutor(1) as pool:
+        jobs = []
+
+        def send():
+            with contextlib.suppress(ClosedError):
+                while True:
+                    jobs.extend(batcher.submit_tasks([DRAW]))
+                    time.sleep(0.001)
+
+        sending = pool.submit(send)
+        until(lambda: len(jobs) > 20)
+        batcher.close(0)
+        sending.result(10)
+        for job in jobs:
+            assert isinstance(job.future.exception(10), ClosedError | CancelledError | None)
+    batcher.closed = False  # as if it had been asked a moment before
+    (late,) = batcher.submit_tasks([DRAW])
+    assert isinstance(late.future.exception(1), ClosedError)
+    assert batcher.num_under_way == 0
+
+
+# Proxies.
+
+
+@pytest.mark.parametrize(
+    ("address", "local"),
+    [
+        *((address, True) for address in ("localhost:1", "LOCALHOST:1", "a.localhost:1", "127.0.0.1:1", "127.9.9.9:1")),
+        *((address, True) for address in ("[::1]:1", "[::ffff:127.0.0.1]:1", "0.0.0.0:1", "[::]:1", "localhost.:1")),
+        *((address, False) for address in ("triton:1", "10.0.0.1:1", "127.evil.example:1", "localhost.evil.example:1")),
+    ],
+)
+def test_this_machine_is_never_asked_through_a_proxy(monkeypatch, address, local):
+    monkeypatch.setenv("http_proxy", "http://user:secret@127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert is_local(address) == local
+    assert (("grpc.enable_http_proxy", 0) in channel_options(address)) == local
+    assert proxy_of(address) == (None if local else "http_proxy")
+    monkeypatch.setenv("no_proxy", "triton,10.0.0.1,example")
+    assert proxy_of(address) is None
+
+
+def test_a_triton_of_this_machine_is_reached_beside_a_proxy_and_others_are_not(liar):
+    """In a process of its own: gRPC reads the variables once."""
+    liar.told = liar.honest
+    code = (
+        "import sys; from dsd_serve.triton import RemoteBatcher\n"
+        "local = RemoteBatcher([sys.argv[1]]); local.wait(20); local.close(1)\n"
+        "other = RemoteBatcher(['triton.invalid:8001'])\n"
+        "import time\n"
+        "end = time.monotonic() + 20\n"
+        "while 'does not answer' not in str(other.not_ready) and time.monotonic() < end: time.sleep(0.1)\n"
+        "print(other.not_ready); other.close(1)"
+    )
+    environment = {**os.environ, "http_proxy": "http://user:secret@127.0.0.1:1", "no_proxy": ""}
+    command = [sys.executable, "-c", code, liar.address]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "it is asked through the proxy of http_proxy, and no_proxy names what is not" in done.stdout
+    assert "secret" not in done.stdout
