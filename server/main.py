@@ -1,57 +1,59 @@
 """dsd-serve: start the server."""
 
-import gc
-import sys
-from collections.abc import Sequence
+from __future__ import annotations
 
-from dsd_serve.errors import DSDError
-from server.settings import Settings, parse_settings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from server.front import starting
+
+if TYPE_CHECKING:
+    from server.settings import Settings
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    try:
+    with starting("dsd-serve"):
+        from server.settings import parse_settings
+
         serve(parse_settings(arguments))
-    except DSDError as error:
-        sys.exit(f"dsd-serve: {error}")
-    except KeyboardInterrupt:  # while it started; a running server handles the signal itself
-        sys.exit(130)
 
 
 def serve(settings: Settings) -> None:
     """Serve until a signal ends it. Raises DSDError when it cannot start."""
-    import uvicorn
+    import gc
+
     from fastapi import FastAPI  # here and not above: --help needs none of it
 
     from server import logs
     from server.app import create_app
-    from server.drain import LAST_ANSWERS, DrainingServer
+    from server.drain import DrainingServer
+    from server.front import close, configure, listen
     from server.opening import Opening
-    from server.protocol import BoundedProtocol
+    from server.protocol import Door
     from server.service import Service
 
     logs.configure(settings.log_level, settings.log_format)
-    service = Service(settings)
-    opening: Opening | None = None
-    if settings.triton:
+    sockets = listen(settings.host, settings.port)  # before the model, which takes its time
+    try:
+        service = Service(settings)
+        door = Door(settings, service.metrics.connection_cut)
+        service.metrics.watch_connections(door)
+        opening: Opening | None = None
+        if settings.triton:
 
-        def make() -> FastAPI:
-            service.wait_for_triton()
-            return create_app(service)
+            def make() -> FastAPI:
+                service.wait_for_triton()
+                return create_app(service)
 
-        opening = Opening(make, lambda: service.batcher.not_ready, service.batcher.close)
-    config = uvicorn.Config(
-        opening or create_app(service),
-        host=settings.host,
-        port=settings.port,
-        http=BoundedProtocol,
-        log_config=None,  # its lines go through ours
-        access_log=False,
-        timeout_graceful_shutdown=LAST_ANSWERS,
-        reset_contextvars=True,
-    )
-    gc.collect()
-    gc.freeze()  # what is there by now stays: a full collection looks at requests only, so it comes sooner and is short
-    DrainingServer(config, service.drain, service.batcher, settings.grace).run()
+            opening = Opening(make, lambda: service.batcher.not_ready, service.batcher.close)
+        config = configure(opening or create_app(service), door)
+        gc.collect()
+        gc.freeze()  # what is there by now stays: a full collection looks at requests only, so it comes sooner, is short
+        DrainingServer(
+            config, door, service.drain, service.batcher, settings.grace, reload=service.reload_keys
+        ).run(sockets)
+    finally:
+        close(sockets)
     if opening is not None and opening.failed is not None:
         raise opening.failed
 
