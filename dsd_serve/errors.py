@@ -16,6 +16,14 @@ They know nothing of HTTP; server/errors.py maps them to status codes.
 """
 
 
+def shown(value: object, most: int = 80) -> str:
+    """A value as a sentence repeats it: its repr, of which `most` characters are kept."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        return "a huge number"  # Python refuses to write more than 4300 digits
+    text = repr(value[: most + 1] if isinstance(value, str | bytes) else value)
+    return text if len(text) <= most + 2 else f"{text[:most]}..."
+
+
 class DSDError(Exception):
     """Base of all errors that this project raises on purpose. The text is a sentence for the user."""
 

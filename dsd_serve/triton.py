@@ -11,6 +11,7 @@ import itertools
 import json
 import logging
 import math
+import re
 import threading
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -30,12 +31,15 @@ from dsd_serve.errors import (
     EngineError,
     EngineUnavailableError,
     QueueFullError,
+    shown,
 )
 from dsd_serve.host import About
 from dsd_serve.rows import Array
 from dsd_serve.tasks import OnPreviews, Task
 
 log = logging.getLogger(__name__)
+
+HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}(%[A-Za-z0-9._-]+)?\]")
 
 ASK_EVERY = 1.0  # seconds between two questions how a server is
 ASK_AGAIN = 0.25  # the same of one that is not ready
@@ -57,8 +61,11 @@ def parse_addresses(text: str) -> list[str]:
     addresses = [item.strip() for item in text.split(",")]
     for address in addresses:
         host, _, port = address.rpartition(":")
-        if not host or not port.isdigit() or not 0 < int(port) < 65536 or "/" in address:
-            raise ConfigError(f"triton must be HOST:PORT[,HOST:PORT] with Triton's gRPC port (8001), got {text!r}")
+        if not HOST.fullmatch(host) or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:
+            raise ConfigError(
+                f"triton must be HOST:PORT[,HOST:PORT] with Triton's gRPC port (8001), an IPv6 address in brackets, "
+                f"got {shown(address)}"
+            )
     if repeated := [address for address in addresses if addresses.count(address) > 1]:
         raise ConfigError(f"triton names {repeated[0]} twice; give each server once")
     return addresses

@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dsd_serve import __version__
 from dsd_serve.checkpoint import PRECISIONS, read_checkpoint, read_model_dir
 from dsd_serve.config import PRESETS, ModelConfig
 from dsd_serve.errors import CheckpointError, DSDError, EngineUnavailableError
@@ -184,6 +185,7 @@ def arguments_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dsd-export", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("source", type=Path, nargs="?", help="a checkpoint.pt of dsd-train, or a model directory")
     source.add_argument("--untrained", choices=PRESETS, metavar="PRESET", help="random weights of a preset instead")

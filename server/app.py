@@ -68,7 +68,7 @@ def install_operations(app: FastAPI, service: Service) -> None:
     security.install(
         app,
         keys=service.keys,
-        origins=security.parse_origins(service.settings.cors_origins),
+        origins=service.origins,
         used=lambda name: counters.key_requests.labels(name).inc(),
         rejected=counters.rejected,
     )

@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 
 ALWAYS_ANSWERED = ("/health/live", "/metrics")
 PAGE = ("/gradio_api/", "/studio/")  # streams that stay open as long as a page does; what it asks of the API counts
-LAST_ANSWERS = 5  # seconds for answers on their way once everything else is over
 
 
 class Drain:

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dsd_serve.errors import ConfigError, DSDError
+from dsd_serve.errors import ConfigError, DSDError, shown
 
 if TYPE_CHECKING:
     import argparse
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from server.protocol import Door
-    from server.settings import Settings
 
 LAST_ANSWERS = 5  # seconds for answers on their way once everything else is over
 # One address stands for both families: a socket of its own for each keeps IPv4 addresses what they are in logs.
@@ -102,10 +101,20 @@ def close(sockets: Sequence[socket.socket]) -> None:
 
 def why_not(host: str, port: int, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
-        return f"port {port} of {host[:80]!r} is in use by another program; choose another with --port"
+        return f"port {port} of {shown(host)} is in use by another program; choose another with --port"
     if error.errno in (errno.EACCES, errno.EPERM):
         return f"port {port} needs rights that this program does not have; choose one from 1024 with --port"
-    return f"host must be an address of this machine, or a name of one, got {host[:80]!r} ({error.strerror or error})"
+    return f"host must be an address of this machine, or a name of one, got {shown(host)} ({error.strerror or error})"
+
+
+@contextlib.contextmanager
+def listening(host: str, port: int) -> Iterator[list[socket.socket]]:
+    """`listen`, and close the sockets in the end."""
+    sockets = listen(host, port)
+    try:
+        yield sockets
+    finally:
+        close(sockets)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -138,21 +147,23 @@ def configure(app: ASGIApp, door: Door) -> uvicorn.Config:
     )
 
 
-def serve_page(
-    make: Callable[[], tuple[ASGIApp, Sequence[Callable[[], None]]]], host: str, port: int, options: dict[str, Any]
-) -> None:
-    """Serve an application that has no batcher, and the calls that end its streams, until a signal ends it.
+def serve_page(make: Callable[[], tuple[ASGIApp, Sequence[Callable[[], None]]]], options: argparse.Namespace) -> None:
+    """Serve an application that has no batcher, until a signal ends it.
 
-    options: values of the flags of `add_flags`. Raises ConfigError when a value or the address is wrong.
+    make: gives the application, and the calls that end its streams. options: host, port and the flags of `add_flags`.
+    Raises ConfigError when one of them is wrong, or the address cannot be had.
     """
     from server import logs, settings
     from server.drain import DoorServer
     from server.protocol import Door
 
-    known = settings.Settings(host=host, port=port, **{name: options[name] for name in settings.CONNECTIONS})
+    flags, defaults = vars(options), settings.Settings()
+    values = {name: settings.choose(name, flags[name], getattr(defaults, name)) for name in settings.CONNECTIONS}
+    port = settings.convert("port", "port", options.port, defaults.port)
+    known = settings.Settings(host=options.host, port=port, **values)
     settings.check(known)
     logs.configure(known.log_level, known.log_format)
-    sockets = listen(known.host, known.port)
-    app, at_end = make()
-    door = Door(known)
-    DoorServer(configure(app, door), door, at_end=at_end).run(sockets)
+    with listening(known.host, known.port) as sockets:
+        app, at_end = make()
+        door = Door(known)
+        DoorServer(configure(app, door), door, at_end=at_end).run(sockets)

@@ -21,20 +21,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def serve(settings: Settings) -> None:
     """Serve until a signal ends it. Raises DSDError when it cannot start."""
     import gc
+    import logging
+    import os
 
     from fastapi import FastAPI  # here and not above: --help needs none of it
 
     from server import logs
     from server.app import create_app
     from server.drain import DrainingServer
-    from server.front import close, configure, listen
+    from server.front import configure, listening
     from server.opening import Opening
     from server.protocol import Door
     from server.service import Service
+    from server.settings import unknown_variables
 
     logs.configure(settings.log_level, settings.log_format)
-    sockets = listen(settings.host, settings.port)  # before the model, which takes its time
-    try:
+    for sentence in unknown_variables(os.environ):
+        logging.getLogger("server.main").warning(sentence)
+    with listening(settings.host, settings.port) as sockets:  # before the model, which takes its time
         service = Service(settings)
         door = Door(settings, service.metrics.connection_cut)
         service.metrics.watch_connections(door)
@@ -47,13 +51,10 @@ def serve(settings: Settings) -> None:
 
             opening = Opening(make, lambda: service.batcher.not_ready, service.batcher.close)
         config = configure(opening or create_app(service), door)
+        # What is there by now stays: a full collection looks at requests only, so it comes sooner and is short.
         gc.collect()
-        gc.freeze()  # what is there by now stays: a full collection looks at requests only, so it comes sooner, is short
-        DrainingServer(
-            config, door, service.drain, service.batcher, settings.grace, reload=service.reload_keys
-        ).run(sockets)
-    finally:
-        close(sockets)
+        gc.freeze()
+        DrainingServer(config, door, service.drain, service.batcher, settings.grace, service.reload_keys).run(sockets)
     if opening is not None and opening.failed is not None:
         raise opening.failed
 

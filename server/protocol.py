@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import json
 import logging
 import socket
 import time
@@ -191,7 +190,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().__init__(config, *args, **kwargs)
         self.door = door
         self.served: ASGIApp = config.loaded_app
-        self.app = self.run  # type: ignore[assignment]  # uvicorn's types name the messages one by one
+        self.app = self.run
         self.surplus: Refused | None = None  # why the requests of this connection are refused
         self.first = True  # no head has been complete yet
         self.in_head = True  # the next byte belongs to a head
@@ -239,7 +238,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.head > MAX_HEAD:
             self.refuse(Refused(400, f"the request line and headers are over {MAX_HEAD} bytes; send less"))
 
-    def eof_received(self) -> bool:
+    def eof_received(self) -> bool:  # type: ignore[override]
         """The client has closed, or sends nothing more but still reads. Only writing tells the two apart: the system of
         a client that has closed answers what comes with a reset. So the first bytes of the answer go out at once."""
         if self.line.closing or not self.unanswered or not hasattr(socket, "TCP_INFO"):
@@ -421,7 +420,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self.taken, self.stalled = taken, now
         elif now - self.stalled >= settings.write_timeout:
             self.door.cut("unread")
-            log.info("%s took less than %d bytes of its answer in %g seconds", self.address, LEAST_TAKEN, now - self.stalled)
+            log.info("%s did not take its answer within %g seconds", self.address, settings.write_timeout)
             self.abort()
             return
         if self.line.unsent:
@@ -497,7 +496,7 @@ def malformed(error: httptools.HttpParserError, data: bytes) -> Refused:
 
 def answer_of(refused: Refused, headers: list[tuple[bytes, bytes]]) -> bytes:
     """A problem document with its head."""
-    body = json.dumps(errors.body_of(refused.status, refused.sentence)).encode()
+    body = errors.problem(refused.status, refused.sentence).body
     lines = [name + b": " + value for name, value in headers]
     lines += [
         b"content-type: " + errors.MEDIA_TYPE.encode(),

@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 VARIABLE = "DSD_API_KEYS"
 FORM = "name:key[:requests_per_minute[:images_at_once]]"
 MIN_KEY = 16  # characters; guessing must be hopeless, nothing slows it down
+MAX_KEY = 1024  # characters; it must fit into a header
+MAX_FILE = 1_000_000  # bytes of a file of keys
 ORIGIN = re.compile(r"https?://[^/\s?#@*]+")
 
 
@@ -67,7 +69,10 @@ current_key: ContextVar[ApiKey | None] = ContextVar("current_key", default=None)
 
 
 def load_keys(path: str, environment: Mapping[str, str]) -> list[ApiKey]:
-    """The keys of a file (empty path: none; `#` begins a comment line) and those of DSD_API_KEYS, comma separated."""
+    """The keys of a file (empty path: none) and those of DSD_API_KEYS, comma separated. Raises ConfigError.
+
+    In the file `#` begins a comment, at the start of a line or after a space.
+    """
     keys = []
     if path:
         keys += [parse_key(text, where) for where, text in read_file(Path(path))]
@@ -79,36 +84,55 @@ def load_keys(path: str, environment: Mapping[str, str]) -> list[ApiKey]:
     return keys
 
 
+def renew(keys: list[ApiKey], read: Sequence[ApiKey]) -> None:
+    """Put keys that were read again in the place of those before. Who stays keeps what he has used up."""
+    if not read:
+        raise ConfigError("there is no API key any more, and without one everybody could send requests")
+    before = {(key.name, key.digest): key for key in keys}
+    renewed = []
+    for key in read:
+        kept = before.get((key.name, key.digest), key)
+        kept.per_minute, kept.images_at_once = key.per_minute, key.images_at_once
+        kept.tokens = min(kept.tokens, kept.per_minute)
+        renewed.append(kept)
+    keys[:] = renewed
+
+
 def read_file(path: Path) -> list[tuple[str, str]]:
     """(where, text) of each key in a file."""
+    # A key given where the file's name belongs must not reach the log.
+    file = "the file that api_keys names" if ":" in str(path) else str(path)
     try:
-        lines = path.read_text("utf-8").splitlines()
+        with path.open("rb") as opened:
+            data = opened.read(MAX_FILE + 1)
+        text = data.decode("utf-8-sig")
         readable_by_all = path.stat().st_mode & 0o004
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        # A key given where the file's name belongs must not reach the log.
-        shown = "the file that api_keys names" if ":" in str(path) else path
-        raise ConfigError(f"the API keys in {shown} cannot be read: {reason}") from None
+        raise ConfigError(f"the API keys in {file} cannot be read: {reason}") from None
+    if len(data) > MAX_FILE:
+        raise ConfigError(f"{file} is not a file of API keys: it is larger than {MAX_FILE // 1_000_000} MB")
     if readable_by_all:
-        log.warning("everybody on this machine can read the API keys in %s: chmod 600 it", path)
-    found = [(f"line {i} of {path}", line.strip()) for i, line in enumerate(lines, 1)]
-    found = [(where, line) for where, line in found if line and not line.startswith("#")]
+        log.warning("everybody on this machine can read the API keys in %s: chmod 600 it", file)
+    lines = re.split("\r\n|\r|\n", text)
+    found = [(f"line {i} of {file}", re.split(r"(?:^|\s)#", line)[0].strip(" \t")) for i, line in enumerate(lines, 1)]
+    found = [(where, line) for where, line in found if line]
     if not found:
-        raise ConfigError(f"{path} holds no API key; each line must be {FORM}")
+        raise ConfigError(f"{file} holds no API key; each line must be {FORM}")
     return found
 
 
 def parse_key(text: str, where: str) -> ApiKey:
-    parts = [part.strip() for part in text.split(":")]
-    if not 2 <= len(parts) <= 4 or not all(part.isdecimal() for part in parts[2:]):
-        raise ConfigError(f"{where} must be {FORM}")
+    parts = [part.strip(" \t") for part in text.split(":")]
+    if not 2 <= len(parts) <= 4 or not all(re.fullmatch("[0-9]{1,6}", part) for part in parts[2:]):
+        raise ConfigError(f"{where} must be {FORM}, the numbers from 0 to 999999")
     name, secret = parts[:2]
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name):
         raise ConfigError(f"the name in {where} must be 1 to 64 letters, digits, dots, dashes or underscores")
-    if len(secret) < MIN_KEY or not secret.isascii() or not secret.isprintable():
+    if not re.fullmatch(f"[!-~]{{{MIN_KEY},{MAX_KEY}}}", secret):
         raise ConfigError(
-            f"the key in {where} must have at least {MIN_KEY} ASCII characters; this makes one: "
-            "python3 -c 'import secrets; print(secrets.token_urlsafe(32))'"
+            f"the key in {where} must have at least {MIN_KEY} ASCII characters, at most {MAX_KEY}, and no spaces; "
+            "this makes one: python3 -c 'import secrets; print(secrets.token_urlsafe(32))'"
         )
     return ApiKey(name, digest(secret), *map(int, parts[2:]))
 

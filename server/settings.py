@@ -1,21 +1,39 @@
 """The server's settings: flags, environment variables DSD_*, safe defaults."""
 
 import argparse
+import difflib
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any, NoReturn
 
+from dsd_serve import __version__
 from dsd_serve.checkpoint import PRECISIONS
 from dsd_serve.engines import ENGINE_NAMES
-from dsd_serve.errors import ConfigError
+from dsd_serve.errors import ConfigError, shown
+from dsd_serve.params import MAX_STEPS
 
 
 def demo_model() -> Path:
     """The model directory that comes with the package."""
     return Path(str(resources.files("dsd_serve").joinpath("demo")))
+
+
+SPARE_DESCRIPTORS = 64  # for files, and for connections that are refused
+MOST_CONNECTIONS = 1024  # by default; a head in each of them takes 64 KiB
+
+
+def descriptors() -> int:
+    """File descriptors that this process may have."""
+    try:
+        import resource
+    except ImportError:  # Windows, where sockets are not among them
+        return 2 * MOST_CONNECTIONS
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return 2 * MOST_CONNECTIONS if soft == resource.RLIM_INFINITY else soft
 
 
 @dataclass(frozen=True)
@@ -40,6 +58,11 @@ class Settings:
     max_uploads_mb: float = 200.0
     max_decode_mb: float = 400.0
     body_timeout: float = 60.0
+    head_timeout: float = 10.0
+    write_timeout: float = 60.0
+    keep_alive: float = 75.0
+    max_connections: int = field(default_factory=lambda: min(MOST_CONNECTIONS, descriptors() // 2))
+    max_connections_per_address: int = 0
     max_megapixels: float = 40.0
     grace: float = 30.0
     api_keys: str = ""
@@ -53,7 +76,7 @@ class Settings:
 
 HELP = {
     "model": "model directory, as dsd-export writes it (default: the demo model of the package)",
-    "host": "address to listen on; 0.0.0.0 for all interfaces",
+    "host": "address to listen on; 0.0.0.0 for all interfaces, :: for all of IPv4 and IPv6",
     "port": "TCP port",
     "engine": f"what runs the network: {' or '.join(ENGINE_NAMES)}",
     "device": "cpu, cuda or cuda:N; never replaced by another one",
@@ -70,11 +93,20 @@ HELP = {
     "max_uploads_mb": "memory for the bodies of all requests, twice their size; more is answered with 429",
     "max_decode_mb": "memory for decoding uploaded pictures; those that would need more wait for others",
     "body_timeout": "seconds in which the body of a request must come",
+    "head_timeout": "seconds in which the request line and headers of a request must come",
+    "write_timeout": "seconds in which a client must take 64 KiB of its answer, or all that is left of it; else its "
+    "connection is closed, and its request cancelled",
+    "keep_alive": "seconds for which a connection is kept after an answer: longer than a proxy in front does (nginx "
+    "and load balancers 60), because what it sends while the server closes is lost",
+    "max_connections": "connections at once. The one that has been idle for the longest gives way to a new one; if all "
+    "are busy, new ones are answered with 503, except for /health (default: half of ulimit -n, at most 1024)",
+    "max_connections_per_address": "the same for one address, or one /64 of IPv6, with 429; only where clients connect "
+    "directly, because all that come through a proxy have the proxy's address (default: 0, no limit)",
     "max_megapixels": "largest uploaded picture, in millions of pixels",
     "grace": "seconds to finish running requests after SIGTERM; a second signal ends the server at once",
-    "api_keys": "file of API keys, one name:key[:requests_per_minute[:images_at_once]] a line; with keys every request "
-    "but those to /health needs one, as Authorization: Bearer KEY or X-API-Key: KEY. Keys may also stand in the "
-    "environment variable DSD_API_KEYS, comma separated (default: none, everybody may send requests)",
+    "api_keys": "file of API keys, one name:key[:requests_per_minute[:images_at_once]] a line; # begins a comment. "
+    "With keys every request but those to /health needs one, as Authorization: Bearer KEY or X-API-Key: KEY. Keys may "
+    "also stand in the environment variable DSD_API_KEYS, comma separated (default: none, everybody may send requests)",
     "cors_origins": "web pages whose scripts may use the server, as https://a.example,https://b.example, or * for all "
     "(default: none)",
     "log_level": "debug, info, warning or error; access lines are info",
@@ -87,15 +119,45 @@ HELP = {
     "ui": "a page in the browser at /, as a client of this server. Needs the extra ui (default: off)",
 }
 
+CONNECTIONS = ("head_timeout", "write_timeout", "keep_alive", "max_connections", "max_connections_per_address")
 GROUPS = {
     "model": ("model", "engine", "device", "precision", "threads", "row_budget", "triton"),
     "network": ("host", "port", "grace", "ui"),
-    "limits": (*(name for name in HELP if name.startswith("max_")), "body_timeout"),
+    "limits": (*(name for name in HELP if name.startswith("max_") and name not in CONNECTIONS), "body_timeout"),
+    "connections": CONNECTIONS,
     "security": ("api_keys", "cors_origins"),
     "logging and traces": ("log_level", "log_format", "otel"),
 }
-LOG_LEVELS = ("debug", "info", "warning", "error")
-LOG_FORMATS = ("pretty", "json")
+# Least and most of every number. Infinity is not among them: what has no limit is not safe.
+RANGES: dict[str, tuple[float, float]] = {
+    "port": (0, 65535),
+    "threads": (0, max(64, os.cpu_count() or 1)),
+    "row_budget": (0, 1024),
+    "max_waiting": (1, 100_000),
+    "max_wait": (0.001, 1_000_000),
+    "max_seconds": (0.001, 1_000_000),
+    "max_images": (1, 1000),
+    "max_steps": (1, MAX_STEPS),
+    "max_size": (1, 16384),
+    "max_body_mb": (0.001, 10_000),
+    "max_uploads_mb": (0.001, 1_000_000),
+    "max_decode_mb": (0.001, 1_000_000),
+    "body_timeout": (0.001, 86400),
+    "head_timeout": (0.001, 86400),
+    "write_timeout": (0.001, 86400),
+    "keep_alive": (0.001, 86400),
+    "max_connections": (1, 1_000_000),
+    "max_connections_per_address": (0, 1_000_000),
+    "max_megapixels": (0.001, 10_000),
+    "grace": (0, 86400),
+}
+CHOICES = {
+    "engine": ENGINE_NAMES,
+    "precision": PRECISIONS,
+    "log_level": ("debug", "info", "warning", "error"),
+    "log_format": ("pretty", "json"),
+}
+DEVICE = re.compile(r"cpu|cuda(:[0-9]{1,3})?")
 METAVARS = {"api_keys": "FILE", "triton": "HOST:PORT"}
 BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
@@ -106,34 +168,33 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
-    """Settings from flags, else from the environment, else the defaults. Raises ConfigError for a wrong variable."""
-    defaults = Settings()
+    """Settings from flags, else from the environment, else the defaults. Raises ConfigError for a wrong value."""
+    defaults = vars(Settings())
     parser = Parser(
         prog="dsd-serve",
         description="Serve a DSD model over HTTP. Try: curl 'localhost:8000/generate?class=207' -o dog.png",
-        epilog="Each flag can also be given as the environment variable named beside it; flags win.",
+        epilog="Each flag can also be given as the environment variable named beside it; flags win, and an empty "
+        "variable counts as unset.",
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     for title, names in GROUPS.items():
         group = parser.add_argument_group(title)
         for name in names:
-            add_flag(group, name, getattr(defaults, name))
-    settings = Settings(**vars(parser.parse_args(arguments)))
+            add_flag(group, name, defaults[name])
+    flags = vars(parser.parse_args(arguments))
+    settings = Settings(**{name: choose(name, flags[name], default) for name, default in defaults.items()})
     check(settings)
     return settings
 
 
 def add_flag(group: Any, name: str, default: Any) -> None:
-    kind = type(default)
-    shown = "" if "(default: " in HELP[name] else f" (default {default})"
-    options: dict[str, Any] = {"help": f"{HELP[name]}{shown} [{variable(name)}]"}
-    if kind is bool:
-        options["action"] = "store_true"
+    shown_default = "" if "(default: " in HELP[name] else f" (default {default})"
+    options: dict[str, Any] = {"help": f"{HELP[name]}{shown_default} [{variable(name)}]"}
+    if isinstance(default, bool):
+        options |= {"action": "store_const", "const": "true"}
     else:
-        options |= {
-            "type": Path if isinstance(default, Path) else kind,
-            "metavar": METAVARS.get(name, name.rpartition("_")[2].upper()),
-        }
-    group.add_argument("--" + name.replace("_", "-"), default=from_environment(name, default), **options)
+        options["metavar"] = METAVARS.get(name, name.rpartition("_")[2].upper())
+    group.add_argument("--" + name.replace("_", "-"), **options)
 
 
 def variable(name: str) -> str:
@@ -141,37 +202,83 @@ def variable(name: str) -> str:
     return "DSD_API_KEYS_FILE" if name == "api_keys" else f"DSD_{name.upper()}"
 
 
-def from_environment(name: str, default: Any) -> Any:
-    text = os.environ.get(variable(name))
-    if text is None:
+def choose(name: str, flag: str | list[str] | None, default: Any) -> Any:
+    """The value of a setting: its flag, else its variable where that is not empty, else the default."""
+    if flag is not None:
+        return convert(name, name, flag if isinstance(flag, str) else "--", default)  # argparse makes [] of --port=--
+    text = os.environ.get(variable(name), "").strip()
+    if not text:  # what docker compose and Helm make of a variable that nobody set
         return default
-    if isinstance(default, Path):
-        return Path(text)
+    try:
+        return convert(name, variable(name), text, default)
+    except ConfigError as error:
+        if "://" not in text or not isinstance(default, int):
+            raise
+        raise ConfigError(
+            f"{error}; Kubernetes sets this variable in the pods beside a service of that name: write "
+            "enableServiceLinks: false into the pod's spec, or rename the service"
+        ) from None
+
+
+def convert(name: str, source: str, text: str, default: Any) -> Any:
+    """The value that a text stands for. source: what the sentence of a ConfigError calls the setting."""
     if isinstance(default, bool):
         if text.lower() not in BOOLEANS:
-            raise ConfigError(f"{variable(name)} must be true or false, got {text!r}")
+            raise ConfigError(f"{source} must be true or false, got {shown(text)}")
         return BOOLEANS[text.lower()]
-    kind = type(default)
+    if isinstance(default, (int, float)):
+        return number(source, text, type(default), *RANGES[name])
+    if name in CHOICES and text not in CHOICES[name]:
+        raise ConfigError(f"{source} must be one of {', '.join(CHOICES[name])}, got {shown(text)}")
+    if name == "device" and not DEVICE.fullmatch(text):
+        raise ConfigError(f"{source} must be cpu, cuda or cuda:N, got {shown(text)}")
+    return Path(text) if isinstance(default, Path) else text
+
+
+def number(source: str, text: str, kind: type[int] | type[float], least: float, most: float) -> int | float:
+    """A number from `least` to `most`, in ASCII digits. Raises ConfigError."""
     try:
-        return kind(text)
+        if not text.isascii() or "_" in text:  # Python would take ８ and 1_000
+            raise ValueError
+        value = kind(text)
+        if not least <= value <= most:  # also refuses NaN
+            raise ValueError
     except ValueError:
-        raise ConfigError(f"{variable(name)} must be a {kind.__name__}, got {text!r}") from None
+        what = "an integer" if kind is int else "a number"
+        raise ConfigError(f"{source} must be {what} from {least} to {most}, got {shown(text)}") from None
+    return value
 
 
 def check(settings: Settings) -> None:
-    for name in ("body_timeout", *(name for name in vars(settings) if name.startswith("max_"))):
-        if not getattr(settings, name) > 0:  # also refuses NaN
-            raise ConfigError(f"{name} must be above 0, got {getattr(settings, name)}")
-    for name in ("threads", "row_budget", "grace"):
-        if getattr(settings, name) < 0:
-            raise ConfigError(f"{name} must be 0 or more, got {getattr(settings, name)}")
+    """Raises ConfigError for settings that do not go together."""
     if settings.max_uploads_mb < 2 * settings.max_body_mb:
         raise ConfigError(
             f"max_uploads_mb must be at least twice max_body_mb, got {settings.max_uploads_mb:g} "
             f"and {settings.max_body_mb:g}"
         )
-    if not 0 <= settings.port <= 65535:
-        raise ConfigError(f"port must be from 0 to 65535, got {settings.port}")
-    for name, allowed in (("log_level", LOG_LEVELS), ("log_format", LOG_FORMATS)):
-        if getattr(settings, name) not in allowed:
-            raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {getattr(settings, name)!r}")
+    if settings.max_connections + SPARE_DESCRIPTORS > max(descriptors(), 2 * SPARE_DESCRIPTORS):
+        raise ConfigError(
+            f"max_connections must leave {SPARE_DESCRIPTORS} of the {descriptors()} file descriptors that this process "
+            f"may have, got {settings.max_connections}; raise ulimit -n"
+        )
+
+
+# Variables that are not settings of the server: keys, those of dsd-ui, dsd-eval and the tests, and those that
+# Kubernetes makes of services whose names begin with dsd.
+OTHER_VARIABLES = re.compile(
+    r"DSD_API_KEYS?|DSD_DATA|DSD_TRITON_FOLDER|DSD_\w*(SERVICE_(HOST|PORT)(_\w+)?|PORT_\d+_\w+)"
+)
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """A sentence for each variable DSD_* that has no effect. Values are not repeated: they may be secret."""
+    known = [variable(name) for name in HELP]
+    found = []
+    for name, value in sorted(environment.items()):
+        linked = re.match(r"(tcp|udp|sctp)://", value) is not None  # DSD_UI_PORT of a service dsd-ui
+        if not name.startswith("DSD_") or name in known or linked or OTHER_VARIABLES.fullmatch(name):
+            continue
+        near = difflib.get_close_matches(name[:80], [*known, "DSD_API_KEYS"], n=1)
+        meant = f"did you mean {near[0]}?" if near else "dsd-serve --help lists the variables"
+        found.append(f"the variable {shown(name)[1:-1]} has no effect: {meant}")
+    return found

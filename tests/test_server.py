@@ -273,9 +273,9 @@ def test_a_client_that_goes_away_frees_its_place(tiny_dir):
         (["--model", "/nowhere"], {}, "/nowhere is no model directory"),
         (["--device", "cuda"], {}, "onnxruntime-gpu"),
         (["--engine", "magic"], {}, "engine must be one of onnx, torch"),
-        (["--max-steps", "0"], {}, "max_steps must be above 0"),
-        ([], {"DSD_PORT": "http"}, "DSD_PORT must be a int, got 'http'"),
-        (["--port", "99999"], {}, "port must be from 0 to 65535"),
+        (["--max-steps", "0"], {}, "max_steps must be an integer from 1 to 1000, got '0'"),
+        ([], {"DSD_PORT": "http"}, "DSD_PORT must be an integer from 0 to 65535, got 'http'"),
+        (["--port", "99999"], {}, "port must be an integer from 0 to 65535, got '99999'"),
     ],
 )
 def test_a_server_that_cannot_start_says_why_and_exits(arguments, environment, words):

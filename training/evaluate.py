@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dsd_serve import images
+from dsd_serve import __version__, images
 from dsd_serve.checkpoint import PRECISIONS, atomic
 from dsd_serve.engines import ENGINE_NAMES
 from dsd_serve.errors import CheckpointError, DSDError, InputError
@@ -275,6 +275,7 @@ def arguments_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dsd-eval", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("model", nargs="?", metavar="MODEL", help="a model directory, or http://HOST:PORT of a server")
     parser.add_argument("--real", required=True, metavar="PICTURES", help="real pictures that are new to the model")
     parser.add_argument("--reference", metavar="PICTURES", help="what samples are compared with (default: --real)")

@@ -31,6 +31,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from dsd_serve import __version__
 from dsd_serve import images as pictures_io
 from dsd_serve.checkpoint import read_checkpoint, read_model_dir, read_weights, write_checkpoint
 from dsd_serve.engines.torch_engine import TorchEngine
@@ -553,6 +554,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="dsd-train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("config", type=Path, help="a TOML file, see training/configs")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that replace the file's")
     parser.add_argument("--dry-run", action="store_true", help="say what the run will cost; needs no data")

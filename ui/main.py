@@ -6,7 +6,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-# dsd-ui is a server of its own and stands behind the same door as dsd-serve; see pyproject.toml.
+from dsd_serve import __version__
+
+# dsd-ui is a server of its own and stands behind the same front as dsd-serve; see pyproject.toml.
 from server import front
 
 
@@ -22,16 +24,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return page, [page.state.stop.set]
 
         try:
-            front.serve_page(make, options.host, options.port, vars(options))
+            front.serve_page(make, options)
         except ImportError as error:
             sys.exit(f"dsd-ui: the page needs gradio ({error}): pip install 'dsd-serve[ui]'")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="dsd-ui", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("--server", default="http://localhost:8000", help="address of dsd-serve (default %(default)s)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
-    parser.add_argument("--port", type=int, default=7860, help="port of the page (default %(default)s)")
+    parser.add_argument("--port", default="7860", help="port of the page (default %(default)s)")
     front.add_flags(parser)
     parser.epilog = (
         "For a server with API keys put one into the environment variable DSD_API_KEY; everybody who can open the "

@@ -24,7 +24,7 @@ from pathlib import Path
 from server.settings import demo_model
 
 WHEEL = "nvidia-pytriton==0.7.0"
-FOLDER = Path(os.environ.get("DSD_TRITON", ".triton"))
+FOLDER = Path(os.environ.get("DSD_TRITON_FOLDER", ".triton"))  # DSD_TRITON is a setting of the server
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 START_SECONDS = 120
 
