@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
@@ -186,10 +187,13 @@ class DrainingServer(DoorServer):
 
 @contextlib.contextmanager
 def handled(name: str, handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Handle a signal, where the system has it and nobody has it ignored, as nohup does with SIGHUP."""
+    """Handle a signal, where the system has it and nobody has it ignored, as nohup does with SIGHUP.
+
+    Signals are the main thread's; elsewhere this does nothing.
+    """
     number = getattr(signal, name, None)
     before = None if number is None else signal.getsignal(number)
-    if number is None or before is signal.SIG_IGN:
+    if number is None or before is signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
         yield
         return
     signal.signal(number, handler)

@@ -471,7 +471,7 @@ def check_head(version: str, method: bytes, headers: list[tuple[bytes, bytes]]) 
     if len(hosts) > 1 or (not hosts and version == "1.1"):
         raise Refused(400, f"a request must have one Host header, got {len(hosts)}")
     if codings and (len(codings) > 1 or codings[0].lower() != b"chunked"):
-        raise Refused(501, f"Transfer-Encoding must be chunked, got {shown(b', '.join(codings))}")
+        raise Refused(400, f"Transfer-Encoding must be chunked, got {shown(b', '.join(codings))}")
     if version == "1.1" and any(value.lower() != b"100-continue" for value in expectations):
         raise Refused(417, f"Expect must be 100-continue, got {shown(b', '.join(expectations))}")
 
