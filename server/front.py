@@ -90,7 +90,10 @@ def listen(host: str, port: int) -> list[socket.socket]:
 def addresses_of(host: str, port: int) -> list[Any]:
     found = []
     for one in EVERYWHERE.get(host, (host,)):
-        found += socket.getaddrinfo(one, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        try:
+            found += socket.getaddrinfo(one, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        except ValueError:  # what cannot be a name at all
+            raise OSError(errno.EINVAL, "it is not a name") from None
     return list(dict.fromkeys(found))
 
 

@@ -256,14 +256,26 @@ def test_offers_of_many_pipelined_requests(common):
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400, "http:// and not https://"),
         (b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\na", 400, "Content-Length"),
         (b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\na", 400, "Content-Length"),
-        (b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400, ""),
+        (
+            b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            400,
+            "",
+        ),
         (b"POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n0\r\n\r\n", 400, "Transfer-Encoding"),
-        (b"POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 400, "'gzip, chunked'"),
+        (
+            b"POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+            400,
+            "'gzip, chunked'",
+        ),
         (b"POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400, "chunk size"),
         (b"POST /echo HTTP/1.1\r\nHost: a\r\nExpect: 200-ok\r\nContent-Length: 0\r\n\r\n", 417, "'200-ok'"),
         (b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 400_000 + b"\r\n\r\n", 400, "over 65536 bytes"),
         (b"POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1;" + b"x" * 400_000, 400, "65536"),
-        (b"POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX: " + b"x" * 400_000, 400, "65536"),
+        (
+            b"POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX: " + b"x" * 400_000,
+            400,
+            "65536",
+        ),
     ],
 )
 def test_what_is_not_http_is_a_problem_document_and_the_end(common, request_, status, words):
@@ -513,5 +525,7 @@ def test_curl_that_offers_http2(common, sent):
     if "HTTP2" not in features:
         pytest.skip("this curl speaks no HTTP/2")
     url = "http://{}:{}/echo".format(*common.address)
-    done = subprocess.run(["curl", "-sS", "--http2", *sent, url], capture_output=True, text=True, check=True, timeout=30)
+    done = subprocess.run(
+        ["curl", "-sS", "--http2", *sent, url], capture_output=True, text=True, check=True, timeout=30
+    )
     assert "abc" in json.loads(done.stdout)["body"]
