@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dsd_serve.errors import ClosedError
 from server import errors
+from server.front import LAST_ANSWERS
 from server.protocol import Door
 
 if TYPE_CHECKING:  # dsd-ui has neither
@@ -132,6 +133,17 @@ class DoorServer(uvicorn.Server):
             for call in self.at_end:
                 call()
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        closing = asyncio.get_running_loop().call_later(LAST_ANSWERS, self.close_connections)
+        await super().shutdown(sockets)
+        closing.cancel()
+
+    def close_connections(self) -> None:
+        """Close what is left, before uvicorn cancels it with a traceback for each."""
+        log.warning("%d connections are closed in the middle of their answers", len(self.door.open))
+        for connection in list(self.door.open):
+            connection.abort()
 
     def check_descriptors(self) -> None:
         """Log that the process has no file descriptor left: uvloop then closes new connections without a word."""

@@ -25,6 +25,14 @@ if TYPE_CHECKING:
 
     from server.protocol import Door
 
+BOUNDS = (
+    "head_timeout",
+    "body_timeout",
+    "write_timeout",
+    "keep_alive",
+    "max_connections",
+    "max_connections_per_address",
+)
 LAST_ANSWERS = 5  # seconds for answers on their way once everything else is over
 # One address stands for both families: a socket of its own for each keeps IPv4 addresses what they are in logs.
 EVERYWHERE = {"::": ("::", "0.0.0.0"), "": ("::", "0.0.0.0")}
@@ -121,11 +129,11 @@ def listening(host: str, port: int) -> Iterator[list[socket.socket]]:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of dsd-serve that bound connections, for another program."""
+    """The flags of dsd-serve that hold for any server, for another program."""
     from server import settings
 
     group = parser.add_argument_group("connections")
-    for name in settings.CONNECTIONS:
+    for name in BOUNDS:
         settings.add_flag(group, name, getattr(settings.Settings(), name))
 
 
@@ -145,7 +153,7 @@ def configure(app: ASGIApp, door: Door) -> uvicorn.Config:
         log_config=None,  # its lines go through ours
         access_log=False,
         timeout_keep_alive=door.settings.keep_alive,  # type: ignore[arg-type]  # a float does as well
-        timeout_graceful_shutdown=LAST_ANSWERS,
+        timeout_graceful_shutdown=LAST_ANSWERS + 1,
         reset_contextvars=True,
     )
 
@@ -161,7 +169,7 @@ def serve_page(make: Callable[[], tuple[ASGIApp, Sequence[Callable[[], None]]]],
     from server.protocol import Door
 
     flags, defaults = vars(options), settings.Settings()
-    values = {name: settings.choose(name, flags[name], getattr(defaults, name)) for name in settings.CONNECTIONS}
+    values = {name: settings.choose(name, flags[name], getattr(defaults, name)) for name in BOUNDS}
     port = settings.convert("port", "port", options.port, defaults.port)
     known = settings.Settings(host=options.host, port=port, **values)
     settings.check(known)

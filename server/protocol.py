@@ -40,6 +40,7 @@ LINGER_SILENCE = 5  # seconds without a byte
 LINGER_BYTES = 256_000_000
 
 LEAST_TAKEN = 65_536  # bytes of an answer that a client must take in --write-timeout seconds
+LATE = 5  # seconds after --body-timeout; until then the application answers, which says more
 RESERVE = 16  # connections above the limit: they get an answer, to /health what it asks for
 QUIET = 60  # seconds between two log lines about the same shortage
 PROBE_SECONDS = 0.05  # for a reset to come back from a near client; later ones are found at the next check
@@ -48,7 +49,7 @@ VERSION = b"HTTP/1.1 "  # what every answer begins with
 TCP_CLOSE = 7  # state of a socket that was reset, from Linux's tcp_states.h
 
 HEALTH = "/health/"
-CUTS = ("refused", "slow_head", "unread", "crowded")  # why the server closes a connection
+CUTS = ("refused", "slow_head", "slow_body", "unread", "crowded")  # why the server closes a connection
 
 
 class Refused(Exception):
@@ -125,6 +126,7 @@ class Door:
         return longest is not None
 
     def check(self, now: float) -> None:
+        """End the connections whose clients let the server wait for too long. now: time of the loop, in seconds."""
         for connection in list(self.open):
             connection.check(now)
 
@@ -304,6 +306,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self.in_head = self.begun = self.first = False
         self.come = 0
         self.ignored = self.scope["method"] in BODILESS
+        if not self.unanswered:
+            self.since = self.loop.time()
         self.unanswered += 1
         self.door.works(self)
         if self.surplus is not None:
@@ -435,6 +439,8 @@ class BoundedProtocol(HttpToolsProtocol):
             else:
                 self.door.cut("slow_head")
                 self.line.close()
+        elif self.unanswered == 1 and not self.in_head and now - self.since >= settings.body_timeout + LATE:
+            self.refuse(Refused(408, f"the body did not come within {settings.body_timeout:g} seconds"), "slow_body")
 
     def check_reset(self) -> None:
         """End the connection of a client that was not there any more."""

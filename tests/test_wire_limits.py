@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from server import protocol
+from server import drain, protocol
 from server.drain import DoorServer
 from server.front import close, configure, listen
 from server.protocol import Door
@@ -122,12 +122,16 @@ def served(**limits):
     server = DoorServer(configure(app, door), door)
     thread = threading.Thread(target=server.run, args=(sockets,))
     thread.start()
-    try:
-        until(lambda: server.started)
-        yield SimpleNamespace(address=sockets[0].getsockname(), door=door, app=app, cuts=cuts)
-    finally:
+
+    def stop():
         server.should_exit = True
         thread.join(30)
+
+    try:
+        until(lambda: server.started)
+        yield SimpleNamespace(address=sockets[0].getsockname(), door=door, app=app, cuts=cuts, stop=stop)
+    finally:
+        stop()
         close(sockets)
     assert not thread.is_alive()
     assert not door.open and not door.idle and not door.by_address
@@ -392,6 +396,22 @@ def test_a_head_has_its_time_when_its_bytes_keep_coming_and_after_an_answer(comm
                 received += opened.recv(1000)
 
 
+def test_a_body_has_its_time_whatever_the_application_does(monkeypatch):
+    monkeypatch.setattr(protocol, "LATE", 0)
+    with served(body_timeout=1.0) as server, connect(server) as opened:
+        opened.sendall(b"POST /echo HTTP/1.1\r\n" + HOST + b"Content-Length: 100\r\n\r\n")
+        opened.settimeout(0.2)
+        received, deadline = b"", time.monotonic() + 20
+        while b"408" not in received:
+            assert time.monotonic() < deadline
+            with contextlib.suppress(TimeoutError):
+                opened.sendall(b"x")
+                received += opened.recv(1000)
+        assert "body did not come within 1 seconds" in refused(received, 408)
+        assert server.cuts == ["slow_body"]
+        until(lambda: "disconnect" in server.app.ended)
+
+
 def test_an_idle_connection_is_kept_as_long_as_it_was_said():
     with served(keep_alive=1.5) as server, connect(server) as opened:
         began = time.monotonic()
@@ -432,6 +452,17 @@ def test_who_takes_an_answer_by_drops_is_cut_and_who_is_slow_is_not(monkeypatch)
                 received += len(part)
                 time.sleep(0.05)  # three times as long as the limit in all
         assert received > BIG and server.cuts == ["unread"]
+
+
+def test_the_server_ends_although_an_answer_is_not_taken(monkeypatch, caplog):
+    monkeypatch.setattr(drain, "LAST_ANSWERS", 1)
+    with served(write_timeout=60.0) as server, connect(server) as opened:
+        opened.sendall(b"GET /big HTTP/1.1\r\n" + HOST + b"\r\n")
+        until(lambda: server.door.unsent)
+        server.stop()
+        assert server.app.ended == ["/big"]
+    assert "1 connections are closed in the middle of their answers" in caplog.text
+    assert "Traceback" not in caplog.text
 
 
 @pytest.mark.parametrize("version", [b"1.0", b"1.1"])
