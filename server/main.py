@@ -1,6 +1,7 @@
 """dsd-serve: start the server."""
 
 import gc
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -22,6 +23,7 @@ def serve(settings: Settings) -> None:
     import uvicorn
     from fastapi import FastAPI  # here and not above: --help needs none of it
 
+    from dsd_serve import images
     from server import logs
     from server.app import create_app
     from server.drain import LAST_ANSWERS, DrainingServer
@@ -30,6 +32,8 @@ def serve(settings: Settings) -> None:
     from server.service import Service
 
     logs.configure(settings.log_level, settings.log_format)
+    if sentence := images.outdated():
+        logging.getLogger("server.main").warning(sentence)
     service = Service(settings)
     opening: Opening | None = None
     if settings.triton:

@@ -78,7 +78,9 @@ def test_a_compose_service_has_no_rights_that_it_does_not_need(service):
     assert re.fullmatch(r"(\$\{\w+:-)?\d+[mg]\}?", service["mem_limit"]) and service["pids_limit"] > 0
     assert not service.get("network_mode") and not service.get("pid")
     for port in service.get("ports", []):
-        assert re.match(r"(127\.0\.0\.1|\$\{BIND:-127\.0\.0\.1\}):", port), f"{port} is open to other machines by default"
+        assert re.match(r"(127\.0\.0\.1|\$\{BIND:-127\.0\.0\.1\}):", port), (
+            f"{port} is open to other machines by default"
+        )
     for volume in service.get("volumes", []):
         assert "docker.sock" not in volume
         source = re.sub(r"^\$\{\w+:-(.*?)\}", r"\1", volume).split(":")[0]

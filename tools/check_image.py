@@ -207,7 +207,11 @@ def check_sbom(root: Path) -> None:
         locked |= {plain(package): version for package, version in pin.findall(text)}
     sbom = json.loads((root / "usr/share/sbom/dsd.cdx.json").read_text())
     faults = sbom_faults(sbom, installed, locked)
-    check("its list of contents", len(installed) > 20 and not faults, "; ".join(faults[:3]) or f"{len(installed)} libraries")
+    check(
+        "its list of contents",
+        len(installed) > 20 and not faults,
+        "; ".join(faults[:3]) or f"{len(installed)} libraries",
+    )
 
 
 def check_serving(container: Container | Rootfs) -> None:
