@@ -33,7 +33,7 @@ TURNS = {  # EXIF orientation -> what turns the picture upright
 
 
 def outdated() -> str:
-    """A sentence if the installed Pillow has known security holes, else "". Requirements cannot see to it: overrides.txt."""
+    """A sentence if the installed Pillow has known security holes, else "". overrides.txt says why one can get here."""
     if int(PILLOW.partition(".")[0]) >= 13:
         return ""
     return f"Pillow {PILLOW} has known security holes, which 13 closes: pip install --no-deps 'pillow>=13'"

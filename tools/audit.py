@@ -1,9 +1,9 @@
 """Check that no library with known security holes is let in; prints a sentence for each finding, and exits with 1.
 
-python tools/audit.py               exact versions in constraints.txt, overrides.txt, locks/ and compose*.yaml, and the
-                                    lowest ones that pyproject.toml admits, against tools/known_holes.toml; that the
-                                    locks fit constraints.txt and pyproject.toml
-python tools/audit.py --database    the exact versions against PyPI's database too, by pip-audit, which must be installed
+python tools/audit.py               exact versions in constraints.txt, overrides.txt, locks/, compose*.yaml and
+                                    tests/clients, and the lowest ones that pyproject.toml admits, against
+                                    tools/known_holes.toml; that the locks fit constraints.txt and pyproject.toml
+python tools/audit.py --database    the exact versions against PyPI's database too, by pip-audit, which must be there
 
 Needs the package `packaging`. --root DIR checks another tree.
 """
@@ -44,6 +44,13 @@ class Holes:
         return ", ".join(ids[:3]) if any(bad.contains(version, prereleases=True) for bad in ranges) else ""
 
 
+def pin_files(root: Path) -> list[Path]:
+    """All files of exact versions."""
+    clients = root / "tests" / "clients" / "requirements.txt"
+    files = [root / "constraints.txt", root / "overrides.txt", *sorted((root / "locks").glob("*.txt"))]
+    return [*files, clients] if clients.exists() else files
+
+
 def pins(path: Path) -> dict[str, Version]:
     """The exact versions in a file of requirements or of constraints."""
     found = (PIN.match(line) for line in path.read_text().splitlines())
@@ -64,7 +71,7 @@ def requirements(project: dict) -> dict[str, list[Requirement]]:
 
 def holes_found(root: Path, holes: Holes) -> Iterator[str]:
     """A sentence for each release with holes that a file of the tree installs or admits."""
-    for path in (root / "constraints.txt", root / "overrides.txt", *sorted((root / "locks").glob("*.txt"))):
+    for path in pin_files(root):
         for package, version in pins(path).items():
             if ids := holes.of(package, version):
                 yield f"{path.relative_to(root)}: {package} {version} has known holes ({ids}); pin a later release"
@@ -102,7 +109,7 @@ def locks_stale(root: Path) -> Iterator[str]:
 
 
 def asked(exact: list[str]) -> list[str]:
-    """What pip-audit finds for exact versions, each package once: a sentence for each. Raises OSError if it cannot ask."""
+    """What pip-audit finds for exact versions, each package once, as sentences. Raises OSError if it cannot ask."""
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
         file.write("\n".join(exact))
         file.flush()
@@ -122,7 +129,7 @@ def database(root: Path) -> list[str]:
     if not asked([KNOWN_BAD]):
         raise OSError(f"it knows no hole of {KNOWN_BAD}")
     rounds: list[dict[str, Version]] = []  # two locks may differ, and pip-audit takes a package once
-    for path in (root / "constraints.txt", root / "overrides.txt", *sorted((root / "locks").glob("*.txt"))):
+    for path in pin_files(root):
         for package, version in pins(path).items():
             if any(one.get(package) == version for one in rounds):
                 continue

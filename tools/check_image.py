@@ -1,10 +1,10 @@
 """python3 tools/check_image.py [IMAGE [ENGINE]]
 
 Starts the `cpu` image as its user on a read-only root file system and checks what a user relies on: a picture, the
-image's own health check, an orderly end at SIGTERM; that the image is small, with no torch, no compiler and nothing
-of the machine that built it; and that its list of contents names the libraries inside, in the versions of locks/. Needs only Python. Containers run by docker or podman; an image that buildah built runs
-in a mount namespace of its own (root is needed), because buildah starts no containers. RUN_ARGS: further arguments of
-docker run or podman run.
+image's own health check, an orderly end at SIGTERM; that the image is small, with no torch, no compiler and nothing of
+the machine that built it; and that its list of contents names the libraries inside, in the versions of locks/. Needs
+only Python. Containers run by docker or podman; an image that buildah built runs in a mount namespace of its own (root
+is needed), because buildah starts no containers. RUN_ARGS: further arguments of docker run or podman run.
 """
 
 import json
@@ -181,7 +181,7 @@ def check_files(root: Path) -> None:
 
 
 def sbom_faults(sbom: dict, installed: set[tuple[str, str]], locked: dict[str, str]) -> list[str]:
-    """What is wrong with a CycloneDX list. installed: names and versions; locked: the version of each name in the locks."""
+    """What is wrong with a CycloneDX list. installed: names and versions; locked: the version of each name."""
     listed = {(plain(one["name"]), one["version"]) for one in sbom["components"]}
     listed |= {(plain(one["name"]), one["version"]) for one in [sbom["metadata"].get("component", {})] if one}
     return [
