@@ -52,7 +52,7 @@ test-triton: $(DEV)/.done
 	$(DEV)/bin/python -m pytest -m triton -rs tests/test_triton.py
 
 test-clients: $(DEV)/.done
-	tests/clients/install.sh
+	PYTHON="$(abspath $(DEV))/bin/python" bash tests/clients/install.sh
 	$(DEV)/bin/python -m pytest -m clients -rs tests/clients
 
 triton: $(DEV)/.done
