@@ -5,36 +5,45 @@
 #
 # Every image runs as a numeric user without rights, on a read-only root file system; it writes to /tmp alone.
 
-# Any image with Python 3.11 or later and its venv module; cpu, gpu and train stand on it.
+# Any image with Python 3.11 or later and its venv module; cpu, gpu and train stand on it. A tag can be moved: for builds
+# that can be repeated give the digest that you have checked, --build-arg BASE=docker.io/library/python@sha256:...
 ARG BASE=docker.io/library/python:3.11-slim-bookworm
 ARG TRITON_BASE=nvcr.io/nvidia/tritonserver:26.10-py3
 
 
-# What is needed to install stays in the build stages. One of them for each environment, so that a target builds its own.
+# What is needed to install stays in the build stages. Libraries come from locks/, each file by its hash; first they and
+# then the project, so that they are installed again only when a lock changes.
 FROM ${BASE} AS build
 WORKDIR /src
-RUN python3 -m venv /pip && python3 -m venv --without-pip /opt/dsd
-# The packages without their code: what they depend on is installed once, and again only when these files change.
-COPY pyproject.toml constraints.txt README.md ./
-RUN mkdir dsd_serve training export server ui
+COPY locks locks
+RUN python3 -m venv /pip && python3 -m venv --without-pip /opt/dsd && \
+    sh locks/install.sh image /pip/bin/pip install --no-cache-dir
 
+FROM build AS wheel
+COPY . .
+RUN /pip/bin/pip wheel --no-cache-dir --no-index --no-deps --no-build-isolation --wheel-dir /wheel .
+
+# One stage for each environment, so that a target builds its own. The list of its contents is CycloneDX.
 FROM build AS build-cpu
 ARG EXTRAS=cpu,otel
-RUN /pip/bin/pip --python /opt/dsd/bin/python install --no-cache-dir -c constraints.txt ".[${EXTRAS}]"
-COPY . .
-RUN /pip/bin/pip --python /opt/dsd/bin/python install --no-cache-dir --no-deps --force-reinstall .
+RUN sh locks/install.sh "${EXTRAS}" /pip/bin/pip --python /opt/dsd/bin/python install --no-cache-dir
+COPY --from=wheel /wheel /wheel
+RUN /pip/bin/pip --python /opt/dsd/bin/python install --no-cache-dir --no-index --no-deps /wheel/*.whl && \
+    mkdir /sbom && /pip/bin/cyclonedx-py environment --output-reproducible -o /sbom/dsd.cdx.json /opt/dsd/bin/python
 
 FROM build AS build-gpu
 ARG EXTRAS=gpu,tensorrt,otel
-RUN /pip/bin/pip --python /opt/dsd/bin/python install --no-cache-dir -c constraints.txt ".[${EXTRAS}]"
-COPY . .
-RUN /pip/bin/pip --python /opt/dsd/bin/python install --no-cache-dir --no-deps --force-reinstall .
+RUN sh locks/install.sh "${EXTRAS}" /pip/bin/pip --python /opt/dsd/bin/python install --no-cache-dir
+COPY --from=wheel /wheel /wheel
+RUN /pip/bin/pip --python /opt/dsd/bin/python install --no-cache-dir --no-index --no-deps /wheel/*.whl && \
+    mkdir /sbom && /pip/bin/cyclonedx-py environment --output-reproducible -o /sbom/dsd.cdx.json /opt/dsd/bin/python
 
 FROM build AS build-train
 ARG EXTRAS=cpu,train,export
-RUN /pip/bin/pip --python /opt/dsd/bin/python install --no-cache-dir -c constraints.txt ".[${EXTRAS}]"
-COPY . .
-RUN /pip/bin/pip --python /opt/dsd/bin/python install --no-cache-dir --no-deps --force-reinstall .
+RUN sh locks/install.sh "${EXTRAS}" /pip/bin/pip --python /opt/dsd/bin/python install --no-cache-dir
+COPY --from=wheel /wheel /wheel
+RUN /pip/bin/pip --python /opt/dsd/bin/python install --no-cache-dir --no-index --no-deps /wheel/*.whl && \
+    mkdir /sbom && /pip/bin/cyclonedx-py environment --output-reproducible -o /sbom/dsd.cdx.json /opt/dsd/bin/python
 
 
 # What cpu and gpu share. No RUN line stands in it: nothing of the machine that builds can come in.
@@ -64,6 +73,7 @@ ENTRYPOINT ["dsd-serve"]
 
 
 FROM serving AS cpu
+COPY --from=build-cpu /sbom /usr/share/sbom
 COPY --from=build-cpu /opt/dsd /opt/dsd
 
 
@@ -73,6 +83,7 @@ ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     NVIDIA_REQUIRE_CUDA="cuda>=13.0" \
     DSD_DEVICE=cuda
+COPY --from=build-gpu /sbom /usr/share/sbom
 COPY --from=build-gpu /opt/dsd /opt/dsd
 
 
@@ -88,9 +99,11 @@ LABEL org.opencontainers.image.title="dsd-triton" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 WORKDIR /src
-COPY . .
+COPY locks locks
+COPY --from=wheel /wheel /wheel
 # Into Triton's own Python, which is the one that its Python backend runs.
-RUN python3 -m pip install --no-cache-dir --break-system-packages -c constraints.txt ".[${EXTRAS}]" && rm -rf /src/*
+RUN sh locks/install.sh "${EXTRAS}" python3 -m pip install --no-cache-dir --break-system-packages && \
+    python3 -m pip install --no-cache-dir --break-system-packages --no-index --no-deps /wheel/*.whl && rm -rf /src/*
 ENV PYTHONDONTWRITEBYTECODE=1 \
     ORT_DISABLE_TELEMETRY=1
 WORKDIR /tmp
@@ -124,6 +137,7 @@ ENV PATH=/opt/dsd/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/b
     HOME=/tmp \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
+COPY --from=build-train /sbom /usr/share/sbom
 COPY --from=build-train /opt/dsd /opt/dsd
 WORKDIR /work
 COPY training/configs training/configs

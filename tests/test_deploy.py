@@ -60,6 +60,73 @@ def test_the_compose_files_mount_what_is_there_and_let_the_server_drain():
                 assert int(service["stop_grace_period"].rstrip("s")) > Settings().grace
 
 
+COMPOSE = sorted(ROOT.glob("compose*.yaml"))
+
+
+SERVICES = [
+    pytest.param(service, id=f"{path.stem}-{name}")
+    for path in COMPOSE
+    for name, service in yaml.safe_load(path.read_text())["services"].items()
+]
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_compose_service_has_no_rights_that_it_does_not_need(service):
+    assert service["read_only"] is True and service["tmpfs"] == ["/tmp"]
+    assert service["cap_drop"] == ["ALL"] and "cap_add" not in service and not service.get("privileged")
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert re.fullmatch(r"(\$\{\w+:-)?\d+[mg]\}?", service["mem_limit"]) and service["pids_limit"] > 0
+    assert not service.get("network_mode") and not service.get("pid")
+    for port in service.get("ports", []):
+        assert re.match(r"(127\.0\.0\.1|\$\{BIND:-127\.0\.0\.1\}):", port), (
+            f"{port} is open to other machines by default"
+        )
+    for volume in service.get("volumes", []):
+        assert "docker.sock" not in volume
+        source = re.sub(r"^\$\{\w+:-(.*?)\}", r"\1", volume).split(":")[0]
+        assert not source.startswith(("/", ".")) or volume.endswith(":ro"), volume
+
+
+def test_no_image_of_compose_moves_and_no_password_is_known():
+    for path in COMPOSE:
+        for service in yaml.safe_load(path.read_text())["services"].values():
+            assert service.get("build") or re.search(r":v?\d+\.\d+\.\d+$", service["image"]), service["image"]
+            for name, value in service.get("environment", {}).items():
+                if re.search("PASSWORD|SECRET|TOKEN|KEY", name):
+                    assert re.fullmatch(r"\$\{\w+:\?.+\}", value), f"{name} must be asked for"
+    grafana = yaml.safe_load((ROOT / "compose.monitoring.yaml").read_text())["services"]["grafana"]["environment"]
+    assert "GF_SECURITY_ADMIN_PASSWORD" in grafana and grafana["GF_AUTH_ANONYMOUS_ENABLED"] == "false"
+
+
+def test_a_pod_has_no_rights_that_it_does_not_need():
+    pod = load("deployment.yaml")["spec"]["template"]["spec"]
+    assert pod["automountServiceAccountToken"] is False and pod["enableServiceLinks"] is False
+    assert load("serviceaccount.yaml")["metadata"]["name"] == pod["serviceAccountName"] != "default"
+    assert load("serviceaccount.yaml")["automountServiceAccountToken"] is False
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
+    context = pod["securityContext"]
+    assert context["runAsNonRoot"] is True and context["runAsUser"] > 0
+    assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+    for container in pod["containers"]:
+        own = container["securityContext"]
+        assert own["allowPrivilegeEscalation"] is False and own["readOnlyRootFilesystem"] is True
+        assert own["capabilities"] == {"drop": ["ALL"]} and not own.get("privileged")
+        assert {"cpu", "memory"} <= set(container["resources"]["limits"])
+    for volume in pod["volumes"]:
+        assert "hostPath" not in volume and ("emptyDir" not in volume or volume["emptyDir"]["sizeLimit"])
+
+
+def test_the_network_policy_lets_the_port_in_and_nothing_out():
+    policy = load("network.yaml")["spec"]
+    pod = load("deployment.yaml")["spec"]["template"]
+    assert policy["podSelector"]["matchLabels"] == pod["metadata"]["labels"]
+    assert set(policy["policyTypes"]) == {"Ingress", "Egress"} and policy["egress"] == []
+    ports = {port["name"] for port in pod["spec"]["containers"][0]["ports"]}
+    for rule in policy["ingress"]:
+        assert rule["from"] and {port["port"] for port in rule["ports"]} <= ports
+    assert load("namespace.yaml")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
 @pytest.mark.skipif(not shutil.which("prometheus"), reason="prometheus is not installed: apt-get install prometheus")
 def test_prometheus_reads_the_server_with_this_configuration(server_url, tmp_path):
     """The real one; its targets are found by name in compose, and given by address here."""

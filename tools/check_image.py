@@ -1,10 +1,10 @@
 """python3 tools/check_image.py [IMAGE [ENGINE]]
 
 Starts the `cpu` image as its user on a read-only root file system and checks what a user relies on: a picture, the
-image's own health check, an orderly end at SIGTERM; and that the image is small, with no torch, no compiler and nothing
-of the machine that built it. Needs only Python. Containers run by docker or podman; an image that buildah built runs
-in a mount namespace of its own (root is needed), because buildah starts no containers. RUN_ARGS: further arguments of
-docker run or podman run.
+image's own health check, an orderly end at SIGTERM; that the image is small, with no torch, no compiler and nothing of
+the machine that built it; and that its list of contents names the libraries inside, in the versions of locks/. Needs
+only Python. Containers run by docker or podman; an image that buildah built runs in a mount namespace of its own (root
+is needed), because buildah starts no containers. RUN_ARGS: further arguments of docker run or podman run.
 """
 
 import json
@@ -180,6 +180,40 @@ def check_files(root: Path) -> None:
     check("its user can write to no program", not writable, ", ".join(map(str, writable[:3])))
 
 
+def sbom_faults(sbom: dict, installed: set[tuple[str, str]], locked: dict[str, str]) -> list[str]:
+    """What is wrong with a CycloneDX list. installed: names and versions; locked: the version of each name."""
+    listed = {(plain(one["name"]), one["version"]) for one in sbom["components"]}
+    listed |= {(plain(one["name"]), one["version"]) for one in [sbom["metadata"].get("component", {})] if one}
+    return [
+        *(f"{name} {version} is not listed" for name, version in sorted(installed - listed)),
+        *(f"{name} {version} is listed and not installed" for name, version in sorted(listed - installed)),
+        *(f"{name} {version} is not the locked {locked[name]}" for name, version in sorted(installed)
+          if locked.get(name, version) != version),
+    ]  # fmt: skip
+
+
+def plain(name: str) -> str:
+    """A distribution's name as every tool compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def check_sbom(root: Path) -> None:
+    found = (re.fullmatch(r"(.+?)-([^-]+)\.dist-info", path.name) for path in root.glob("opt/dsd/lib/*/*-packages/*"))
+    installed = {(plain(one[1]), one[2]) for one in found if one}
+    pin = re.compile(r"^([\w.-]+)(?:\[[^]]*\])?==([^\s;]+)", re.MULTILINE)
+    locked: dict[str, str] = {}
+    for name in ("cpu", "otel"):
+        text = (Path(__file__).parents[1] / "locks" / f"{name}.txt").read_text()
+        locked |= {plain(package): version for package, version in pin.findall(text)}
+    sbom = json.loads((root / "usr/share/sbom/dsd.cdx.json").read_text())
+    faults = sbom_faults(sbom, installed, locked)
+    check(
+        "its list of contents",
+        len(installed) > 20 and not faults,
+        "; ".join(faults[:3]) or f"{len(installed)} libraries",
+    )
+
+
 def check_serving(container: Container | Rootfs) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -230,6 +264,7 @@ def main(image: str = "dsd:cpu", engine: str = "") -> None:
         with tempfile.TemporaryDirectory() as folder:
             container.files(Path(folder))
             check_files(Path(folder))
+            check_sbom(Path(folder))
         check_serving(container)
     finally:
         container.remove()

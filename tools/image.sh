@@ -7,6 +7,8 @@
 #               RUN lines then see pip's configuration and the certificates of this machine, mounted and not copied.
 #   BUILD_ARGS  further arguments of the build, as `--build-arg EXTRAS=cpu --no-cache`
 #   BASE_ARGS   further arguments of mmdebstrap, as `--aptopt=/etc/apt/apt.conf.d/99mirror`
+#
+# The image's list of contents, /usr/share/sbom/dsd.cdx.json, is copied to build/dsd-TARGET.cdx.json.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -71,3 +73,17 @@ revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
 $engine build "$@" --target "$target" -t "$tag" --build-arg "VERSION=$version" --build-arg "REVISION=$revision" \
   ${BUILD_ARGS:-} .
 echo "built $tag with $engine"
+
+if [ "$target" = triton ]; then exit 0; fi  # NVIDIA publishes what its image holds; what is added is in locks/
+mkdir -p build
+sbom=build/dsd-$target.cdx.json
+if [ "$engine" = buildah ]; then
+  made=$(buildah from --pull-never "$tag")
+  cp "$(buildah mount "$made")/usr/share/sbom/dsd.cdx.json" "$sbom"
+  buildah rm "$made" >/dev/null
+else
+  made=$($engine create "$tag")
+  $engine cp "$made:/usr/share/sbom/dsd.cdx.json" "$sbom"
+  $engine rm "$made" >/dev/null
+fi
+echo "wrote $sbom"

@@ -1,0 +1,165 @@
+"""Check that no library with known security holes is let in; prints a sentence for each finding, and exits with 1.
+
+python tools/audit.py               exact versions in constraints.txt, overrides.txt, locks/, compose*.yaml and
+                                    tests/clients, and the lowest ones that pyproject.toml admits, against
+                                    tools/known_holes.toml; that the locks fit constraints.txt and pyproject.toml
+python tools/audit.py --database    the exact versions against PyPI's database too, by pip-audit, which must be there
+
+Needs the package `packaging`. --root DIR checks another tree.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+PIN = re.compile(r"([\w.-]+)(?:\[[^]]*\])?==([^\s;]+)")
+IMAGE = re.compile(r"image: (\S+?):v?(\d[\d.]*)\s*(?:#.*)?")
+KNOWN_BAD = "pillow==8.0.0"  # no database lacks its holes
+
+
+class Holes:
+    """What tools/known_holes.toml says."""
+
+    def __init__(self, path: Path) -> None:
+        told = tomllib.loads(path.read_text())
+        self.bad = {
+            hole["package"]: ([SpecifierSet(text) for text in hole["bad"]], hole["ids"]) for hole in told["hole"]
+        }
+        self.accepted = {(one["package"], Version(one["floor"])) for one in told.get("accepted", [])}
+
+    def of(self, package: str, version: Version) -> str:
+        """The ids of the holes of this release, shortened; "" if none is known."""
+        ranges, ids = self.bad.get(package, ([], []))
+        return ", ".join(ids[:3]) if any(bad.contains(version, prereleases=True) for bad in ranges) else ""
+
+
+def pin_files(root: Path) -> list[Path]:
+    """All files of exact versions."""
+    clients = root / "tests" / "clients" / "requirements.txt"
+    files = [root / "constraints.txt", root / "overrides.txt", *sorted((root / "locks").glob("*.txt"))]
+    return [*files, clients] if clients.exists() else files
+
+
+def pins(path: Path) -> dict[str, Version]:
+    """The exact versions in a file of requirements or of constraints."""
+    found = (PIN.match(line) for line in path.read_text().splitlines())
+    return {canonicalize_name(one[1]): Version(one[2]) for one in found if one}
+
+
+def lowest(requirement: Requirement) -> Version:
+    """The lowest version that a requirement admits; 0 if it has no floor."""
+    floors = [Version(one.version) for one in requirement.specifier if one.operator in (">=", "==", "~=")]
+    return max(floors, default=Version("0"))
+
+
+def requirements(project: dict) -> dict[str, list[Requirement]]:
+    """The requirements of each extra, those that every installation has among them; "" has those alone."""
+    extras = {"": [], **project["optional-dependencies"]}
+    return {extra: [Requirement(text) for text in project["dependencies"] + own] for extra, own in extras.items()}
+
+
+def holes_found(root: Path, holes: Holes) -> Iterator[str]:
+    """A sentence for each release with holes that a file of the tree installs or admits."""
+    for path in pin_files(root):
+        for package, version in pins(path).items():
+            if ids := holes.of(package, version):
+                yield f"{path.relative_to(root)}: {package} {version} has known holes ({ids}); pin a later release"
+    for path in sorted(root.glob("compose*.yaml")):
+        for name, version in IMAGE.findall(path.read_text()):
+            if ids := holes.of(name, Version(version)):
+                yield f"{path.name}: {name} {version} has known holes ({ids}); take a later tag"
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    used = set()
+    for one in {str(one): one for group in requirements(project).values() for one in group}.values():
+        package, floor = canonicalize_name(one.name), lowest(one)
+        if ids := holes.of(package, floor):
+            used.add((package, floor))
+            if (package, floor) not in holes.accepted:
+                yield f"pyproject.toml: {str(one)!r} admits {package} {floor}, which has known holes ({ids}); raise it"
+    for package, floor in sorted(holes.accepted - used):
+        yield f"tools/known_holes.toml: no requirement needs the accepted floor {package} {floor}; remove it"
+
+
+def locks_stale(root: Path) -> Iterator[str]:
+    """A sentence for each lock that constraints.txt, overrides.txt or pyproject.toml has left behind."""
+    wanted = pins(root / "constraints.txt") | pins(root / "overrides.txt")
+    extras = requirements(tomllib.loads((root / "pyproject.toml").read_text())["project"])
+    for path in sorted((root / "locks").glob("*.txt")):
+        name, locked = path.relative_to(root), pins(path)
+        for package, version in locked.items():
+            if wanted.get(package, version) != version:
+                yield f"{name}: {package} {version}, and {wanted[package]} elsewhere; run make locks"
+        for one in extras.get(path.stem, []):
+            version = locked.get(canonicalize_name(one.name))
+            if version is None or not one.specifier.contains(version, prereleases=True):
+                yield f"{name}: nothing for {str(one)!r} of pyproject.toml; run make locks"
+        if "--hash=sha256:" not in path.read_text():
+            yield f"{name}: it has no hashes; run make locks"
+
+
+def asked(exact: list[str]) -> list[str]:
+    """What pip-audit finds for exact versions, each package once, as sentences. Raises OSError if it cannot ask."""
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+        file.write("\n".join(exact))
+        file.flush()
+        command = [sys.executable, "-m", "pip_audit", "--no-deps", "--disable-pip", "--progress-spinner=off"]
+        done = subprocess.run([*command, "--format=json", "-r", file.name], capture_output=True, text=True)
+    if not done.stdout.strip():
+        raise OSError((done.stderr.strip() or "it printed nothing").splitlines()[-1][:200])
+    return [
+        f"{one['name']} {one['version']}: {hole['id']}, fixed in {', '.join(hole['fix_versions']) or 'no release'}"
+        for one in json.loads(done.stdout)["dependencies"]
+        for hole in one.get("vulns", [])
+    ]
+
+
+def database(root: Path) -> list[str]:
+    """What PyPI's database says of all exact versions. Raises OSError if it cannot be reached."""
+    if not asked([KNOWN_BAD]):
+        raise OSError(f"it knows no hole of {KNOWN_BAD}")
+    rounds: list[dict[str, Version]] = []  # two locks may differ, and pip-audit takes a package once
+    for path in pin_files(root):
+        for package, version in pins(path).items():
+            if any(one.get(package) == version for one in rounds):
+                continue
+            free = next((one for one in rounds if package not in one), None)
+            if free is None:
+                rounds.append(free := {})
+            free[package] = version
+    return [line for one in rounds for line in asked([f"{package}=={version}" for package, version in one.items()])]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="tools/audit.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--database", action="store_true", help="ask PyPI's database too")
+    parser.add_argument("--root", type=Path, default=Path(__file__).parents[1], help="the tree to check")
+    options = parser.parse_args()
+    root = options.root
+    found = [*holes_found(root, Holes(root / "tools" / "known_holes.toml")), *locks_stale(root)]
+    if options.database:
+        try:
+            found += database(root)
+        except OSError as error:
+            print(f"audit: PyPI's database was NOT asked: {error}")
+    for line in found:
+        print(f"audit: {line}", file=sys.stderr)
+    if found:
+        sys.exit(1)
+    print("audit: no pin and no floor has a hole that tools/known_holes.toml knows")
+
+
+if __name__ == "__main__":
+    main()
