@@ -12,8 +12,10 @@
       CancelledError          the caller gave up before the result was there
       ServerError             (client) the server answered with a problem document
 
-They know nothing of HTTP; server/errors.py maps them to status codes.
+They know nothing of HTTP; server/errors.py maps them to status codes. `shown` is how their sentences quote a value.
 """
+
+from reprlib import Repr
 
 
 class DSDError(Exception):
@@ -66,3 +68,30 @@ class ServerError(DSDError):
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
+
+
+class Shown(Repr):
+    """A value as JSON and Python agree to write it, at most about 80 characters long, whatever its size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxlong, self.maxother = 2, 80, 40, 80
+        self.maxlist = self.maxtuple = self.maxdict = 3
+
+    def repr(self, x: object) -> str:
+        text = super().repr(x)
+        return text if len(text) <= 80 else f"{text[:77]}..."
+
+    def repr_int(self, x: int, level: int) -> str:
+        if x.bit_length() > 1000:  # Python refuses to write numbers of thousands of digits
+            return f"a number of {int(x.bit_length() * 0.30103) + 1} digits"
+        return super().repr_int(x, level)
+
+    def repr_bool(self, x: bool, level: int) -> str:
+        return "true" if x else "false"
+
+    def repr_NoneType(self, x: None, level: int) -> str:
+        return "null"
+
+
+shown = Shown().repr

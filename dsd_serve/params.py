@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dsd_serve.errors import InputError
+from dsd_serve.errors import InputError, shown
 
 SAMPLER_NAMES = ("euler", "heun", "dpmpp_2m")
 MAX_SEED = 2**63 - 1
@@ -36,10 +36,10 @@ class SamplingParams:
         whole("num_steps", self.num_steps, 1, MAX_STEPS)
         whole("preview_every", self.preview_every, 0, MAX_STEPS)
         if self.sampler not in SAMPLER_NAMES:
-            raise InputError(f"sampler must be one of {', '.join(SAMPLER_NAMES)}, got {self.sampler!r}")
+            raise InputError(f"sampler must be one of {', '.join(SAMPLER_NAMES)}, got {shown(self.sampler)}")
         if not 0 <= self.guidance_scale <= MAX_GUIDANCE:  # also refuses NaN
             raise InputError(
-                f"guidance_scale must be between 0 and {MAX_GUIDANCE:g} (1 is off), got {self.guidance_scale}"
+                f"guidance_scale must be between 0 and {MAX_GUIDANCE:g} (1 is off), got {shown(self.guidance_scale)}"
             )
         if not 0 <= self.guidance_start <= self.guidance_stop <= 1:
             raise InputError(
@@ -54,4 +54,4 @@ class SamplingParams:
 
 def whole(name: str, value: int, least: int, most: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise InputError(f"{name} must be a whole number from {least} to {most}, got {value!r}")
+        raise InputError(f"{name} must be a whole number from {least} to {most}, got {shown(value)}")

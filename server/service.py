@@ -12,9 +12,10 @@ from typing import Any
 
 from fastapi import Request
 
+from dsd_serve import images
 from dsd_serve.batcher import Batcher, Job, Observer
 from dsd_serve.engines import Engine
-from dsd_serve.errors import InputError
+from dsd_serve.errors import InputError, shown
 from dsd_serve.host import About, Host, open_host
 from dsd_serve.params import SamplingParams
 from dsd_serve.rows import Pixels
@@ -193,6 +194,10 @@ class Service:
     def check_size(self, size: int | None) -> None:
         at_most("size", size or 1, self.settings.max_size)
 
+    def check_fits(self, chosen: str, n: int, size: int | None, columns: int | None = None) -> None:
+        """Raise InputError when one file of the chosen format cannot hold n pictures of that size side by side."""
+        images.check_fits(chosen, n, size or self.config.image_size, columns)
+
 
 def open_remote(settings: Settings, observer: Observer) -> RemoteBatcher:
     return RemoteBatcher(
@@ -239,4 +244,4 @@ async def within(seconds: float, awaitable: Awaitable[Event]) -> Event:
 
 def at_most(name: str, value: int, limit: int) -> None:
     if value > limit:
-        raise InputError(f"{name} must be at most {limit} on this server, got {value}")
+        raise InputError(f"{name} must be at most {limit} on this server, got {shown(value)}")
