@@ -150,7 +150,7 @@ async def read_options(request: Request, kind: type[Form], files: Sequence[str])
     if media_type(request.headers) != "multipart/form-data":
         raise Refused(415, f"send a form, as multipart/form-data, with the file field {files[0]}")
     form = await read_form(request, files, tuple(kind.model_fields))
-    options = errors.validated(kind, dict(form.fields), strict=False)
+    options = errors.validated(kind, {name: text or None for name, text in form.fields.items()}, strict=False)
     check_model(service, options.model)
     return options, form.files
 

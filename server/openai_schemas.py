@@ -12,6 +12,7 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
+    ConfigDict,
     Field,
     ValidationInfo,
     field_validator,
@@ -22,6 +23,7 @@ from dsd_serve.params import MAX_GUIDANCE, MAX_STEPS
 from server.schemas import MOST, REAL, RealNumber, Request, SamplerChoice, Seed, Strength, WholeNumber
 
 MAX_IMAGES = 10
+NUMBERS = (bool, int, int | None, float, float | None)
 MAX_IGNORED = 1000  # characters of a text that changes nothing
 SMALLEST = 8
 INTERVAL = "two times from 0 to 1 in this order, as [0.2, 0.8] or 0.2,0.8"
@@ -59,8 +61,23 @@ def only(value: str, allowed: tuple[str, ...], why: str) -> str:
 Ignored = Annotated[str | None, Field(max_length=MAX_IGNORED, description="ignored")]
 
 
+SAID = ("title", "description", "default", "examples")
+
+
+def nullable(schema: dict[str, Any]) -> None:
+    """Say in the document that what need not be given may be null."""
+    for name, field in schema["properties"].items():
+        kind = {key: field.pop(key) for key in list(field) if key not in SAID}
+        kinds = kind.get("anyOf", [kind])
+        if name not in schema.get("required", ()) and {"type": "null"} not in kinds:
+            kinds = [*kinds, {"type": "null"}]
+        field |= {"anyOf": kinds} if len(kinds) > 1 else kind
+
+
 class Options(Request):
     """What all three routes take; what is left out is taken from the model's recommendation."""
+
+    model_config = ConfigDict(json_schema_extra=nullable)
 
     model: Annotated[
         str | None, Field(max_length=MAX_IGNORED, description="see /v1/models (default: the one that is served)")
@@ -91,8 +108,9 @@ class Options(Request):
         """Many clients send every field that they know, and null or an empty text for those without a value."""
         if not isinstance(values, dict):
             return values
-        needed = {name for name, field in cls.model_fields.items() if field.is_required()}
-        return {name: v for name, v in values.items() if v is not None and (v != "" or name in needed)}
+        texts = {name for name, field in cls.model_fields.items() if field.annotation not in NUMBERS}
+        optional = {name for name in texts if not cls.model_fields[name].is_required()}
+        return {name: v for name, v in values.items() if v is not None and (v != "" or name not in optional)}
 
     @field_validator("output_compression")
     @classmethod

@@ -12,7 +12,7 @@ from typing import Any
 
 from fastapi import Request
 
-from dsd_serve import images
+from dsd_serve import images, labels
 from dsd_serve.batcher import Batcher, Job, Observer
 from dsd_serve.engines import Engine
 from dsd_serve.errors import InputError, shown
@@ -93,6 +93,7 @@ class Service:
 
     def serve(self, model: About) -> None:
         self.model, self.config = model, model.config
+        labels.spellings(), labels.by_name()  # made now, so that the first request does not wait for them
         (log.info if model.invariance.holds else log.warning)("self-test: %s", model.invariance)
         log.info("%s on %s, %d rows a tick", model.name, model.described, model.budget)
 
