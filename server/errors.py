@@ -41,7 +41,7 @@ STATUS: dict[type[DSDError], int] = {
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 MISTAKE = "the server made a mistake; its log has the details"
 MEDIA_TYPE = "application/problem+json"
-MAX_PARAMETERS = 100  # in a query string; FastAPI takes the square of their number in time
+MAX_PARAMETERS = 100  # in a query string; no request has half as many
 MAX_SENTENCES = 5
 RULES = {  # where pydantic's words do not read well after "must be"
     "bool_parsing": "a valid boolean, true or false",
@@ -176,7 +176,7 @@ async def refuse_repeated(request: Request) -> None:
     A dependency of routes, so it comes before their parameters are read; asynchronous, because FastAPI runs the others
     in a thread, which costs more than this does.
     """
-    given = request.scope["query_string"].count(b"&") + 1  # counted before anything is parsed
+    given = request.scope["query_string"].count(b"&") + 1
     if given > MAX_PARAMETERS:
         raise InputError(f"the query string must have at most {MAX_PARAMETERS} parameters, got {given:,}")
     counts = Counter(name for name, _ in request.query_params.multi_items())
