@@ -1,6 +1,7 @@
 """Bytes <-> uint8 pixels [3, H, W]: the only file that knows Pillow, and the limits on what it is given."""
 
 import io
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -9,12 +10,13 @@ from PIL import Image, ImageOps, PngImagePlugin
 from PIL import __version__ as PILLOW
 
 from dsd_serve.containers import Picture, inspect
-from dsd_serve.errors import InputError
+from dsd_serve.errors import InputError, shown
 
 Pixels = NDArray[np.uint8]
 
 MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 MAX_PIXELS = 40_000_000
+MAX_SIDES = {"jpeg": 65_500, "webp": 16_383}  # pixels that a file of the format can be wide or high; png has room
 QUALITY = 92
 # Larger than what glibc ever takes from its heap, so that the memory of a large picture goes back to the system.
 Image.core.set_block_size(64 * 2**20)  # type: ignore[attr-defined]
@@ -156,14 +158,30 @@ def resize(pixels: Pixels, size: int) -> Pixels:
 
 def grid(pictures: list[Pixels], columns: int | None = None) -> Pixels:
     """Pictures of one size side by side, row by row, with no gap; the last row is filled with white."""
-    columns = columns or int(np.ceil(np.sqrt(len(pictures))))
-    rows = -(-len(pictures) // columns)
+    rows, columns = layout(len(pictures), columns)
     _, height, width = pictures[0].shape
     sheet = np.full((3, rows * height, columns * width), 255, np.uint8)
     for number, picture in enumerate(pictures):
         y, x = number // columns * height, number % columns * width
         sheet[:, y : y + height, x : x + width] = picture
     return sheet
+
+
+def layout(n: int, columns: int | None = None) -> tuple[int, int]:
+    """Rows and columns of `n` pictures side by side: nearly a square, or in as many columns as are said."""
+    columns = columns or math.isqrt(n - 1) + 1
+    return -(-n // columns), columns
+
+
+def check_fits(media: str, n: int, size: int, columns: int | None = None) -> None:
+    """Raise InputError when a file of format `media` cannot hold `n` square pictures of `size` pixels side by side."""
+    rows, columns = layout(n, columns)
+    most = MAX_SIDES.get(media, size * max(rows, columns))
+    if size * max(rows, columns) > most:
+        raise InputError(
+            f"a {media} file must be at most {most:,} pixels wide and high, got {columns} x {rows} images of {size} "
+            "pixels side by side; ask for a smaller size, fewer images, or png, which has room"
+        )
 
 
 def psnr(pixels: Pixels, others: Pixels) -> float:
@@ -191,5 +209,5 @@ def write_image(
     elif media == "webp":
         image.save(buffer, "WEBP", quality=quality)
     else:
-        raise InputError(f"format must be one of {', '.join(MEDIA_TYPES)}, got {media!r}")
+        raise InputError(f"format must be one of {', '.join(MEDIA_TYPES)}, got {shown(media)}")
     return buffer.getvalue()

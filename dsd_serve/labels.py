@@ -2,13 +2,18 @@
 
 import csv
 import difflib
-import re
-from collections.abc import Sequence
+import heapq
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from itertools import pairwise
 
-from dsd_serve.errors import InputError
+from dsd_serve.errors import InputError, shown
+
+MAX_TEXT = 200  # characters of a text that may name a class
+LIKELY = 16  # names that a misspelling is compared with letter by letter
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +25,15 @@ class ImageClass:
     name: str
 
 
+@dataclass(frozen=True, slots=True)
+class Spelling:
+    """A class's name as it is compared with what users write."""
+
+    whole: str
+    words: tuple[str, ...]  # without accents
+    pairs: frozenset[str]  # of letters that stand side by side
+
+
 @cache
 def all_classes() -> tuple[ImageClass, ...]:
     """The 1000 classes in the order of their index."""
@@ -27,59 +41,101 @@ def all_classes() -> tuple[ImageClass, ...]:
     return tuple(ImageClass(int(row["index"]), row["wnid"], row["name"]) for row in csv.DictReader(text.splitlines()))
 
 
-def search(query: str, among: Sequence[int] | None = None) -> list[ImageClass]:
-    """The classes whose index, wnid or name matches `query`: exact ones first, then names that hold all its words."""
-    classes = all_classes() if among is None else [all_classes()[index] for index in among]
-    wanted = words(query)
-    if not wanted:
-        return list(classes)
-    exact = [c for c in exactly(query) if c in classes]
-    partial = [c for c in classes if all(any(w.startswith(q) for w in words(c.name)) for q in wanted)]
-    return exact + [c for c in partial if c not in exact]
-
-
-def exactly(text: str) -> list[ImageClass]:
-    """The classes of which `text` is the index, the wnid or all words of the name. Every request asks this."""
-    found = [*by_key().get(text.strip().lower(), ()), *by_key().get(words(text), ())]
-    return sorted(set(found), key=lambda c: c.index)
+@cache
+def spellings() -> tuple[Spelling, ...]:
+    """The spelling of every class, in the order of their index."""
+    found = []
+    for c in all_classes():
+        whole = spelled(c.name)
+        found.append(Spelling(whole, without_accents(words(whole)), pairs_of(whole)))
+    return tuple(found)
 
 
 @cache
-def by_key() -> dict[str | tuple[str, ...], list[ImageClass]]:
-    """All classes by index, wnid and words of the name; some have the same name."""
+def by_code() -> dict[str, ImageClass]:
+    """All classes by index and by wnid."""
+    return {code: c for c in all_classes() for code in (str(c.index), c.wnid)}
+
+
+@cache
+def by_name() -> dict[str | tuple[str, ...], list[ImageClass]]:
+    """All classes by name, by its words, and by those without accents; some have the same name."""
     found: dict[str | tuple[str, ...], list[ImageClass]] = {}
     for c in all_classes():
-        for key in (str(c.index), c.wnid, words(c.name)):
+        for key in dict.fromkeys(keys(c.name)):
             found.setdefault(key, []).append(c)
     return found
 
 
-def resolve(text: str, among: Sequence[int]) -> ImageClass:
+def search(query: str, among: Iterable[int] | None = None) -> list[ImageClass]:
+    """The classes whose index, wnid or name matches `query`: exact ones first, then names that hold all its words.
+
+    A word may be the beginning of one in the name. An empty query matches all classes; one of more than MAX_TEXT
+    characters, or without any letter or digit, none.
+    """
+    classes = [all_classes()[index] for index in (range(len(all_classes())) if among is None else among)]
+    if not query:
+        return classes
+    exact = exactly(query)
+    first = [c for c in classes if c in exact]
+    return first + [c for c in partly(query, classes) if c not in first]
+
+
+def partly(text: str, classes: Iterable[ImageClass]) -> list[ImageClass]:
+    """Those of the classes whose names hold all words of `text`, or words that begin with them."""
+    wanted = set(without_accents(words(spelled(text)))) if len(text) <= MAX_TEXT else ()
+    if not wanted:
+        return []
+    names, rarest = spellings(), sorted(wanted, key=len, reverse=True)
+    return [c for c in classes if all(any(w.startswith(q) for w in names[c.index].words) for q in rarest)]
+
+
+def exactly(text: str) -> list[ImageClass]:
+    """The classes of which `text` is the index, the wnid, the name or all words of the name. Every request asks this.
+
+    An index or a wnid is written in ASCII: what only looks like one, such as full-width or raised digits, is a word.
+    """
+    if len(text) > MAX_TEXT:
+        return []
+    if found := by_code().get(text.strip().lower()):
+        return [found]
+    return next((by_name()[key] for key in keys(text) if key in by_name()), [])
+
+
+def resolve(text: str, among: Sequence[int], what: str = "class") -> ImageClass:
     """The class that `text` names: an index, a wnid or a name, which must be one of `among`.
 
-    Raises InputError with a sentence that names candidates when it is unknown, ambiguous or not among them.
+    what: the name of the parameter. Raises InputError with a sentence that begins with it, and names candidates when
+    the class is unknown, ambiguous or not among them.
     """
-    text = str(text).strip()
+    if len(text) > MAX_TEXT:
+        raise InputError(f"{what} must have at most {MAX_TEXT} characters, got {len(text):,}: {shown(text)}")
+    text = text.strip()
     exact = exactly(text)
     allowed = set(among)
     usable = [c for c in exact if c.index in allowed]
     if not exact and text:
-        usable = search(text, among)
+        usable = partly(text, [all_classes()[index] for index in among])
     if len(usable) == 1:
         return usable[0]
     if len(usable) > 1:
-        raise InputError(f"class {text!r} is ambiguous: it may mean {listed(usable)}; give the index")
+        raise InputError(f"{what} {shown(text)} is ambiguous: it may mean {listed(usable)}; give the index")
     if exact:
-        raise InputError(f"class {text!r} is {exact[0].name}, which this model was not trained on; {offer(among)}")
-    return no_such_class(text, among)
-
-
-def no_such_class(text: str, among: Sequence[int]) -> ImageClass:
-    """Raise the InputError for a text that names no class, with the nearest names if there are any."""
-    names = {c.name.lower(): c for c in (all_classes()[index] for index in among)}
-    close = [names[name] for name in difflib.get_close_matches(text.lower(), names, n=3)]
+        raise InputError(
+            f"{what} {shown(text)} is {exact[0].name}, which this model was not trained on; {offer(among)}"
+        )
+    close = nearest(text, among)
     hint = f"did you mean {listed(close)}?" if close else offer(among)
-    raise InputError(f"class must be an index, a wnid like n02099601 or a name, got {text[:80]!r}; {hint}")
+    raise InputError(f"{what} must be an index, a wnid like n02099601 or a name, got {shown(text)}; {hint}")
+
+
+def nearest(text: str, among: Iterable[int]) -> list[ImageClass]:
+    """Up to three classes whose names are nearly `text`, the nearest first."""
+    names, whole = spellings(), spelled(text)
+    pairs = pairs_of(whole)
+    likely = heapq.nlargest(LIKELY, among, key=lambda index: len(pairs & names[index].pairs))
+    close = difflib.get_close_matches(whole, [names[index].whole for index in likely], n=3)
+    return [all_classes()[index] for name in dict.fromkeys(close) for index in likely if names[index].whole == name]
 
 
 def offer(among: Sequence[int]) -> str:
@@ -90,9 +146,42 @@ def offer(among: Sequence[int]) -> str:
 
 
 def listed(classes: Sequence[ImageClass]) -> str:
-    shown = ", ".join(f"{c.index} ({c.name})" for c in classes[:12])
-    return shown if len(classes) <= 12 else f"{shown} and {len(classes) - 12} more"
+    names = ", ".join(f"{c.index} ({c.name})" for c in classes[:12])
+    return names if len(classes) <= 12 else f"{names} and {len(classes) - 12} more"
 
 
-def words(text: str) -> tuple[str, ...]:
-    return tuple(re.findall(r"[a-z0-9]+", text.lower()))
+def keys(name: str) -> tuple[str | tuple[str, ...], ...]:
+    """What a name is looked up by, from the strictest to the loosest; nothing that is empty."""
+    whole = spelled(name)
+    found = words(whole)
+    return tuple(key for key in (whole, found, without_accents(found)) if key)
+
+
+def spelled(text: str) -> str:
+    """A text without what writing it differently does not change: case, width, invisible characters, spaces.
+
+    Any script is kept (NFKC, case folded).
+    """
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return " ".join("".join(c for c in folded if unicodedata.category(c) != "Cf").split())
+
+
+def words(whole: str) -> tuple[str, ...]:
+    """The words of a `spelled` text in any script: runs of letters, digits and the marks on them."""
+    return tuple("".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in whole).split())
+
+
+def without_accents(found: Iterable[str]) -> tuple[str, ...]:
+    """Words without the accents of European scripts; the vowel signs of others stay, because they are letters."""
+    return tuple(
+        unicodedata.normalize("NFC", "".join(c for c in unicodedata.normalize("NFD", word) if not is_accent(c)))
+        for word in found
+    )
+
+
+def is_accent(character: str) -> bool:
+    return "\u0300" <= character <= "\u036f"
+
+
+def pairs_of(text: str) -> frozenset[str]:
+    return frozenset(map("".join, pairwise(text)))

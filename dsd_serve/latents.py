@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from dsd_serve.errors import InputError
+from dsd_serve.errors import InputError, shown
 from dsd_serve.rows import Array, Latents
+from dsd_serve.strict_json import BYTE_ORDER_MARK, read_json
 
 MEDIA_TYPES = {"npy": "application/x-npy", "safetensors": "application/x-safetensors", "json": "application/json"}
 NAME = "latents"  # of the tensor in a safetensors file, of the key in JSON
@@ -30,8 +31,8 @@ def read_latents(data: bytes, shape: tuple[int, int]) -> Latents:
         array = read_npy(data, shape)
     elif data[8:9] == b"{" and b"\0" in data[:8]:  # the length of the header, which may begin with the byte of a brace
         array = read_safetensors(data, shape)
-    elif data.lstrip()[:1] in (b"{", b"["):
-        array = read_json(data, shape)
+    elif data.removeprefix(BYTE_ORDER_MARK).lstrip()[:1] in (b"{", b"["):
+        array = read_json_latents(data, shape)
     else:
         raise InputError(f"the bytes are no latents that can be read: {wanted(shape)}, as .npy, safetensors or JSON")
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused
@@ -55,7 +56,7 @@ def write_latents(z: Latents, form: str) -> bytes:
         return struct.pack("<Q", len(header)) + header + z.tobytes()
     if form == "json":
         return json.dumps({NAME: z.tolist()}).encode()
-    raise InputError(f"format must be one of {', '.join(MEDIA_TYPES)}, got {form!r}")
+    raise InputError(f"format must be one of {', '.join(MEDIA_TYPES)}, got {shown(form)}")
 
 
 def wanted(shape: tuple[int, int]) -> str:
@@ -69,7 +70,7 @@ def checked(shape: tuple[int, int], kind: object, found: Any, size: int) -> None
             f"{wanted(shape)}; the type must be float16, float32 or float64, little-endian, got {kind!s:.40}"
         )
     if tuple(found) != shape:
-        raise InputError(f"{wanted(shape)}, got shape {str(list(found))[:80]}")
+        raise InputError(f"{wanted(shape)}, got shape {shown(list(found))}")
     needed = math.prod(shape) * np.dtype(str(kind)).itemsize
     if size != needed:
         raise InputError(
@@ -93,11 +94,11 @@ def read_safetensors(data: bytes, shape: tuple[int, int]) -> Array:
     (length,) = struct.unpack_from("<Q", data)  # there are at least nine bytes
     if length > min(MAX_HEADER, len(data) - 8):
         raise InputError(f"the safetensors header must end within the file and have at most {MAX_HEADER} bytes")
-    header = parse_json(data[8 : 8 + length])
+    header = json_object(data[8 : 8 + length], "the safetensors header")
     header.pop("__metadata__", None)
     entry = header.get(NAME)
     if len(header) != 1 or not isinstance(entry, dict):
-        raise InputError(f"the safetensors file must have one tensor, named {NAME}, got {str(list(header))[:80]}")
+        raise InputError(f"the safetensors file must have one tensor, named {NAME}, got {shown(list(header))}")
     found, offsets = entry.get("shape"), entry.get("data_offsets")
     if not whole_numbers(found) or not whole_numbers(offsets) or offsets != [0, len(data) - 8 - length]:
         raise InputError(f"the tensor must have a shape and lie at data_offsets [0, {len(data) - 8 - length}]")
@@ -106,14 +107,14 @@ def read_safetensors(data: bytes, shape: tuple[int, int]) -> Array:
     return np.frombuffer(data, str(kind), offset=8 + length).reshape(shape)
 
 
-def read_json(data: bytes, shape: tuple[int, int]) -> Array:
+def read_json_latents(data: bytes, shape: tuple[int, int]) -> Array:
     most = 32 * math.prod(shape) + 1000  # a number of 17 digits with sign, exponent and comma has up to 26
     if len(data) > most:
         raise InputError(f"{wanted(shape)}, whose JSON has at most {most:,} bytes, got {len(data):,}")
-    content = parse_json(data)
+    content = json_object(data, "the JSON of the latents", 2 * math.prod(shape) + 100)
     rows = content.get(NAME)
     if set(content) != {NAME} or not isinstance(rows, list):
-        raise InputError(f'the JSON must be {{"{NAME}": [[...], ...]}}, got the keys {str(list(content))[:80]}')
+        raise InputError(f'the JSON must be {{"{NAME}": [[...], ...]}}, got the keys {shown(list(content))}')
     found = [len(rows), *{len(row) if isinstance(row, list) else 0 for row in rows}]
     if tuple(found) != shape:
         raise InputError(f"{wanted(shape)}, got {len(rows)} rows" + (f" of {found[1]}" if len(found) == 2 else ""))
@@ -125,13 +126,10 @@ def read_json(data: bytes, shape: tuple[int, int]) -> Array:
         return np.full(shape, np.inf)
 
 
-def parse_json(data: bytes) -> dict[str, Any]:
-    try:
-        content = json.loads(data)
-    except (ValueError, RecursionError):
-        raise InputError("the JSON cannot be read; check that it is complete and in UTF-8") from None
+def json_object(data: bytes, what: str, most: int = MAX_HEADER) -> dict[str, Any]:
+    content = read_json(data, what, most)
     if not isinstance(content, dict):
-        raise InputError(f'the JSON must be an object with the key "{NAME}", got {type(content).__name__}')
+        raise InputError(f'{what} must be an object with the key "{NAME}", got {shown(content)}')
     return content
 
 

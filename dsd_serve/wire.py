@@ -100,7 +100,7 @@ def from_wire(
     asked = Asked(inputs, parameters, config, defaults)
     operation = asked.parameter("operation", str)
     if operation not in MAKERS:
-        raise InputError(f"operation must be one of {', '.join(MAKERS)}, describe, got {operation[:80]!r}")
+        raise InputError(f"operation must be one of {', '.join(MAKERS)}, describe, got {shown(operation)}")
     seconds = asked.parameter("max_seconds", float, None)
     if seconds is not None and not seconds > 0:
         raise InputError(f"max_seconds must be above 0, got {seconds}")
@@ -124,9 +124,12 @@ class Asked:
             return default[0]
         value = self.parameters.pop(name)
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
+            try:
+                return float(value)
+            except OverflowError:
+                raise InputError(f"the parameter {name} must be a finite number, got {shown(value)}") from None
         if not isinstance(value, kind) or isinstance(value, bool):  # a bool is an int to Python
-            raise InputError(f"the parameter {name} must be of type {kind.__name__}, got {str(value)[:80]!r}")
+            raise InputError(f"the parameter {name} must be of type {kind.__name__}, got {shown(value)}")
         return value
 
     def label(self, name: str, *default: int) -> int:
@@ -135,7 +138,7 @@ class Asked:
         value = self.parameter(name, str if isinstance(self.parameters.get(name), str) else int)
         if value == self.config.null_label:
             return self.config.null_label
-        return labels.resolve(str(value), self.config.trained_classes).index
+        return labels.resolve(str(value), self.config.trained_classes, name).index
 
     def params(self) -> SamplingParams:
         return SamplingParams(

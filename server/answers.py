@@ -17,12 +17,14 @@ from fastapi.sse import format_sse_event
 
 from dsd_serve import images
 from dsd_serve.rows import Pixels
+from server import errors
 
 PICTURES = {media: name for name, media in images.MEDIA_TYPES.items()}
 ANSWERS = {**PICTURES, "application/json": "json", "application/zip": "zip"}
 EVENTS = {**ANSWERS, "text/event-stream": "events"}
 WEIGHT = re.compile(r"(?=\.?[0-9])[0-9]?(\.[0-9]*)?", re.ASCII)
 QUOTES = re.compile(r'(\\.|")', re.DOTALL)  # what begins and ends a quoted string, and what is escaped in it
+MAX_ACCEPT = 2000  # characters; browsers send some hundred, and each takes its time
 QUICK_PIXELS = 64 * 64  # up to here encoding takes less than a millisecond, and a thread would cost more than it saves
 TEXT_KEY = "dsd"  # of the PNG chunk that holds the settings as JSON
 
@@ -59,10 +61,12 @@ def choose(request: Request, asked: str | None, offered: Mapping[str, str]) -> s
     if asked is not None:
         return asked
     accept = ", ".join(request.headers.getlist("accept"))
+    if len(accept) > MAX_ACCEPT:
+        raise HTTPException(406, f"the header Accept must have at most {MAX_ACCEPT:,} characters, got {len(accept):,}")
     ranges = accepted(accept)
     best = max(offered, key=lambda media: liking(media, ranges))
     if liking(best, ranges)[0] == 0:
-        raise HTTPException(406, f"this gives {', '.join(offered)}; the client accepts only {accept[:200]}")
+        raise HTTPException(406, f"this gives {', '.join(offered)}; the client accepts only {errors.cut(accept)}")
     return offered[best]
 
 
@@ -88,17 +92,18 @@ def accepted(accept: str) -> list[MediaRange]:
 
 def split(text: str, separator: str) -> list[str]:
     """Parts of a header's value between separators that do not stand in a quoted string."""
-    parts, quoted = [""], False
+    parts: list[list[str]] = [[]]
+    quoted = False
     for piece in QUOTES.split(text):
         if piece == '"':
             quoted = not quoted
         if quoted or piece.startswith('"') or separator not in piece:
-            parts[-1] += piece
+            parts[-1].append(piece)
         else:
             first, *others = piece.split(separator)
-            parts[-1] += first
-            parts += others
-    return parts
+            parts[-1].append(first)
+            parts += [[other] for other in others]
+    return ["".join(part) for part in parts]
 
 
 async def answer(
@@ -170,8 +175,10 @@ def etag_of(*parts: Any) -> str:
 def is_fresh(request: Request, etag: str) -> bool:
     """Whether the client of a GET has this answer already."""
     header = ",".join(request.headers.getlist("if-none-match"))
+    if request.method not in ("GET", "HEAD") or (etag not in header and "*" not in header):
+        return False  # at once, however long the header is
     known = [tag.strip().removeprefix("W/") for tag in header.split(",")]
-    return request.method in ("GET", "HEAD") and (etag in known or "*" in known)
+    return etag in known or "*" in known
 
 
 def event_stream(events: AsyncIterator[tuple[str, Any] | None], headers: dict[str, str]) -> StreamingResponse:

@@ -6,7 +6,9 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from dsd_serve.errors import shown
 from server import errors
+from server.reading import media_type
 from server.settings import Settings
 
 MAX_JSON_BYTES = 1_000_000  # parsed, JSON takes many times its size
@@ -31,7 +33,7 @@ class BodyLimits:
         headers = Headers(scope=scope)
         encoding = headers.get("content-encoding", "identity").strip().lower()
         if encoding != "identity":
-            detail = f"the body must be sent as it is, without content-encoding, got {encoding[:40]!r}"
+            detail = f"the body must be sent as it is, without content-encoding, got {shown(encoding)}"
             await errors.answer(HTTPException(415, detail), scope, receive, send)
             return
         body = Body(self, headers, receive)
@@ -47,8 +49,8 @@ class Body:
 
     def __init__(self, limits: BodyLimits, headers: Headers, receive: Receive) -> None:
         self.limits, self.source = limits, receive
-        media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-        self.max_bytes = min(limits.max_bytes, MAX_JSON_BYTES) if media_type.endswith("json") else limits.max_bytes
+        json = media_type(headers).endswith("json")
+        self.max_bytes = min(limits.max_bytes, MAX_JSON_BYTES) if json else limits.max_bytes
         length = headers.get("content-length", "")
         self.announced = int(length[:20]) if length.isdecimal() else 0
         self.size = self.held = 0

@@ -9,6 +9,7 @@ from pydantic.json_schema import models_json_schema
 
 from dsd_serve.params import SAMPLER_NAMES
 from server.errors import MEDIA_TYPE, body_of
+from server.openai_schemas import GenerationRequest
 from server.schemas import (
     DoneEvent,
     ErrorEvent,
@@ -27,7 +28,7 @@ MANY_CLASSES = 100  # a schema lists no more than these
 BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 ON_THEIR_OWN = (  # models that FastAPI does not find in the routes' signatures
     *(DoneEvent, ImageEvent, ErrorEvent, PreviewEvent),
-    *(GenerateRequest, InterpolateRequest, LatentsAnswer, Problem),
+    *(GenerateRequest, GenerationRequest, InterpolateRequest, LatentsAnswer, Problem),
 )
 
 WRONG = {

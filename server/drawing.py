@@ -12,8 +12,9 @@ from dsd_serve.tasks import Edit, Task
 from server.service import Service
 
 
-def find_class(service: Service, name: str | int) -> ImageClass:
-    return labels.resolve(str(name), service.config.trained_classes)
+def find_class(service: Service, name: str | int, what: str = "class") -> ImageClass:
+    """The class that a request names in its parameter `what`. Raises InputError."""
+    return labels.resolve(str(name), service.config.trained_classes, what)
 
 
 def edits(

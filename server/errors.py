@@ -4,6 +4,7 @@ import http
 import logging
 import math
 from collections import Counter
+from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from dsd_serve.errors import (
     EngineError,
     InputError,
     QueueFullError,
+    shown,
 )
 from server import openai_errors
 
@@ -39,6 +41,16 @@ STATUS: dict[type[DSDError], int] = {
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 MISTAKE = "the server made a mistake; its log has the details"
 MEDIA_TYPE = "application/problem+json"
+MAX_PARAMETERS = 100  # in a query string; no request has half as many
+MAX_SENTENCES = 5
+RULES = {  # where pydantic's words do not read well after "must be"
+    "bool_parsing": "a valid boolean, true or false",
+    "bool_type": "a valid boolean, true or false",
+    "int_parsing_size": "a number of fewer digits",
+    "model_type": "a JSON object",
+    "string_too_long": "at most {max_length} characters long",
+    "string_unicode": "a valid string of Unicode",
+}
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
@@ -92,17 +104,17 @@ def headers_of(error: DSDError) -> dict[str, str]:
     return {"Retry-After": "5"} if status_of(error) == 503 else {}
 
 
-def validated(model: type[Model], values: dict[str, Any] | bytes) -> Model:
-    """A model from plain values, or from JSON, in which numbers must be numbers, that a route has read itself.
+def validated(model: type[Model], values: dict[str, Any], *, strict: bool) -> Model:
+    """A model from values that a route has read itself: plain ones of a form, or with `strict` those of JSON, in which
+    numbers must be numbers.
 
     Errors are those of FastAPI's own parameters.
     """
     try:
-        if isinstance(values, bytes):
-            return model.model_validate_json(values, strict=True)
-        return model.model_validate(values)
+        return model.model_validate(values, strict=strict)
     except ValidationError as error:
-        raise RequestValidationError([{**item, "loc": ("body", *item["loc"])} for item in error.errors()]) from None
+        items = error.errors(include_url=False)
+        raise RequestValidationError([{**item, "loc": ("body", *item["loc"])} for item in items]) from None
 
 
 def install(app: FastAPI) -> None:
@@ -116,18 +128,18 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         items = error.errors()
-        return reply(request, 422, "; ".join(sentence(item) for item in items), param=param_of(items[0]))
+        return reply(request, 422, sentences(items), param=param_of(items[0]))
 
     @app.exception_handler(HTTPException)
     async def standard(request: Request, error: HTTPException) -> Response:
         detail, headers, path = error.detail, dict(error.headers or {}), request.scope["path"]
         if error.status_code == 404 and detail == "Not Found":
-            detail = f"there is no {path[:200]} here; /docs lists what there is"
+            detail = f"there is no {cut(path)} here; /docs lists what there is"
         elif error.status_code == 405 and detail == "Method Not Allowed":
             headers["Allow"] = ", ".join(methods_of(request))
             if request.method == "OPTIONS":
                 return Response(status_code=204, headers=headers)
-            detail = f"{path} does not take {request.method[:20]}, only {headers['Allow']}"
+            detail = f"{cut(path)} does not take {cut(request.method)}, only {headers['Allow']}"
         param, code = (error.param, error.code) if isinstance(error, openai_errors.Refused) else (None, None)
         return reply(request, error.status_code, detail, headers, param, code)
 
@@ -147,7 +159,7 @@ async def answer(error: Exception, scope: Scope, receive: Receive, send: Send) -
 def param_of(item: dict[str, Any]) -> str | None:
     """The parameter that an error of pydantic is about; None for the whole body, or a name that cannot be sent."""
     name = item["loc"][1] if len(item["loc"]) > 1 else None
-    return name if isinstance(name, str) and name.isprintable() else None
+    return name if isinstance(name, str) and name.isprintable() and cut(name) == name else None
 
 
 def methods_of(request: Request) -> list[str]:
@@ -159,25 +171,43 @@ def methods_of(request: Request) -> list[str]:
 
 
 async def refuse_repeated(request: Request) -> None:
-    """Refuse a query string that says the same twice; which one is meant is not known.
+    """Refuse a query string that says the same twice, for which one is meant is not known, or says very much.
 
-    A dependency of routes; asynchronous, because FastAPI runs the others in a thread, which costs more than this does.
+    A dependency of routes, so it comes before their parameters are read; asynchronous, because FastAPI runs the others
+    in a thread, which costs more than this does.
     """
+    given = request.scope["query_string"].count(b"&") + 1
+    if given > MAX_PARAMETERS:
+        raise InputError(f"the query string must have at most {MAX_PARAMETERS} parameters, got {given:,}")
     counts = Counter(name for name, _ in request.query_params.multi_items())
     if repeated := [name for name in counts if counts[name] > 1]:
-        raise InputError(f"{repeated[0][:80]} is given {counts[repeated[0]]} times in the query string; give it once")
+        raise InputError(f"{cut(repeated[0])} is given {counts[repeated[0]]} times in the query string; give it once")
+
+
+def cut(text: str) -> str:
+    """A text of any length in a sentence: at most 80 characters, and quoted where it is not plain."""
+    return text if len(text) <= 80 and text.isprintable() else shown(text)
+
+
+def sentences(items: Sequence[dict[str, Any]]) -> str:
+    """Errors of pydantic in words."""
+    told = [sentence(item) for item in items[:MAX_SENTENCES]]
+    if len(items) > MAX_SENTENCES:
+        told.append(f"and {len(items) - MAX_SENTENCES:,} more mistakes")
+    return "; ".join(told)
 
 
 def sentence(item: dict[str, Any]) -> str:
     """One error of pydantic in words, with the place and what was sent."""
-    name = str(item["loc"][-1]) if len(item["loc"]) > 1 else "the request"
+    *places, name = (cut(str(part)) for part in item["loc"][1:]) if len(item["loc"]) > 1 else ("the request",)
+    whole = ".".join([*places, name])
     if item["type"] == "missing":
-        return f"{name} is missing"
+        return f"{whole} is missing"
     if item["type"] == "extra_forbidden":
-        return f"there is no parameter {name!r}; /docs lists them"
-    if item["type"] in ("model_attributes_type", "dict_type", "model_type") and len(item["loc"]) < 2:
-        return "the body must be a JSON object, with the header content-type: application/json"
-    if item["type"] == "json_invalid":
-        return f"the body is not valid JSON: {item.get('ctx', {}).get('error', '')}"
-    message = item["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    return f"{name} must be {message}, got {str(item.get('input'))[:80]!r}"
+        place = f" in {'.'.join(places)}" if places else ""
+        return f"there is no parameter {shown(item['loc'][-1])}{place}; /docs lists them"
+    if item["type"] in RULES:
+        rule = RULES[item["type"]].format_map(item.get("ctx", {}))
+    else:
+        rule = item["msg"].removeprefix("Input should be ").removeprefix("Value error, ").partition(", unable to ")[0]
+    return f"{whole} must be {rule}, got {shown(item.get('input'))}"

@@ -5,9 +5,8 @@ from dataclasses import asdict, replace
 from typing import Annotated, Any, TypeVar
 
 import PIL
-from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from pydantic import BaseModel
 
 from dsd_serve import __version__, images
 from dsd_serve.errors import InputError
@@ -49,6 +48,7 @@ from server.drawing import (
     settings_headers,
 )
 from server.errors import refuse_repeated
+from server.reading import media_type, read_settings
 from server.schemas import (
     AnyWalkAnswer,
     DecodedAnswer,
@@ -69,7 +69,6 @@ from server.uploads import read_picture, read_uploads, release
 
 router = APIRouter(dependencies=[Depends(refuse_repeated)])
 
-Model = TypeVar("Model", bound=BaseModel)
 Walk = TypeVar("Walk", InterpolateRequest, WalkQuery)
 
 OF_AN_END = ("class", "seed", "index")
@@ -116,7 +115,7 @@ async def generate_post(request: Request) -> Response:
     `curl -H "content-type: application/json" -d '{"class": 207}' localhost:8000/generate -o dog.png`; curl's own --json
     also asks for an answer in JSON.
     """
-    return await draw(request, await read_json(request, GenerateRequest))
+    return await draw(request, await read_settings(request, GenerateRequest))
 
 
 @router.post(
@@ -136,6 +135,7 @@ async def edit_post(request: Request, query: Annotated[EditQuery, Query()]) -> R
     """
     service: Service = request.app.state.service
     params = with_previews(service.params(query), chosen := choose(request, query.format, EVENTS))
+    service.check_fits(chosen, query.n, query.size)
     wanted = None if query.class_ is None else find_class(service, query.class_)
     if wanted is None:
         if query.guidance not in (None, 1):
@@ -170,10 +170,10 @@ async def interpolate_post(request: Request) -> Response:
     size and timeout are then in the query string.
     """
     service: Service = request.app.state.service
-    if media_type(request) == "multipart/form-data":
-        query = errors.validated(WalkQuery, dict(request.query_params))
+    if media_type(request.headers) == "multipart/form-data":
+        query = errors.validated(WalkQuery, dict(request.query_params), strict=False)
         return await walk_pictures(request, service, within_limit(service, query))
-    return await walk_classes(request, service, within_limit(service, await read_json(request, InterpolateRequest)))
+    return await walk_classes(request, service, within_limit(service, await read_settings(request, InterpolateRequest)))
 
 
 @router.post(
@@ -214,6 +214,7 @@ async def decode_post(request: Request, query: Annotated[PictureQuery, Query()])
     service: Service = request.app.state.service
     chosen = choose(request, query.format, ANSWERS)
     service.check_size(query.size)
+    service.check_fits(chosen, 1, query.size)
     form = await read_uploads(request, ("latents",), media_types=LATENTS)
     z = read_latents(form.files["latents"], service.config.latent_shape)
     done = await service.run(request, [Decode(z)], query.timeout)
@@ -237,6 +238,7 @@ async def reconstruct_post(request: Request, query: Annotated[PictureQuery, Quer
     service: Service = request.app.state.service
     chosen = choose(request, query.format, ANSWERS)
     service.check_size(query.size)
+    service.check_fits(chosen, 1, query.size)
     pixels = await read_picture(request, service.decoder, service.config.image_size)
     done = await service.run(request, [Reconstruct(pixels)], query.timeout)
     quality = images.psnr(pixels[None], done.results[0][None])
@@ -251,6 +253,7 @@ async def draw(request: Request, query: GenerateRequest) -> Response:
     chosen = choose(request, query.format, EVENTS)
     wanted = find_class(service, query.class_)
     params = with_previews(service.params(query), chosen)
+    service.check_fits(chosen, query.n, query.size)
     tasks = [Generate(wanted.index, p) for p in params]
     headers = {"Cache-Control": "no-store", "Vary": "Accept"}
     if query.seed is not None and chosen != "events":
@@ -335,7 +338,9 @@ async def answer_shown(
 async def walk_classes(request: Request, service: Service, query: InterpolateRequest) -> Response:
     chosen = choose(request, query.format, ANSWERS)
     params = service.params(query)[0]
-    start, end = find_class(service, query.from_.class_), find_class(service, query.to.class_)
+    service.check_fits(chosen, query.n, query.size, columns=query.n)
+    start = find_class(service, query.from_.class_, "from.class")
+    end = find_class(service, query.to.class_, "to.class")
     seeds = [end.seed for end in (query.from_, query.to) if end.seed is not None] or [params.seed]
     ends = [
         WalkEnd(wanted.index, seeds[0] if one.seed is None else one.seed, one.index)
@@ -355,6 +360,7 @@ async def walk_classes(request: Request, service: Service, query: InterpolateReq
 async def walk_pictures(request: Request, service: Service, query: WalkQuery) -> Response:
     chosen = choose(request, query.format, ANSWERS)
     service.check_walk(query.n, query.size)
+    service.check_fits(chosen, query.n, query.size, columns=query.n)
     form = await read_uploads(request, ("from", "to"))
     if "to" not in form.files:
         raise InputError("the form must have two pictures, in the file fields from and to; to is missing")
@@ -393,18 +399,3 @@ def within_limit(service: Service, query: Walk) -> Walk:
     if "n" in query.model_fields_set:
         return query
     return query.model_copy(update={"n": min(query.n, service.settings.max_images)})
-
-
-def media_type(request: Request) -> str:
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-async def read_json(request: Request, model: type[Model]) -> Model:
-    """The settings in a JSON body. Numbers must be numbers there, and nothing may be in the query string."""
-    kind = media_type(request)
-    if kind != "application/json" and not kind.endswith("+json"):  # which pages of other sites cannot send unasked
-        wanted = "the body must be a JSON object, with the header content-type: application/json"
-        raise HTTPException(415, f"{wanted}, not {kind[:80]!r}" if kind else wanted)
-    if request.query_params:
-        raise InputError("the settings are in the JSON body here; nothing may be in the query string")
-    return errors.validated(model, await request.body())

@@ -13,7 +13,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
 from dsd_serve import images
-from dsd_serve.errors import InputError
+from dsd_serve.errors import InputError, shown
 from dsd_serve.labels import ImageClass
 from dsd_serve.params import SamplingParams
 from dsd_serve.programs import edit_timesteps
@@ -21,6 +21,7 @@ from dsd_serve.rows import Array, Pixels
 from dsd_serve.tasks import Generate, Task
 from server import drawing, errors, openai_errors
 from server.answers import Picture, event_stream, scaled, text_of
+from server.documentation import takes
 from server.drawing import (
     described,
     find_class,
@@ -39,6 +40,7 @@ from server.openai_schemas import (
     Usage,
     VariationForm,
 )
+from server.reading import media_type, read_settings
 from server.schemas import SamplingQuery
 from server.service import Event, Preview, Service
 from server.uploads import read_form
@@ -71,10 +73,13 @@ def takes_form(model: type[Options], *files: str) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
 
 
-@router.post("/images/generations", responses=DRAWN, response_class=Response)
-async def generations(request: Request, query: GenerationRequest) -> Response:
+@router.post(
+    "/images/generations", responses=DRAWN, response_class=Response, openapi_extra=takes(json=GenerationRequest)
+)
+async def generations(request: Request) -> Response:
     """Draw pictures of the class that the prompt names."""
     service: Service = request.app.state.service
+    query = await read_settings(request, GenerationRequest, openai=True)
     check_model(service, query.model)
     wanted = prompted(service, query)
     params = with_previews(sampling(service, query), query)
@@ -142,10 +147,10 @@ def model_entry(service: Service) -> ModelEntry:
 async def read_options(request: Request, kind: type[Form], files: Sequence[str]) -> tuple[Form, dict[str, bytes]]:
     """The options and files of a form."""
     service: Service = request.app.state.service
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+    if media_type(request.headers) != "multipart/form-data":
         raise Refused(415, f"send a form, as multipart/form-data, with the file field {files[0]}")
     form = await read_form(request, files, tuple(kind.model_fields))
-    options = errors.validated(kind, dict(form.fields))
+    options = errors.validated(kind, {name: text or None for name, text in form.fields.items()}, strict=False)
     check_model(service, options.model)
     return options, form.files
 
@@ -154,7 +159,7 @@ def check_model(service: Service, name: str | None) -> None:
     if name not in (None, service.model.name):
         raise Refused(
             404,
-            f"there is no model {str(name)[:80]!r} here; this server has {service.model.name!r}",
+            f"there is no model {shown(name)} here; this server has {service.model.name!r}",
             "model",
             "model_not_found",
         )
@@ -187,11 +192,14 @@ def sampling(service: Service, query: Options) -> list[SamplingParams]:
         native.guidance = query.guidance_scale
         native.guidance_start, native.guidance_stop = query.guidance_interval
     try:
-        return service.params(native)
+        params = service.params(native)
     except InputError as error:  # begins with the name of what is wrong
         name, _, rest = str(error).partition(" ")
         name = NAMES.get(name, name)
         raise Refused(400, f"{name} {rest}", name) from None
+    with about("size"):
+        service.check_fits(query.output_format, 1, query.side)
+    return params
 
 
 def with_previews(

@@ -1,4 +1,5 @@
-"""What requests and answers of the OpenAI-compatible routes look like. A null is what is left out.
+"""What requests and answers of the OpenAI-compatible routes look like. A null, or an empty text where one need not be
+given, is what is left out.
 
 Their parameters that change nothing here are accepted; those that ask for what this server does not do are refused,
 and so are unknown ones.
@@ -19,9 +20,11 @@ from pydantic import (
 )
 
 from dsd_serve.params import MAX_GUIDANCE, MAX_STEPS
-from server.schemas import Seed, Strength
+from server.schemas import MOST, REAL, RealNumber, Request, SamplerChoice, Seed, Strength, WholeNumber
 
 MAX_IMAGES = 10
+NUMBERS = (bool, int, int | None, float, float | None)
+MAX_IGNORED = 1000  # characters of a text that changes nothing
 SMALLEST = 8
 INTERVAL = "two times from 0 to 1 in this order, as [0.2, 0.8] or 0.2,0.8"
 
@@ -39,11 +42,11 @@ def side_of(size: str) -> int:
 
 
 def parse_interval(value: Any) -> tuple[float, float]:
-    parts = value.split(",") if isinstance(value, str) else value
-    try:
-        start, stop = (float(part) for part in parts)
-    except (TypeError, ValueError):
-        raise ValueError(INTERVAL) from None
+    if isinstance(value, str):
+        value = [float(text) if REAL.fullmatch(text) else text for text in map(str.strip, value.split(",", 2))]
+    if not isinstance(value, list) or [type(number) in (int, float) for number in value[:3]] != [True, True]:
+        raise ValueError(INTERVAL)
+    start, stop = value
     if not 0 <= start <= stop <= 1:
         raise ValueError(INTERVAL)
     return start, stop
@@ -55,13 +58,31 @@ def only(value: str, allowed: tuple[str, ...], why: str) -> str:
     return value
 
 
-class Options(BaseModel):
+Ignored = Annotated[str | None, Field(max_length=MAX_IGNORED, description="ignored")]
+
+
+SAID = ("title", "description", "default", "examples")
+
+
+def nullable(schema: dict[str, Any]) -> None:
+    """Say in the document that what need not be given may be null."""
+    for name, field in schema["properties"].items():
+        kind = {key: field.pop(key) for key in list(field) if key not in SAID}
+        kinds = kind.get("anyOf", [kind])
+        if name not in schema.get("required", ()) and {"type": "null"} not in kinds:
+            kinds = [*kinds, {"type": "null"}]
+        field |= {"anyOf": kinds} if len(kinds) > 1 else kind
+
+
+class Options(Request):
     """What all three routes take; what is left out is taken from the model's recommendation."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(json_schema_extra=nullable)
 
-    model: Annotated[str | None, Field(description="see /v1/models (default: the one that is served)")] = None
-    n: Annotated[int, Field(ge=1, le=MAX_IMAGES, description="number of pictures")] = 1
+    model: Annotated[
+        str | None, Field(max_length=MAX_IGNORED, description="see /v1/models (default: the one that is served)")
+    ] = None
+    n: Annotated[int, Field(ge=1, le=MAX_IMAGES, description="number of pictures"), WholeNumber] = 1
     size: Annotated[str, AfterValidator(parse_size), Field(description="auto, or a square as 256x256")] = "auto"
     response_format: Annotated[
         str,
@@ -71,20 +92,25 @@ class Options(BaseModel):
     ] = "b64_json"
     output_format: Literal["png", "jpeg", "webp"] = "png"
     output_compression: Annotated[
-        int | None, Field(ge=0, le=100, description="quality of jpeg and webp; png has none but 100")
+        int | None, Field(ge=0, le=100, description="quality of jpeg and webp; png has none but 100"), WholeNumber
     ] = None
-    user: Annotated[str | None, Field(description="ignored")] = None
+    user: Ignored = None
     # Not of OpenAI; their names are those of other image servers.
     seed: Seed = None
-    num_inference_steps: Annotated[int | None, Field(ge=1, description="steps of the sampler")] = None
-    sampler: Annotated[str | None, Field(description="euler, heun or dpmpp_2m")] = None
+    num_inference_steps: Annotated[
+        int | None, Field(ge=1, le=MOST, description="steps of the sampler"), WholeNumber
+    ] = None
+    sampler: Annotated[SamplerChoice, Field(description="euler, heun or dpmpp_2m")] = None
 
     @model_validator(mode="before")
     @classmethod
-    def without_nulls(cls, values: Any) -> Any:
-        return (
-            {key: value for key, value in values.items() if value is not None} if isinstance(values, dict) else values
-        )
+    def without_what_is_empty(cls, values: Any) -> Any:
+        """Many clients send every field that they know, and null or an empty text for those without a value."""
+        if not isinstance(values, dict):
+            return values
+        texts = {name for name, field in cls.model_fields.items() if field.annotation not in NUMBERS}
+        optional = {name for name in texts if not cls.model_fields[name].is_required()}
+        return {name: v for name, v in values.items() if v is not None and (v != "" or name not in optional)}
 
     @field_validator("output_compression")
     @classmethod
@@ -112,28 +138,33 @@ class GenerationRequest(Options):
     ]
     stream: Annotated[bool, Field(description="answer with server-sent events")] = False
     partial_images: Annotated[
-        int | None, Field(ge=0, le=3, description="with stream: previews on the way, evenly over the steps")
+        int | None,
+        Field(ge=0, le=3, description="with stream: previews on the way, evenly over the steps"),
+        WholeNumber,
     ] = None
     background: Annotated[
         str, AfterValidator(lambda value: only(value, ("auto", "opaque"), "the network draws nothing transparent"))
     ] = "auto"
-    quality: Annotated[str | None, Field(description="ignored")] = None
-    style: Annotated[str | None, Field(description="ignored")] = None
-    moderation: Annotated[str | None, Field(description="ignored")] = None
-    safety_identifier: Annotated[str | None, Field(description="ignored")] = None
+    quality: Ignored = None
+    style: Ignored = None
+    moderation: Ignored = None
+    safety_identifier: Ignored = None
     # Not of OpenAI.
-    class_id: Annotated[int | None, Field(description="ImageNet-1k index, instead of what the prompt says")] = None
+    class_id: Annotated[
+        int | None, Field(ge=0, le=MOST, description="ImageNet-1k index, instead of what the prompt says"), WholeNumber
+    ] = None
     guidance_scale: Annotated[
-        float | None, Field(ge=0, le=MAX_GUIDANCE, allow_inf_nan=False, description="1 is off")
+        float | None, Field(ge=0, le=MAX_GUIDANCE, allow_inf_nan=False, description="1 is off"), RealNumber
     ] = None
     guidance_interval: Annotated[
         tuple[float, float],
-        BeforeValidator(parse_interval, json_schema_input_type=list[float] | str),
+        BeforeValidator(parse_interval, json_schema_input_type=list[float] | str | None),
         Field(description="times from and to which guidance is on; 0 is noise, 1 is data"),
     ] = (0.0, 1.0)
     preview_every: Annotated[
         int | None,
         Field(ge=1, le=MAX_STEPS, description="with stream: steps between previews, at most partial_images of them"),
+        WholeNumber,
     ] = None
 
     @field_validator("partial_images", "preview_every")
@@ -154,7 +185,7 @@ class EditForm(GenerationRequest):
     """POST /v1/images/edits: the text fields beside `image` and `mask`."""
 
     strength: Strength = 0.6
-    input_fidelity: Annotated[str | None, Field(description="ignored; see strength")] = None
+    input_fidelity: Annotated[str | None, Field(max_length=MAX_IGNORED, description="ignored; see strength")] = None
 
 
 class DrawnImage(BaseModel):

@@ -1,42 +1,146 @@
 """What requests and answers look like. Unknown parameters are refused, so that a misspelling is no silent default."""
 
+import re
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, RootModel, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    RootModel,
+    StringConstraints,
+    model_validator,
+)
 
+from dsd_serve.labels import MAX_TEXT
 from dsd_serve.params import MAX_GUIDANCE, MAX_SEED, MAX_STEPS, SAMPLER_NAMES
 
 CLASS_FORMAT = "imagenet-class"  # in the OpenAPI document, of strings that name a class
+MOST = 2**31 - 1  # of a number whose limit is the server's: sizes, steps, images
+MAX_DIGITS = 40
+WHOLE = re.compile(r"-?[0-9]+(\.0*)?", re.ASCII)
+REAL = re.compile(r"-?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", re.ASCII | re.IGNORECASE)
+
+
+def whole(value: Any) -> Any:
+    """Refuse text that Python reads as a whole number and nobody means as one, such as 1_000 or +7."""
+    if isinstance(value, str) and not WHOLE.fullmatch(value):
+        raise ValueError("a valid integer in plain digits, such as 25")
+    return short(value)
+
+
+def whole_or_text(value: Any) -> Any:
+    """The same for a number that JSON may hold as text too, because JavaScript rounds what is above 2^53."""
+    value = whole(value)
+    return int(value.partition(".")[0]) if isinstance(value, str) else value
+
+
+def real(value: Any) -> Any:
+    """Refuse text that Python reads as a number and nobody means as one, and whole numbers beyond any float."""
+    if isinstance(value, str) and not REAL.fullmatch(value):
+        raise ValueError("a finite number in plain digits, such as 0.5")
+    if isinstance(value, int):
+        try:
+            float(value)
+        except OverflowError:
+            raise ValueError("a finite number") from None
+    return short(value)
+
+
+def short(value: Any) -> Any:
+    if isinstance(value, str) and len(value) > MAX_DIGITS:
+        raise ValueError(f"a number of at most {MAX_DIGITS} characters")
+    return value
+
+
+def class_text(value: Any) -> str | int:
+    """Text or a number that may name a class; whether it does is for the model to say."""
+    if isinstance(value, bool) or not isinstance(value, str | int) or (isinstance(value, int) and abs(value) > MOST):
+        raise ValueError("an index, a wnid like n02099601 or a name")
+    if isinstance(value, str) and len(value) > MAX_TEXT:
+        raise ValueError(f"at most {MAX_TEXT} characters long")
+    return value
+
+
+def known_sampler(value: str | None) -> str | None:
+    if value not in (None, *SAMPLER_NAMES):
+        raise ValueError(f"one of {', '.join(SAMPLER_NAMES)}")
+    return value
+
+
+def left_out(why: str, *same: Any) -> Callable[[Any], Any]:
+    """Refuse a parameter that has no meaning here, but for the values that say so."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, bool) or value not in same:
+            raise ValueError(f"left out: {why}")
+        return value
+
+    return check
+
+
+WholeNumber = BeforeValidator(whole)
+RealNumber = BeforeValidator(real)
 
 Format = Literal["png", "jpeg", "webp", "json", "zip"]
 Size = Annotated[
     int | None,
     Field(
-        ge=8, description="side of the pictures in pixels; the network's own size is scaled to it (default: not scaled)"
+        ge=8,
+        le=MOST,
+        description="side of the pictures in pixels; the network's own size is scaled to it (default: not scaled)",
     ),
+    WholeNumber,
 ]
 ClassName = Annotated[
-    Annotated[str, Field(json_schema_extra={"format": CLASS_FORMAT})] | int,
+    str | int,
+    PlainValidator(
+        class_text,
+        json_schema_input_type=Annotated[str, Field(max_length=MAX_TEXT, json_schema_extra={"format": CLASS_FORMAT})]
+        | int,
+    ),
     Field(
         description="ImageNet-1k index, wnid or name; /classes lists those of the model",
         examples=["207", "n02099601", "golden retriever"],
     ),
 ]
 SamplerName = Annotated[str, Field(json_schema_extra={"enum": list(SAMPLER_NAMES)})]
+SamplerChoice = Annotated[str | None, AfterValidator(known_sampler)]
 Seed = Annotated[
-    int | None, Field(ge=0, le=MAX_SEED, description="same seed, same picture (default: random)", examples=[1])
+    int | None,
+    Field(
+        ge=0,
+        le=MAX_SEED,
+        description="same seed, same picture (default: random). JavaScript rounds JSON numbers above 2^53: send a "
+        "string of digits there, and read the header X-DSD-Seed, which is exact",
+        examples=[1],
+    ),
+    BeforeValidator(
+        whole_or_text,
+        json_schema_input_type=Annotated[int, Field(ge=0, le=MAX_SEED)]
+        | Annotated[str, Field(pattern="^[0-9]{1,18}$")]
+        | None,
+    ),
 ]
-Time = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Time = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), RealNumber]
 Timeout = Annotated[
     float | None,
     Field(
         ge=0.001,
+        le=MOST,
         allow_inf_nan=False,
         description="seconds after which the answer is of no use: refused at once when it cannot be expected in time",
     ),
+    RealNumber,
 ]
 Strength = Annotated[
-    float, Field(ge=0.001, le=1, allow_inf_nan=False, description="how much noise: 1 keeps nothing of the picture")
+    float,
+    Field(ge=0.001, le=1, allow_inf_nan=False, description="how much noise: 1 keeps nothing of the picture"),
+    RealNumber,
 ]
 
 
@@ -65,25 +169,35 @@ class SamplingQuery(Request):
     """Settings of all that is drawn. What is left out is taken from the model's recommendation."""
 
     seed: Seed = None
-    n: Annotated[int, Field(ge=1, description="number of pictures; image i is that of index + i")] = 1
-    index: Annotated[int, Field(ge=0, le=MAX_SEED, description="number of the first picture of this seed")] = 0
-    steps: Annotated[int | None, Field(ge=1, description="steps of the sampler", examples=[8])] = None
+    n: Annotated[
+        int, Field(ge=1, le=MOST, description="number of pictures; image i is that of index + i"), WholeNumber
+    ] = 1
+    index: Annotated[
+        int, Field(ge=0, le=MAX_SEED, description="number of the first picture of this seed"), WholeNumber
+    ] = 0
+    steps: Annotated[
+        int | None, Field(ge=1, le=MOST, description="steps of the sampler", examples=[8]), WholeNumber
+    ] = None
     sampler: Annotated[
-        str | None,
+        SamplerChoice,
         Field(
             description="euler, heun or dpmpp_2m; heun evaluates the network twice a step",
             json_schema_extra={"enum": [*SAMPLER_NAMES, None]},
         ),
     ] = None
     guidance: Annotated[
-        float | None, Field(ge=0, le=MAX_GUIDANCE, allow_inf_nan=False, description="guidance scale, 1 is off")
+        float | None,
+        Field(ge=0, le=MAX_GUIDANCE, allow_inf_nan=False, description="guidance scale, 1 is off"),
+        RealNumber,
     ] = None
     guidance_start: Annotated[Time, Field(description="time from which guidance is on; 0 is noise, 1 is data")] = 0.0
     guidance_stop: Annotated[Time, Field(description="time until which guidance is on; outside a step costs half")] = (
         1.0
     )
     preview_every: Annotated[
-        int, Field(ge=0, le=MAX_STEPS, description="with events: a preview every that many steps, 0 is none")
+        int,
+        Field(ge=0, le=MAX_STEPS, description="with events: a preview every that many steps, 0 is none"),
+        WholeNumber,
     ] = 0
     timeout: Timeout = None
     size: Size = None
@@ -128,7 +242,13 @@ class EncodeQuery(Request):
 
 
 WalkLength = Annotated[
-    int, Field(ge=2, description="number of pictures, both ends included; 8 or what the server's limit leaves of it")
+    int,
+    Field(
+        ge=2,
+        le=MOST,
+        description="number of pictures, both ends included; 8 or what the server's limit leaves of it",
+    ),
+    WholeNumber,
 ]
 
 
@@ -146,7 +266,11 @@ class End(Request):
 
     class_: Annotated[ClassName, Field(alias="class")]
     seed: Seed = None
-    index: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
+    index: Annotated[int, Field(ge=0, le=MAX_SEED), WholeNumber] = 0
+
+
+OF_ENDS = "each end has its own"
+NO_PREVIEWS = "a walk has no previews"
 
 
 class InterpolateRequest(SamplingQuery):
@@ -156,9 +280,11 @@ class InterpolateRequest(SamplingQuery):
     to: End
     n: WalkLength = 8
     format: Annotated[Format | None, Field(description="default: what Accept asks for, else png")] = None
-    seed: Annotated[None, Field(description="each end has its own")] = None
-    index: Annotated[int, Field(ge=0, le=0, description="each end has its own")] = 0
-    preview_every: Annotated[int, Field(ge=0, le=0, description="a walk has no previews")] = 0
+    seed: Annotated[None, Field(description=OF_ENDS), BeforeValidator(left_out(OF_ENDS, None))] = None
+    index: Annotated[int, Field(ge=0, le=0, description=OF_ENDS), BeforeValidator(left_out(OF_ENDS, 0))] = 0
+    preview_every: Annotated[
+        int, Field(ge=0, le=0, description=NO_PREVIEWS), BeforeValidator(left_out(NO_PREVIEWS, 0))
+    ] = 0
 
 
 class ClassesQuery(Request):

@@ -12,10 +12,11 @@ from typing import Any
 
 from fastapi import Request
 
+from dsd_serve import images, labels
 from dsd_serve.batcher import Batcher, Job, Observer
 from dsd_serve.decoding import Decoder
 from dsd_serve.engines import Engine
-from dsd_serve.errors import ConfigError, InputError
+from dsd_serve.errors import ConfigError, InputError, shown
 from dsd_serve.host import About, Host, open_host
 from dsd_serve.params import SamplingParams
 from dsd_serve.rows import Pixels
@@ -105,6 +106,7 @@ class Service:
 
     def serve(self, model: About) -> None:
         self.model, self.config = model, model.config
+        labels.spellings(), labels.by_name()  # made now, so that the first request does not wait for them
         (log.info if model.invariance.holds else log.warning)("self-test: %s", model.invariance)
         log.info("%s on %s, %d rows a tick", model.name, model.described, model.budget)
 
@@ -206,6 +208,10 @@ class Service:
     def check_size(self, size: int | None) -> None:
         at_most("size", size or 1, self.settings.max_size)
 
+    def check_fits(self, chosen: str, n: int, size: int | None, columns: int | None = None) -> None:
+        """Raise InputError when one file of the chosen format cannot hold n pictures of that size side by side."""
+        images.check_fits(chosen, n, size or self.config.image_size, columns)
+
 
 def open_remote(settings: Settings, observer: Observer) -> RemoteBatcher:
     return RemoteBatcher(
@@ -252,4 +258,4 @@ async def within(seconds: float, awaitable: Awaitable[Event]) -> Event:
 
 def at_most(name: str, value: int, limit: int) -> None:
     if value > limit:
-        raise InputError(f"{name} must be at most {limit} on this server, got {value}")
+        raise InputError(f"{name} must be at most {limit} on this server, got {shown(value)}")

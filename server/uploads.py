@@ -18,9 +18,10 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.exceptions import HTTPException
 
 from dsd_serve.decoding import Decoder
-from dsd_serve.errors import InputError
+from dsd_serve.errors import InputError, shown
 from dsd_serve.rows import Pixels
 from server.bodies import Body
+from server.reading import media_type
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
@@ -48,14 +49,14 @@ async def read_uploads(
     media_types: what a body may be besides a picture. Raises InputError for a form that is not as described, 415 for
     another kind of body. The size and time of the body are limited by BodyLimits.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = media_type(request.headers)
     if kind == "multipart/form-data":
         form = await read_form(request, files, fields)
     elif kind in ANY_BYTES or kind.startswith("image/") or kind in media_types:
         form = Form({files[0]: b"".join([chunk async for chunk in request.stream()])})
     else:
         raise HTTPException(
-            415, f"send the file as the body, with content-type image/png or its like, or as a form, not {kind[:80]!r}"
+            415, f"send the file as the body, with content-type image/png or its like, or as a form, not {shown(kind)}"
         )
     if not form.files.get(files[0]):
         what = f"field {files[0]} of the form" if kind == "multipart/form-data" else "body"
@@ -121,7 +122,7 @@ class FormParts:
         self.name = sent.removesuffix("[]")  # as some clients write the items of a list
         if self.name not in self.files and self.name not in self.fields:
             known = ", ".join([*self.files, *self.fields])
-            raise InputError(f"there is no field {self.name[:80]!r} in this form; it has the file {known}")
+            raise InputError(f"there is no field {shown(self.name)} in this form; it has the file {known}")
         if self.name in self.parts and self.name in self.fields and self.name != sent:
             self.parts[self.name] += b","  # the items of a list in one text
             return

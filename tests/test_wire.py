@@ -81,7 +81,14 @@ def test_several_rows_are_several_tasks(directory):
         ({"label": 3}, "tiger shark, which this model was not trained on"),
         ({"label": True}, "label must be of type int"),
         ({"seed": -1}, "seed must be a whole number from 0"),
-        ({"seed": 1.5}, "seed must be of type int, got '1.5'"),
+        ({"seed": 1.5}, "seed must be of type int, got 1.5"),
+        ({"seed": 10**400}, "seed must be a whole number from 0"),
+        ({"guidance_scale": 10**400}, "guidance_scale must be a finite number, got a number of 401 digits"),
+        ({"label": "x" * 1_000_000}, "label must have at most 200 characters"),
+        ({"label": "金"}, "label must be an index, a wnid"),
+        ({"operation": "interpolate", "fraction": 0.5, "to_label": "²"}, "to_label must be an index, a wnid"),
+        ({"sampler": "x" * 1_000_000}, "sampler must be one of"),
+        ({"x" * 1_000_000: 1}, "generate takes no x"),
         ({"guidance_scale": float("nan")}, "guidance_scale must be between 0"),
         ({"guidence": 2.0}, "generate takes no guidence; misspelt?"),
         ({"max_seconds": 0}, "max_seconds must be above 0"),
@@ -92,8 +99,9 @@ def test_several_rows_are_several_tasks(directory):
 def test_wrong_parameters_are_sentences(directory, change, words):
     parameters = {"operation": "generate", "label": 207, **change}
     parameters = {name: value for name, value in parameters.items() if value is not None}
-    with pytest.raises(InputError, match=words.replace("?", r"\?")):
+    with pytest.raises(InputError, match=words.replace("?", r"\?")) as caught:
         from_wire({}, parameters, directory.config, directory.defaults)
+    assert len(str(caught.value)) < 400
 
 
 @pytest.mark.parametrize(
