@@ -12,6 +12,7 @@ from server import (
     documentation,
     drain,
     errors,
+    hosts,
     image_routes,
     info_routes,
     logs,
@@ -23,6 +24,7 @@ from server import (
     watch,
 )
 from server.bodies import BodyLimits
+from server.prefix import RootPath, parse_prefix
 from server.service import Service
 
 
@@ -45,6 +47,8 @@ def create_app(service: Service) -> FastAPI:
         summary="Images from a single network: generate, edit, interpolate, encode, decode.",
         lifespan=lifespan,
         separate_input_output_schemas=False,
+        redirect_slashes=False,  # errors.py redirects without naming a host
+        openapi_url=None,  # documentation.py serves it, and /docs
         telemetry=service.traces.config(),
     )
     app.state.service = service
@@ -68,6 +72,7 @@ def install_operations(app: FastAPI, service: Service) -> None:
     security.install(
         app,
         keys=service.keys,
+        hosts=[*hosts.parse_hosts(service.settings.allowed_hosts), service.settings.host],
         origins=security.parse_origins(service.settings.cors_origins),
         used=lambda name: counters.key_requests.labels(name).inc(),
         rejected=counters.rejected,
@@ -78,3 +83,4 @@ def install_operations(app: FastAPI, service: Service) -> None:
         service.batcher, service.drain, {"model": service.model.name, **model, "fingerprint": service.model.fingerprint}
     )
     metrics.install(app, counters)
+    app.add_middleware(RootPath, prefix=parse_prefix(service.settings.root_path))

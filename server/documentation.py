@@ -1,14 +1,22 @@
 """The OpenAPI document: what routes say of their answers and bodies, and what holds for the server that runs."""
 
+import importlib.resources
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
+from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
+from fastapi.responses import JSONResponse
+from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from dsd_serve.params import SAMPLER_NAMES
 from server.errors import MEDIA_TYPE, body_of
+from server.prefix import root_path
+from server.routes import Router
 from server.schemas import (
     DoneEvent,
     ErrorEvent,
@@ -160,6 +168,47 @@ def install(app: FastAPI, service: Service) -> None:
         return completed
 
     app.openapi = openapi  # type: ignore[method-assign]
+    add_pages(app)
+
+
+def add_pages(app: FastAPI) -> None:
+    """/openapi.json, and the pages that show it. They load nothing from elsewhere, and name what they load relative to
+    themselves, so that they work below any prefix."""
+    router = Router()
+    files = Path(str(importlib.resources.files("fastapi_offline").joinpath("static")))
+
+    @lru_cache(maxsize=8)
+    def document(prefix: str) -> bytes:
+        servers = {"servers": [{"url": prefix}]} if prefix else {}
+        return JSONResponse({**app.openapi(), **servers}).body
+
+    @router.get("/openapi.json", include_in_schema=False)
+    async def openapi_json(request: Request) -> Response:
+        return Response(document(root_path(request.scope)), media_type="application/json")
+
+    @router.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return get_swagger_ui_html(
+            openapi_url="openapi.json",
+            title=app.title,
+            swagger_js_url="docs/assets/swagger-ui-bundle.js",
+            swagger_css_url="docs/assets/swagger-ui.css",
+            swagger_favicon_url="docs/assets/favicon.png",
+            swagger_ui_parameters={"validatorUrl": None},  # which is a service elsewhere
+        )
+
+    @router.get("/redoc", include_in_schema=False)
+    async def redoc() -> Response:
+        return get_redoc_html(
+            openapi_url="openapi.json",
+            title=app.title,
+            redoc_js_url="docs/assets/redoc.standalone.js",
+            redoc_favicon_url="docs/assets/favicon.png",
+            with_google_fonts=False,
+        )
+
+    app.include_router(router)
+    app.mount("/docs/assets", StaticFiles(directory=files))
 
 
 def complete(document: dict[str, Any], service: Service) -> None:

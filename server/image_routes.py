@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from typing import Annotated, Any, TypeVar
 
 import PIL
-from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
+from fastapi import Depends, HTTPException, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel
 
@@ -49,6 +49,7 @@ from server.drawing import (
     settings_headers,
 )
 from server.errors import refuse_repeated
+from server.routes import Router
 from server.schemas import (
     AnyWalkAnswer,
     DecodedAnswer,
@@ -67,7 +68,7 @@ from server.schemas import (
 from server.service import Ended, Event, Finished, Preview, Service
 from server.uploads import read_picture, read_uploads, release
 
-router = APIRouter(dependencies=[Depends(refuse_repeated)])
+router = Router(dependencies=[Depends(refuse_repeated)])
 
 Model = TypeVar("Model", bound=BaseModel)
 Walk = TypeVar("Walk", InterpolateRequest, WalkQuery)
@@ -94,7 +95,6 @@ NOT_CHANGED: Responses = {
 }
 
 
-@router.head("/generate", include_in_schema=False)
 @router.get("/generate", responses={**DRAWN, **NOT_CHANGED, **problems(*OF_WORK)}, response_class=Response)
 async def generate_get(request: Request, query: Annotated[GenerateRequest, Query()]) -> Response:
     """Draw pictures of a class: `curl "localhost:8000/generate?class=207" -o dog.png`.

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
@@ -39,11 +39,12 @@ from server.openai_schemas import (
     Usage,
     VariationForm,
 )
+from server.routes import Router
 from server.schemas import SamplingQuery
 from server.service import Event, Preview, Service
 from server.uploads import read_form
 
-router = APIRouter(prefix="/v1")
+router = Router(prefix="/v1")
 
 Form = TypeVar("Form", bound=Options)
 

@@ -1,7 +1,7 @@
-"""Who may use the server: API keys with limits, and which web pages (CORS). Both are off until they are asked for.
+"""Who may use the server: API keys with limits, which web pages (CORS), and under which names it answers.
 
 A key is written name:key[:requests_per_minute[:images_at_once]], where 0 is no limit; see `load_keys`. With keys,
-everything needs one except /health.
+everything needs one except /health and the documentation, which holds no secret and in which a key is entered.
 """
 
 import hashlib
@@ -23,12 +23,15 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dsd_serve.errors import ConfigError, InputError, QueueFullError
 from server import errors
+from server.hosts import AllowedHosts
+from server.watch import Mistakes
 
 log = logging.getLogger(__name__)
 
 VARIABLE = "DSD_API_KEYS"
 FORM = "name:key[:requests_per_minute[:images_at_once]]"
 MIN_KEY = 16  # characters; guessing must be hopeless, nothing slows it down
+OPEN = re.compile(r"/health/.*|/docs(/assets/.*)?|/redoc|/openapi\.json")  # paths that need no key
 ORIGIN = re.compile(r"https?://[^/\s?#@*]+")
 
 
@@ -144,7 +147,7 @@ class KeyMiddleware:
         self.app, self.keys, self.used, self.rejected = app, keys, used, rejected
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"].startswith("/health/"):
+        if scope["type"] != "http" or OPEN.fullmatch(scope["path"]):
             await self.app(scope, receive, send)
             return
         secret = sent_key(Headers(scope=scope))
@@ -208,18 +211,26 @@ def install(
     app: FastAPI,
     *,
     keys: Sequence[ApiKey],
+    hosts: Sequence[str],
     origins: Sequence[str],
     used: Callable[[str], None],
     rejected: Callable[[str], None],
 ) -> None:
-    """used(name of a key) and rejected(reason) are told of requests."""
+    """hosts, origins: as parse_hosts and parse_origins give them. used(name of a key) and rejected(reason) are called
+    for each request."""
     if keys:
         app.add_middleware(KeyMiddleware, keys=keys, used=used, rejected=rejected)
-    if origins:  # outside of the keys: a browser's preflight request carries none
+    app.add_middleware(AllowedHosts, names=hosts, rejected=rejected)
+    if origins:
+        app.add_middleware(Mistakes)  # so that a page may read this answer too
+        # Outside of the others: a browser's preflight request carries no key, and a page may read every refusal
         app.add_middleware(
             CORSMiddleware,
             allow_origins=origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "If-None-Match", "X-API-Key", "X-Request-ID"],
+            allow_methods=["GET", "HEAD", "POST"],
+            allow_headers=[
+                "*"
+            ],  # which pages may send requests is decided by their origin; clients add headers of theirs
+            allow_private_network=True,
             expose_headers=["*"],  # X-DSD-*, X-Request-ID, Retry-After, ETag ...
         )
