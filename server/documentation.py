@@ -180,7 +180,7 @@ def add_pages(app: FastAPI) -> None:
     @lru_cache(maxsize=8)
     def document(prefix: str) -> bytes:
         servers = {"servers": [{"url": prefix}]} if prefix else {}
-        return JSONResponse({**app.openapi(), **servers}).body
+        return bytes(JSONResponse({**app.openapi(), **servers}).body)
 
     @router.get("/openapi.json", include_in_schema=False)
     async def openapi_json(request: Request) -> Response:

@@ -96,6 +96,6 @@ def sentence(host: str) -> str:
     name = host.partition(":")[0].lower()
     flag = f"--allowed-hosts {name}" if NAME.fullmatch(name) and len(name) <= 80 else "--allowed-hosts NAME"
     return (
-        f"this server does not answer to the host {host[:80]!r}; use its IP address or localhost, or start it with {flag} "
-        "(DSD_ALLOWED_HOSTS)"
+        f"this server does not answer to the host {host[:80]!r}; use its IP address or localhost, or start it with "
+        f"{flag} (DSD_ALLOWED_HOSTS)"
     )
