@@ -48,6 +48,7 @@ def create_app(service: Service) -> FastAPI:
         lifespan=lifespan,
         separate_input_output_schemas=False,
         redirect_slashes=False,  # errors.py redirects without naming a host
+        generate_unique_id_function=lambda route: route.name,  # what generated clients call their functions
         openapi_url=None,  # documentation.py serves it, and /docs
         telemetry=service.traces.config(),
     )

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from dsd_serve.params import SAMPLER_NAMES
+from server.answers import BYTES
 from server.errors import MEDIA_TYPE, body_of
 from server.prefix import root_path
 from server.routes import Router
@@ -27,12 +28,25 @@ from server.schemas import (
     PreviewEvent,
     Problem,
 )
+from server.security import needs_no_key
 from server.service import Service
 
 Responses = dict[int | str, dict[str, Any]]
 
 MANY_CLASSES = 100  # a schema lists no more than these
 BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
+EVENTS = "text/event-stream"
+EVENT_STREAM: dict[str, Any] = {  # OpenAPI 3.1 has no words for the parts of a stream
+    "schema": {
+        "type": "string",
+        "description": "server-sent events `preview`, `image`, `error` and `done`; the data of each is JSON, as "
+        "PreviewEvent, ImageEvent, ErrorEvent and DoneEvent have it",
+    }
+}
+SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
 ON_THEIR_OWN = (  # models that FastAPI does not find in the routes' signatures
     *(DoneEvent, ImageEvent, ErrorEvent, PreviewEvent),
     *(GenerateRequest, InterpolateRequest, LatentsAnswer, Problem),
@@ -40,6 +54,7 @@ ON_THEIR_OWN = (  # models that FastAPI does not find in the routes' signatures
 
 WRONG = {
     400: ("the connection was closed before the whole body had come", "the connection was closed too early"),
+    401: ("the API key is missing or not known here", "this server needs an API key"),
     404: ("there is no such thing here", "this model has no card; dsd-export writes one as card.md"),
     406: ("no format that the client accepts", "this gives image/png; the client accepts only text/html"),
     408: ("the body came too slowly", "the body did not come within 60 seconds; send it faster"),
@@ -104,29 +119,14 @@ def reference(model: type[BaseModel]) -> dict[str, str]:
 def gives(
     *media: str, json: type[BaseModel], headers: Mapping[str, Any] = {}, words: str = "by `format`, else by Accept"
 ) -> Responses:
-    """The documented 200 of a route that answers in these media types, or `json` as application/json."""
-    content = {kind: events() if kind == "text/event-stream" else BINARY for kind in media}
+    """The documented 200 of a route that answers in these media types, or `json` as application/json.
+
+    In the order in which the server prefers them: clients that are generated from the document take the first that they
+    know. Many know no images; to them the answer without `format` is bytes, as which they may ask for it.
+    """
+    content = {kind: EVENT_STREAM if kind == EVENTS else BINARY for kind in media}
+    content = {kind: body for kind, body in content.items() if kind != EVENTS} | {BYTES: BINARY} | content
     return {200: {"model": json, "content": content, "headers": dict(headers), "description": words}}
-
-
-def events() -> dict[str, Any]:
-    """Server-sent events as FastAPI describes them (OpenAPI 3.2), each with what its data holds."""
-    models: dict[str, type[BaseModel]] = {
-        "preview": PreviewEvent,
-        "image": ImageEvent,
-        "error": ErrorEvent,
-        "done": DoneEvent,
-    }
-    kinds = [
-        {
-            "properties": {
-                "event": {"const": name},
-                "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": reference(model)},
-            }
-        }
-        for name, model in models.items()
-    ]
-    return {"itemSchema": {"type": "object", "required": ["event", "data"], "oneOf": kinds}}
 
 
 def takes(
@@ -179,8 +179,7 @@ def add_pages(app: FastAPI) -> None:
 
     @lru_cache(maxsize=8)
     def document(prefix: str) -> bytes:
-        servers = {"servers": [{"url": prefix}]} if prefix else {}
-        return bytes(JSONResponse({**app.openapi(), **servers}).body)
+        return bytes(JSONResponse({**app.openapi(), "servers": [{"url": prefix or "/"}]}).body)
 
     @router.get("/openapi.json", include_in_schema=False)
     async def openapi_json(request: Request) -> Response:
@@ -224,6 +223,8 @@ def complete(document: dict[str, Any], service: Service) -> None:
     rows |= {"minItems": tokens, "maxItems": tokens}
     rows["items"] |= {"minItems": channels, "maxItems": channels}
     schemas[LatentsAnswer.__name__]["examples"] = [{"latents": [[0] * channels] * tokens}]
+    if service.keys:
+        require_keys(document)
     settings = service.settings
     limits = {"n": settings.max_images, "steps": settings.max_steps, "size": settings.max_size}
     for name, schema in inputs(document):
@@ -234,6 +235,18 @@ def complete(document: dict[str, Any], service: Service) -> None:
                 part["maximum"] = limits[name]
             if name == "class" and part.get("type") == "integer":
                 part |= classes(service)
+
+
+def require_keys(document: dict[str, Any]) -> None:
+    """Say that every operation but those of /health needs a key, in either of the two headers."""
+    document["components"]["securitySchemes"] = SCHEMES
+    document["security"] = [{name: []} for name in SCHEMES]
+    for path, item in document["paths"].items():
+        for operation in item.values():
+            if needs_no_key(path):
+                operation["security"] = []
+            elif "default" not in operation["responses"]:
+                operation["responses"]["401"] = problem(401, WRONG[401][0])
 
 
 def alternatives(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -28,6 +28,7 @@ from server.answers import (
     etag_of,
     event_stream,
     is_fresh,
+    resumes,
     to_base64,
 )
 from server.documentation import (
@@ -100,6 +101,10 @@ async def generate_get(request: Request, query: Annotated[GenerateRequest, Query
     """Draw pictures of a class: `curl "localhost:8000/generate?class=207" -o dog.png`.
 
     n > 1 gives one picture with all of them side by side, or each of them in a zip or in JSON. HEAD draws nothing.
+
+    `format=events` is for a browser's EventSource too: it draws once, and the answer to its attempt to go on after the
+    end, which has the header Last-Event-ID, is 204 without content. Its own event `error`, of a connection that broke,
+    has no data; that of a picture has.
     """
     return await draw(request, query)
 
@@ -249,6 +254,8 @@ async def reconstruct_post(request: Request, query: Annotated[PictureQuery, Quer
 async def draw(request: Request, query: GenerateRequest) -> Response:
     service: Service = request.app.state.service
     chosen = choose(request, query.format, EVENTS)
+    if chosen == "events" and resumes(request):
+        return Response(status_code=204, headers={"Cache-Control": "no-store", "Vary": "Accept"})
     wanted = find_class(service, query.class_)
     params = with_previews(service.params(query), chosen)
     tasks = [Generate(wanted.index, p) for p in params]

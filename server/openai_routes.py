@@ -59,7 +59,20 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     "default": {"model": ErrorAnswer, "description": "another error"},
 }
 DRAWN: dict[int | str, dict[str, Any]] = {
-    200: {"model": ImagesAnswer, "content": {"text/event-stream": {}}, "description": "with stream: events"},
+    200: {
+        "model": ImagesAnswer,
+        "content": {
+            "application/json": {},  # the first, as generated clients take that
+            "text/event-stream": {
+                "schema": {
+                    "type": "string",
+                    "description": "with stream: server-sent events image_generation.partial_image and "
+                    "image_generation.completed, after an upload image_edit...., and error; their data is JSON",
+                }
+            },
+        },
+        "description": "JSON; with stream: events",
+    },
     **ERRORS,
 }
 
@@ -120,13 +133,13 @@ async def edits(request: Request) -> Response:
 
 
 @router.get("/models", responses={"default": ERRORS["default"]})
-async def models(request: Request) -> ModelList:
+async def list_models(request: Request) -> ModelList:
     """The model that is served."""
     return ModelList(data=[model_entry(request.app.state.service)])
 
 
 @router.get("/models/{model:path}", responses={404: ERRORS[404], "default": ERRORS["default"]})
-async def model(request: Request, model: str) -> ModelEntry:
+async def retrieve_model(request: Request, model: str) -> ModelEntry:
     """The model that is served, by its name."""
     service: Service = request.app.state.service
     check_model(service, model)

@@ -39,7 +39,9 @@ class Exchange:
         """The path template of the route that took it, or would have; "none" without one: clients cannot make up new
         values."""
         taken = getattr(self.scope.get("route"), "path", None)
-        return taken or template(self.scope, self.scope["path"]) or "none"
+        if taken is None and "app" in self.scope:
+            taken = template(self.scope, self.scope["path"])
+        return taken or "none"
 
     @property
     def error(self) -> Exception | None:

@@ -147,7 +147,7 @@ def test_a_refusal_before_the_routes_is_counted_for_its_route(guarded):
 def test_links_stay_below_the_prefix_of_the_proxy(url):
     forwarded = {"X-Forwarded-Prefix": "/dsd/", "X-Forwarded-Host": "evil.example"}
     check_prefix(url, "", forwarded)
-    assert httpx.get(f"{url}/openapi.json").json().get("servers") is None
+    assert httpx.get(f"{url}/openapi.json").json()["servers"] == [{"url": "/"}]
     with serving("--root-path", "/dsd") as prefixed:
         for taken_off in ("", "/dsd"):  # by a proxy that takes it off, and one that does not
             check_prefix(prefixed, taken_off, {"X-Forwarded-Prefix": "/other"})
@@ -251,3 +251,24 @@ def test_the_documentation_loads_nothing_from_elsewhere(guarded):
             assert len(httpx.get(f"{guarded}/{asset}").raise_for_status().content) > 1000
     for path in ("/docs/assets/", "/docs/assets/../../pyproject.toml", "/docs/assets/..%2f..%2fpyproject.toml"):
         assert httpx.get(guarded + path, headers={"X-API-Key": KEY}).status_code == 404
+
+
+# EventSource.
+
+
+def test_a_stream_is_drawn_once_for_a_client_that_connects_again(url):
+    query = {"class": 207, "seed": 1, "steps": 2, "format": "events"}
+    text = httpx.get(f"{url}/generate", params=query, timeout=30).text
+    numbers = [int(number) for number in re.findall(r"^id: (.*)$", text, re.MULTILINE)]
+    assert numbers == list(range(1, text.count("event: ") + 1))
+    last = {"Last-Event-ID": str(numbers[-1]), "Accept": "text/event-stream"}
+    drawn = re.search(r"^dsd_images_total (.*)$", metrics(url), re.MULTILINE)[1]
+    for again in (
+        httpx.get(f"{url}/generate", params=query, headers=last),
+        httpx.get(f"{url}/generate", params={"class": 207}, headers=last),
+        httpx.post(f"{url}/generate", json=query, headers=last),
+    ):
+        assert (again.status_code, again.content, again.headers["cache-control"]) == (204, b"", "no-store")
+    assert re.search(r"^dsd_images_total (.*)$", metrics(url), re.MULTILINE)[1] == drawn
+    png = httpx.get(f"{url}/generate", params={"class": 207, "steps": 1}, headers={"Last-Event-ID": "1"}, timeout=30)
+    assert (png.status_code, png.headers["content-type"]) == (200, "image/png")
