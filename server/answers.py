@@ -191,7 +191,8 @@ def resumes(request: Request) -> bool:
 def event_stream(events: AsyncIterator[tuple[str, Any] | None], headers: dict[str, str]) -> StreamingResponse:
     """Server-sent events of (name, JSON value); None is a comment that keeps the connection open.
 
-    They are numbered, so that a browser's EventSource, which begins again whenever a stream ends, says so: see `resumes`.
+    They are numbered, so that a browser's EventSource, which connects again whenever a stream ends, says so: see
+    `resumes`.
     """
 
     async def lines() -> AsyncIterator[bytes]:

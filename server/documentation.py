@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
@@ -35,20 +35,23 @@ Responses = dict[int | str, dict[str, Any]]
 
 MANY_CLASSES = 100  # a schema lists no more than these
 BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
-EVENTS = "text/event-stream"
-EVENT_STREAM: dict[str, Any] = {  # OpenAPI 3.1 has no words for the parts of a stream
-    "schema": {
-        "type": "string",
-        "description": "server-sent events `preview`, `image`, `error` and `done`; the data of each is JSON, as "
-        "PreviewEvent, ImageEvent, ErrorEvent and DoneEvent have it",
-    }
+OF_PAGES = {  # ReDoc would load a logo from elsewhere
+    "Content-Security-Policy": "default-src 'self'; script-src 'self' 'unsafe-inline'; "
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data:; worker-src blob:; frame-ancestors 'self'"
 }
+EVENTS = "text/event-stream"
 SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
 }
+OF_EVENTS: dict[str, type[BaseModel]] = {
+    "preview": PreviewEvent,
+    "image": ImageEvent,
+    "error": ErrorEvent,
+    "done": DoneEvent,
+}
 ON_THEIR_OWN = (  # models that FastAPI does not find in the routes' signatures
-    *(DoneEvent, ImageEvent, ErrorEvent, PreviewEvent),
+    *OF_EVENTS.values(),
     *(GenerateRequest, InterpolateRequest, LatentsAnswer, Problem),
 )
 
@@ -124,9 +127,28 @@ def gives(
     In the order in which the server prefers them: clients that are generated from the document take the first that they
     know. Many know no images; to them the answer without `format` is bytes, as which they may ask for it.
     """
-    content = {kind: EVENT_STREAM if kind == EVENTS else BINARY for kind in media}
-    content = {kind: body for kind, body in content.items() if kind != EVENTS} | {BYTES: BINARY} | content
+    content: dict[str, Any] = {kind: BINARY for kind in (*media, BYTES) if kind != EVENTS}
+    if EVENTS in media:
+        content[EVENTS] = events({name: reference(model) for name, model in OF_EVENTS.items()})
     return {200: {"model": json, "content": content, "headers": dict(headers), "description": words}}
+
+
+def events(schemas: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """A stream of server-sent events with these names, and the schema of what each has as its data.
+
+    The schema is that of one event: OpenAPI 3.1 has no word for the parts of a stream, and tools read it so.
+    """
+    kinds = [
+        {
+            "properties": {
+                "event": {"const": name},
+                "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": schema},
+            }
+        }
+        for name, schema in schemas.items()
+    ]
+    needed = ["id", "event", "data"]
+    return {"schema": {"type": "object", "required": needed, "properties": {"id": {"type": "string"}}, "oneOf": kinds}}
 
 
 def takes(
@@ -187,7 +209,7 @@ def add_pages(app: FastAPI) -> None:
 
     @router.get("/docs", include_in_schema=False)
     async def docs() -> Response:
-        return get_swagger_ui_html(
+        page = get_swagger_ui_html(
             openapi_url="openapi.json",
             title=app.title,
             swagger_js_url="docs/assets/swagger-ui-bundle.js",
@@ -195,16 +217,18 @@ def add_pages(app: FastAPI) -> None:
             swagger_favicon_url="docs/assets/favicon.png",
             swagger_ui_parameters={"validatorUrl": None},  # which is a service elsewhere
         )
+        return HTMLResponse(page.body, headers=OF_PAGES)
 
     @router.get("/redoc", include_in_schema=False)
     async def redoc() -> Response:
-        return get_redoc_html(
+        page = get_redoc_html(
             openapi_url="openapi.json",
             title=app.title,
             redoc_js_url="docs/assets/redoc.standalone.js",
             redoc_favicon_url="docs/assets/favicon.png",
             with_google_fonts=False,
         )
+        return HTMLResponse(page.body, headers=OF_PAGES)
 
     app.include_router(router)
     app.mount("/docs/assets", StaticFiles(directory=files))

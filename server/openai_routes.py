@@ -21,6 +21,7 @@ from dsd_serve.rows import Array, Pixels
 from dsd_serve.tasks import Generate, Task
 from server import drawing, errors, openai_errors
 from server.answers import Picture, event_stream, scaled, text_of
+from server.documentation import events
 from server.drawing import (
     described,
     find_class,
@@ -58,18 +59,16 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     503: {"model": ErrorAnswer, "description": "starting, shutting down, or the engine is dead"},
     "default": {"model": ErrorAnswer, "description": "another error"},
 }
+EVENT_NAMES = (
+    *(f"image_{kind}.{what}" for kind in ("generation", "edit") for what in ("partial_image", "completed")),
+    "error",
+)
 DRAWN: dict[int | str, dict[str, Any]] = {
     200: {
         "model": ImagesAnswer,
         "content": {
             "application/json": {},  # the first, as generated clients take that
-            "text/event-stream": {
-                "schema": {
-                    "type": "string",
-                    "description": "with stream: server-sent events image_generation.partial_image and "
-                    "image_generation.completed, after an upload image_edit...., and error; their data is JSON",
-                }
-            },
+            "text/event-stream": events({name: {"type": "object"} for name in EVENT_NAMES}),
         },
         "description": "JSON; with stream: events",
     },

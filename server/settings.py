@@ -182,3 +182,8 @@ def check(settings: Settings) -> None:
     for name, allowed in (("log_level", LOG_LEVELS), ("log_format", LOG_FORMATS)):
         if getattr(settings, name) not in allowed:
             raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {getattr(settings, name)!r}")
+    from server.hosts import parse_hosts  # here and not above: --help needs none of it
+    from server.prefix import parse_prefix
+
+    parse_hosts(settings.allowed_hosts)
+    parse_prefix(settings.root_path)

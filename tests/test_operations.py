@@ -438,6 +438,8 @@ def test_help_documents_every_setting():
         (["--cors-origins", "a.example"], {}, "cors_origins must be like https://a.example"),
         (["--cors-origins", "https://a.example/"], {}, "no slash at the end"),
         (["--cors-origins", "*,https://a.example"], {}, "either * or a list"),
+        (["--allowed-hosts", "https://a.example"], {}, "allowed_hosts must be names like images.example.com"),
+        ([], {"DSD_ROOT_PATH": "//a.example"}, "root_path must be a path like /dsd"),
         (["--api-keys", "/nowhere"], {}, "the API keys in /nowhere cannot be read: No such file"),
         ([], {"DSD_OTEL": "maybe"}, "DSD_OTEL must be true or false, got 'maybe'"),
         (["--otel"], {"OTEL_SDK_DISABLED": "true"}, "OTEL_SDK_DISABLED=true forbids them"),

@@ -1,4 +1,4 @@
-"""Behind nginx and Caddy, with the files of deploy/ as they are but for addresses. Skipped where they are not installed."""
+"""Behind nginx and Caddy, with the files of deploy/ as they are but for addresses. Skipped where they are missing."""
 
 import contextlib
 import re
@@ -33,8 +33,8 @@ def nginx(folder: Path, server: str, port: int) -> Iterator[str]:
     config = config.replace("127.0.0.1:8000", server).replace("listen 80;", f"listen 127.0.0.1:{port};")
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     (folder / "nginx.conf").write_text(
-        f"daemon off; master_process off; pid {folder}/pid; error_log {folder}/log; events {{}} http {{ access_log off; "
-        f"{' '.join(f'{kind}_temp_path {folder}/{kind};' for kind in kinds)}\n{config}}}"
+        f"daemon off; master_process off; pid {folder}/pid; error_log {folder}/log; events {{}} "
+        f"http {{ access_log off; {' '.join(f'{kind}_temp_path {folder}/{kind};' for kind in kinds)}\n{config}}}"
     )
     with running([NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf")], port) as url:
         yield url

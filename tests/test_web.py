@@ -243,7 +243,9 @@ def test_wrong_paths(url):
 def test_the_documentation_loads_nothing_from_elsewhere(guarded):
     """And a browser, which has no key yet, can open it."""
     for path in ("/docs", "/redoc"):
-        page = httpx.get(guarded + path).raise_for_status().text
+        answer = httpx.get(guarded + path).raise_for_status()
+        page = answer.text
+        assert answer.headers["content-security-policy"].startswith("default-src 'self';")
         assert not re.findall(r"""["'](?:https?:)?//""", page)
         assets = re.findall(r"docs/assets/[\w.-]+", page)
         assert assets
