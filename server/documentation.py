@@ -50,7 +50,7 @@ OF_EVENTS: dict[str, type[BaseModel]] = {
     "error": ErrorEvent,
     "done": DoneEvent,
 }
-ON_THEIR_OWN = (  # models that FastAPI does not find in the routes' signatures
+ON_THEIR_OWN: tuple[type[BaseModel], ...] = (  # models that FastAPI does not find in the routes' signatures
     *OF_EVENTS.values(),
     *(GenerateRequest, InterpolateRequest, LatentsAnswer, Problem),
 )

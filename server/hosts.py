@@ -1,13 +1,14 @@
-"""The names under which the server answers: against web pages that reach it through a name of their own.
+"""The names under which the server answers, and its own pages: against web pages of others.
 
-Such a page lets its own name point to this server (DNS rebinding); to the browser both are then one site, and CORS does
-not apply. The name stands in the Host header, which a page cannot forge.
+A page may reach the server through a name of its own: it this name point to it (DNS rebinding), and to the browser both
+are then one site, to which CORS does not apply. The name stands in the Host header, which a page cannot forge.
 """
 
 import ipaddress
 import re
 import socket
 from collections.abc import Callable, Sequence
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
@@ -19,6 +20,7 @@ from server import errors
 LABEL = "[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
 NAME = re.compile(rf"{LABEL}(\.{LABEL})*")
 HEADER = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(:[0-9]*)?")
+UNASKED = ("", "application/x-www-form-urlencoded", "multipart/form-data", "text/plain")  # content types
 # Endings that nobody can register: this machine, the host of a container, services of a Kubernetes cluster.
 PRIVATE = (".localhost", ".internal", ".svc", ".svc.cluster.local")
 
@@ -90,6 +92,52 @@ class AllowedHosts:
         if not name or is_address(name):
             return True
         return bool(NAME.fullmatch(name)) and ("." not in name or name in self.names or name.endswith(self.endings))
+
+
+class OwnPages:
+    """ASGI middleware: 403 for what a page of another site makes a browser send without asking, a form or a body of no
+    type. Its sender could not read the answer, but the work would be done. All else a browser asks for first (CORS).
+
+    origins: as parse_origins gives them, whose pages may.
+    """
+
+    def __init__(self, app: ASGIApp, origins: Sequence[str], rejected: Callable[[str], None] = lambda reason: None):
+        self.app, self.origins, self.rejected = app, origins, rejected
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST" or not self.foreign(Headers(scope=scope)):
+            await self.app(scope, receive, send)
+            return
+        self.rejected("origin")
+        page = Headers(scope=scope).get("origin", "another site")[:80]
+        detail = (
+            f"a page of {page} may not send this; if it may, start the server with --cors-origins (DSD_CORS_ORIGINS)"
+        )
+        await errors.reply(Request(scope), 403, detail)(scope, receive, send)
+
+    def foreign(self, headers: Headers) -> bool:
+        """Whether a page of another origin, which is not allowed, sends this without having asked."""
+        origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+        if headers.get("content-type", "").partition(";")[0].strip().lower() not in UNASKED:
+            return False
+        if "*" in self.origins or origin in self.origins:
+            return False
+        if site is not None:
+            return site not in ("same-origin", "none")
+        return origin is not None and not same_place(origin, headers.get("host", ""))
+
+
+def same_place(origin: str, host: str) -> bool:
+    """Whether an Origin is that of a page of this Host; the scheme may be another, because a proxy may add TLS."""
+    try:
+        page = urlsplit(origin)
+        here = urlsplit(f"{page.scheme}://{host}")
+        default = {"http": 80, "https": 443}.get(page.scheme)
+        return (
+            bool(page.hostname) and page.hostname == here.hostname and (page.port or default) == (here.port or default)
+        )
+    except ValueError:
+        return False
 
 
 def sentence(host: str) -> str:

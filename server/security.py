@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dsd_serve.errors import ConfigError, InputError, QueueFullError
 from server import errors
-from server.hosts import AllowedHosts
+from server.hosts import AllowedHosts, OwnPages
 from server.watch import Mistakes
 
 log = logging.getLogger(__name__)
@@ -224,6 +224,7 @@ def install(
     for each request."""
     if keys:
         app.add_middleware(KeyMiddleware, keys=keys, used=used, rejected=rejected)
+    app.add_middleware(OwnPages, origins=origins, rejected=rejected)
     app.add_middleware(AllowedHosts, names=hosts, rejected=rejected)
     if origins:
         app.add_middleware(Mistakes)  # so that a page may read this answer too

@@ -129,6 +129,39 @@ def test_a_page_of_an_allowed_origin_may_send_any_header_and_read_every_refusal(
     assert other.status_code == 400 and "access-control-allow-origin" not in other.headers
 
 
+FORM = "multipart/form-data; boundary=x"
+
+
+@pytest.mark.parametrize(
+    ("headers", "refused"),
+    [
+        ({"Origin": "https://evil.example", "Content-Type": FORM}, True),
+        ({"Origin": "https://evil.example", "Content-Type": "text/plain"}, True),
+        ({"Origin": "https://evil.example"}, True),  # a Blob without a type
+        ({"Origin": "null", "Content-Type": FORM}, True),
+        ({"Origin": "https://a.example.evil.example"}, True),
+        ({"Origin": "https://a.example:8443"}, True),
+        ({"Origin": "http://HOST:1"}, True),
+        ({"Sec-Fetch-Site": "cross-site"}, True),
+        ({"Sec-Fetch-Site": "same-site", "Origin": "https://other.example"}, True),
+        ({"Origin": "https://a.example"}, False),
+        ({"Origin": "http://HOST:PORT", "Content-Type": FORM}, False),
+        ({"Origin": "https://HOST:PORT"}, False),  # TLS that a proxy adds
+        ({"Origin": "https://www.example", "Sec-Fetch-Site": "same-origin"}, False),  # a proxy that changes Host
+        ({"Sec-Fetch-Site": "none"}, False),
+        ({"Origin": "https://evil.example", "Content-Type": "image/png"}, False),  # for which a browser asks first
+        ({}, False),
+    ],
+)
+def test_pages_of_others_send_no_forms(guarded, headers, refused):
+    host, port = guarded.removeprefix("http://").split(":")
+    headers = {name: value.replace("HOST", host).replace("PORT", port) for name, value in headers.items()}
+    answer = httpx.post(f"{guarded}/edit?class=1", content=b"x", headers={"X-API-Key": KEY, **headers})
+    assert (answer.status_code == 403) == refused, answer.text
+    if refused:
+        assert "--cors-origins" in answer.json()["detail"]
+
+
 def test_a_refusal_before_the_routes_is_counted_for_its_route(guarded):
     key = {"X-API-Key": KEY}
     httpx.post(f"{guarded}/encode", content=b"x", headers={**key, "Content-Encoding": "br"})
