@@ -205,7 +205,8 @@ def add_pages(app: FastAPI) -> None:
 
     @router.get("/openapi.json", include_in_schema=False)
     async def openapi_json(request: Request) -> Response:
-        return Response(document(root_path(request.scope)), media_type="application/json")
+        headers = {"Vary": "X-Forwarded-Prefix"}
+        return Response(document(root_path(request.scope)), headers=headers, media_type="application/json")
 
     @router.get("/docs", include_in_schema=False)
     async def docs() -> Response:

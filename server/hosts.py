@@ -124,7 +124,9 @@ class OwnPages:
             return False
         if site is not None:
             return site not in ("same-origin", "none")
-        return origin is not None and not same_place(origin, headers.get("host", ""))
+        # A page cannot send X-Forwarded-Host unasked; a proxy that passes on another Host may.
+        hosts = ",".join(headers.getlist("host") + headers.getlist("x-forwarded-host")).split(",")
+        return origin is not None and not any(same_place(origin, host.strip()) for host in hosts)
 
 
 def same_place(origin: str, host: str) -> bool:

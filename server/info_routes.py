@@ -105,4 +105,5 @@ async def debug_batcher(request: Request) -> dict[str, Any]:
 @router.get("/", include_in_schema=False)
 async def index(request: Request) -> JSONResponse:
     base = str(request.base_url).rstrip("/") + root_path(request.scope)
-    return JSONResponse({"try": f"{base}/generate?class=207", "docs": f"{base}/docs", "model": f"{base}/model"})
+    links = {"try": f"{base}/generate?class=207", "docs": f"{base}/docs", "model": f"{base}/model"}
+    return JSONResponse(links, headers={"Vary": "Host, X-Forwarded-Prefix"})

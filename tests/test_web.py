@@ -31,6 +31,12 @@ def guarded(tmp_path_factory):
         yield url
 
 
+@pytest.fixture(scope="module")
+def prefixed():
+    with serving("--allowed-hosts", "*", "--root-path", "/dsd") as url:
+        yield url
+
+
 def counted(url, code, route, **headers):
     found = re.search(rf'dsd_requests_total{{code="{code}",route="{re.escape(route)}"}} (\d+)', metrics(url, **headers))
     return int(found[1]) if found else 0
@@ -92,9 +98,8 @@ def test_a_page_cannot_reach_the_server_by_a_name_of_its_own(url):
     assert counted(url, 421, "/edit") == 1
 
 
-def test_any_host_where_the_operator_says_so():
-    with serving("--allowed-hosts", "*") as url:
-        assert httpx.get(f"{url}/model", headers={"Host": "evil.example"}).status_code == 200
+def test_any_host_where_the_operator_says_so(prefixed):
+    assert httpx.get(f"{prefixed}/model", headers={"Host": "evil.example"}).status_code == 200
 
 
 # Pages of other origins.
@@ -148,6 +153,7 @@ FORM = "multipart/form-data; boundary=x"
         ({"Origin": "http://HOST:PORT", "Content-Type": FORM}, False),
         ({"Origin": "https://HOST:PORT"}, False),  # TLS that a proxy adds
         ({"Origin": "https://www.example", "Sec-Fetch-Site": "same-origin"}, False),  # a proxy that changes Host
+        ({"Origin": "http://www.example", "X-Forwarded-Host": "www.example"}, False),
         ({"Sec-Fetch-Site": "none"}, False),
         ({"Origin": "https://evil.example", "Content-Type": "image/png"}, False),  # for which a browser asks first
         ({}, False),
@@ -177,15 +183,14 @@ def test_a_refusal_before_the_routes_is_counted_for_its_route(guarded):
 # Reverse proxies.
 
 
-def test_links_stay_below_the_prefix_of_the_proxy(url):
+def test_links_stay_below_the_prefix_of_the_proxy(url, prefixed):
     forwarded = {"X-Forwarded-Prefix": "/dsd/", "X-Forwarded-Host": "evil.example"}
     check_prefix(url, "", forwarded)
     assert httpx.get(f"{url}/openapi.json").json()["servers"] == [{"url": "/"}]
-    with serving("--root-path", "/dsd") as prefixed:
-        for taken_off in ("", "/dsd"):  # by a proxy that takes it off, and one that does not
-            check_prefix(prefixed, taken_off, {"X-Forwarded-Prefix": "/other"})
-        assert httpx.get(f"{prefixed}/dsd/v1/models").json()["object"] == "list"
-        assert httpx.get(f"{prefixed}/dsdx/model").status_code == 404
+    for taken_off in ("", "/dsd"):  # by a proxy that takes it off, and one that does not
+        check_prefix(prefixed, taken_off, {"X-Forwarded-Prefix": "/other"})
+    assert httpx.get(f"{prefixed}/dsd/v1/models").json()["object"] == "list"
+    assert httpx.get(f"{prefixed}/dsdx/model").status_code == 404
 
 
 def check_prefix(url, prefix, headers):
