@@ -1,27 +1,35 @@
 """The requests of the HTTP API as plain values: what is sent, and how the answer is read. client.py sends them."""
 
-import io
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-import numpy as np
-
-from dsd_serve.errors import ServerError
+from dsd_serve import images
+from dsd_serve.latents import read_npy_of_any_shape, write_latents
 from dsd_serve.rows import Latents
 
 T = TypeVar("T")
 
 
+JSON, NPY, EVENTS = "application/json", "application/x-npy", "text/event-stream"
+FORMATS = {**images.MEDIA_TYPES, "json": JSON, "zip": "application/zip", "events": EVENTS}
+EVENT_NAMES = ("preview", "image", "error", "done")
+NEWLINE = re.compile(rb"\r\n|\r|\n")
+BOM = b"\xef\xbb\xbf"
+
+
 @dataclass(frozen=True)
 class Call(Generic[T]):
-    """One request. `arguments` are those of httpx's request; `read` makes the result of its response."""
+    """One request. `arguments` are those of httpx's request; `media` is the type of the answer that it asks for, of
+    which `read` makes the result; it raises ValueError, KeyError or TypeError for one that is not as it should be."""
 
     method: str
     path: str
     read: Callable[[Any], T]
     arguments: dict[str, Any] = field(default_factory=dict)
+    media: str = JSON
 
 
 @dataclass(frozen=True)
@@ -33,27 +41,67 @@ class Event:
 
 
 class EventReader:
-    """Lines of an event stream -> events."""
+    """Bytes of an event stream -> events, as the HTML standard has it: lines end with CR, LF or both, data may be
+    several lines, comments and unknown fields are skipped, and so is an event that the stream breaks off in.
 
-    def __init__(self) -> None:
-        self.name, self.data = "", ""
+    Raises ValueError for an event that is not a JSON object, or of more than `max_bytes`. `done` is True once the event
+    of that name has come, which is the last one of a stream that is whole.
+    """
+
+    def __init__(self, max_bytes: int = 2**28) -> None:
+        self.max_bytes = max_bytes
+        self.began = self.done = self.after_cr = False
+        self.size = 0  # bytes since the last blank line
+        self.rest: list[bytes] = []  # of a line that has not ended
+        self.name, self.data = "", list[str]()
+
+    def feed(self, chunk: bytes) -> Iterator[Event]:
+        """The events that these bytes end."""
+        if not self.began:
+            chunk = b"".join(self.rest) + chunk
+            if len(chunk) < len(BOM) and BOM.startswith(chunk):
+                self.rest = [chunk]
+                return
+            self.began, self.rest, chunk = True, [], chunk.removeprefix(BOM)
+        if self.after_cr:  # CRLF in two pieces
+            chunk = chunk.removeprefix(b"\n")
+        self.after_cr = chunk.endswith(b"\r")
+        first, *others = NEWLINE.split(chunk)
+        self.add(first)
+        for piece in others:
+            line, self.rest = b"".join(self.rest).decode("utf-8", "replace"), []
+            if event := self.line(line):
+                yield event
+            self.add(piece)
+
+    def add(self, piece: bytes) -> None:
+        self.rest.append(piece)
+        self.size += len(piece)
+        if self.size > self.max_bytes:
+            raise ValueError(f"an event of it has more than {self.max_bytes / 1e6:.0f} MB")
 
     def line(self, text: str) -> Event | None:
         """The event that this line ends, if it ends one."""
-        if text.startswith("event:"):
-            self.name = text[6:].strip()
-        elif text.startswith("data:"):
-            self.data += text[5:].strip()
-        elif not text and self.data:
-            event = Event(self.name, json.loads(self.data))
-            self.name, self.data = "", ""
-            return event
+        if not text:
+            name, data = self.name or "message", "\n".join(self.data)
+            self.name, self.data, self.size = "", [], 0
+            if not data or name not in EVENT_NAMES or self.done:  # those of later versions mean nothing here
+                return None
+            self.done = name == "done"
+            return Event(name, an_object(json.loads(data)))
+        field_name, _, value = text.partition(":")
+        value = value.removeprefix(" ")
+        if field_name == "event":
+            self.name = value
+        elif field_name == "data":
+            self.data.append(value)
         return None
 
 
 def generate(class_: str | int, **settings: Any) -> Call[bytes]:
     """Pictures of a class in one file. settings: seed, n, steps, sampler, guidance, format, size ...; see /docs."""
-    return Call("POST", "/generate", body, {"json": {"class": class_, **given(settings)}})
+    arguments = {"json": {"class": class_, **given(settings)}}
+    return Call("POST", "/generate", body, arguments, FORMATS.get(settings.get("format") or "png", JSON))
 
 
 def generate_json(class_: str | int, **settings: Any) -> Call[dict[str, Any]]:
@@ -63,7 +111,8 @@ def generate_json(class_: str | int, **settings: Any) -> Call[dict[str, Any]]:
 
 def generate_events(class_: str | int, **settings: Any) -> Call[Event]:
     """Previews while it samples, then pictures; for `stream`. settings: preview_every too."""
-    return Call("POST", "/generate", event, {"json": {"class": class_, "format": "events", **given(settings)}})
+    arguments = {"json": {"class": class_, "format": "events", **given(settings)}}
+    return Call("POST", "/generate", event, arguments, EVENTS)
 
 
 def edit_json(picture: bytes, mask: bytes | None = None, **settings: Any) -> Call[dict[str, Any]]:
@@ -73,7 +122,7 @@ def edit_json(picture: bytes, mask: bytes | None = None, **settings: Any) -> Cal
 
 def edit_events(picture: bytes, mask: bytes | None = None, **settings: Any) -> Call[Event]:
     """The same with previews; for `stream`."""
-    return Call("POST", "/edit", event, edit_arguments(picture, mask, settings, "events"))
+    return Call("POST", "/edit", event, edit_arguments(picture, mask, settings, "events"), EVENTS)
 
 
 def reconstruct(picture: bytes, **settings: Any) -> Call[dict[str, Any]]:
@@ -85,14 +134,13 @@ def reconstruct(picture: bytes, **settings: Any) -> Call[dict[str, Any]]:
 
 def encode(picture: bytes) -> Call[Latents]:
     """The latents of a picture, float32 [L, C]."""
-    return Call("POST", "/encode", latents, {"content": picture, "params": {"format": "npy"}})
+    return Call("POST", "/encode", latents, {"content": picture, "params": {"format": "npy"}}, NPY)
 
 
 def decode(z: Latents, **settings: Any) -> Call[bytes]:
     """The picture of latents [L, C]. settings: format, size."""
-    buffer = io.BytesIO()
-    np.save(buffer, z.astype(np.float32), allow_pickle=False)
-    return Call("POST", "/decode", body, {"content": buffer.getvalue(), "params": given(settings)})
+    arguments = {"content": write_latents(z, "npy"), "params": given(settings)}
+    return Call("POST", "/decode", body, arguments, FORMATS.get(settings.get("format") or "png", JSON))
 
 
 def interpolate(start: dict[str, Any], end: dict[str, Any], **settings: Any) -> Call[dict[str, Any]]:
@@ -109,7 +157,7 @@ def interpolate_pictures(start: bytes, end: bytes, **settings: Any) -> Call[dict
 
 def classes(query: str = "") -> Call[list[dict[str, Any]]]:
     """The classes that the model can draw, or those that match."""
-    return Call("GET", "/classes", lambda answer: list(answer.json()), {"params": {"q": query}})
+    return Call("GET", "/classes", lambda answer: objects(answer.json()), {"params": {"q": query}})
 
 
 def model() -> Call[dict[str, Any]]:
@@ -119,7 +167,7 @@ def model() -> Call[dict[str, Any]]:
 
 def card() -> Call[str]:
     """The model card, Markdown."""
-    return Call("GET", "/model/card", lambda answer: str(answer.text))
+    return Call("GET", "/model/card", lambda answer: str(answer.text), media="text/markdown")
 
 
 def batcher() -> Call[dict[str, Any]]:
@@ -145,7 +193,7 @@ def body(answer: Any) -> bytes:
 
 
 def document(answer: Any) -> dict[str, Any]:
-    return dict(answer.json())
+    return an_object(answer.json())
 
 
 def reconstructed(answer: Any) -> dict[str, Any]:
@@ -154,18 +202,21 @@ def reconstructed(answer: Any) -> dict[str, Any]:
 
 
 def latents(answer: Any) -> Latents:
-    return np.asarray(np.load(io.BytesIO(answer.content), allow_pickle=False), np.float32)
+    return read_npy_of_any_shape(answer.content)
 
 
 def event(answer: Any) -> Event:
-    """An event stream is read line by line, never as one answer."""
+    """An event stream is read as it comes, never as one answer."""
     raise AssertionError("a call that gives events is for `stream`, not for `do`")
 
 
-def error_of(answer: Any) -> ServerError:
-    """What went wrong, as the server said it; the body of the response must have been read."""
-    try:
-        detail = str(answer.json()["detail"])
-    except (ValueError, KeyError, TypeError):
-        detail = f"the server answered {answer.status_code}: {answer.text[:200]}"
-    return ServerError(detail, answer.status_code)
+def an_object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"its JSON is not an object but {type(value).__name__}")
+    return value
+
+
+def objects(value: Any) -> list[dict[str, Any]]:
+    if not isinstance(value, list):
+        raise ValueError(f"its JSON is not a list but {type(value).__name__}")
+    return [an_object(item) for item in value]

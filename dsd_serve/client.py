@@ -1,33 +1,54 @@
 """Clients of the HTTP API, used by the page, the benchmarks and the tests: `Client`, and `AsyncClient` for asyncio."""
 
-from collections.abc import AsyncGenerator, Iterator
+import ipaddress
+import json
+import re
+import socket
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from types import TracebackType
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from dsd_serve import calls
-from dsd_serve.calls import Call, Event, EventReader, error_of
-from dsd_serve.errors import ServerError
+from dsd_serve.calls import Call, Event, EventReader
+from dsd_serve.errors import ConfigError, ServerError
 from dsd_serve.rows import Latents
 
 T = TypeVar("T")
 
-LOCAL = ("localhost", "127.0.0.1", "::1")
+MAX_ANSWER = 2**28  # bytes of an answer, or of one event, unless the caller says otherwise
+MAX_SENTENCE = 65_536  # bytes that are read of an answer which is refused anyway
+KEEP_ALIVE = 4.0  # seconds: less than any server keeps a connection that nothing is sent on, or requests would be lost
+NOT_OURS, NOT_THERE = 502, 503  # status of the ServerError for an answer that is not a DSD server's, and for none
+TAGS = re.compile(r"<(script|style|head)\b.*?</\1\s*>|<[^>]*>", re.DOTALL | re.IGNORECASE)
+TITLE = re.compile(r"<title[^>]*>([^<]*)", re.IGNORECASE)
 
 
 class Client:
-    """Calls a DSD server. Raises ServerError with the server's own sentence, or one that says it cannot be reached.
+    """Calls a DSD server.
 
-    api_key: for a server that asks for one. `do` and `stream` send any call of calls.py; the other methods are short
-    for the usual ones.
+    api_key: for a server that asks for one. timeout: seconds that may pass without a byte. max_bytes: of an answer, or
+    of one event. `do` and `stream` send any call of calls.py; the other methods are short for the usual ones.
+
+    Raises ServerError: with the server's own sentence and status; with status 502 for an answer that does not come from
+    a DSD server, is cut off, or larger than max_bytes; with 503 when the server cannot be reached. A redirect is not
+    followed, because it would carry the API key and the request to another place: the error names the new address. A
+    GET that a closing connection lost is sent once more. Raises ConfigError for a wrong address or key.
     """
 
-    def __init__(self, url: str = "http://localhost:8000", timeout: float = 300.0, api_key: str = "") -> None:
+    def __init__(
+        self,
+        url: str = "http://localhost:8000",
+        timeout: float = 300.0,
+        api_key: str = "",
+        max_bytes: int = MAX_ANSWER,
+    ) -> None:
         import httpx
 
         self.httpx = httpx
-        self.url = url.rstrip("/")
-        self.http = httpx.Client(**options(self.url, timeout, api_key))
+        self.url, self.max_bytes = checked(url), max_bytes
+        limits = httpx.Limits(keepalive_expiry=KEEP_ALIVE)
+        self.http = httpx.Client(limits=limits, **options(self.url, timeout, api_key))
 
     def __enter__(self) -> "Client":
         return self
@@ -42,20 +63,25 @@ class Client:
 
     def do(self, call: Call[T]) -> T:
         """Send a call and read its answer."""
-        return call.read(self.request(call.method, call.path, **call.arguments))
+        return result(self.url, call, self.request(call.method, call.path, call.media, **call.arguments))
 
     def stream(self, call: Call[Event]) -> Iterator[Event]:
-        """The events of a call as they come. Closing the iterator cancels what the server has not done yet."""
-        reader = EventReader()
+        """The events of a call as they come, `done` the last. Closing the iterator cancels what the server has not done
+        yet."""
         try:
-            with self.http.stream(call.method, call.path, **call.arguments) as answer:
-                if answer.is_error:
-                    answer.read()
-                    raise error_of(answer)
-                for line in answer.iter_lines():
-                    if event := reader.line(line):
-                        yield event
-        except self.httpx.TransportError as error:
+            answer = self.send(call.method, call.path, call.arguments)
+            try:
+                body = Body(self.url, answer, call.media, self.max_bytes)
+                if body.wrong:
+                    body.take(answer.iter_bytes())
+                    raise body.refusal()
+                reader = EventReader(self.max_bytes)
+                for chunk in answer.iter_bytes():
+                    yield from events(self.url, reader, chunk)
+                check_end(self.url, reader)
+            finally:
+                answer.close()
+        except self.httpx.RequestError as error:
             raise unreachable(self.url, error) from None
 
     def generate(self, class_: str | int, **settings: Any) -> bytes:
@@ -102,32 +128,51 @@ class Client:
         """What runs and waits on the server now."""
         return self.do(calls.batcher())
 
-    def request(self, method: str, path: str, **arguments: Any) -> Any:
-        """Any request; its httpx response, which is no error."""
+    def request(self, method: str, path: str, media: str = "", **arguments: Any) -> Any:
+        """Any request; its httpx response, whose status is 2xx and whose type is `media` where it is given."""
         try:
-            answer = self.http.request(method, path, **arguments)
-        except self.httpx.TransportError as error:
+            answer = self.send(method, path, arguments)
+            try:
+                body = Body(self.url, answer, media, self.max_bytes)
+                body.take(answer.iter_bytes())
+            finally:
+                answer.close()
+        except self.httpx.RequestError as error:
             raise unreachable(self.url, error) from None
-        if answer.is_error:
-            raise error_of(answer)
-        return answer
+        return body.answer()
+
+    def send(self, method: str, path: str, arguments: dict[str, Any]) -> Any:
+        """The httpx response to a request, whose body has not been read."""
+        request = self.http.build_request(method, path, **arguments)
+        try:
+            return self.http.send(request, stream=True)
+        except (self.httpx.NetworkError, self.httpx.RemoteProtocolError):
+            if method != "GET":
+                raise
+            return self.http.send(request, stream=True)
 
 
 class AsyncClient:
     """The same for asyncio, for calls of calls.py. Any number of calls may be under way at a time: the server says
     when they are too many. One event loop; `close` at the end."""
 
-    def __init__(self, url: str = "http://localhost:8000", timeout: float = 300.0, api_key: str = "") -> None:
+    def __init__(
+        self,
+        url: str = "http://localhost:8000",
+        timeout: float = 300.0,
+        api_key: str = "",
+        max_bytes: int = MAX_ANSWER,
+    ) -> None:
         import httpx
 
         self.httpx = httpx
-        self.url = url.rstrip("/")
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
+        self.url, self.max_bytes = checked(url), max_bytes
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=KEEP_ALIVE)
         self.http = httpx.AsyncClient(limits=limits, **options(self.url, timeout, api_key))
 
     def point_to(self, url: str) -> None:
         """Call the server at another address from now on."""
-        self.url = self.http.base_url = url.rstrip("/")
+        self.url = self.http.base_url = checked(url)
 
     async def close(self) -> None:
         await self.http.aclose()
@@ -135,34 +180,189 @@ class AsyncClient:
     async def do(self, call: Call[T]) -> T:
         """Send a call and read its answer."""
         try:
-            answer = await self.http.request(call.method, call.path, **call.arguments)
-        except self.httpx.TransportError as error:
+            answer = await self.send(call.method, call.path, call.arguments)
+            try:
+                body = Body(self.url, answer, call.media, self.max_bytes)
+                await body.take_async(answer.aiter_bytes())
+            finally:
+                await answer.aclose()
+        except self.httpx.RequestError as error:
             raise unreachable(self.url, error) from None
-        if answer.is_error:
-            raise error_of(answer)
-        return call.read(answer)
+        return result(self.url, call, body.answer())
 
     async def stream(self, call: Call[Event]) -> AsyncGenerator[Event, None]:
-        """The events of a call as they come. Closing the iterator cancels what the server has not done yet."""
-        reader = EventReader()
+        """The events of a call as they come, `done` the last. Closing the iterator cancels what the server has not done
+        yet."""
         try:
-            async with self.http.stream(call.method, call.path, **call.arguments) as answer:
-                if answer.is_error:
-                    await answer.aread()
-                    raise error_of(answer)
-                async for line in answer.aiter_lines():
-                    if event := reader.line(line):
+            answer = await self.send(call.method, call.path, call.arguments)
+            try:
+                body = Body(self.url, answer, call.media, self.max_bytes)
+                if body.wrong:
+                    await body.take_async(answer.aiter_bytes())
+                    raise body.refusal()
+                reader = EventReader(self.max_bytes)
+                async for chunk in answer.aiter_bytes():
+                    for event in events(self.url, reader, chunk):
                         yield event
-        except self.httpx.TransportError as error:
+                check_end(self.url, reader)
+            finally:
+                await answer.aclose()
+        except self.httpx.RequestError as error:
             raise unreachable(self.url, error) from None
+
+    async def send(self, method: str, path: str, arguments: dict[str, Any]) -> Any:
+        """The httpx response to a request, whose body has not been read."""
+        request = self.http.build_request(method, path, **arguments)
+        try:
+            return await self.http.send(request, stream=True)
+        except (self.httpx.NetworkError, self.httpx.RemoteProtocolError):
+            if method != "GET":
+                raise
+            return await self.http.send(request, stream=True)
+
+
+# What both have in common.
+
+
+def checked(url: str) -> str:
+    """The address of a server without a slash at its end. Raises ConfigError."""
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and not parts.query
+    except ValueError:
+        good = False
+    if not good or not url.isprintable() or " " in url:
+        raise ConfigError(f"the address of a server must be like http://localhost:8000, got {url[:80]!r}")
+    return url.rstrip("/")
 
 
 def options(url: str, timeout: float, api_key: str) -> dict[str, Any]:
-    """What both clients tell httpx. A server on this machine is never asked through a proxy."""
+    """What both clients give httpx. A server on this machine is never asked through a proxy."""
+    if not api_key.isascii() or not api_key.isprintable():
+        raise ConfigError("an API key must be printable ASCII characters")
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    return {"base_url": url, "timeout": timeout, "headers": headers, "trust_env": urlsplit(url).hostname not in LOCAL}
+    trust_env = not is_this_machine(urlsplit(url).hostname or "")
+    return {"base_url": url, "timeout": timeout, "headers": headers, "trust_env": trust_env, "follow_redirects": False}
+
+
+def is_this_machine(host: str) -> bool:
+    """Whether a host name or address means the machine that this runs on; nothing is looked up in the network."""
+    name, own = host.lower().rstrip("."), socket.gethostname().lower()
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        return name in ("localhost", own, f"{own}.local", own.partition(".")[0]) or name.endswith(".localhost")
+    mapped = getattr(address, "ipv4_mapped", None) or address
+    return bool(mapped.is_loopback or mapped.is_unspecified)
+
+
+class Body:
+    """The bytes of an answer as they come: all of one that is as asked for, else as many as tell what is wrong."""
+
+    def __init__(self, url: str, answer: Any, media: str, max_bytes: int) -> None:
+        self.url, self.head, self.media, self.max_bytes = url, answer, media, max_bytes
+        self.kind = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
+        self.wrong = not answer.is_success or bool(media and self.kind != media)
+        self.chunks: list[bytes] = []
+        self.size = 0
+
+    def enough(self, chunk: bytes) -> bool:
+        """Add bytes; True when no more are wanted."""
+        self.chunks.append(chunk)
+        self.size += len(chunk)
+        if self.wrong:
+            return self.size >= MAX_SENTENCE
+        if self.size > self.max_bytes:
+            raise ServerError(
+                f"the answer of the server at {self.url} is larger than {self.max_bytes / 1e6:.0f} MB, the limit of "
+                "this client (max_bytes)",
+                NOT_OURS,
+            )
+        return False
+
+    def take(self, chunks: Iterator[bytes]) -> None:
+        for chunk in chunks:
+            if self.enough(chunk):
+                return
+
+    async def take_async(self, chunks: AsyncIterator[bytes]) -> None:
+        async for chunk in chunks:
+            if self.enough(chunk):
+                return
+
+    def answer(self) -> Any:
+        """The answer as an httpx response with its body. Raises ServerError where it is not what was asked for."""
+        if self.wrong:
+            raise self.refusal()
+        coded = ("content-encoding", "content-length", "transfer-encoding")  # the bytes are decoded
+        headers = [(name, value) for name, value in self.head.headers.multi_items() if name not in coded]
+        response = type(self.head)(self.head.status_code, headers=headers, content=b"".join(self.chunks))
+        response.request = self.head.request
+        return response
+
+    def refusal(self) -> ServerError:
+        """What went wrong: in the server's own words, or in ours where it is not a DSD server that answered."""
+        status, text = self.head.status_code, b"".join(self.chunks)[:MAX_SENTENCE].decode("utf-8", "replace")
+        if self.head.is_error and (said := sentence_in(text)):
+            return ServerError(said, status)
+        got = f"the server at {self.url} answered {status}"
+        if self.head.is_error:
+            return ServerError(f"{got}{gist(text)}", status)
+        if self.head.is_redirect:
+            place = str(self.head.headers.get("location", ""))[:200]
+            return ServerError(f"{got}, a redirect to {place!r}, which is not followed; give the new address", NOT_OURS)
+        kind = f"as {self.kind[:80]}" if self.kind else "without a type"
+        return ServerError(
+            f"{got} {kind}{gist(text)}, and not {self.media or 'with success'}; is dsd-serve at this address?", NOT_OURS
+        )
+
+
+def sentence_in(text: str) -> str:
+    """The sentence of a problem document, or of OpenAI's errors; empty where there is none."""
+    try:
+        found = json.loads(text)
+        said = found["detail"] if "detail" in found else found["error"]["message"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ""
+    return str(said)[:1000]
+
+
+def gist(text: str) -> str:
+    """The title of a web page, or the first words of any text, to stand behind what was answered."""
+    titles = [found.strip() for found in TITLE.findall(text)]
+    words = next((title for title in titles if title), None) or TAGS.sub(" ", text)
+    words = " ".join("".join(c if c.isprintable() else " " for c in words[:2000]).split())
+    return f": {words[:200]!r}" if words else ""
+
+
+def result(url: str, call: Call[T], answer: Any) -> T:
+    try:
+        return call.read(answer)
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+        raise unreadable(url, f"its answer to {call.path}", error) from None
+
+
+def events(url: str, reader: EventReader, chunk: bytes) -> Iterator[Event]:
+    try:
+        yield from reader.feed(chunk)
+    except (ValueError, RecursionError) as error:
+        raise unreadable(url, "its event stream", error) from None
+
+
+def check_end(url: str, reader: EventReader) -> None:
+    if not reader.done:
+        raise ServerError(f"the event stream of the server at {url} ended before the event `done`", NOT_OURS)
+
+
+def unreadable(url: str, what: str, error: Exception) -> ServerError:
+    why = f"{type(error).__name__}: {str(error)[:200]}"
+    return ServerError(f"the server at {url} is not understood: {what} cannot be read ({why})", NOT_OURS)
 
 
 def unreachable(url: str, error: Exception) -> ServerError:
-    why = str(error) or type(error).__name__
-    return ServerError(f"the server at {url} cannot be reached: {why}; is dsd-serve running?", 503)
+    import httpx
+
+    if isinstance(error, httpx.DecodingError):
+        return unreadable(url, "its answer", error)
+    why = str(error)[:200] or type(error).__name__
+    return ServerError(f"the server at {url} cannot be reached: {why}; is dsd-serve running?", NOT_THERE)

@@ -78,16 +78,29 @@ def checked(shape: tuple[int, int], kind: object, found: Any, size: int) -> None
         )
 
 
-def read_npy(data: bytes, shape: tuple[int, int]) -> Array:
+def read_npy_of_any_shape(data: bytes) -> Latents:
+    """Latents [L, C] from a .npy file that says their shape. Raises InputError."""
+    (found, _, _), _ = read_npy_header(data)
+    if len(found) != 2:
+        raise InputError(f"latents have a shape [tokens, channels], got {str(list(found))[:80]}")
+    return read_latents(data, (found[0], found[1]))
+
+
+def read_npy_header(data: bytes) -> tuple[tuple[tuple[int, ...], bool, Any], int]:
+    """((shape, whether the order is Fortran's, dtype), where the numbers begin)."""
     stream = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(stream)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-        found, fortran, dtype = read(stream, max_header_size=MAX_HEADER)
+        return read(stream, max_header_size=MAX_HEADER), stream.tell()
     except Exception:  # numpy parses the header as a Python literal, which fails in many ways
         raise InputError("the .npy header cannot be read; write the file with numpy.save") from None
-    checked(shape, dtype.str, found, len(data) - stream.tell())
-    return np.frombuffer(data, dtype, offset=stream.tell()).reshape(shape, order="F" if fortran else "C")
+
+
+def read_npy(data: bytes, shape: tuple[int, int]) -> Array:
+    (found, fortran, dtype), begin = read_npy_header(data)
+    checked(shape, dtype.str, found, len(data) - begin)
+    return np.frombuffer(data, dtype, offset=begin).reshape(shape, order="F" if fortran else "C")
 
 
 def read_safetensors(data: bytes, shape: tuple[int, int]) -> Array:

@@ -22,6 +22,9 @@ from server import errors
 PICTURES = {media: name for name, media in images.MEDIA_TYPES.items()}
 ANSWERS = {**PICTURES, "application/json": "json", "application/zip": "zip"}
 EVENTS = {**ANSWERS, "text/event-stream": "events"}
+BYTES = "application/octet-stream"  # who accepts this gets what is offered first
+# What browsers accept beside images of ours; they name all that they can show, not what they would rather have.
+OF_BROWSERS = ("image/avif", "image/apng", "image/svg+xml", "image/jxl")
 WEIGHT = re.compile(r"(?=\.?[0-9])[0-9]?(\.[0-9]*)?", re.ASCII)
 QUOTES = re.compile(r'(\\.|")', re.DOTALL)  # what begins and ends a quoted string, and what is escaped in it
 MAX_ACCEPT = 2000  # characters; browsers send some hundred, and each takes its time
@@ -56,15 +59,20 @@ def choose(request: Request, asked: str | None, offered: Mapping[str, str]) -> s
     type -> name). Raises 406 when the client accepts none.
 
     As RFC 9110 has it, the most specific range decides how much a type is liked, and q=0 is not at all. Among those
-    liked the same, the one that is named more closely, then earlier, then offered earlier, is chosen.
+    liked the same, the one that is named more closely, then earlier, then offered earlier, is chosen. A browser gets
+    PNG where it accepts that: its list names WebP because it can show it, and only a PNG holds its settings.
     """
     if asked is not None:
         return asked
+    first = next(iter(offered))
     accept = ", ".join(request.headers.getlist("accept"))
     if len(accept) > MAX_ACCEPT:
         raise HTTPException(406, f"the header Accept must have at most {MAX_ACCEPT:,} characters, got {len(accept):,}")
-    ranges = accepted(accept)
+    ranges = [MediaRange(first if entry.media == BYTES else entry.media, entry.quality) for entry in accepted(accept)]
     best = max(offered, key=lambda media: liking(media, ranges))
+    browser = any(entry.media in OF_BROWSERS for entry in ranges)
+    if browser and best == "image/webp" and liking(first, ranges)[0] > 0:
+        best = first
     if liking(best, ranges)[0] == 0:
         raise HTTPException(406, f"this gives {', '.join(offered)}; the client accepts only {errors.cut(accept)}")
     return offered[best]
@@ -181,15 +189,27 @@ def is_fresh(request: Request, etag: str) -> bool:
     return etag in known or "*" in known
 
 
+def resumes(request: Request) -> bool:
+    """Whether the client has had events of a stream already and connects again, as EventSource does by itself. Drawing
+    again would have no end; 204 tells it to stop."""
+    return bool(request.headers.get("last-event-id"))
+
+
 def event_stream(events: AsyncIterator[tuple[str, Any] | None], headers: dict[str, str]) -> StreamingResponse:
-    """Server-sent events of (name, JSON value); None is a comment that keeps the connection open."""
+    """Server-sent events of (name, JSON value); None is a comment that keeps the connection open.
+
+    They are numbered, so that a browser's EventSource, which connects again whenever a stream ends, says so: see
+    `resumes`.
+    """
 
     async def lines() -> AsyncIterator[bytes]:
+        number = 0
         async for event in events:
             if event is None:
                 yield b": ping\n\n"
             else:
-                yield format_sse_event(event=event[0] or None, data_str=json.dumps(event[1]))
+                number += 1
+                yield b"id: %d\n" % number + format_sse_event(event=event[0] or None, data_str=json.dumps(event[1]))
 
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", **headers}
     return StreamingResponse(lines(), media_type="text/event-stream", headers=headers)

@@ -12,6 +12,7 @@ from server import (
     documentation,
     drain,
     errors,
+    hosts,
     image_routes,
     info_routes,
     logs,
@@ -23,6 +24,7 @@ from server import (
     watch,
 )
 from server.bodies import BodyLimits
+from server.prefix import RootPath, parse_prefix
 from server.service import Service
 
 
@@ -45,6 +47,9 @@ def create_app(service: Service) -> FastAPI:
         summary="Images from a single network: generate, edit, interpolate, encode, decode.",
         lifespan=lifespan,
         separate_input_output_schemas=False,
+        redirect_slashes=False,  # errors.py redirects without naming a host
+        generate_unique_id_function=lambda route: route.name,  # what generated clients call their functions
+        openapi_url=None,  # documentation.py serves it, and /docs
         telemetry=service.traces.config(),
     )
     app.state.service = service
@@ -69,6 +74,7 @@ def install_operations(app: FastAPI, service: Service) -> None:
         app,
         keys=service.keys,
         origins=service.origins,
+        hosts=[*hosts.parse_hosts(service.settings.allowed_hosts), service.settings.host],
         used=lambda name: counters.key_requests.labels(name).inc(),
         rejected=counters.rejected,
     )
@@ -78,3 +84,4 @@ def install_operations(app: FastAPI, service: Service) -> None:
         service.batcher, service.drain, {"model": service.model.name, **model, "fingerprint": service.model.fingerprint}
     )
     metrics.install(app, counters)
+    app.add_middleware(RootPath, prefix=parse_prefix(service.settings.root_path))

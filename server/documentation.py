@@ -1,15 +1,24 @@
 """The OpenAPI document: what routes say of their answers and bodies, and what holds for the server that runs."""
 
+import importlib.resources
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
+from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
+from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from dsd_serve.params import SAMPLER_NAMES
+from server.answers import BYTES
 from server.errors import MEDIA_TYPE, body_of
 from server.openai_schemas import GenerationRequest
+from server.prefix import root_path
+from server.routes import Router
 from server.schemas import (
     DoneEvent,
     ErrorEvent,
@@ -20,19 +29,36 @@ from server.schemas import (
     PreviewEvent,
     Problem,
 )
+from server.security import needs_no_key
 from server.service import Service
 
 Responses = dict[int | str, dict[str, Any]]
 
 MANY_CLASSES = 100  # a schema lists no more than these
 BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
-ON_THEIR_OWN = (  # models that FastAPI does not find in the routes' signatures
-    *(DoneEvent, ImageEvent, ErrorEvent, PreviewEvent),
+OF_PAGES = {  # ReDoc would load a logo from elsewhere
+    "Content-Security-Policy": "default-src 'self'; script-src 'self' 'unsafe-inline'; "
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data:; worker-src blob:; frame-ancestors 'self'"
+}
+EVENTS = "text/event-stream"
+SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+OF_EVENTS: dict[str, type[BaseModel]] = {
+    "preview": PreviewEvent,
+    "image": ImageEvent,
+    "error": ErrorEvent,
+    "done": DoneEvent,
+}
+ON_THEIR_OWN: tuple[type[BaseModel], ...] = (  # models that FastAPI does not find in the routes' signatures
+    *OF_EVENTS.values(),
     *(GenerateRequest, GenerationRequest, InterpolateRequest, LatentsAnswer, Problem),
 )
 
 WRONG = {
     400: ("the connection was closed before the whole body had come", "the connection was closed too early"),
+    401: ("the API key is missing or not known here", "this server needs an API key"),
     404: ("there is no such thing here", "this model has no card; dsd-export writes one as card.md"),
     406: ("no format that the client accepts", "this gives image/png; the client accepts only text/html"),
     408: ("the body came too slowly", "the body did not come within 60 seconds; send it faster"),
@@ -97,29 +123,33 @@ def reference(model: type[BaseModel]) -> dict[str, str]:
 def gives(
     *media: str, json: type[BaseModel], headers: Mapping[str, Any] = {}, words: str = "by `format`, else by Accept"
 ) -> Responses:
-    """The documented 200 of a route that answers in these media types, or `json` as application/json."""
-    content = {kind: events() if kind == "text/event-stream" else BINARY for kind in media}
+    """The documented 200 of a route that answers in these media types, or `json` as application/json.
+
+    In the order in which the server prefers them: clients that are generated from the document take the first that they
+    know. Many know no images; to them the answer without `format` is bytes, as which they may ask for it.
+    """
+    content: dict[str, Any] = {kind: BINARY for kind in (*media, BYTES) if kind != EVENTS}
+    if EVENTS in media:
+        content[EVENTS] = events({name: reference(model) for name, model in OF_EVENTS.items()})
     return {200: {"model": json, "content": content, "headers": dict(headers), "description": words}}
 
 
-def events() -> dict[str, Any]:
-    """Server-sent events as FastAPI describes them (OpenAPI 3.2), each with what its data holds."""
-    models: dict[str, type[BaseModel]] = {
-        "preview": PreviewEvent,
-        "image": ImageEvent,
-        "error": ErrorEvent,
-        "done": DoneEvent,
-    }
+def events(schemas: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """A stream of server-sent events with these names, and the schema of what each has as its data.
+
+    The schema is that of one event: OpenAPI 3.1 has no word for the parts of a stream, and tools read it so.
+    """
     kinds = [
         {
             "properties": {
                 "event": {"const": name},
-                "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": reference(model)},
+                "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": schema},
             }
         }
-        for name, model in models.items()
+        for name, schema in schemas.items()
     ]
-    return {"itemSchema": {"type": "object", "required": ["event", "data"], "oneOf": kinds}}
+    needed = ["id", "event", "data"]
+    return {"schema": {"type": "object", "required": needed, "properties": {"id": {"type": "string"}}, "oneOf": kinds}}
 
 
 def takes(
@@ -161,6 +191,49 @@ def install(app: FastAPI, service: Service) -> None:
         return completed
 
     app.openapi = openapi  # type: ignore[method-assign]
+    add_pages(app)
+
+
+def add_pages(app: FastAPI) -> None:
+    """/openapi.json, and the pages that show it. They load nothing from elsewhere, and name what they load relative to
+    themselves, so that they work below any prefix."""
+    router = Router()
+    files = Path(str(importlib.resources.files("fastapi_offline").joinpath("static")))
+
+    @lru_cache(maxsize=8)
+    def document(prefix: str) -> bytes:
+        return bytes(JSONResponse({**app.openapi(), "servers": [{"url": prefix or "/"}]}).body)
+
+    @router.get("/openapi.json", include_in_schema=False)
+    async def openapi_json(request: Request) -> Response:
+        headers = {"Vary": "X-Forwarded-Prefix"}
+        return Response(document(root_path(request.scope)), headers=headers, media_type="application/json")
+
+    @router.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        page = get_swagger_ui_html(
+            openapi_url="openapi.json",
+            title=app.title,
+            swagger_js_url="docs/assets/swagger-ui-bundle.js",
+            swagger_css_url="docs/assets/swagger-ui.css",
+            swagger_favicon_url="docs/assets/favicon.png",
+            swagger_ui_parameters={"validatorUrl": None},  # which is a service elsewhere
+        )
+        return HTMLResponse(page.body, headers=OF_PAGES)
+
+    @router.get("/redoc", include_in_schema=False)
+    async def redoc() -> Response:
+        page = get_redoc_html(
+            openapi_url="openapi.json",
+            title=app.title,
+            redoc_js_url="docs/assets/redoc.standalone.js",
+            redoc_favicon_url="docs/assets/favicon.png",
+            with_google_fonts=False,
+        )
+        return HTMLResponse(page.body, headers=OF_PAGES)
+
+    app.include_router(router)
+    app.mount("/docs/assets", StaticFiles(directory=files))
 
 
 def complete(document: dict[str, Any], service: Service) -> None:
@@ -176,6 +249,8 @@ def complete(document: dict[str, Any], service: Service) -> None:
     rows |= {"minItems": tokens, "maxItems": tokens}
     rows["items"] |= {"minItems": channels, "maxItems": channels}
     schemas[LatentsAnswer.__name__]["examples"] = [{"latents": [[0] * channels] * tokens}]
+    if service.keys:
+        require_keys(document)
     settings = service.settings
     limits = {"n": settings.max_images, "steps": settings.max_steps, "size": settings.max_size}
     for name, schema in inputs(document):
@@ -186,6 +261,18 @@ def complete(document: dict[str, Any], service: Service) -> None:
                 part["maximum"] = limits[name]
             if name == "class" and part.get("type") == "integer":
                 part |= classes(service)
+
+
+def require_keys(document: dict[str, Any]) -> None:
+    """Say that every operation but those of /health needs a key, in either of the two headers."""
+    document["components"]["securitySchemes"] = SCHEMES
+    document["security"] = [{name: []} for name in SCHEMES]
+    for path, item in document["paths"].items():
+        for operation in item.values():
+            if needs_no_key(path):
+                operation["security"] = []
+            elif "default" not in operation["responses"]:
+                operation["responses"]["401"] = problem(401, WRONG[401][0])
 
 
 def alternatives(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
-from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 from dsd_serve.errors import (
@@ -26,7 +26,7 @@ from dsd_serve.errors import (
     QueueFullError,
     shown,
 )
-from server import openai_errors
+from server import openai_errors, routes
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,6 @@ STATUS: dict[type[DSDError], int] = {
     ClosedError: 503,
     DeadlineError: 504,
 }
-METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 MISTAKE = "the server made a mistake; its log has the details"
 MEDIA_TYPE = "application/problem+json"
 MAX_PARAMETERS = 100  # in a query string; no request has half as many
@@ -134,9 +133,9 @@ def install(app: FastAPI) -> None:
     async def standard(request: Request, error: HTTPException) -> Response:
         detail, headers, path = error.detail, dict(error.headers or {}), request.scope["path"]
         if error.status_code == 404 and detail == "Not Found":
-            detail = f"there is no {cut(path)} here; /docs lists what there is"
-        elif error.status_code == 405 and detail == "Method Not Allowed":
-            headers["Allow"] = ", ".join(methods_of(request))
+            return nothing_here(request)
+        if error.status_code == 405 and detail == "Method Not Allowed":
+            headers["Allow"] = ", ".join(routes.methods_of(request.scope, path))
             if request.method == "OPTIONS":
                 return Response(status_code=204, headers=headers)
             detail = f"{cut(path)} does not take {cut(request.method)}, only {headers['Allow']}"
@@ -162,12 +161,27 @@ def param_of(item: dict[str, Any]) -> str | None:
     return name if isinstance(name, str) and name.isprintable() and cut(name) == name else None
 
 
-def methods_of(request: Request) -> list[str]:
-    """The methods that the path of a request takes; the router knows only those of the first of its routes."""
-    scopes = ({**request.scope, "method": method} for method in METHODS)
-    routes = request.app.router.routes
-    taken = [scope["method"] for scope in scopes if any(route.matches(scope)[0] is Match.FULL for route in routes)]
-    return [*taken, "OPTIONS"]
+def nothing_here(request: Request) -> Response:
+    """The answer for a path without a route: a redirect where only a slash is too many, else 404 with what was meant.
+
+    The redirect is relative, so that it names no host and stays below the prefix of a proxy.
+    """
+    path, scope = request.scope["path"], request.scope
+    plain = path.rstrip("/")
+    if plain and plain != path and routes.template(scope, plain):
+        query = f"?{request.url.query}" if request.url.query else ""
+        up = "../" * (len(path) - len(plain))
+        return Response(status_code=307, headers={"Location": f"{up}{quote(plain.rpartition('/')[2])}{query}"})
+    detail = f"there is no {cut(path)} here"
+    if meant := routes.near(scope, path):
+        base = ""
+        if openai_errors.applies(meant) and not path.startswith(f"{openai_errors.PREFIX}/images"):
+            base = f" The base URL of an OpenAI client is the address of this server and {openai_errors.PREFIX}."
+        answer = openai_errors.answer if openai_errors.applies(meant) else problem
+        return answer(404, f"{detail}; did you mean {meant}?{base}")
+    if openai_errors.applies(path) or path.split("/")[1] in openai_errors.ELSEWHERE:
+        return openai_errors.answer(404, f"{detail}; of OpenAI's API this server has {openai_errors.HERE}")
+    return problem(404, f"{detail}; /docs lists what there is")
 
 
 async def refuse_repeated(request: Request) -> None:

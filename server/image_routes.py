@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from typing import Annotated, Any, TypeVar
 
 import PIL
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import Depends, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from dsd_serve import __version__, images
@@ -27,6 +27,7 @@ from server.answers import (
     etag_of,
     event_stream,
     is_fresh,
+    resumes,
     to_base64,
 )
 from server.documentation import (
@@ -49,6 +50,7 @@ from server.drawing import (
 )
 from server.errors import refuse_repeated
 from server.reading import media_type, read_settings
+from server.routes import Router
 from server.schemas import (
     AnyWalkAnswer,
     DecodedAnswer,
@@ -67,7 +69,7 @@ from server.schemas import (
 from server.service import Ended, Event, Finished, Preview, Service
 from server.uploads import read_picture, read_uploads, release
 
-router = APIRouter(dependencies=[Depends(refuse_repeated)])
+router = Router(dependencies=[Depends(refuse_repeated)])
 
 Walk = TypeVar("Walk", InterpolateRequest, WalkQuery)
 
@@ -93,12 +95,15 @@ NOT_CHANGED: Responses = {
 }
 
 
-@router.head("/generate", include_in_schema=False)
 @router.get("/generate", responses={**DRAWN, **NOT_CHANGED, **problems(*OF_WORK)}, response_class=Response)
 async def generate_get(request: Request, query: Annotated[GenerateRequest, Query()]) -> Response:
     """Draw pictures of a class: `curl "localhost:8000/generate?class=207" -o dog.png`.
 
     n > 1 gives one picture with all of them side by side, or each of them in a zip or in JSON. HEAD draws nothing.
+
+    `format=events` is for a browser's EventSource too: it draws once, and the answer to its attempt to go on after the
+    end, which has the header Last-Event-ID, is 204 without content. Its own event `error`, of a connection that broke,
+    has no data; that of a picture has.
     """
     return await draw(request, query)
 
@@ -251,6 +256,8 @@ async def reconstruct_post(request: Request, query: Annotated[PictureQuery, Quer
 async def draw(request: Request, query: GenerateRequest) -> Response:
     service: Service = request.app.state.service
     chosen = choose(request, query.format, EVENTS)
+    if chosen == "events" and resumes(request):
+        return Response(status_code=204, headers={"Cache-Control": "no-store", "Vary": "Accept"})
     wanted = find_class(service, query.class_)
     params = with_previews(service.params(query), chosen)
     service.check_fits(chosen, query.n, query.size)

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
+from fastapi import Depends, HTTPException, Query, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
 from dsd_serve import __version__, labels
@@ -10,13 +10,14 @@ from dsd_serve.params import SAMPLER_NAMES
 from server import errors
 from server.documentation import problems
 from server.errors import refuse_repeated
+from server.prefix import root_path
+from server.routes import Router
 from server.schemas import ClassesQuery, Defaults, Health, ImageClassAnswer, ModelAnswer, SelfTest
 from server.service import Service
 
-router = APIRouter()
+router = Router()
 
 
-@router.head("/classes", include_in_schema=False)
 @router.get(
     "/classes", dependencies=[Depends(refuse_repeated)], responses=problems(422, words={422: "a parameter is wrong"})
 )
@@ -26,7 +27,6 @@ async def classes(request: Request, query: Annotated[ClassesQuery, Query()]) -> 
     return [ImageClassAnswer(index=c.index, wnid=c.wnid, name=c.name) for c in labels.search(query.q, among)]
 
 
-@router.head("/model", include_in_schema=False)
 @router.get("/model")
 async def model(request: Request) -> ModelAnswer:
     """What is served, how it is best sampled, what runs it, and the limits of this server."""
@@ -66,7 +66,6 @@ async def model(request: Request) -> ModelAnswer:
     )
 
 
-@router.head("/model/card", include_in_schema=False)
 @router.get(
     "/model/card",
     response_class=PlainTextResponse,
@@ -83,14 +82,12 @@ def model_card(request: Request) -> Response:
     return PlainTextResponse(card, media_type="text/markdown")
 
 
-@router.head("/health/live", include_in_schema=False)
 @router.get("/health/live")
 async def live() -> Health:
     """The process answers."""
     return Health(status="live")
 
 
-@router.head("/health/ready", include_in_schema=False)
 @router.get("/health/ready", response_model=Health, responses=problems(503, words={503: "nothing would be served now"}))
 async def ready(request: Request) -> Response:
     """Requests will be served: the model is loaded, the engine works, the server is not shutting down."""
@@ -99,15 +96,14 @@ async def ready(request: Request) -> Response:
     return JSONResponse({"status": "ready"})
 
 
-@router.head("/debug/batcher", include_in_schema=False)
 @router.get("/debug/batcher")
 async def debug_batcher(request: Request) -> dict[str, Any]:
     """What runs and waits at this moment: programs by number, rows left, seconds since they came."""
     return request.app.state.service.batcher.snapshot()
 
 
-@router.head("/", include_in_schema=False)
 @router.get("/", include_in_schema=False)
 async def index(request: Request) -> JSONResponse:
-    base = str(request.base_url).rstrip("/")
-    return JSONResponse({"try": f"{base}/generate?class=207", "docs": f"{base}/docs", "model": f"{base}/model"})
+    base = str(request.base_url).rstrip("/") + root_path(request.scope)
+    links = {"try": f"{base}/generate?class=207", "docs": f"{base}/docs", "model": f"{base}/model"}
+    return JSONResponse(links, headers={"Vary": "Host, X-Forwarded-Prefix"})

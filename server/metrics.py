@@ -27,10 +27,11 @@ from dsd_serve.triton import RemoteBatcher
 from server.drain import Drain
 from server.logs import lines_dropped
 from server.protocol import CUTS, Door
+from server.routes import Router
 from server.watch import Exchange
 
 KINDS: dict[type[Row], str] = {Encode: "encode", Denoise: "denoise", Decode: "decode"}
-REJECTIONS = ("queue_full", "deadline", "draining", "dead", "too_large", "unauthorized", "rate_limit")
+REJECTIONS = ("queue_full", "deadline", "draining", "dead", "too_large", "unauthorized", "rate_limit", "host", "origin")
 CANCELLATIONS = ("disconnect", "deadline", "shutdown")
 
 TICK_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
@@ -157,8 +158,12 @@ class Dropped(Collector):
 
 
 def install(app: FastAPI, metrics: Metrics) -> None:
-    @app.get("/metrics", include_in_schema=False)
+    router = Router()
+
+    @router.get("/metrics", include_in_schema=False)
     async def metrics_get(request: Request) -> Response:
         """The metrics, as Prometheus reads them."""
         encode, media_type = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(metrics.registry), headers={"Content-Type": media_type})
+
+    app.include_router(router)

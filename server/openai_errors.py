@@ -7,6 +7,9 @@ from starlette.exceptions import HTTPException
 
 TYPES = {429: "rate_limit_error", 500: "server_error", 503: "server_error", 504: "server_error"}
 CODES = {401: "invalid_api_key", 429: "rate_limit_exceeded"}
+PREFIX = "/v1"
+HERE = "/v1/images/generations, /v1/images/variations, /v1/images/edits and /v1/models"
+ELSEWHERE = ("chat", "completions", "embeddings", "responses", "audio", "moderations", "files")  # what OpenAI has
 IN_VAIN = (500, 504)  # the same request would fail again, or run for as long again: clients must not repeat it
 
 
@@ -20,7 +23,7 @@ class Refused(HTTPException):
 
 def applies(path: str) -> bool:
     """Whether the clients of this path are OpenAI's."""
-    return path == "/v1" or path.startswith("/v1/")
+    return path == PREFIX or path.startswith(f"{PREFIX}/")
 
 
 def body_of(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
@@ -21,7 +21,7 @@ from dsd_serve.rows import Array, Pixels
 from dsd_serve.tasks import Generate, Task
 from server import drawing, errors, openai_errors
 from server.answers import Picture, event_stream, scaled, text_of
-from server.documentation import takes
+from server.documentation import events, takes
 from server.drawing import (
     described,
     find_class,
@@ -41,11 +41,12 @@ from server.openai_schemas import (
     VariationForm,
 )
 from server.reading import media_type, read_settings
+from server.routes import Router
 from server.schemas import SamplingQuery
 from server.service import Event, Preview, Service
 from server.uploads import read_form
 
-router = APIRouter(prefix="/v1")
+router = Router(prefix="/v1")
 
 Form = TypeVar("Form", bound=Options)
 
@@ -59,8 +60,19 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     503: {"model": ErrorAnswer, "description": "starting, shutting down, or the engine is dead"},
     "default": {"model": ErrorAnswer, "description": "another error"},
 }
+EVENT_NAMES = (
+    *(f"image_{kind}.{what}" for kind in ("generation", "edit") for what in ("partial_image", "completed")),
+    "error",
+)
 DRAWN: dict[int | str, dict[str, Any]] = {
-    200: {"model": ImagesAnswer, "content": {"text/event-stream": {}}, "description": "with stream: events"},
+    200: {
+        "model": ImagesAnswer,
+        "content": {
+            "application/json": {},  # the first, as generated clients take that
+            "text/event-stream": events({name: {"type": "object"} for name in EVENT_NAMES}),
+        },
+        "description": "JSON; with stream: events",
+    },
     **ERRORS,
 }
 
@@ -124,13 +136,13 @@ async def edits(request: Request) -> Response:
 
 
 @router.get("/models", responses={"default": ERRORS["default"]})
-async def models(request: Request) -> ModelList:
+async def list_models(request: Request) -> ModelList:
     """The model that is served."""
     return ModelList(data=[model_entry(request.app.state.service)])
 
 
 @router.get("/models/{model:path}", responses={404: ERRORS[404], "default": ERRORS["default"]})
-async def model(request: Request, model: str) -> ModelEntry:
+async def retrieve_model(request: Request, model: str) -> ModelEntry:
     """The model that is served, by its name."""
     service: Service = request.app.state.service
     check_model(service, model)

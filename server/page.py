@@ -10,6 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from dsd_serve.client import AsyncClient
 from dsd_serve.errors import ConfigError, EngineUnavailableError
+from server.prefix import root_path
 from server.service import Service
 
 MISSING = "--ui needs gradio ({error}): pip install 'dsd-serve[ui]', or leave --ui out"
@@ -38,7 +39,8 @@ class PageRoute(BaseRoute):
             host, port = scope["server"]  # of the socket, not what a header says
             self.client.point_to(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
             self.found = True
-        await self.page(scope, receive, send)
+        prefix = root_path(scope)
+        await self.page({**scope, "root_path": prefix, "path": prefix + scope["path"]}, receive, send)
 
 
 def install(app: FastAPI, service: Service, run: Callable[[Any], None]) -> None:

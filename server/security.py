@@ -1,7 +1,7 @@
-"""Who may use the server: API keys with limits, and which web pages (CORS). Both are off until they are asked for.
+"""Who may use the server: API keys with limits, which web pages (CORS), and under which names it answers.
 
 A key is written name:key[:requests_per_minute[:images_at_once]], where 0 is no limit; see `load_keys`. With keys,
-everything needs one except /health.
+everything needs one except /health and the documentation, which holds no secret and in which a key is entered.
 """
 
 import hashlib
@@ -23,6 +23,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dsd_serve.errors import ConfigError, InputError, QueueFullError
 from server import errors
+from server.hosts import AllowedHosts, OwnPages
+from server.watch import Mistakes
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,7 @@ FORM = "name:key[:requests_per_minute[:images_at_once]]"
 MIN_KEY = 16  # characters; guessing must be hopeless, nothing slows it down
 MAX_KEY = 1024  # characters; it must fit into a header
 MAX_FILE = 1_000_000  # bytes of a file of keys
+OPEN = re.compile(r"/health/.*|/docs(/assets/.*)?|/redoc|/openapi\.json")  # paths that need no key
 ORIGIN = re.compile(r"https?://[^/\s?#@*]+")
 
 
@@ -159,6 +162,10 @@ def sent_key(headers: Headers) -> str:
     return value.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
 
 
+def needs_no_key(path: str) -> bool:
+    return OPEN.fullmatch(path) is not None
+
+
 class KeyMiddleware:
     """ASGI middleware that lets in who has a key and stays within its rate."""
 
@@ -168,7 +175,7 @@ class KeyMiddleware:
         self.app, self.keys, self.used, self.rejected = app, keys, used, rejected
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"].startswith("/health/"):
+        if scope["type"] != "http" or needs_no_key(scope["path"]):
             await self.app(scope, receive, send)
             return
         secret = sent_key(Headers(scope=scope))
@@ -232,18 +239,27 @@ def install(
     app: FastAPI,
     *,
     keys: Sequence[ApiKey],
+    hosts: Sequence[str],
     origins: Sequence[str],
     used: Callable[[str], None],
     rejected: Callable[[str], None],
 ) -> None:
-    """used(name of a key) and rejected(reason) are told of requests."""
+    """hosts, origins: as parse_hosts and parse_origins give them. used(name of a key) and rejected(reason) are called
+    for each request."""
     if keys:
         app.add_middleware(KeyMiddleware, keys=keys, used=used, rejected=rejected)
-    if origins:  # outside of the keys: a browser's preflight request carries none
+    app.add_middleware(OwnPages, origins=origins, rejected=rejected)
+    app.add_middleware(AllowedHosts, names=hosts, rejected=rejected)
+    if origins:
+        app.add_middleware(Mistakes)  # so that a page may read this answer too
+        # Outside of the others: a browser's preflight request carries no key, and a page may read every refusal
         app.add_middleware(
             CORSMiddleware,
             allow_origins=origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "If-None-Match", "X-API-Key", "X-Request-ID"],
+            allow_methods=["GET", "HEAD", "POST"],
+            allow_headers=[
+                "*"
+            ],  # which pages may send requests is decided by their origin; clients add headers of theirs
+            allow_private_network=True,
             expose_headers=["*"],  # X-DSD-*, X-Request-ID, Retry-After, ETag ...
         )

@@ -67,6 +67,8 @@ class Settings:
     grace: float = 30.0
     api_keys: str = ""
     cors_origins: str = ""
+    allowed_hosts: str = ""
+    root_path: str = ""
     log_level: str = "info"
     log_format: str = "pretty"
     otel: bool = False
@@ -109,6 +111,11 @@ HELP = {
     "also stand in the environment variable DSD_API_KEYS, comma separated (default: none, everybody may send requests)",
     "cors_origins": "web pages whose scripts may use the server, as https://a.example,https://b.example, or * for all "
     "(default: none)",
+    "allowed_hosts": "names under which the server may be called, as images.example.com,*.example.org, or * for any: "
+    "protects from web pages that reach it by a name of their own. IP addresses, localhost, names without a dot, *.svc "
+    "and *.internal always hold (default: only those)",
+    "root_path": "path under which a reverse proxy shows the server, as /dsd, so that links lead there (default: what "
+    "the proxy says in X-Forwarded-Prefix, else none)",
     "log_level": "debug, info, warning or error; access lines are info",
     "log_format": "pretty or json. Access lines go to stdout, the rest to stderr",
     "otel": "send traces by OTLP/HTTP, by default to localhost:4318; also on when OTEL_EXPORTER_OTLP_ENDPOINT is set, "
@@ -122,10 +129,10 @@ HELP = {
 CONNECTIONS = ("head_timeout", "write_timeout", "keep_alive", "max_connections", "max_connections_per_address")
 GROUPS = {
     "model": ("model", "engine", "device", "precision", "threads", "row_budget", "triton"),
-    "network": ("host", "port", "grace", "ui"),
+    "network": ("host", "port", "root_path", "grace", "ui"),
     "limits": (*(name for name in HELP if name.startswith("max_") and name not in CONNECTIONS), "body_timeout"),
     "connections": CONNECTIONS,
-    "security": ("api_keys", "cors_origins"),
+    "security": ("api_keys", "allowed_hosts", "cors_origins"),
     "logging and traces": ("log_level", "log_format", "otel"),
 }
 # Least and most of every number. Infinity is not among them: what has no limit is not safe.
@@ -158,7 +165,7 @@ CHOICES = {
     "log_format": ("pretty", "json"),
 }
 DEVICE = re.compile(r"cpu|cuda(:[0-9]{1,3})?")
-METAVARS = {"api_keys": "FILE", "triton": "HOST:PORT"}
+METAVARS = {"api_keys": "FILE", "allowed_hosts": "NAMES", "triton": "HOST:PORT"}
 BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 
@@ -261,6 +268,11 @@ def check(settings: Settings) -> None:
             f"max_connections must leave {SPARE_DESCRIPTORS} of the {descriptors()} file descriptors that this process "
             f"may have, got {settings.max_connections}; raise ulimit -n"
         )
+    from server.hosts import parse_hosts  # here and not above: --help needs none of it
+    from server.prefix import parse_prefix
+
+    parse_hosts(settings.allowed_hosts)
+    parse_prefix(settings.root_path)
 
 
 # Variables that are not settings of the server: keys, those of dsd-ui, dsd-eval and the tests, and those that

@@ -13,6 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import errors
+from server.routes import template
 
 log = logging.getLogger(__name__)
 
@@ -35,11 +36,12 @@ class Exchange:
 
     @property
     def route(self) -> str:
-        """The path template of the route that took it, or "none": clients cannot make up new values."""
-        route = self.scope.get("route")
-        if route is None and (endpoint := self.scope.get("endpoint")):  # /docs and its kin
-            route = next((one for one in self.scope["app"].routes if getattr(one, "endpoint", None) is endpoint), None)
-        return getattr(route, "path", None) or "none"
+        """The path template of the route that took it, or would have; "none" without one: clients cannot make up new
+        values."""
+        taken = getattr(self.scope.get("route"), "path", None)
+        if taken is None and "app" in self.scope:
+            taken = template(self.scope, self.scope["path"])
+        return taken or "none"
 
     @property
     def error(self) -> Exception | None:
@@ -52,10 +54,10 @@ Listener = Callable[[Exchange], None]
 
 
 class Watch:
-    """ASGI middleware, the outermost: request ids, the answer to what nobody caught, and the end of each exchange."""
+    """ASGI middleware around all that answers: request ids, and the end of each exchange."""
 
     def __init__(self, app: ASGIApp, listeners: Sequence[Listener]) -> None:
-        self.app, self.listeners = app, listeners
+        self.app, self.listeners = Mistakes(app), listeners
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -82,12 +84,6 @@ class Watch:
 
         try:
             await self.app(scope, observed_receive, observed_send)
-        except Exception as error:
-            if exchange.status:
-                raise  # too late for an answer: uvicorn logs it and closes the connection
-            log.exception("a request failed")
-            trace.get_current_span().record_exception(error)
-            await errors.answer(error, scope, receive, observed_send)
         finally:
             self.end(exchange)
 
@@ -97,6 +93,30 @@ class Watch:
             exchange.status = CLIENT_WENT_AWAY
         for listener in self.listeners:
             listener(exchange)
+
+
+class Mistakes:
+    """ASGI middleware: the answer to what nobody caught."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def observed_send(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, observed_send)
+        except Exception as error:
+            if begun or scope["type"] != "http":
+                raise  # too late for an answer: uvicorn logs it and closes the connection
+            log.exception("a request failed")
+            trace.get_current_span().record_exception(error)
+            await errors.answer(error, scope, receive, send)
 
 
 def choose_id(asked: str) -> str:

@@ -41,7 +41,16 @@ def chosen(*accept, offered=OFFERED, asked=None):
         ("image/webp, image/png;q=0.9", "webp"),
         ("image/png;q=0.1, */*;q=0.2", "jpeg"),  # RFC 9110: the more specific range sets png to 0.1
         ("application/json, text/plain, */*", "json"),  # what axios sends
-        ("image/avif,image/webp,image/apng,image/svg+xml,image/*,*/*;q=0.8", "webp"),  # Chrome, of an <img>
+        # Browsers name all that they can show: Chrome of an <img>, of a page, Firefox of an <img>, and without PNG
+        ("image/avif,image/webp,image/apng,image/svg+xml,image/*,*/*;q=0.8", "png"),
+        ("text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,image/apng,*/*;q=0.8", "png"),
+        ("image/avif,image/webp,image/png,image/svg+xml,image/*;q=0.8,*/*;q=0.5", "png"),
+        ("image/avif,image/webp", "webp"),
+        ("image/avif,image/webp,image/png;q=0,*/*;q=0.8", "webp"),
+        ("image/avif,application/json,*/*;q=0.8", "json"),
+        ("image/webp,*/*;q=0.1", "webp"),
+        ("application/octet-stream", "png"),  # clients that know no images
+        ("application/octet-stream;q=0.5, application/json", "json"),
         ("text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2", "jpeg"),  # Java
         ("text/html,application/xhtml+xml", None),
         ("image/webp,image/png", "webp"),

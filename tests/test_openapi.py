@@ -18,6 +18,7 @@ import jsonschema_rs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR
 
 from dsd_serve.images import write_image
 from tests.conftest import ROOT, Running, picture
@@ -90,6 +91,51 @@ def test_the_document_says_what_this_server_takes(document):
     assert (schemas["InterpolateRequest"]["properties"]["n"]["default"], query["n"]["default"]) == (4, 1)
     assert schemas["LatentsAnswer"]["properties"]["latents"]["minItems"] == 4
     assert {"type": "integer", "enum": [1, 207, 950]} in query["class"]["anyOf"]
+
+
+def test_the_document_is_valid_and_names_its_operations(document):
+    assert document["openapi"].startswith("3.1")
+    assert "itemSchema" not in json.dumps(document)  # which belongs to 3.2
+    assert not list(OPENAPI_31_VALIDATOR.iter_errors(document))
+    names = [operation["operationId"] for item in document["paths"].values() for operation in item.values()]
+    assert len(set(names)) == len(names) > 15
+    assert all(len(name) <= 20 and name.isidentifier() for name in names)
+    assert {"generate_get", "generate_post", "generations", "model"} < set(names)
+
+
+def test_generated_clients_find_a_type_for_each_answer(document):
+    """They take the first media type that they know, for which there must be a schema, and one that fits the answer."""
+
+    def first(path, method, known):
+        content = document["paths"][path][method]["responses"]["200"]["content"]
+        return next((kind, content[kind]["schema"]) for kind in content if kind in known)
+
+    known = ("application/json", "text/event-stream", "text/plain", "text/markdown", "application/octet-stream")
+    answer = {"$ref": "#/components/schemas/ImagesAnswer"}
+    for path in ("generations", "variations", "edits"):
+        assert first(f"/v1/images/{path}", "post", known) == ("application/json", answer)
+    for path in ("/edit", "/interpolate", "/encode", "/decode", "/reconstruct", "/generate"):
+        assert first(path, "post", known)[0] == "application/octet-stream"  # without format the answer is no JSON
+    assert first("/generate", "get", ("image/png", *known))[0] == "image/png"
+    assert first("/model", "get", known) == ("application/json", {"$ref": "#/components/schemas/ModelAnswer"})
+
+
+def test_the_document_says_which_operations_need_a_key(document, tmp_path):
+    assert "securitySchemes" not in document["components"]
+    (tmp_path / "keys").write_text("a:a-key-of-this-test\n")
+    with serving("--api-keys", str(tmp_path / "keys")) as url:
+        document = httpx.get(f"{url}/openapi.json").json()
+    schemes = document["components"]["securitySchemes"]
+    assert [(one["type"], one.get("scheme"), one.get("name")) for one in schemes.values()] == [
+        ("http", "bearer", None),
+        ("apiKey", None, "X-API-Key"),
+    ]
+    assert document["security"] == [{name: []} for name in schemes]
+    assert not list(OPENAPI_31_VALIDATOR.iter_errors(document))
+    for path, item in document["paths"].items():
+        for operation in item.values():
+            assert operation.get("security") == ([] if path.startswith("/health/") else None)
+            assert {"401", "default"} & set(operation["responses"]) or path.startswith("/health/")
 
 
 def test_every_operation_says_what_can_go_wrong(document):
@@ -255,7 +301,7 @@ def test_head_options_and_other_methods(small_url):
         assert (wrong.status_code, wrong.headers["allow"]) == (405, methods)
         assert f"only {methods}" in wrong.json()["detail"]
     slash = httpx.get(f"{small_url}/generate/?class=207")
-    assert (slash.status_code, slash.headers["location"]) == (307, f"{small_url}/generate?class=207")
+    assert (slash.status_code, slash.headers["location"]) == (307, "../generate?class=207")
 
 
 def test_etags_in_all_forms(small_url):

@@ -298,7 +298,9 @@ def test_the_dashboard_asks_for_metrics_that_exist(server, admin):
 def test_keys(server):
     with httpx.Client(base_url=server.url) as client:
         assert client.get("/health/live").status_code == client.get("/health/ready").status_code == 200
-        for path in ("/model", "/metrics", "/docs", "/openapi.json", "/", "/nothing", "/generate?class=1"):
+        for path in ("/docs", "/redoc", "/openapi.json", "/docs/assets/swagger-ui.css"):  # a key is entered there
+            assert client.get(path).status_code == 200
+        for path in ("/model", "/metrics", "/docs/", "/docs/assets", "/", "/nothing", "/generate?class=1"):
             answer = client.get(path)
             assert (answer.status_code, answer.headers["www-authenticate"]) == (401, 'Bearer realm="dsd"')
             assert "needs an API key" in answer.json()["detail"]
@@ -436,6 +438,8 @@ def test_help_documents_every_setting():
         (["--cors-origins", "a.example"], {}, "cors_origins must be like https://a.example"),
         (["--cors-origins", "https://a.example/"], {}, "no slash at the end"),
         (["--cors-origins", "*,https://a.example"], {}, "either * or a list"),
+        (["--allowed-hosts", "https://a.example"], {}, "allowed_hosts must be names like images.example.com"),
+        ([], {"DSD_ROOT_PATH": "//a.example"}, "root_path must be a path like /dsd"),
         (["--api-keys", "/nowhere"], {}, "the API keys in /nowhere cannot be read: No such file"),
         ([], {"DSD_OTEL": "maybe"}, "DSD_OTEL must be true or false, got 'maybe'"),
         (["--otel"], {"OTEL_SDK_DISABLED": "true"}, "OTEL_SDK_DISABLED=true forbids them"),

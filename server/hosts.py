@@ -1,0 +1,151 @@
+"""The names under which the server answers, and its own pages: against web pages of others.
+
+A page may reach the server through a name of its own: it this name point to it (DNS rebinding), and to the browser both
+are then one site, to which CORS does not apply. The name stands in the Host header, which a page cannot forge.
+"""
+
+import ipaddress
+import re
+import socket
+from collections.abc import Callable, Sequence
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from dsd_serve.errors import ConfigError
+from server import errors
+
+LABEL = "[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
+NAME = re.compile(rf"{LABEL}(\.{LABEL})*")
+HEADER = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(:[0-9]*)?")
+UNASKED = ("", "application/x-www-form-urlencoded", "multipart/form-data", "text/plain")  # content types
+# Endings that nobody can register: this machine, the host of a container, services of a Kubernetes cluster.
+PRIVATE = (".localhost", ".internal", ".svc", ".svc.cluster.local")
+
+
+def parse_hosts(text: str) -> list[str]:
+    """Names of --allowed-hosts: `images.example.com,*.example.org`, or `*` for any. Raises ConfigError."""
+    names = [item.strip() for item in text.split(",") if item.strip()]
+    if "*" in names:
+        if len(names) > 1:
+            raise ConfigError("allowed_hosts must be either * or a list of names, got both")
+        return names
+    return [parse_host(name) for name in names]
+
+
+def parse_host(text: str) -> str:
+    star = "*." if text.startswith("*.") else ""
+    name = text[len(star) :].lower().rstrip(".")
+    try:
+        name = name if is_address(name) or name.isascii() else name.encode("idna").decode()  # as browsers send it
+    except UnicodeError:
+        name = ""
+    if not (NAME.fullmatch(name) or (is_address(name) and not star)):
+        raise ConfigError(
+            "allowed_hosts must be names like images.example.com,*.example.org (no https://, no port, no path) or *, "
+            f"got {text[:80]!r}"
+        )
+    return star + name
+
+
+def is_address(name: str) -> bool:
+    """Whether a host is an IP address, an IPv6 one with or without brackets."""
+    try:
+        ipaddress.ip_address(name[1:-1] if name.startswith("[") and name.endswith("]") else name)
+    except ValueError:
+        return False
+    return True
+
+
+class AllowedHosts:
+    """ASGI middleware: 421 for a request whose Host is a name that this server does not have. /health always answers.
+
+    It has any IP address and any name without a dot (a page of somebody else is never at one), names of this machine
+    and of clusters (PRIVATE), and `names` as parse_hosts gives them. A request without Host comes from no browser.
+    """
+
+    def __init__(self, app: ASGIApp, names: Sequence[str], rejected: Callable[[str], None] = lambda reason: None):
+        machine = socket.gethostname().lower()
+        self.app, self.rejected = app, rejected
+        self.all = "*" in names
+        self.names = {machine, f"{machine}.local", *(name for name in names if not name.startswith("*"))}
+        self.endings = (*PRIVATE, *(name[1:] for name in names if name.startswith("*.")))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.all or scope["type"] != "http" or scope["path"].startswith("/health/"):
+            await self.app(scope, receive, send)
+            return
+        for host in Headers(scope=scope).getlist("host"):
+            if not self.allows(host):
+                self.rejected("host")
+                await errors.reply(Request(scope), 421, sentence(host))(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+    def allows(self, host: str) -> bool:
+        """Whether this is the value of a Host header of ours."""
+        if not (parts := HEADER.fullmatch(host)):
+            return False
+        name = parts[1].lower().removesuffix(".")
+        if not name or is_address(name):
+            return True
+        return bool(NAME.fullmatch(name)) and ("." not in name or name in self.names or name.endswith(self.endings))
+
+
+class OwnPages:
+    """ASGI middleware: 403 for what a page of another site makes a browser send without asking, a form or a body of no
+    type. Its sender could not read the answer, but the work would be done. All else a browser asks for first (CORS).
+
+    origins: as parse_origins gives them, whose pages may.
+    """
+
+    def __init__(self, app: ASGIApp, origins: Sequence[str], rejected: Callable[[str], None] = lambda reason: None):
+        self.app, self.origins, self.rejected = app, origins, rejected
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST" or not self.foreign(Headers(scope=scope)):
+            await self.app(scope, receive, send)
+            return
+        self.rejected("origin")
+        page = Headers(scope=scope).get("origin", "another site")[:80]
+        detail = (
+            f"a page of {page} may not send this; if it may, start the server with --cors-origins (DSD_CORS_ORIGINS)"
+        )
+        await errors.reply(Request(scope), 403, detail)(scope, receive, send)
+
+    def foreign(self, headers: Headers) -> bool:
+        """Whether a page of another origin, which is not allowed, sends this without having asked."""
+        origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+        if headers.get("content-type", "").partition(";")[0].strip().lower() not in UNASKED:
+            return False
+        if "*" in self.origins or origin in self.origins:
+            return False
+        if site is not None:
+            return site not in ("same-origin", "none")
+        # A page cannot send X-Forwarded-Host unasked; a proxy that passes on another Host may.
+        hosts = ",".join(headers.getlist("host") + headers.getlist("x-forwarded-host")).split(",")
+        return origin is not None and not any(same_place(origin, host.strip()) for host in hosts)
+
+
+def same_place(origin: str, host: str) -> bool:
+    """Whether an Origin is that of a page of this Host; the scheme may be another, because a proxy may add TLS."""
+    try:
+        page = urlsplit(origin)
+        here = urlsplit(f"{page.scheme}://{host}")
+        default = {"http": 80, "https": 443}.get(page.scheme)
+        return (
+            bool(page.hostname) and page.hostname == here.hostname and (page.port or default) == (here.port or default)
+        )
+    except ValueError:
+        return False
+
+
+def sentence(host: str) -> str:
+    name = host.partition(":")[0].lower()
+    flag = f"--allowed-hosts {name}" if NAME.fullmatch(name) and len(name) <= 80 else "--allowed-hosts NAME"
+    return (
+        f"this server does not answer to the host {host[:80]!r}; use its IP address or localhost, or start it with "
+        f"{flag} (DSD_ALLOWED_HOSTS)"
+    )
