@@ -9,16 +9,18 @@ from typing import Any
 import gradio as gr
 
 from dsd_serve import calls
-from dsd_serve.errors import DSDError
+from dsd_serve.errors import DSDError, InputError
 from ui import parts, snippets
+from ui.checks import number_of
 from ui.controls import EVENT, Sampling, Seed, Updates, actions, roll, sampling_of, whole
-from ui.drawing import Wish, draw
+from ui.drawing import AT_ONCE, Wish, draw
 from ui.known import Known
 from ui.pictures import settings_of
 from ui.stopping import Stop, until
 
 PREVIEWS = 12  # of each picture
 FOUND = 24  # classes that are shown at a time
+CLASSES = 16  # that may be chosen at a time
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,11 @@ def build(known: Known, address: Callable[[gr.Request], str]) -> GenerateTab:
                 **sampling_of(*how),
             }
             n_, steps = whole("pictures", count, 1), settings["steps"]
+            if n_ * len(classes) > AT_ONCE:
+                raise InputError(
+                    f"at most {AT_ONCE} images can be drawn at once, got {n_} of each of {len(classes)} classes: "
+                    "choose fewer classes or images"
+                )
         except DSDError as error:
             yield {board: parts.callout(str(error))}
             return
@@ -129,7 +136,7 @@ def build(known: Known, address: Callable[[gr.Request], str]) -> GenerateTab:
 def finding(known: Known) -> Callable[..., Any]:
     async def find(words: str, chosen: list[int]) -> str:
         try:
-            found = await known.client.do(calls.classes(words[:200]))
+            found = await known.client.do(calls.classes((words or "")[:200]))
         except DSDError as error:
             return parts.callout(str(error))
         return parts.picker(found[:FOUND], chosen, known.model)
@@ -143,7 +150,11 @@ def choosing(known: Known) -> Callable[..., Any]:
     async def choose(words: str, chosen: list[int], event: gr.EventData) -> tuple[list[int], str]:
         """Toggle a class; the last one stays. The list is changed in place and before anything is awaited, because
         the next press may come meanwhile and must find it changed."""
-        one = int(event._data["value"])
+        one = number_of(event, {one["index"] for one in known.classes}.union(chosen))
+        if one not in chosen and len(chosen) >= CLASSES:
+            return chosen, parts.callout(
+                f"at most {CLASSES} classes can be drawn at once: press one of those chosen to leave it out"
+            ) + await find(words, chosen)
         others = [index for index in chosen if index != one]
         chosen[:] = others if one in chosen and others else [*others, one]
         return chosen, await find(words, chosen)
@@ -157,14 +168,14 @@ def restored_controls(tab: GenerateTab) -> list[Any]:
 
 def restored(known: Known, tab: GenerateTab, settings: dict[str, Any]) -> Updates:
     """The controls that draw a picture again. Raises KeyError, TypeError or ValueError for settings that are none."""
-    label = int(settings["class"]["index"])
+    label = whole("class", settings["class"]["index"])
     return {
         tab.chosen: [label],
         tab.search: "",
         tab.picker: parts.picker(known.classes[:FOUND], [label], known.model),
         tab.n: 1,
-        tab.index: int(settings["index"]),
-        tab.seed.number: int(settings["seed"]),
+        tab.index: whole("first picture", settings["index"]),
+        tab.seed.number: whole("seed", settings["seed"]),
         tab.seed.lock: True,
         **tab.sampling.restored(settings),
     }

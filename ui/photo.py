@@ -13,6 +13,7 @@ import numpy as np
 from dsd_serve import calls, images
 from dsd_serve.errors import DSDError, InputError
 from ui import parts
+from ui.checks import number_of
 from ui.controls import EVENT, Sampling, Seed, Updates, actions, roll, sampling_of, whole
 from ui.drawing import Drawing, Wish, draw
 from ui.generate import PREVIEWS
@@ -189,9 +190,9 @@ def redraw(
 def look_closer(drawing: Drawing | None, event: gr.EventData) -> tuple[Any, Any]:
     if drawing is None:
         return gr.skip(), parts.callout(parts.FORGOTTEN)
-    if drawing.running or not drawing.pictures[int(event._data["value"])].done:
+    number = number_of(event, range(len(drawing.pictures)))
+    if drawing.running or not drawing.pictures[number].done:
         return gr.skip(), gr.skip()
-    number = int(event._data["value"])
     return parts.board(drawing, number), parts.edited(drawing.pictures[number])
 
 
