@@ -195,9 +195,9 @@ class InTurn:
 
 
 def images_of(call: Call[Any]) -> int:
-    """How many images a call asks for."""
+    """How many images a call asks for, AT_ONCE at most: the server says what is wrong with more."""
     asked = {**call.arguments.get("json", {}), **call.arguments.get("params", {})}.get("n", 1)
-    return asked if isinstance(asked, int) and asked > 0 else 1  # the server says what is wrong with others
+    return min(max(asked, 1), AT_ONCE) if isinstance(asked, int) else 1
 
 
 async def draw(client: AsyncClient | InTurn, turns: Turns, wishes: Sequence[Wish]) -> AsyncGenerator[Drawing, None]:

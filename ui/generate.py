@@ -87,11 +87,7 @@ def build(known: Known, address: Callable[[gr.Request], str]) -> GenerateTab:
                 **sampling_of(*how),
             }
             n_, steps = whole("pictures", count, 1), settings["steps"]
-            if n_ * len(classes) > AT_ONCE:
-                raise InputError(
-                    f"at most {AT_ONCE} images can be drawn at once, got {n_} of each of {len(classes)} classes: "
-                    "choose fewer classes or images"
-                )
+            check_count(n_, len(classes))
         except DSDError as error:
             yield {board: parts.callout(str(error))}
             return
@@ -131,6 +127,15 @@ def build(known: Known, address: Callable[[gr.Request], str]) -> GenerateTab:
     picker.click(choosing(known), [search, chosen], [chosen, picker], trigger_mode="multiple", **EVENT)
     saved.upload(restoring(known, tab), [saved], [*restored_controls(tab), board], **EVENT)
     return tab
+
+
+def check_count(n: int, classes: int) -> None:
+    """Raises InputError when n images of each of so many classes are too many for one press."""
+    if n * classes > AT_ONCE:
+        raise InputError(
+            f"at most {AT_ONCE} images can be drawn at once, got {n} of each of {classes} classes: "
+            "choose fewer classes or images"
+        )
 
 
 def finding(known: Known) -> Callable[..., Any]:
@@ -181,8 +186,10 @@ def restored(known: Known, tab: GenerateTab, settings: dict[str, Any]) -> Update
     }
 
 
-def restoring(known: Known, tab: GenerateTab) -> Callable[[str], Updates]:
-    def restore(path: str) -> Updates:
+def restoring(known: Known, tab: GenerateTab) -> Callable[[str | None], Updates]:
+    def restore(path: str | None) -> Updates:
+        if path is None:
+            return {tab.board: parts.callout("there is no file: drop a PNG that was saved here")}
         settings = settings_of(Path(path).read_bytes())
         try:
             if settings is None:

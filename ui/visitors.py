@@ -19,6 +19,7 @@ import gradio as gr
 from fastapi import FastAPI, Request
 from fastapi.exceptions import HTTPException
 from fastapi.responses import JSONResponse
+from gradio import route_utils
 from gradio.block_function import BlockFunction
 from gradio.components import State
 from gradio.data_classes import PredictBodyInternal
@@ -26,6 +27,7 @@ from gradio.queueing import Event, Queue
 from gradio.route_utils import FnIndexInferError
 from gradio.server_messages import EventMessage
 from gradio.state_holder import SessionState, StateHolder
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dsd_serve.errors import DSDError, InputError
 from ui.checks import check, shortened
@@ -274,6 +276,22 @@ class Page(gr.Blocks):
             ) from None
 
 
+class Ending:
+    """ASGI middleware that ends a stream of messages which Gradio breaks off after its last message, which has said
+    why (the visitor is not known, or was dismissed), by an exception."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self.app(scope, receive, send)
+        except RuntimeError as error:  # Starlette's: the exception has a handler, but the answer has begun
+            if not isinstance(error.__cause__, HTTPException | LookupError):
+                raise
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
 def checked(visitor: str) -> None:
     """Raises HTTPException 400 for a name that no page gives its visitor."""
     if not NAME.fullmatch(visitor):
@@ -286,8 +304,10 @@ def install(page: Page, app: FastAPI) -> None:
     """Put the bounds into Gradio's application of the page."""
     app.state_holder = Kept()  # type: ignore[attr-defined]
     app.state_holder.set_blocks(page)  # type: ignore[attr-defined]
+    route_utils.SessionState = Visit  # type: ignore[attr-defined]  # of a call without a visitor, for as long as it runs
     for kind in (FnIndexInferError, LookupError, TypeError, ValueError):
         app.add_exception_handler(kind, misread)
+    app.add_middleware(Ending)
 
 
 async def misread(request: Request, error: Exception) -> JSONResponse:
