@@ -55,7 +55,7 @@ def install(app: FastAPI, service: Service, run: Callable[[Any], None]) -> None:
     except ImportError as error:
         raise EngineUnavailableError(MISSING.format(error=error)) from None
     client = AsyncClient()
-    page = create_page(client, lambda request: str(request.base_url).rstrip("/"))
+    page = create_page(client, lambda request: str(request.base_url).rstrip("/"), service.decoder)
     run(page.router.lifespan_context)
     service.drain.at_end.append(page.state.stop.set)
     app.router.routes.insert(0, PageRoute(page, PATHS, client))

@@ -13,6 +13,7 @@ from typing import Any
 from fastapi import Request
 
 from dsd_serve.batcher import Batcher, Job, Observer
+from dsd_serve.decoding import Decoder
 from dsd_serve.engines import Engine
 from dsd_serve.errors import InputError
 from dsd_serve.host import About, Host, open_host
@@ -26,7 +27,6 @@ from server.schemas import SamplingQuery
 from server.security import claim_images, load_keys
 from server.settings import Settings
 from server.traces import load_traces
-from server.uploads import Decoder
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class Service:
         self.keys = load_keys(settings.api_keys, os.environ)
         self.traces = load_traces(settings.otel)
         self.drain, self.metrics = Drain(), Metrics()
-        self.decoder = Decoder(settings)
+        self.decoder = Decoder(int(settings.max_megapixels * 1e6), int(settings.max_decode_mb * 1e6))
         self.batcher: Batcher | RemoteBatcher
         if settings.triton:
             self.batcher = open_remote(settings, self.metrics)

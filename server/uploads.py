@@ -8,13 +8,8 @@ A route that takes pictures does
 or, for the usual case of one picture, `await read_picture(request, service.decoder, size)`.
 """
 
-import asyncio
-import contextlib
-import os
-from collections.abc import AsyncIterator, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING
 
 from fastapi import Request
@@ -22,11 +17,10 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.exceptions import HTTPException
 
-from dsd_serve import images
+from dsd_serve.decoding import Decoder
 from dsd_serve.errors import InputError
 from dsd_serve.rows import Pixels
 from server.bodies import Body
-from server.settings import Settings
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
@@ -158,49 +152,6 @@ class FormParts:
             except UnicodeDecodeError:
                 raise InputError(f"the form field {name} must be text in UTF-8") from None
         return form
-
-
-class Decoder:
-    """Decodes uploaded pictures; all that are decoded at one time take at most `max_decode_mb`, others wait."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.max_pixels = int(settings.max_megapixels * 1e6)
-        self.max_total = int(settings.max_decode_mb * 1e6)
-        self.total = 0
-        # Few threads of its own: the processor is not shared among many pictures, nor memory among many heaps.
-        self.threads = ThreadPoolExecutor(os.cpu_count(), "decoder")
-        self.turn = asyncio.Lock()  # first come, first served
-        self.freed = asyncio.Event()
-
-    async def read(self, data: bytes, size: int, *, opacity: bool = False) -> Pixels:
-        """The centre square of a picture, uint8 [3, size, size]. Raises InputError with what is wrong with it.
-
-        opacity: see `images.decode`.
-        """
-        loop = asyncio.get_running_loop()
-        picture = await loop.run_in_executor(self.threads, images.open_picture, data, self.max_pixels)
-        needed = images.decode_memory(picture, size)
-        if needed > self.max_total:
-            raise InputError(
-                f"decoding this {picture.format} of {picture.width} x {picture.height} pixels takes "
-                f"{needed / 1e6:.0f} MB, this server allows {self.max_total / 1e6:g} MB; send it smaller"
-            )
-        async with self.memory(needed):
-            decode = partial(images.decode, picture, size, opacity=opacity)
-            return await loop.run_in_executor(self.threads, decode)
-
-    @contextlib.asynccontextmanager
-    async def memory(self, needed: int) -> AsyncIterator[None]:
-        async with self.turn:
-            while self.total + needed > self.max_total:
-                self.freed.clear()
-                await self.freed.wait()
-            self.total += needed
-        try:
-            yield
-        finally:
-            self.total -= needed
-            self.freed.set()
 
 
 async def read_picture(request: Request, decoder: Decoder, size: int) -> Pixels:

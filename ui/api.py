@@ -1,7 +1,6 @@
 """The endpoints of the page that programs call by name through gradio_client. They are not seen on the page."""
 
 from base64 import b64decode
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -12,6 +11,7 @@ from dsd_serve.errors import DSDError
 from ui import parts
 from ui.known import Known
 from ui.pictures import SHOWN, animation, effective_rank, enlarged, settings_of
+from ui.uploads import read_upload
 
 
 def build(known: Known) -> None:
@@ -55,7 +55,7 @@ def build(known: Known) -> None:
 
     async def edit(image: str | None, mask: str | None, class_: str, strength: float, seed: int) -> Any:
         """Redraw a picture towards a class, with a mask only where that is white: the file, and the settings."""
-        covered = None if mask is None else Path(mask).read_bytes()
+        covered = None if mask is None else read(mask)
         answer = await said(known, calls.edit_json(read(image), covered, class_=class_, strength=strength, seed=seed))
         (one,) = answer.pop("images")
         return saved(b64decode(one["base64"])), answer
@@ -95,7 +95,10 @@ def build(known: Known) -> None:
 def read(path: str | None) -> bytes:
     if path is None:
         raise gr.Error("there must be a picture: a PNG, JPEG or WebP", print_exception=False)
-    return Path(path).read_bytes()
+    try:
+        return read_upload(path)
+    except DSDError as error:
+        raise gr.Error(str(error), print_exception=False) from None
 
 
 async def said(known: Known, call: Any) -> Any:

@@ -14,12 +14,15 @@ from fastapi.responses import JSONResponse
 
 from dsd_serve import calls
 from dsd_serve.client import AsyncClient
+from dsd_serve.decoding import Decoder
 from dsd_serve.errors import DSDError, ServerError
 from dsd_serve.images import read_image, resize, write_image
-from ui import visitors
+from ui import guard, visitors
 from ui.checks import shortened
+from ui.known import Known
 from ui.page import build_page
 from ui.theme import THEME
+from ui.uploads import Uploads
 
 # What a server that has the page beside its API leaves to it: the first part of the path.
 PATHS = frozenset(
@@ -34,21 +37,27 @@ MOST_WAITING = 100  # thumbnails: some pages of them
 KEPT = 1000  # thumbnails of some 20 KB
 
 
-def create_page(client: AsyncClient, address: Callable[[gr.Request], str] | None = None) -> FastAPI:
+def create_page(
+    client: AsyncClient, address: Callable[[gr.Request], str] | None = None, decoder: Decoder | None = None
+) -> FastAPI:
     """The page for the server of `client`, which need not be up yet.
 
-    address: under which a visitor reaches that server; the client's where it is left out. `app.state.stop` is an
+    address: under which a visitor reaches that server; the client's where it is left out. decoder: of visitors' photos,
+    where there is one whose budget the page should share. `app.state.stop` is an
     asyncio.Event that ends the streams of all visitors, so that whoever serves the page can end.
     """
 
+    uploads = Uploads()
+
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        yield
+        async with uploads.sweeping():
+            yield
         await client.close()
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     add_routes(app, client)
-    blocks = build_page(client, address or (lambda _: client.url))
+    blocks = build_page(Known(client, decoder or Decoder()), address or (lambda _: client.url), uploads)
     files = resources.files("ui")
     gr.mount_gradio_app(
         app,
@@ -63,9 +72,10 @@ def create_page(client: AsyncClient, address: Callable[[gr.Request], str] | None
         mcp_server=False,
         pwa=False,
         enable_monitoring=False,
-        max_file_size="40mb",  # the server has its own limit, and says so
     )
+    blocks.has_launched = True  # Gradio checks paths, after us, only when it has; a mounted page never does by itself
     visitors.install(blocks, app.routes[-1].app)  # type: ignore[attr-defined]
+    guard.install(app, uploads)
     app.state.stop = app.routes[-1].app.stop_event  # type: ignore[attr-defined]
     return app
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import gradio as gr
 
-from ui.checks import check
 from ui.checks import whole as whole  # the tabs take it from here, with the controls
 from ui.known import Known
 
@@ -74,10 +73,9 @@ class Sampling:
         }
 
     def restored(self, settings: Mapping[str, Any]) -> Updates:
-        """The controls as a picture was drawn. Raises KeyError or InputError for settings that cannot be shown."""
+        """The controls as a picture was drawn."""
         names = {"steps": self.steps, "sampler": self.sampler, "guidance": self.guidance}
         names |= {"guidance_start": self.start, "guidance_stop": self.stop}
-        check(list(names.values()), [settings[name] for name in names])
         return {control: settings[name] for name, control in names.items()}
 
 

@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -15,8 +14,9 @@ from ui.checks import number_of
 from ui.controls import EVENT, Sampling, Seed, Updates, actions, roll, sampling_of, whole
 from ui.drawing import AT_ONCE, Wish, draw
 from ui.known import Known
-from ui.pictures import settings_of
+from ui.pictures import drawn_settings
 from ui.stopping import Stop, until
+from ui.uploads import read_upload
 
 PREVIEWS = 12  # of each picture
 FOUND = 24  # classes that are shown at a time
@@ -172,8 +172,8 @@ def restored_controls(tab: GenerateTab) -> list[Any]:
 
 
 def restored(known: Known, tab: GenerateTab, settings: dict[str, Any]) -> Updates:
-    """The controls that draw a picture again. Raises KeyError, TypeError or ValueError for settings that are none."""
-    label = whole("class", settings["class"]["index"])
+    """The controls that draw an image again."""
+    label = int(settings["class"]["index"])
     return {
         tab.chosen: [label],
         tab.search: "",
@@ -189,15 +189,15 @@ def restored(known: Known, tab: GenerateTab, settings: dict[str, Any]) -> Update
 def restoring(known: Known, tab: GenerateTab) -> Callable[[str | None], Updates]:
     def restore(path: str | None) -> Updates:
         if path is None:
-            return {tab.board: parts.callout("there is no file: drop a PNG that was saved here")}
-        settings = settings_of(Path(path).read_bytes())
+            return {tab.board: gr.skip()}
         try:
-            if settings is None:
-                raise ValueError
-            found = restored(known, tab, settings)
-        except (KeyError, TypeError, ValueError):
+            settings = drawn_settings(read_upload(path))
+        except DSDError as error:
+            return {tab.board: parts.callout(str(error))}
+        if settings is None:
             sentence = "this file has no settings of ours: drop a PNG that was saved here or came from /generate"
             return {tab.board: parts.callout(sentence)}
+        found = restored(known, tab, settings)
         words = f"seed {settings['seed']}: press Generate to draw it again."
         if settings.get("fingerprint") != known.model["fingerprint"]:
             words = "another model drew it, so this one will draw something else."

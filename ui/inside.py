@@ -6,7 +6,6 @@ from base64 import b64decode
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -21,8 +20,9 @@ from ui import parts
 from ui.controls import EVENT, Updates, actions, whole
 from ui.drawing import Drawing
 from ui.known import Known
-from ui.pictures import SHOWN, effective_rank, enlarged, principal_components, settings_of, square
+from ui.pictures import SHOWN, drawn_settings, effective_rank, enlarged, principal_components
 from ui.stopping import Stop, unless, until
+from ui.uploads import read_upload
 
 EMPTY = parts.hint("No picture yet", "Send one here from Generate, or upload one.")
 MOST = 16  # pictures whose latents are compared
@@ -92,18 +92,17 @@ def looking(known: Known) -> Callable[..., Any]:
         if path is None:
             return EMPTY, *unchanged
         try:
-            data = Path(path).read_bytes()
+            data = read_upload(path)
             z = await known.client.do(calls.encode(data))
             kept = await known.client.do(calls.reconstruct(data))
             others = await latents_of(known, drawing)
-            shown = square(data, SHOWN)
+            shown = await known.decoder.read(data, SHOWN)
         except DSDError as error:
             return parts.callout(str(error)), *unchanged
-        settings = settings_of(data) or {}
-        of_a_class = isinstance(settings.get("class"), dict) and "strength" not in settings
+        settings = drawn_settings(data)
         found = (
             (settings["class"]["index"], settings["seed"], settings["index"], min(settings["steps"], 50))
-            if of_a_class
+            if settings
             else unchanged
         )
         return latents_shown(shown, z, kept, others), *found

@@ -5,6 +5,7 @@ from typing import Any
 
 from dsd_serve import calls
 from dsd_serve.client import AsyncClient
+from dsd_serve.decoding import Decoder
 from dsd_serve.errors import ServerError
 from ui.drawing import InTurn, Turns
 
@@ -23,9 +24,10 @@ UNKNOWN: dict[str, Any] = {  # until a server has answered
 
 @dataclass
 class Known:
-    """The server, asked in turn, and its last answers."""
+    """The server, asked in turn, and its last answers. decoder: of visitors' photos."""
 
     server: AsyncClient
+    decoder: Decoder = field(default_factory=Decoder)
     turns: Turns = field(default_factory=Turns)
     client: InTurn = field(init=False)
     model: dict[str, Any] = field(default_factory=lambda: UNKNOWN)

@@ -6,12 +6,12 @@ from typing import Any
 import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
 
-from dsd_serve.client import AsyncClient
 from ui import api, generate, inside, parts, photo, walk
 from ui.checks import number_of, pressed, shortened
 from ui.controls import EVENT, Updates
 from ui.drawing import Drawing
 from ui.known import Known
+from ui.uploads import Uploads
 from ui.visitors import Page, Waiting
 
 HEADER = """
@@ -24,14 +24,11 @@ HEADER = """
 <div id="down" role="alert" hidden></div>
 <div id="refused" role="alert" hidden></div>
 """
-HOUR = 3600
 
 
-def build_page(client: AsyncClient, address: Callable[[gr.Request], str]) -> Page:
+def build_page(known: Known, address: Callable[[gr.Request], str], uploads: Uploads) -> Page:
     """The page for one server, which need not be up yet. address: under which a visitor reaches that server."""
-    known = Known(client)
-    # What visitors uploaded is deleted after an hour, and when the page ends.
-    with Page(title="DSD", analytics_enabled=False, delete_cache=(HOUR // 6, HOUR)) as page:
+    with Page(uploads, title="DSD", analytics_enabled=False) as page:
         api.build(known)  # first, so that its names are free
         parts.shown(HEADER)
         with gr.Tabs(elem_id="tabs") as tabs:

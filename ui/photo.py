@@ -1,5 +1,6 @@
 """The tab for a photo of one's own: what the network keeps of it, edits of it, parts of it drawn anew."""
 
+import asyncio
 import contextlib
 from base64 import b64decode
 from collections.abc import AsyncIterator, Callable
@@ -9,6 +10,7 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
+from gradio.components.image_editor import EditorData
 
 from dsd_serve import calls, images
 from dsd_serve.errors import DSDError, InputError
@@ -18,10 +20,11 @@ from ui.controls import EVENT, Sampling, Seed, Updates, actions, roll, sampling_
 from ui.drawing import Drawing, Wish, draw
 from ui.generate import PREVIEWS
 from ui.known import Known
-from ui.pictures import square
 from ui.stopping import Stop, until
+from ui.uploads import read_upload
 
 SIDE = 512  # of the photo's centre square, as it is shown and painted on
+MAX_PAINTING = 4 * SIDE**2  # pixels of the editor's canvas, on a screen of twice the usual density
 NONE = "no class"
 
 
@@ -78,11 +81,12 @@ def build(known: Known) -> PhotoTab:
                 edit = redraw("edit", "Redraw it", 0.6, known, photo)
             with gr.Tab("Paint over", id="inpaint"):
                 editor = gr.ImageEditor(
-                    label="Paint over it", type="pil", sources=(), transforms=(), layers=False,
+                    label="Paint over it", sources=(), transforms=(), layers=False,
                     brush=gr.Brush(colors=["#ff4d6d"], color_mode="fixed", default_size=48), eraser=gr.Eraser(48),
                     canvas_size=(SIDE, SIDE), fixed_canvas=True, height=SIDE + 60, elem_id="painting", format="png",
                     buttons=[],
                 )  # fmt: skip
+                editor.preprocess = painting  # type: ignore[method-assign, assignment]  # Gradio's decodes anything
                 inpaint = redraw("inpaint", "Draw that part anew", 1.0, known, photo, editor)
     photo.change(keeping(known), photo, [words, slider, editor], trigger_mode="always_last", **EVENT)
     return PhotoTab(photo, edit, inpaint)
@@ -93,9 +97,9 @@ def keeping(known: Known) -> Callable[..., Any]:
         if path is None:
             return parts.hint("No photo yet", "Upload one, take one, or paste one."), gr.update(visible="hidden"), None
         try:
-            data = Path(path).read_bytes()
+            data = read_upload(path)
             answer = await known.client.do(calls.reconstruct(data, size=min(SIDE, known.model["limits"]["size"])))
-            shown = square(data, SIDE)
+            shown = await known.decoder.read(data, SIDE)
         except DSDError as error:
             return parts.callout(str(error)), gr.update(visible="hidden"), None
         kept = images.resize(images.read_image(b64decode(answer["base64"])), SIDE)
@@ -144,7 +148,7 @@ def redraw(
         try:
             picture = picture_of(path)
             if editor is not None:
-                picture = masked(picture, mask)
+                picture = await masked(known, picture, mask)
             settings = {"seed": whole("seed", number) if keep else roll(), "strength": part, **sampling_of(*how)}
             n_ = whole("pictures", count, 1)
         except DSDError as error:
@@ -200,21 +204,35 @@ def picture_of(path: str | None) -> bytes:
     """The bytes of the photo. Raises InputError when there is none."""
     if path is None:
         raise InputError("there is no photo yet: upload one, take one, or paste one")
-    return Path(path).read_bytes()
+    return read_upload(path)
 
 
-def masked(picture: bytes, mask: bytes | None) -> bytes:
+async def masked(known: Known, picture: bytes, mask: bytes | None) -> bytes:
     """The part of a photo that a mask covers, as it was painted on. Raises InputError without a mask."""
     if mask is None:
         raise InputError("nothing is painted over yet: paint on the photo what shall be drawn anew")
-    return images.write_image(square(picture, SIDE))
+    shown = await known.decoder.read(picture, SIDE)
+    return await asyncio.to_thread(images.write_image, shown)
 
 
-def mask_of(painted: Any) -> bytes | None:
+def painting(payload: EditorData | None) -> bytes | None:
+    """The one layer of the editor, as the file that was uploaded; None when nothing is painted.
+
+    Raises gr.Error for several layers, which the editor of this page cannot make.
+    """
+    layers = [layer for layer in (payload.layers if payload else []) if layer is not None]
+    if len(layers) > 1:
+        raise gr.Error(f"the painting may have one layer, got {len(layers)}", print_exception=False)
+    return Path(layers[0].path).read_bytes() if layers else None
+
+
+def mask_of(layer: bytes | None) -> bytes | None:
     """What was painted in the editor as a PNG, white on black; None when nothing was."""
-    layers = (painted or {}).get("layers") or []
-    opaque = [np.asarray(layer.convert("RGBA"))[..., 3] > 0 for layer in layers]
-    mask = np.any(opaque, axis=0) if opaque else np.zeros((1, 1), bool)
-    if not mask.any():
+    if layer is None:
         return None
-    return images.write_image(np.repeat(np.where(mask, np.uint8(255), np.uint8(0))[None], 3, axis=0))
+    try:
+        opacity = images.decode(images.open_picture(layer, MAX_PAINTING), opacity=True)
+    except InputError as error:
+        raise gr.Error(str(error), print_exception=False) from None
+    mask = np.where(opacity > 0, np.uint8(255), np.uint8(0))
+    return images.write_image(mask) if mask.any() else None

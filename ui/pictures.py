@@ -11,6 +11,7 @@ from PIL import Image
 
 from dsd_serve import images
 from dsd_serve.errors import InputError
+from dsd_serve.params import MAX_GUIDANCE, MAX_SEED, MAX_STEPS, SAMPLER_NAMES
 from dsd_serve.rows import Latents, Pixels
 
 SHOWN = 256  # side of the pictures that are shown and saved; smaller networks' pictures are scaled up to it
@@ -32,6 +33,27 @@ def settings_of(data: bytes) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
+def drawn_settings(data: bytes) -> dict[str, Any] | None:
+    """The settings of an image of a class, all that draws it again; None where they are missing or make no sense.
+
+    A file can claim anything, so types and ranges are checked.
+    """
+    found = settings_of(data) or {}
+    label = found.get("class")
+    numbers = (label.get("index") if isinstance(label, dict) else None, found.get("seed"), found.get("index"))
+    times = (found.get("guidance_start"), found.get("guidance_stop"))
+    sensible = (
+        "strength" not in found
+        and all(type(number) is int and 0 <= number <= MAX_SEED for number in (*numbers, found.get("steps")))
+        and 1 <= found["steps"] <= MAX_STEPS
+        and found.get("sampler") in SAMPLER_NAMES
+        and all(isinstance(time, int | float) and 0 <= time <= 1 for time in times)
+        and isinstance(found.get("guidance"), int | float)
+        and 0 <= found["guidance"] <= MAX_GUIDANCE
+    )
+    return found if sensible else None
+
+
 def enlarged(data: bytes, size: int) -> bytes:
     """A PNG of the server at `size`, with its settings: what the server answers for size=`size`, to the byte.
 
@@ -42,11 +64,6 @@ def enlarged(data: bytes, size: int) -> bytes:
         return data
     settings = settings_of(data)
     return images.write_image(images.resize(pixels, size), "png", {"dsd": json.dumps(settings)} if settings else None)
-
-
-def square(data: bytes, size: int) -> Pixels:
-    """The centre square of a picture file, [3, size, size]. Raises InputError with what is wrong with it."""
-    return images.read_image(data, size=size)
 
 
 def principal_components(z: Latents) -> Pixels:

@@ -32,6 +32,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from dsd_serve.errors import DSDError, InputError
 from ui.checks import check, shortened
 from ui.drawing import VISITOR
+from ui.guard import GuardedBlocks
 
 log = logging.getLogger("dsd.page")
 
@@ -246,8 +247,8 @@ class Kept(StateHolder):
                 self.drop(name)
 
 
-class Page(gr.Blocks):
-    """gr.Blocks for browsers that are not trusted: whatever they send, the answer is a sentence."""
+class Page(GuardedBlocks):
+    """Blocks for browsers that are not trusted: whatever they send, the answer is a sentence."""
 
     _queue: Waiting
 

@@ -4,7 +4,6 @@ import asyncio
 from base64 import b64decode
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -17,6 +16,7 @@ from ui.controls import EVENT, Sampling, Updates, actions, sampling_of, whole
 from ui.known import Known
 from ui.pictures import SHOWN, animation, data_uri, enlarged
 from ui.stopping import Stop, unless
+from ui.uploads import read_upload
 
 EMPTY = parts.hint("No walk yet", "Choose two ends, then press Walk.")
 
@@ -136,7 +136,7 @@ def between_classes(
 def between_photos(start: str | None, end: str | None, n: int) -> Call[dict[str, Any]]:
     if start is None or end is None:
         raise InputError("a walk between photos needs two of them: one at From and one at To")
-    return calls.interpolate_pictures(Path(start).read_bytes(), Path(end).read_bytes(), n=n)
+    return calls.interpolate_pictures(read_upload(start), read_upload(end), n=n)
 
 
 def moving_picture(webp: bytes) -> str:

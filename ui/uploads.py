@@ -1,0 +1,275 @@
+"""Files that visitors send and files that the page makes for them: one private folder, one place that judges paths.
+
+Gradio takes a file as a path in the JSON of an event, so a visitor can name any file of the machine. Here every path
+that arrives must be one that this page gave out: a regular file in the folder of this process, of the same session.
+"""
+
+import asyncio
+import atexit
+import contextlib
+import functools
+import os
+import secrets
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dsd_serve.errors import DSDError, InputError
+
+HOUR = 3600.0  # seconds that a file is kept
+MAX_FILE = 40_000_000  # bytes of one upload
+MAX_TOTAL = 200_000_000  # bytes of all files of visitors
+MAX_SHARE = 0.5  # of MAX_TOTAL, for the uploads of one address; and for the files that the page makes
+MIN_CHARGE = 4096  # bytes that a file takes on disk, however short
+MAX_NAME = 80  # characters of a file's name
+MAX_DEPTH = 16  # of lists and dictionaries in the values of an event
+SWEEP_SECONDS = 60.0
+UNKNOWN_SECONDS = 300.0  # after which a file that no answer names is deleted
+MAX_SESSIONS = 100  # that are noted for one file
+NOT_YOURS = (
+    "this file was not uploaded in this session, or its hour is over: upload it again on this page, and send the path "
+    "that the upload answered"
+)
+
+
+class FolderFullError(DSDError):
+    """The files of visitors take all the room that they may have."""
+
+
+@dataclass
+class Entry:
+    """A file in the folder. owner: an address for an upload, empty for a file that the page made.
+
+    sessions: which may use the file. An upload is the first session's that uses it.
+    """
+
+    size: int
+    owner: str
+    sessions: set[str]
+    since: float  # time.monotonic()
+
+
+@functools.cache
+def private_folder() -> Path:
+    """The folder of this process, readable by its user only and deleted when the process ends. Gradio uses it too."""
+    parent = os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir()
+    os.makedirs(parent, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="dsd-page-", dir=parent)).resolve()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)  # the only way to tell Gradio, which reads it at every use
+    return folder
+
+
+class Uploads:
+    """The files of all visitors. One event loop."""
+
+    def __init__(self, max_total: int = MAX_TOTAL) -> None:
+        self.folder = private_folder()
+        self.max_total = max_total
+        self.entries: dict[str, Entry] = {}  # oldest first
+        self.coming: dict[str, int] = {}  # bytes of uploads that are still coming in, by address
+
+    @property
+    def total(self) -> int:
+        return sum(entry.size for entry in self.entries.values()) + sum(self.coming.values())
+
+    @contextlib.asynccontextmanager
+    async def sweeping(self) -> AsyncIterator[None]:
+        """Delete old files while this context is open, and all files at its end."""
+
+        async def sweep_now_and_then() -> None:
+            while True:
+                await asyncio.sleep(SWEEP_SECONDS)
+                self.sweep()
+
+        task = asyncio.create_task(sweep_now_and_then())
+        try:
+            yield
+        finally:
+            task.cancel()
+            self.sweep(0)
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()
+
+    def sweep(self, seconds: float = HOUR) -> None:
+        """Delete the files that are older than `seconds`."""
+        now, oldest = time.monotonic(), time.time() - min(seconds, UNKNOWN_SECONDS)
+        for path in [path for path, entry in self.entries.items() if now - entry.since >= seconds]:
+            self.delete(path)
+        for directory, folders, files in os.walk(self.folder, topdown=False):
+            for name in files:  # what Gradio wrote for an event that failed is in no answer
+                path = os.path.join(directory, name)
+                with contextlib.suppress(OSError):
+                    if path not in self.entries and os.lstat(path).st_mtime <= oldest:
+                        os.unlink(path)
+            for name in folders:
+                with contextlib.suppress(OSError):
+                    os.rmdir(os.path.join(directory, name))
+
+    def delete(self, path: str) -> None:
+        del self.entries[path]
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+            os.rmdir(os.path.dirname(path))
+
+    # Uploads.
+
+    @contextlib.contextmanager
+    def receiving(self, address: str) -> Iterator["Receiving"]:
+        """Account for the bytes of a request from `address` while they come in."""
+        receiving = Receiving(self, address)
+        try:
+            yield receiving
+        finally:
+            receiving.take(-receiving.size)
+
+    def room(self, address: str, more: int) -> None:
+        """Raises FolderFullError when `more` bytes from this address would be too many."""
+        own = self.coming.get(address, 0) + sum(e.size for e in self.entries.values() if e.owner == address)
+        for used, most, whose in (
+            (own, int(MAX_SHARE * self.max_total), "your uploads"),
+            (self.total, self.max_total, "the uploads of all visitors"),
+        ):
+            if used + more > most:
+                raise FolderFullError(
+                    f"{whose} take {used / 1e6:.0f} MB of the {most / 1e6:.0f} MB set aside for them; files are "
+                    "deleted after an hour: try again later, or send a smaller file"
+                )
+
+    async def keep(self, source: Any, name: str, size: int, address: str) -> str:
+        """Copy an uploaded file object of `size` bytes into the folder; its path. Raises FolderFullError."""
+        path = await asyncio.to_thread(copy_into, self.folder / secrets.token_hex(16), safe_name(name), source)
+        self.entries[path] = Entry(max(size, MIN_CHARGE), address, set(), time.monotonic())
+        return path
+
+    # Files that the page makes.
+
+    def made(self, value: Any, session: str) -> None:
+        """Note the files in what an event answers, so that the same session may send them back."""
+        for reference in references(value):
+            path = str(reference.get("path"))
+            if not is_inside(path, self.folder) or (size := size_of(path)) is None:
+                continue
+            entry = self.entries.setdefault(path, Entry(max(size, MIN_CHARGE), "", set(), time.monotonic()))
+            if not entry.owner and len(entry.sessions) < MAX_SESSIONS:
+                entry.sessions.add(session)  # several, because equal images are one file
+        made = [(path, entry.size) for path, entry in self.entries.items() if not entry.owner]
+        excess = sum(size for _, size in made) - MAX_SHARE * self.max_total
+        for path, size in made:  # the oldest first
+            if excess <= 0:
+                break
+            self.delete(path)
+            excess -= size
+
+    # What arrives.
+
+    def admit(self, value: Any, session: str, depth: int = 0) -> Any:
+        """The value of an event's input with every file in it judged. Raises InputError for one that may not be used.
+
+        A dictionary that names a path or a URL counts as a file, whatever component it is for and whatever else it says
+        of itself. What is handed on says only where the file is.
+        """
+        if depth > MAX_DEPTH:
+            raise InputError(f"the values of an event may be nested {MAX_DEPTH} deep, these are deeper")
+        if isinstance(value, list):
+            return [self.admit(item, session, depth + 1) for item in value]
+        if not isinstance(value, dict):
+            return value
+        if "path" not in value and "url" not in value:
+            return {key: self.admit(item, session, depth + 1) for key, item in value.items()}
+        path = self.own(value.get("path"), session)
+        name = value.get("orig_name")
+        return {
+            "path": path,
+            "orig_name": safe_name(name) if isinstance(name, str) else os.path.basename(path),
+            "size": self.entries[path].size,
+            "meta": {"_type": "gradio.FileData"},
+        }
+
+    def own(self, path: Any, session: str) -> str:
+        """The path of a file that this session may use. Raises InputError for any other."""
+        entry = self.entries.get(path) if isinstance(path, str) else None
+        claimable = entry is not None and bool(entry.owner) and not entry.sessions
+        if entry is None or not session or not (claimable or session in entry.sessions) or size_of(path) is None:
+            raise InputError(NOT_YOURS)
+        entry.sessions.add(session)
+        return str(path)
+
+    def may_fetch(self, path: str) -> bool:
+        """Whether a path is of a file that the page gave out. It cannot be guessed, so whoever has it may read it."""
+        return path in self.entries and size_of(path) is not None
+
+
+class Receiving:
+    """The bytes of one request."""
+
+    def __init__(self, uploads: Uploads, address: str) -> None:
+        self.uploads, self.address, self.size = uploads, address, 0
+
+    def take(self, size: int) -> None:
+        """Account for `size` bytes more. Raises FolderFullError."""
+        if size > 0:
+            self.uploads.room(self.address, size)
+        self.size += size
+        coming = self.uploads.coming
+        coming[self.address] = coming.get(self.address, 0) + size
+        if not coming[self.address]:
+            del coming[self.address]
+
+
+def copy_into(directory: Path, name: str, source: Any) -> str:
+    """Copy an open file to a new file in a new directory; its path. Raises FolderFullError when the disk is full."""
+    path = directory / name
+    try:
+        directory.mkdir(mode=0o700, parents=True)
+        with open(path, "xb") as file:
+            shutil.copyfileobj(source, file)
+    except OSError as error:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise FolderFullError(f"the file cannot be stored here ({error.strerror}); try again later") from None
+    return str(path)
+
+
+def read_upload(path: str) -> bytes:
+    """The bytes of a file that was admitted. Raises InputError when it is gone."""
+    try:
+        return Path(path).read_bytes()
+    except OSError:
+        raise InputError("this file is not here any more: upload it again") from None
+
+
+def references(value: Any) -> Iterator[dict[str, Any]]:
+    """Every dictionary with a path in a value made by Gradio."""
+    if isinstance(value, dict):
+        if "path" in value:
+            yield value
+        for item in value.values():
+            yield from references(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from references(item)
+
+
+def safe_name(name: str) -> str:
+    """The last part of a file's name, of harmless characters only."""
+    last = name.replace("\\", "/").rpartition("/")[2]
+    kept = "".join(letter if letter.isalnum() or letter in "._- " else "_" for letter in last)[-MAX_NAME:]
+    return kept.strip(". ") or "file"
+
+
+def is_inside(path: str, folder: Path) -> bool:
+    return os.path.realpath(path).startswith(f"{folder}{os.sep}")
+
+
+def size_of(path: str) -> int | None:
+    """Bytes of a regular file; None for anything else, a link to one included. Nothing is opened."""
+    try:
+        found = os.lstat(path)
+    except (OSError, ValueError):
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
