@@ -281,6 +281,14 @@ def test_of_those_who_do_not_listen_the_oldest_goes_first(inside, monkeypatch):
     assert [event.session_hash for event in queue.waiting()] == [f"silent-{number}" for number in range(4, 9)]
 
 
+@pytest.mark.parametrize("content", [b" " * 2_000_000, [b" " * 100_000] * 20])  # the second without a length
+def test_an_event_has_at_most_a_megabyte(inside, content):
+    with httpx.Client(base_url=inside.url, timeout=30) as http:
+        answer = http.post("/gradio_api/queue/join", content=content, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 413
+        assert http.get("/config").status_code == 200
+
+
 def test_the_queue_of_all_is_bounded(inside, monkeypatch):
     monkeypatch.setattr(visitors, "EVENTS_OF_ALL", 3)
     with httpx.Client(base_url=inside.url, timeout=30) as http:

@@ -72,6 +72,7 @@ def create_page(
         mcp_server=False,
         pwa=False,
         enable_monitoring=False,
+        app_kwargs={"max_body_size": visitors.BODY},
     )
     blocks.has_launched = True  # Gradio checks paths, after us, only when it has; a mounted page never does by itself
     visitors.install(blocks, app.routes[-1].app)  # type: ignore[attr-defined]

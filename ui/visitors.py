@@ -36,6 +36,7 @@ from ui.guard import GuardedBlocks
 
 log = logging.getLogger("dsd.page")
 
+BODY = 1_000_000  # bytes of an event; files are uploaded before it
 EVENTS = 16  # of one visitor that wait, run, or have an answer that is not read yet
 EVENTS_OF_ALL = 512
 UNHEARD = 128  # events of visitors that have not opened their stream of messages; beyond it the oldest goes
