@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import uvicorn
 
+from dsd_serve import calls
 from dsd_serve.calls import Event
 from dsd_serve.client import AsyncClient
 from dsd_serve.errors import InputError, ServerError
@@ -27,7 +28,20 @@ pytest.importorskip("gradio", reason="the page needs gradio: pip install '.[ui]'
 from ui import drawing, visitors
 from ui.app import MOST_WAITING, Thumbnails, create_page
 from ui.checks import number_of, whole
-from ui.drawing import AT_A_TIME, AT_ONCE, OF_A_VISITOR, OF_ALL, VISITOR, Drawing, Picture, Turns, Wish, draw
+from ui.drawing import (
+    AT_A_TIME,
+    AT_ONCE,
+    OF_A_VISITOR,
+    OF_ALL,
+    VISITOR,
+    Drawing,
+    InTurn,
+    Picture,
+    Turns,
+    Wish,
+    draw,
+    images_of,
+)
 from ui.generate import CLASSES, check_count, choosing
 from ui.known import Known
 
@@ -364,6 +378,34 @@ def test_who_goes_while_waiting_gives_back_what_it_had():
         return order
 
     assert asyncio.run(all_of_it())[:2] == ["a", "c"]
+
+
+def test_a_stream_beside_the_drawings_takes_its_turn_too_and_can_be_left_while_it_waits():
+    class Never:
+        async def stream(self, call):
+            raise AssertionError("its turn has not come")
+            yield
+
+    async def all_of_it():
+        turns = Turns()
+        async with turns.turn(AT_A_TIME):
+            watching = asyncio.create_task(anext(InTurn(Never(), turns).stream(calls.generate_events(1))))
+            await asyncio.sleep(0.05)
+            assert turns.asked.total() == 1
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+            assert not turns.waiting
+            assert not turns.asked
+
+    asyncio.run(all_of_it())
+
+
+def test_calls_are_counted_by_their_images():
+    assert images_of(calls.interpolate({"class": 1}, {"class": 2}, n=9)) == 9
+    assert images_of(calls.interpolate_pictures(b"", b"", n=9)) == 9
+    assert images_of(calls.generate_json("1", n=10**30)) == AT_ONCE
+    for other in (calls.encode(b""), calls.generate_json("1", n=-4), calls.generate_json("1", n=2.5)):
+        assert images_of(other) == 1
 
 
 def test_what_a_visitor_and_all_may_ask_for_is_bounded():

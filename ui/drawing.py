@@ -182,7 +182,6 @@ class InTurn:
 
     def __init__(self, client: AsyncClient, turns: Turns) -> None:
         self.client, self.turns = client, turns
-        self.stream = client.stream
 
     async def do(self, call: Call[T]) -> T:
         """Send a call and read its answer. Raises ServerError."""
@@ -193,6 +192,14 @@ class InTurn:
             async with self.turns.turn(n):
                 return await self.client.do(call)
 
+    async def stream(self, call: Call[Event]) -> AsyncGenerator[Event, None]:
+        """The events of a call as they come. Raises ServerError."""
+        n = images_of(call)
+        with self.turns.asking(n):
+            async with self.turns.turn(n), contextlib.aclosing(self.client.stream(call)) as events:
+                async for event in events:
+                    yield event
+
 
 def images_of(call: Call[Any]) -> int:
     """How many images a call asks for, AT_ONCE at most: the server says what is wrong with more."""
@@ -200,7 +207,7 @@ def images_of(call: Call[Any]) -> int:
     return min(max(asked, 1), AT_ONCE) if isinstance(asked, int) else 1
 
 
-async def draw(client: AsyncClient | InTurn, turns: Turns, wishes: Sequence[Wish]) -> AsyncGenerator[Drawing, None]:
+async def draw(client: AsyncClient, turns: Turns, wishes: Sequence[Wish]) -> AsyncGenerator[Drawing, None]:
     """Send all wishes, each in its turn, and yield the same Drawing whenever it has changed, last when all have ended.
 
     Closing the iterator closes the requests, which cancels what the server has not done yet, and leaves the Drawing

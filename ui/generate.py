@@ -103,7 +103,7 @@ def build(known: Known, address: Callable[[gr.Request], str]) -> GenerateTab:
         lines = parts.code(snippets.lines(address(request), classes, settings, n_))
         pressed, begun = stop.begin()
         now: Updates = {**begun, seed.number: settings["seed"], details: "", code: lines}
-        async with contextlib.aclosing(until(pressed, draw(known.client, known.turns, wishes))) as looks:
+        async with contextlib.aclosing(until(pressed, draw(known.server, known.turns, wishes))) as looks:
             async for look in looks:
                 if look.running:
                     yield {**now, board: parts.board(look), drawing: look, number: 0}

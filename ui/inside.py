@@ -155,8 +155,7 @@ def watching(known: Known, way: gr.HTML, stop: Stop) -> Callable[..., Any]:
                 frames.append((decoded, "noise"))
                 yield {way: parts.strip(frames, "From noise to a picture")}
             call = calls.generate_events(label, seed=seed_, index=index_, steps=steps_, preview_every=1)
-            watched = known.client.stream(call)
-            async with known.turns.turn(1), contextlib.aclosing(until(pressed, watched)) as events:
+            async with contextlib.aclosing(until(pressed, known.client.stream(call))) as events:
                 async for event in events:
                     if event.name == "error":
                         yield {way: parts.callout(event.data["detail"])}

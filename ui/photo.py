@@ -163,7 +163,7 @@ def redraw(
         call = calls.edit_events(picture, mask, class_=asked, n=n_, preview_every=every, **settings)
         pressed, begun = stop.begin()
         now: Updates = {**begun, seed.number: settings["seed"], details: ""}
-        drawn = draw(known.client, known.turns, [Wish(title, call, n_, steps)])
+        drawn = draw(known.server, known.turns, [Wish(title, call, n_, steps)])
         async with contextlib.aclosing(until(pressed, drawn)) as looks:
             async for look in looks:
                 if look.running:

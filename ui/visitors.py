@@ -10,7 +10,7 @@ import re
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from copy import copy
 from datetime import datetime
 from typing import Any
@@ -41,7 +41,7 @@ EVENTS = 16  # of one visitor that wait, run, or have an answer that is not read
 EVENTS_OF_ALL = 512
 UNHEARD = 128  # events of visitors that have not opened their stream of messages; beyond it the oldest goes
 UNHEARD_S = 30  # how long an event waits for its visitor to open the stream; it does not begin before
-STALLED_S = 60  # how long messages may lie unread before their visitor counts as gone
+STALLED_S = 180  # how long messages may lie unread, or one be on its way, before their visitor counts as gone
 SWEEP_S = 1
 VISITORS = 1000  # of whom something is kept
 KEPT_MB = 256  # what is kept for all visitors: mostly the images on their boards
@@ -115,7 +115,7 @@ class Waiting(Queue):
             raise HTTPException(
                 429, f"{EVENTS} things that you asked for are not done yet: wait for one of them", {"Retry-After": "2"}
             )
-        if len(self.event_ids_to_events) >= EVENTS_OF_ALL:
+        if len(self) + self.get_active_worker_count() >= EVENTS_OF_ALL:
             raise HTTPException(429, "too many visitors use this page now: try again soon", {"Retry-After": "5"})
         box = self.pending_messages_per_session.get(visitor)
         if box is None or not (pending or box.readers):  # what stream there was has been closed after the last answer
@@ -126,10 +126,13 @@ class Waiting(Queue):
             await self.dismiss(unheard[0])
         return taken
 
-    def waiting(self) -> Iterable[Event]:
+    def waiting(self) -> list[Event]:
         """Events that have not begun, the oldest first."""
         events = [event for queue in self.event_queue_per_concurrency_id.values() for event in queue.queue]
         return sorted(events, key=lambda event: event.enqueue_time)
+
+    def running(self) -> list[Event]:
+        return [event for job in self.active_jobs if job for event in job]
 
     def listens(self, visitor: str) -> bool:
         box = self.pending_messages_per_session.get(visitor)
@@ -157,7 +160,7 @@ class Waiting(Queue):
 
     async def clean_events(self, *, session_hash: str | None = None, event_id: str | None = None) -> None:
         """End what the visitor asked for, at once, also what waits for its turn. Gradio calls it when a stream ends."""
-        running = {event._id for job in self.active_jobs if job for event in job if event.session_hash == session_hash}
+        running = {event._id for event in self.running() if event.session_hash == session_hash and event.alive}
         for task in list(self._asyncio_tasks):
             if task.get_name().rpartition("<gradio-sep>")[2] in running:
                 task.cancel()
@@ -178,6 +181,10 @@ class Waiting(Queue):
             for visitor, box in list(self.pending_messages_per_session.items()):
                 if box.forsaken(now):
                     await self.dismiss(visitor)
+            # Gradio forgets an event as the last thing that it does for it, and may be cancelled before that.
+            there = {event._id for event in [*self.waiting(), *self.running()]}
+            for event_id in self.event_ids_to_events.keys() - there:
+                del self.event_ids_to_events[event_id]
 
 
 class Visit(SessionState):
