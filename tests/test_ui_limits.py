@@ -514,7 +514,7 @@ def test_a_visitor_costs_kilobytes_and_one_who_is_forgotten_reads_so(inside):
     known, forgotten = asyncio.run(all_of_it())
     assert "seed 1" in known or "Seed" in known
     assert len(known) < 600_000  # not the whole board again
-    assert "no longer has these images" in forgotten
+    assert "forgotten these pictures" in forgotten
 
 
 # Values

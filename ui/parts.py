@@ -23,7 +23,7 @@ element.addEventListener('click', (event) => {
 """
 
 # What was drawn is kept by the process of the page, for each visitor, for a while (ui/visitors.py).
-FORGOTTEN = "the page no longer has these images: draw them again, their seeds are below them"
+FORGOTTEN = "the page has forgotten these pictures: draw them again, their seeds are below them"
 
 
 def photo(label: str, **settings: Any) -> gr.Image:
