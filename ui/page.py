@@ -52,7 +52,6 @@ def build_page(known: Known, address: Callable[[gr.Request], str], uploads: Uplo
 
         gr.on([page.load, refresh.click], open_page, None, fitted, **EVENT)
         connect(known, tabs, drawing_tab, photo_tab, walk_tab, inside_tab)
-    page.api_open = False  # what may take long goes through the queue and its bounds
     page._queue = Waiting(page)
     return page
 
