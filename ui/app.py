@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from importlib import resources
 from typing import Any
@@ -14,9 +15,10 @@ from fastapi.responses import JSONResponse
 from dsd_serve import calls
 from dsd_serve.client import AsyncClient
 from dsd_serve.decoding import Decoder
-from dsd_serve.errors import DSDError
+from dsd_serve.errors import DSDError, ServerError
 from dsd_serve.images import read_image, resize, write_image
-from ui import guard
+from ui import guard, visitors
+from ui.checks import shortened
 from ui.known import Known
 from ui.page import build_page
 from ui.theme import THEME
@@ -31,6 +33,8 @@ FRESH = 1.0  # seconds for which what the server said of itself is told to every
 THUMBNAIL = {"seed": 1, "n": 1}
 THUMBNAIL_SIZE = 128
 AT_A_TIME = 2  # thumbnails under way: the server has other clients
+MOST_WAITING = 100  # thumbnails: some pages of them
+KEPT = 1000  # thumbnails of some 20 KB
 
 
 def create_page(
@@ -68,8 +72,10 @@ def create_page(
         mcp_server=False,
         pwa=False,
         enable_monitoring=False,
+        app_kwargs={"max_body_size": visitors.BODY},
     )
     blocks.has_launched = True  # Gradio checks paths, after us, only when it has; a mounted page never does by itself
+    visitors.install(blocks, app.routes[-1].app)  # type: ignore[attr-defined]
     guard.install(app, uploads)
     app.state.stop = app.routes[-1].app.stop_event  # type: ignore[attr-defined]
     return app
@@ -87,8 +93,9 @@ def add_routes(app: FastAPI, client: AsyncClient) -> None:
     async def thumbnail(index: int) -> Response:
         try:
             png = await thumbnails.of(index)
-        except DSDError as error:
-            return Response(str(error), 503, {"Cache-Control": "no-store"}, "text/plain")
+        except ServerError as error:
+            status = 404 if error.status == 404 else 503
+            return Response(str(error), status, {"Cache-Control": "no-store"}, "text/plain")
         return Response(png, headers={"Cache-Control": "max-age=3600"}, media_type="image/png")
 
 
@@ -132,18 +139,49 @@ class State:
 
 
 class Thumbnails:
-    """A picture of each class, drawn when it is first asked for."""
+    """An image of each class of the model that is served now, drawn when it is first asked for."""
 
     def __init__(self, client: AsyncClient) -> None:
         self.client = client
-        self.drawn: dict[tuple[str, int], bytes] = {}
+        self.fingerprint = ""
+        self.num_classes = 0
+        self.asked = -FRESH
+        self.asking = asyncio.Lock()
+        self.drawn: OrderedDict[int, bytes] = OrderedDict()  # the longest unused first
         self.free = asyncio.Semaphore(AT_A_TIME)
+        self.waiting = 0
 
     async def of(self, index: int) -> bytes:
-        """A PNG. Raises ServerError when the server does not draw it."""
-        async with self.free:
-            key = ((await self.client.do(calls.model()))["fingerprint"], index)
-            if key not in self.drawn:
-                png = await self.client.do(calls.generate(index, format="png", **THUMBNAIL))
-                self.drawn[key] = write_image(resize(read_image(png), THUMBNAIL_SIZE))
-            return self.drawn[key]
+        """A PNG. Raises ServerError when the server does not draw it, 404 for a class that the model does not have."""
+        await self.know_model()
+        if not 0 <= index < self.num_classes:
+            raise ServerError(f"class must be from 0 to {self.num_classes - 1}, got {shortened(index)}", 404)
+        if index not in self.drawn:
+            if self.waiting >= MOST_WAITING:
+                raise ServerError("too many thumbnails are waiting: try again soon", 503)
+            self.waiting += 1
+            try:
+                async with self.free:
+                    if index not in self.drawn:
+                        await self.draw(index)
+            finally:
+                self.waiting -= 1
+        self.drawn.move_to_end(index)
+        return self.drawn[index]
+
+    async def draw(self, index: int) -> None:
+        png = await self.client.do(calls.generate(index, format="png", **THUMBNAIL))
+        self.drawn[index] = await asyncio.to_thread(lambda: write_image(resize(read_image(png), THUMBNAIL_SIZE)))
+        if len(self.drawn) > KEPT:
+            self.drawn.popitem(last=False)
+
+    async def know_model(self) -> None:
+        """Ask, once in FRESH seconds, which model is served; another one has other thumbnails."""
+        async with self.asking:
+            if time.monotonic() - self.asked < FRESH:
+                return
+            model = await self.client.do(calls.model())
+            if model["fingerprint"] != self.fingerprint:
+                self.drawn.clear()
+            self.fingerprint, self.num_classes = model["fingerprint"], model["num_classes"]
+            self.asked = time.monotonic()

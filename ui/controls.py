@@ -7,27 +7,18 @@ from typing import Any
 
 import gradio as gr
 
-from dsd_serve.errors import InputError
+from ui.checks import whole as whole  # the tabs take it from here, with the controls
 from ui.known import Known
 
 Updates = dict[Any, Any]
 
-MOST = 2**53 - 1  # a browser's numbers are exact up to here; the API takes larger seeds
 SEEDS = 10**6  # that are rolled: short enough to remember; any other may be typed
-# Any number of events run at a time: the one queue is the server's, and it says when it is full.
+# All that a visitor may ask for (ui/visitors.py) runs at a time: images wait for each other in ui/drawing.py.
 EVENT: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
 
 
 def roll() -> int:
     return secrets.randbelow(SEEDS)
-
-
-def whole(name: str, value: float | None, least: int = 0) -> int:
-    """A number field as an integer. Raises InputError when it is empty or no such number."""
-    if value is None or value != int(value) or not least <= value <= MOST:
-        given = "nothing" if value is None else f"{value:.15g}"
-        raise InputError(f"{name} must be a whole number from {least} to {MOST}, got {given}")
-    return int(value)
 
 
 @dataclass(frozen=True)

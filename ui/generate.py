@@ -8,10 +8,11 @@ from typing import Any
 import gradio as gr
 
 from dsd_serve import calls
-from dsd_serve.errors import DSDError
+from dsd_serve.errors import DSDError, InputError
 from ui import parts, snippets
+from ui.checks import number_of
 from ui.controls import EVENT, Sampling, Seed, Updates, actions, roll, sampling_of, whole
-from ui.drawing import Wish, draw
+from ui.drawing import AT_ONCE, Wish, draw
 from ui.known import Known
 from ui.pictures import drawn_settings
 from ui.stopping import Stop, until
@@ -19,6 +20,7 @@ from ui.uploads import read_upload
 
 PREVIEWS = 12  # of each picture
 FOUND = 24  # classes that are shown at a time
+CLASSES = 16  # that may be chosen at a time
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ def build(known: Known, address: Callable[[gr.Request], str]) -> GenerateTab:
                 **sampling_of(*how),
             }
             n_, steps = whole("pictures", count, 1), settings["steps"]
+            check_count(n_, len(classes))
         except DSDError as error:
             yield {board: parts.callout(str(error))}
             return
@@ -100,7 +103,7 @@ def build(known: Known, address: Callable[[gr.Request], str]) -> GenerateTab:
         lines = parts.code(snippets.lines(address(request), classes, settings, n_))
         pressed, begun = stop.begin()
         now: Updates = {**begun, seed.number: settings["seed"], details: "", code: lines}
-        async with contextlib.aclosing(until(pressed, draw(known.client, known.turns, wishes))) as looks:
+        async with contextlib.aclosing(until(pressed, draw(known.server, known.turns, wishes))) as looks:
             async for look in looks:
                 if look.running:
                     yield {**now, board: parts.board(look), drawing: look, number: 0}
@@ -126,10 +129,19 @@ def build(known: Known, address: Callable[[gr.Request], str]) -> GenerateTab:
     return tab
 
 
+def check_count(n: int, classes: int) -> None:
+    """Raises InputError when n images of each of so many classes are too many for one press."""
+    if n * classes > AT_ONCE:
+        raise InputError(
+            f"at most {AT_ONCE} images can be drawn at once, got {n} of each of {classes} classes: "
+            "choose fewer classes or images"
+        )
+
+
 def finding(known: Known) -> Callable[..., Any]:
     async def find(words: str, chosen: list[int]) -> str:
         try:
-            found = await known.client.do(calls.classes(words[:200]))
+            found = await known.client.do(calls.classes((words or "")[:200]))
         except DSDError as error:
             return parts.callout(str(error))
         return parts.picker(found[:FOUND], chosen, known.model)
@@ -143,7 +155,11 @@ def choosing(known: Known) -> Callable[..., Any]:
     async def choose(words: str, chosen: list[int], event: gr.EventData) -> tuple[list[int], str]:
         """Toggle a class; the last one stays. The list is changed in place and before anything is awaited, because
         the next press may come meanwhile and must find it changed."""
-        one = int(event._data["value"])
+        one = number_of(event, {one["index"] for one in known.classes}.union(chosen))
+        if one not in chosen and len(chosen) >= CLASSES:
+            return chosen, parts.callout(
+                f"at most {CLASSES} classes can be drawn at once: press one of those chosen to leave it out"
+            ) + await find(words, chosen)
         others = [index for index in chosen if index != one]
         chosen[:] = others if one in chosen and others else [*others, one]
         return chosen, await find(words, chosen)
@@ -163,8 +179,8 @@ def restored(known: Known, tab: GenerateTab, settings: dict[str, Any]) -> Update
         tab.search: "",
         tab.picker: parts.picker(known.classes[:FOUND], [label], known.model),
         tab.n: 1,
-        tab.index: int(settings["index"]),
-        tab.seed.number: int(settings["seed"]),
+        tab.index: whole("first picture", settings["index"]),
+        tab.seed.number: whole("seed", settings["seed"]),
         tab.seed.lock: True,
         **tab.sampling.restored(settings),
     }

@@ -7,7 +7,7 @@ from dsd_serve import calls
 from dsd_serve.client import AsyncClient
 from dsd_serve.decoding import Decoder
 from dsd_serve.errors import ServerError
-from ui.drawing import Turns
+from ui.drawing import InTurn, Turns
 
 UNKNOWN: dict[str, Any] = {  # until a server has answered
     "name": "",
@@ -24,14 +24,19 @@ UNKNOWN: dict[str, Any] = {  # until a server has answered
 
 @dataclass
 class Known:
-    """The client, and the last answers of its server. decoder: of visitors' photos."""
+    """The server, asked in turn, and its last answers. decoder: of visitors' photos."""
 
-    client: AsyncClient
+    server: AsyncClient
     decoder: Decoder = field(default_factory=Decoder)
     turns: Turns = field(default_factory=Turns)
+    client: InTurn = field(init=False)
     model: dict[str, Any] = field(default_factory=lambda: UNKNOWN)
     classes: list[dict[str, Any]] = field(default_factory=list)
+    choices: list[tuple[str, int]] = field(default_factory=list)  # the classes for a menu; one list for all visitors
     card: str = ""
+
+    def __post_init__(self) -> None:
+        self.client = InTurn(self.server, self.turns)
 
     async def refresh(self) -> str:
         """Ask again; returns what is wrong, or nothing."""
@@ -40,6 +45,9 @@ class Known:
             self.classes = await self.client.do(calls.classes())
         except ServerError as error:
             return str(error)
+        self.choices = [
+            (f"{one['name'][:1].upper()}{one['name'][1:]} ({one['index']})", one["index"]) for one in self.classes
+        ]
         try:
             self.card = await self.client.do(calls.card())
         except ServerError as error:
@@ -55,8 +63,3 @@ class Known:
     def name_of(self, index: int | None) -> str:
         found = next((one["name"] for one in self.classes if one["index"] == index), None)
         return "no class" if index is None else str(found or f"class {index}")
-
-    @property
-    def choices(self) -> list[tuple[str, int]]:
-        """The classes for a menu."""
-        return [(f"{one['name'][:1].upper()}{one['name'][1:]} ({one['index']})", one["index"]) for one in self.classes]

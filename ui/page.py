@@ -7,11 +7,12 @@ import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
 
 from ui import api, generate, inside, parts, photo, walk
+from ui.checks import number_of, pressed, shortened
 from ui.controls import EVENT, Updates
 from ui.drawing import Drawing
-from ui.guard import GuardedBlocks
 from ui.known import Known
 from ui.uploads import Uploads
+from ui.visitors import Page, Waiting
 
 HEADER = """
 <header class="top">
@@ -25,9 +26,9 @@ HEADER = """
 """
 
 
-def build_page(known: Known, address: Callable[[gr.Request], str], uploads: Uploads) -> gr.Blocks:
+def build_page(known: Known, address: Callable[[gr.Request], str], uploads: Uploads) -> Page:
     """The page for one server, which need not be up yet. address: under which a visitor reaches that server."""
-    with GuardedBlocks(uploads, title="DSD", analytics_enabled=False) as page:
+    with Page(uploads, title="DSD", analytics_enabled=False) as page:
         api.build(known)  # first, so that its names are free
         parts.shown(HEADER)
         with gr.Tabs(elem_id="tabs") as tabs:
@@ -51,7 +52,7 @@ def build_page(known: Known, address: Callable[[gr.Request], str], uploads: Uplo
 
         gr.on([page.load, refresh.click], open_page, None, fitted, **EVENT)
         connect(known, tabs, drawing_tab, photo_tab, walk_tab, inside_tab)
-    page.queue(default_concurrency_limit=None, max_size=None)
+    page._queue = Waiting(page)
     return page
 
 
@@ -65,25 +66,28 @@ def connect(
 ) -> None:
     """Choosing a picture on the board, and sending it to another tab."""
 
-    def choose(drawing: Drawing | None, event: gr.EventData) -> tuple[Any, Any, Any]:
-        number = int(event._data["value"])
+    def choose(drawing: Drawing | None, event: gr.EventData) -> tuple[Any, Any]:
+        """The details of an image. The page's script marks it on the board, which is not sent again for that."""
         if drawing is None:
-            return gr.skip(), parts.callout(parts.FORGOTTEN), gr.skip()
+            return parts.callout(parts.FORGOTTEN), gr.skip()
+        number = number_of(event, range(len(drawing.pictures)))
         if drawing.running or not drawing.pictures[number].done:
-            return (gr.skip(),) * 3
-        return parts.board(drawing, number), parts.details(drawing.pictures[number]), number
+            return gr.skip(), gr.skip()
+        return parts.details(drawing.pictures[number]), number
 
-    drawing_tab.board.click(
-        choose, drawing_tab.drawing, [drawing_tab.board, drawing_tab.details, drawing_tab.number], **EVENT
-    )
+    drawing_tab.board.click(choose, drawing_tab.drawing, [drawing_tab.details, drawing_tab.number], **EVENT)
 
     def send(drawing: Drawing | None, number: int, event: gr.EventData) -> Updates:
         if drawing is None:
             return {drawing_tab.details: parts.callout(parts.FORGOTTEN)}
-        picture = drawing.pictures[number]
+        picture, act = drawing.pictures[number], pressed(event).get("act")
         if picture.settings is None:
             return {tabs: gr.skip()}
-        act, settings = event._data["act"], picture.settings
+        settings = picture.settings
+        if act not in parts.ACTIONS:
+            raise gr.Error(
+                f"a button must be one of {', '.join(parts.ACTIONS)}, got {shortened(act)}", print_exception=False
+            )
         if act == "again":
             return generate.restored(known, drawing_tab, settings)
         if act in ("from", "to"):

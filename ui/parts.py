@@ -22,8 +22,8 @@ element.addEventListener('click', (event) => {
 });
 """
 
-# What was drawn is kept by the process of the page, for each visitor.
-FORGOTTEN = "the page was started anew and has forgotten these pictures: draw them again, their seeds stand below them"
+# What was drawn is kept by the process of the page, for each visitor, for a while (ui/visitors.py).
+FORGOTTEN = "the page has forgotten these pictures: draw them again, their seeds are below them"
 
 
 def photo(label: str, **settings: Any) -> gr.Image:

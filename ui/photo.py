@@ -15,6 +15,7 @@ from gradio.components.image_editor import EditorData
 from dsd_serve import calls, images
 from dsd_serve.errors import DSDError, InputError
 from ui import parts
+from ui.checks import number_of
 from ui.controls import EVENT, Sampling, Seed, Updates, actions, roll, sampling_of, whole
 from ui.drawing import Drawing, Wish, draw
 from ui.generate import PREVIEWS
@@ -162,7 +163,7 @@ def redraw(
         call = calls.edit_events(picture, mask, class_=asked, n=n_, preview_every=every, **settings)
         pressed, begun = stop.begin()
         now: Updates = {**begun, seed.number: settings["seed"], details: ""}
-        drawn = draw(known.client, known.turns, [Wish(title, call, n_, steps)])
+        drawn = draw(known.server, known.turns, [Wish(title, call, n_, steps)])
         async with contextlib.aclosing(until(pressed, drawn)) as looks:
             async for look in looks:
                 if look.running:
@@ -193,9 +194,9 @@ def redraw(
 def look_closer(drawing: Drawing | None, event: gr.EventData) -> tuple[Any, Any]:
     if drawing is None:
         return gr.skip(), parts.callout(parts.FORGOTTEN)
-    if drawing.running or not drawing.pictures[int(event._data["value"])].done:
+    number = number_of(event, range(len(drawing.pictures)))
+    if drawing.running or not drawing.pictures[number].done:
         return gr.skip(), gr.skip()
-    number = int(event._data["value"])
     return parts.board(drawing, number), parts.edited(drawing.pictures[number])
 
 

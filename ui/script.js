@@ -85,6 +85,10 @@
     }
     const toggled = event.target.closest?.("[data-act=toggle]"); // seen at once; the server's word comes after it
     if (toggled) toggled.ariaPressed = String(toggled.ariaPressed !== "true");
+    const chosen = event.target.closest?.("#board [data-act=choose]"); // the board is not sent again for that
+    if (chosen && !document.querySelector("#board .drawing")) {
+      for (const one of document.querySelectorAll("#board [data-act=choose]")) one.ariaPressed = String(one === chosen);
+    }
     const button = event.target.closest?.("[data-copy]");
     if (button) copy(button);
     const go = event.target.closest?.("button[id$=-go]");

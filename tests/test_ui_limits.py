@@ -1,0 +1,608 @@
+"""What one visitor of the page can take from the others: nothing. Raw requests, as no browser sends them."""
+
+import asyncio
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections import Counter
+from datetime import datetime, timedelta
+from types import SimpleNamespace
+
+import httpx
+import numpy as np
+import pytest
+import uvicorn
+
+from dsd_serve import calls
+from dsd_serve.calls import Event
+from dsd_serve.client import AsyncClient
+from dsd_serve.errors import InputError, ServerError
+from dsd_serve.images import write_image
+from tests.conftest import Running
+from tests.test_ui import click_of, settings
+
+pytest.importorskip("gradio", reason="the page needs gradio: pip install '.[ui]'")
+
+from ui import drawing, visitors
+from ui.app import MOST_WAITING, Thumbnails, create_page
+from ui.checks import number_of, whole
+from ui.drawing import (
+    AT_A_TIME,
+    AT_ONCE,
+    OF_A_VISITOR,
+    OF_ALL,
+    VISITOR,
+    Drawing,
+    InTurn,
+    Picture,
+    Turns,
+    Wish,
+    draw,
+    images_of,
+)
+from ui.generate import CLASSES, check_count, choosing
+from ui.known import Known
+
+
+@pytest.fixture(scope="module")
+def page(tiny_dir):
+    """A server with the page, in a process of its own, whose log is read."""
+    running = Running("--ui", "--model", str(tiny_dir), "--max-images", "8", "--grace", "20")
+    lines = []
+    reader = threading.Thread(target=lambda: lines.extend(running.process.stderr))
+    reader.start()
+    yield running
+    assert running.stop() == 0
+    reader.join(10)
+    first = next((number for number, line in enumerate(lines) if "Traceback" in line), None)
+    assert first is None, "".join(lines[first : first + 80])
+
+
+@pytest.fixture
+def inside(server_url):
+    """The page in this process, so that its parts can be looked at: its address, and its gr.Blocks."""
+    app = create_page(AsyncClient(server_url))
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        eventually(lambda: httpx.get(f"{url}/config").status_code == 200 if server.started else False)
+        yield SimpleNamespace(url=url, blocks=app.routes[-1].app.get_blocks(), app=app.routes[-1].app)
+        app.state.stop.set()
+        server.should_exit = True
+        thread.join(20)
+
+
+def eventually(holds, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, holds
+        time.sleep(0.05)
+
+
+def join(http, session, event, data, **more):
+    body = {"data": data, "fn_index": event, "session_hash": session, **more}
+    headers = {"Content-Type": "application/json"}
+    return http.post("/gradio_api/queue/join", content=json.dumps(body), headers=headers)  # with NaN, too
+
+
+async def outcomes(http, session, count):
+    """The last messages of `count` events of a session: their outputs, by event."""
+    found = {}
+    async with http.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as stream:
+        async for line in stream.aiter_lines():
+            message = json.loads(line[5:]) if line.startswith("data:") else {}
+            if message.get("msg") == "process_completed":
+                found[message["event_id"]] = message
+            if len(found) == count:
+                return found
+    raise AssertionError(f"the stream ended after {len(found)} of {count} events")
+
+
+HOSTILE = (
+    None, True, -5, 2.5, float("nan"), float("-inf"), 1e308, 10**400, "x" * 20_000, "\u202e\x00", [[[[]]]],
+    {"value": {"value": []}}, list(range(2000)),
+)  # fmt: skip
+PRESSED = (None, 7, "x", [], {}, {"value": None}, {"value": "x"}, {"value": 1e99}, {"value": -1}, {"value": [1]},
+           {"value": True}, {"act": {}, "value": 0}, {"act": "again", "value": float("nan")})  # fmt: skip
+
+
+def test_whatever_a_browser_sends_to_any_event_gets_an_answer_and_no_traceback(page):
+    async def attack(http, dependency):
+        """All hostile values for one event, in sessions of at most as many events as one may have."""
+        event, count = dependency["id"], len(dependency["inputs"])
+        sent = [([value] * count, None) for value in (HOSTILE if count else [None])]
+        sent += [([None] * (count + 1), None), ([0] * max(count - 1, 0), None)]
+        sent += [([0] * count, pressed) for pressed in PRESSED if ("click" in str(dependency["targets"]))]
+        for part in range(0, len(sent), visitors.EVENTS):
+            session = f"hostile-{event}-{part}"
+            asked = sent[part : part + visitors.EVENTS]
+            if dependency["queue"]:
+                for data, pressed in asked:
+                    (await join(http, session, event, data, event_data=pressed)).raise_for_status()
+                answers = (await outcomes(http, session, len(asked))).values()
+                errors = [answer["output"].get("error") for answer in answers if not answer["success"]]
+            else:
+                answers = [
+                    await http.post(
+                        "/gradio_api/run/predict",
+                        content=json.dumps({"data": data, "fn_index": event, "event_data": pressed, "batched": True}),
+                        headers={"Content-Type": "application/json"},
+                    )
+                    for data, pressed in asked
+                ]
+                errors = [answer.json()["error"] for answer in answers if answer.status_code != 200]
+            for error in errors:
+                assert isinstance(error, str), errors
+                assert 10 < len(error) < 500, error
+
+    async def all_of_it():
+        async with httpx.AsyncClient(base_url=page.url, timeout=60) as http:
+            for dependency in (await http.get("/config")).json()["dependencies"]:
+                await attack(http, dependency)
+
+    asyncio.run(all_of_it())
+    assert httpx.get(f"{page.url}/health/ready").status_code == 200
+
+
+def test_requests_that_name_nothing_get_a_sentence(page):
+    with httpx.Client(base_url=page.url, timeout=30) as http:
+        wrong = [
+            join(http, "somebody", 999, []),
+            join(http, "somebody", -1, []),
+            join(http, "x" * 10_000, 1, []),
+            join(http, "a<gradio-sep>b", 1, []),
+            http.post("/gradio_api/run/predict", json={"data": [], "fn_index": 999}),
+            http.post("/gradio_api/run/generate", json={"data": ["207", 1, 1, 2, "euler", 1]}),  # past the queue
+            http.post("/gradio_api/call/nothing", json={"data": []}),
+        ]
+        for answer in wrong:
+            assert answer.status_code in (400, 404), answer
+            assert 8 < len(answer.json()["detail"]) < 300, answer.text
+        for path in ("queue/data?session_hash=nobody", "call/generate/nobody"):
+            assert "404" in http.get(f"/gradio_api/{path}").text  # a message, and an end
+
+
+def test_a_press_on_a_board_must_be_one_that_is_there(page):
+    async def all_of_it():
+        async with httpx.AsyncClient(base_url=page.url, timeout=60) as http:
+            go = await click_of(http, "generate-go")
+            config = (await http.get("/config")).json()
+            board = next(one["id"] for one in config["components"] if one["props"].get("elem_id") == "board")
+            details = next(one["id"] for one in config["components"] if one["props"].get("elem_id") == "details")
+            (await join(http, "one", go, settings(1, n=2, steps=2))).raise_for_status()
+            await outcomes(http, "one", 1)
+            said = {}
+            for place, pressed in (
+                (board, {"value": 1}),
+                (board, {"value": 2}),
+                (board, {"value": -1}),
+                (board, None),
+                (details, {"act": "again", "value": 0}),
+                (details, {"act": "nothing", "value": 0}),
+                (details, None),
+            ):
+                event = next(one["id"] for one in config["dependencies"] if [place, "click"] in one["targets"])
+                count = len(config["dependencies"][event]["inputs"])
+                (await join(http, "one", event, [None] * count, event_data=pressed)).raise_for_status()
+                (answer,) = (await outcomes(http, "one", 1)).values()
+                said[place == board, str(pressed)] = answer["success"], answer["output"].get("error")
+            return said
+
+    said = asyncio.run(all_of_it())
+    assert said.pop((True, "{'value': 1}"))[0]
+    assert said.pop((False, "{'act': 'again', 'value': 0}"))[0]
+    for success, error in said.values():
+        assert not success
+        assert "press" in error or "must be one of" in error, said
+
+
+def test_what_nobody_listens_to_does_not_begin_and_holds_nobody_up(page):
+    async def all_of_it():
+        async with httpx.AsyncClient(base_url=page.url, timeout=60) as http:
+            go = await click_of(http, "generate-go")
+            statuses = Counter()
+            for number in range(30):
+                answer = await join(http, "silent", go, settings(number, n=8, steps=250))
+                statuses[answer.status_code] += 1
+                await join(http, f"silent-{number}", go, settings(number, n=8, steps=250))
+                await http.post("/gradio_api/call/generate", json={"data": ["207", 1, 8, 250, "heun", 3]})
+            await asyncio.sleep(0.5)
+            begun = (await http.get("/debug/batcher")).json()
+            (await join(http, "listener", go, settings(1, n=2, steps=2))).raise_for_status()
+            (answer,) = (await outcomes(http, "listener", 1)).values()
+            return statuses, answer_of(await join(http, "silent", go, settings(1, 1, 1))), begun, answer
+
+    statuses, refused, begun, answer = asyncio.run(all_of_it())
+    assert statuses == {200: visitors.EVENTS, 429: 30 - visitors.EVENTS}
+    assert "wait for one of them" in refused
+    assert not begun["running"]
+    assert not begun["waiting"]
+    assert answer["success"]
+
+
+def answer_of(answer):
+    return answer.json()["detail"]
+
+
+def test_a_call_by_two_requests_begins_when_its_answer_is_asked_for(page):
+    with httpx.Client(base_url=page.url, timeout=60) as http:
+        joined = http.post("/gradio_api/call/classes", json={"data": ["goldfish"]}).json()["event_id"]
+        time.sleep(0.3)
+        answer = http.get(f"/gradio_api/call/classes/{joined}").text
+        assert "event: complete" in answer
+        assert "goldfish" in answer
+
+
+def test_who_leaves_takes_along_what_waits_for_its_turn(page):
+    """Three visitors want 8 images each and at most 16 are under way: when they leave none of the 24 goes on."""
+
+    async def visitor(http, go, name, begun):
+        (await join(http, name, go, settings(3, n=8, steps=250))).raise_for_status()
+        async with http.stream("GET", "/gradio_api/queue/data", params={"session_hash": name}) as stream:
+            async for line in stream.aiter_lines():
+                if "process_generating" in line:
+                    begun.release()
+                    await asyncio.sleep(60)
+
+    async def all_of_it():
+        async with httpx.AsyncClient(base_url=page.url, timeout=60) as http:
+            go, begun = await click_of(http, "generate-go"), asyncio.Semaphore(0)
+            three = [asyncio.create_task(visitor(http, go, f"leaver-{name}", begun)) for name in range(3)]
+            for _ in three:
+                await begun.acquire()
+            for task in three:
+                task.cancel()
+            await asyncio.gather(*three, return_exceptions=True)
+            deadline = time.monotonic() + 10
+            quiet = 0
+            while quiet < 10:  # and nothing begins any more
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.05)
+                found = (await http.get("/debug/batcher")).json()
+                quiet = 0 if found["running"] or found["waiting"] else quiet + 1
+
+    asyncio.run(all_of_it())
+
+
+def test_who_never_opens_the_stream_is_dismissed(inside, monkeypatch):
+    monkeypatch.setattr(visitors, "UNHEARD_S", 0.5)
+    queue = inside.blocks._queue
+    with httpx.Client(base_url=inside.url, timeout=30) as http:
+        go = next(
+            one["id"]
+            for one in http.get("/config").json()["dependencies"]
+            if len(one["inputs"]) == len(settings(1, 1, 1))
+        )
+        join(http, "silent", go, settings(1, 1, 1)).raise_for_status()
+        assert queue.event_ids_to_events
+        eventually(lambda: not queue.event_ids_to_events)
+        assert not queue.pending_messages_per_session
+        assert not queue.pending_event_ids_session
+        assert "session_not_found" in http.get("/gradio_api/queue/data?session_hash=silent").text
+
+
+def test_of_those_who_do_not_listen_the_oldest_goes_first(inside, monkeypatch):
+    monkeypatch.setattr(visitors, "UNHEARD", 5)
+    queue = inside.blocks._queue
+    with httpx.Client(base_url=inside.url, timeout=30) as http:
+        for number in range(9):
+            join(http, f"silent-{number}", 1, [""] * 2).raise_for_status()
+    assert [event.session_hash for event in queue.waiting()] == [f"silent-{number}" for number in range(4, 9)]
+
+
+@pytest.mark.parametrize("content", [b" " * 2_000_000, [b" " * 100_000] * 20])  # the second without a length
+def test_an_event_has_at_most_a_megabyte(inside, content):
+    with httpx.Client(base_url=inside.url, timeout=30) as http:
+        answer = http.post("/gradio_api/queue/join", content=content, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 413
+        assert http.get("/config").status_code == 200
+
+
+def test_the_queue_of_all_is_bounded(inside, monkeypatch):
+    monkeypatch.setattr(visitors, "EVENTS_OF_ALL", 3)
+    with httpx.Client(base_url=inside.url, timeout=30) as http:
+        answers = [join(http, f"silent-{number}", 1, [""] * 2) for number in range(4)]
+    assert [one.status_code for one in answers] == [200, 200, 200, 429]
+    assert "try again soon" in answers[-1].json()["detail"]
+
+
+def test_an_update_waits_until_the_one_before_is_read():
+    async def all_of_it():
+        box = visitors.Mailbox()
+        queue = SimpleNamespace(pending_messages_per_session={"slow": box})
+        for message in ("one", "two"):
+            box.put_nowait(message)
+        waiting = asyncio.create_task(visitors.Waiting.all_read(queue, "slow"))
+        await box.get()
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        await box.get()
+        await asyncio.wait_for(waiting, 5)
+        assert not box.forsaken(time.monotonic() + visitors.STALLED_S - 1)
+        assert box.forsaken(time.monotonic() + visitors.STALLED_S + 1)
+
+    asyncio.run(all_of_it())
+
+
+# Turns
+
+
+async def wish(turns, visitor, name, n, order, seconds=0.0):
+    VISITOR.set(visitor)
+    async with turns.turn(n):
+        order.append(name)
+        await asyncio.sleep(seconds)
+
+
+def test_visitors_take_turns_and_none_stands_in_the_line_of_another():
+    async def all_of_it():
+        turns, order = Turns(), []
+        tasks = [asyncio.create_task(wish(turns, "a", f"a{number}", AT_A_TIME, order, 0.02)) for number in range(6)]
+        await asyncio.sleep(0)
+        tasks += [asyncio.create_task(wish(turns, "b", f"b{number}", 1, order)) for number in range(2)]
+        tasks += [asyncio.create_task(wish(turns, "c", "c0", 40, order))]
+        await asyncio.gather(*tasks)
+        assert turns.free == AT_A_TIME
+        assert not turns.waiting
+        return order
+
+    order = asyncio.run(all_of_it())
+    assert order == ["a0", "a1", "b0", "c0", "a2", "b1", "a3", "a4", "a5"]
+
+
+def test_who_goes_while_waiting_gives_back_what_it_had():
+    async def all_of_it():
+        turns, order = Turns(), []
+        first = asyncio.create_task(wish(turns, "a", "a", AT_A_TIME, order, 60))
+        await asyncio.sleep(0)
+        others = [asyncio.create_task(wish(turns, name, name, 16, order)) for name in "bcd"]
+        await asyncio.sleep(0)
+        others[0].cancel()
+        others[2].cancel()
+        await asyncio.sleep(0)
+        assert list(turns.waiting) == ["c"]
+        first.cancel()
+        await asyncio.wait_for(others[1], 5)
+        assert turns.free == AT_A_TIME
+        # One whose turn comes in the moment in which it is cancelled.
+        last = asyncio.create_task(wish(turns, "e", "e", AT_A_TIME, order))
+        await asyncio.sleep(0)
+        last.cancel()
+        await asyncio.gather(first, *others, last, return_exceptions=True)
+        assert turns.free == AT_A_TIME
+        return order
+
+    assert asyncio.run(all_of_it())[:2] == ["a", "c"]
+
+
+def test_a_stream_beside_the_drawings_takes_its_turn_too_and_can_be_left_while_it_waits():
+    class Never:
+        async def stream(self, call):
+            raise AssertionError("its turn has not come")
+            yield
+
+    async def all_of_it():
+        turns = Turns()
+        async with turns.turn(AT_A_TIME):
+            watching = asyncio.create_task(anext(InTurn(Never(), turns).stream(calls.generate_events(1))))
+            await asyncio.sleep(0.05)
+            assert turns.asked.total() == 1
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+            assert not turns.waiting
+            assert not turns.asked
+
+    asyncio.run(all_of_it())
+
+
+def test_calls_are_counted_by_their_images():
+    assert images_of(calls.interpolate({"class": 1}, {"class": 2}, n=9)) == 9
+    assert images_of(calls.interpolate_pictures(b"", b"", n=9)) == 9
+    assert images_of(calls.generate_json("1", n=10**30)) == AT_ONCE
+    for other in (calls.encode(b""), calls.generate_json("1", n=-4), calls.generate_json("1", n=2.5)):
+        assert images_of(other) == 1
+
+
+def test_what_a_visitor_and_all_may_ask_for_is_bounded():
+    turns = Turns()
+    with contextlib.ExitStack() as stack:
+        for visitor in range(OF_ALL // OF_A_VISITOR):
+            VISITOR.set(str(visitor))
+            stack.enter_context(turns.asking(OF_A_VISITOR))
+            with pytest.raises(ServerError, match="press Stop"), turns.asking(1):
+                pass
+        VISITOR.set("another")
+        with pytest.raises(ServerError, match="too many visitors"), turns.asking(OF_A_VISITOR):
+            pass
+    assert not turns.asked
+    VISITOR.set("")
+
+
+def test_a_drawing_that_is_too_large_ends_with_the_sentence_before_anything_is_sent():
+    async def all_of_it():
+        wishes = [Wish("dog", None, AT_ONCE, 4)] * 3
+        return [look async for look in draw(None, Turns(), wishes)]
+
+    (look,) = asyncio.run(all_of_it())
+    assert not look.running
+    assert "at most 320" in look.error
+    check_count(10, AT_ONCE // 10)
+    with pytest.raises(InputError, match="at most 160 images can be drawn at once, got 16 of each of 1000"):
+        check_count(16, 1000)
+
+
+def test_looks_at_large_drawings_are_rarer():
+    png = write_image(np.random.default_rng(0).integers(0, 256, (3, 256, 256)).astype(np.uint8))
+    made_up = {"seed": 1, "index": 0}
+
+    class Quick:
+        async def stream(self, call):
+            import base64
+
+            for number in range(30):
+                await asyncio.sleep(0.03)
+                yield Event("image", {"image": number, "base64": base64.b64encode(png).decode(), **made_up})
+            yield Event("done", {})
+
+    async def all_of_it():
+        began, sent = time.monotonic(), []
+        async for look in draw(Quick(), Turns(), [Wish("dog", None, 30, 4)]):
+            sent.append(look.size)
+        return sent, time.monotonic() - began
+
+    sent, seconds = asyncio.run(all_of_it())
+    assert sent[-1] == 30 * len(png) > 4e6
+    assert sum(sent[:-1]) <= drawing.BYTES_PER_S * seconds + sent[-1]
+
+
+# What is kept
+
+
+def test_what_is_kept_for_all_visitors_is_bounded(inside, monkeypatch):
+    monkeypatch.setattr(visitors, "KEPT_MB", 1)
+    monkeypatch.setattr(visitors, "VISITORS", 30)
+    kept = visitors.Kept()
+    kept.set_blocks(inside.blocks)
+    (key,) = [
+        block._id for block in inside.blocks.blocks.values() if type(block).__name__ == "State" and block.value == 0
+    ]
+    for number in range(25):
+        kept[f"visitor-{number}"][key] = Drawing([Picture("dog", 4, png=bytes(60_000))])
+    kept.delete_all_expired_state()
+    sizes = {name: visit.size for name, visit in kept.session_data.items()}
+    assert sum(sizes.values()) <= 1e6
+    assert list(sizes) == [f"visitor-{number}" for number in range(9, 25)]  # those who came last
+    for number in range(1000):
+        kept[f"nobody-{number}"]
+    assert len(kept.session_data) == 30
+    assert sum(visit.size for visit in kept.session_data.values()) == sum(sizes.values())  # nobody lost images for them
+    kept.time_last_used["visitor-20"] -= timedelta(seconds=visitors.UNUSED_S + 1)
+    kept.time_last_used["visitor-21"] -= timedelta(seconds=visitors.LEFT_S + 1)
+    kept.time_last_used["visitor-22"] = datetime.now() - timedelta(seconds=visitors.LEFT_S + 1)
+    kept.session_data["visitor-21"].is_closed = True
+    kept.delete_all_expired_state()
+    assert {"visitor-20", "visitor-21"}.isdisjoint(kept.session_data)
+    assert "visitor-22" in kept.session_data  # still open
+    assert set(kept.time_last_used) == set(kept.session_data)
+
+
+def test_a_visitor_costs_kilobytes_and_one_who_is_forgotten_reads_so(inside):
+    async def all_of_it():
+        async with httpx.AsyncClient(base_url=inside.url, timeout=60) as http:
+            config = (await http.get("/config")).json()
+            board = next(one["id"] for one in config["components"] if one["props"].get("elem_id") == "board")
+            choose = next(one["id"] for one in config["dependencies"] if [board, "click"] in one["targets"])
+            go = await click_of(http, "generate-go")
+            (await join(http, "one", go, settings(1, n=4, steps=2))).raise_for_status()
+            await outcomes(http, "one", 1)
+            visit = inside.app.state_holder.session_data["one"]
+            assert 4 * 1000 < visit.size < 4 * 200_000
+            assert not visit.config_values  # boards with their images, in Gradio's
+            said = []
+            for _ in range(2):
+                (await join(http, "one", choose, [None], event_data={"value": 0})).raise_for_status()
+                (answer,) = (await outcomes(http, "one", 1)).values()
+                said.append(str(answer["output"]["data"]))
+                inside.app.state_holder.drop("one")
+            return said
+
+    known, forgotten = asyncio.run(all_of_it())
+    assert "seed 1" in known or "Seed" in known
+    assert len(known) < 600_000  # not the whole board again
+    assert "forgotten these pictures" in forgotten
+
+
+# Values
+
+
+def test_classes_beyond_the_most_are_refused_in_words(server_url):
+    async def all_of_it():
+        client = AsyncClient(server_url)
+        known = Known(client)
+        known.classes = [{"index": index, "name": f"class {index}"} for index in range(40)]
+        choose, chosen = choosing(known), [0]
+        for index in range(1, CLASSES):
+            await choose("", chosen, SimpleNamespace(_data={"value": index}))
+        assert chosen == list(range(CLASSES))
+        _, words = await choose("", chosen, SimpleNamespace(_data={"value": CLASSES}))
+        assert chosen == list(range(CLASSES))
+        await choose("", chosen, SimpleNamespace(_data={"value": 3}))
+        await client.close()
+        return words, chosen
+
+    words, chosen = asyncio.run(all_of_it())
+    assert f"at most {CLASSES} classes" in words
+    assert 3 not in chosen
+
+
+@pytest.mark.parametrize("value", [None, "7", True, 2.5, -1, 2**53, 1e308, float("nan"), float("inf"), [7], 10**400])
+def test_a_number_that_is_none_is_named_in_a_sentence(value):
+    with pytest.raises(InputError, match=r"seed must be a whole number from 0 to 9007199254740991, got .{1,90}$"):
+        whole("seed", value)
+
+
+def test_a_pressed_button_has_a_number_that_is_there():
+    import gradio as gr
+
+    assert number_of(SimpleNamespace(_data={"value": 3}), range(4)) == 3
+    for data in PRESSED:
+        with pytest.raises(gr.Error) as raised:
+            number_of(SimpleNamespace(_data=data), range(0))
+        assert not raised.value.print_exception
+
+
+# Thumbnails
+
+
+class Drawer:
+    """A client of a server that has 20 classes."""
+
+    def __init__(self):
+        self.fingerprint, self.drawn, self.free = "a", [], asyncio.Event()
+
+    async def do(self, call):
+        if call.path == "/model":
+            return {"fingerprint": self.fingerprint, "num_classes": 20}
+        await self.free.wait()
+        self.drawn.append(call.arguments["json"]["class"])
+        return write_image(np.zeros((3, 8, 8), np.uint8))
+
+
+def test_thumbnails_are_drawn_once_bounded_and_of_the_model_that_is_served(monkeypatch):
+    monkeypatch.setattr("ui.app.FRESH", 0.0)
+    monkeypatch.setattr("ui.app.KEPT", 10)
+
+    async def all_of_it():
+        client = Drawer()
+        thumbnails = Thumbnails(client)
+        for wrong in (-1, 20, 10**30):
+            with pytest.raises(ServerError, match="class must be from 0 to 19") as raised:
+                await thumbnails.of(wrong)
+            assert raised.value.status == 404
+        asked = [asyncio.create_task(thumbnails.of(number % 20)) for number in range(MOST_WAITING + 5)]
+        await asyncio.sleep(0.1)
+        assert sum(task.done() for task in asked) == 5
+        client.free.set()
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert sum("too many" in str(answer) for answer in answers if isinstance(answer, ServerError)) == 5
+        assert len(thumbnails.drawn) == 10
+        client.drawn.clear()
+        last = next(reversed(thumbnails.drawn))
+        await thumbnails.of(last)
+        assert not client.drawn
+        client.fingerprint = "b"
+        await thumbnails.of(last)
+        assert client.drawn == [last]
+        assert len(thumbnails.drawn) == 1
+
+    asyncio.run(all_of_it())
+
+
+def test_a_thumbnail_of_no_class_is_not_found(page):
+    for index, status in ((5, 503), (99_999, 404), (-1, 404), (10**30, 404)):  # 5 is a class, but not trained on
+        assert httpx.get(f"{page.url}/studio/class/{index}.png").status_code == status, index
