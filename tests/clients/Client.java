@@ -22,13 +22,15 @@ public class Client {
         return to(path).header("Content-Type", "application/json").POST(BodyPublishers.ofString(body)).build();
     }
 
-    static HttpRequest form(String path, byte[] photo) throws IOException {
+    static HttpRequest form(String path, byte[] photo, String fields) throws IOException {
         var body = new ByteArrayOutputStream();
         body.write("--limit\r\nContent-Disposition: form-data; name=\"image\"; filename=\"a.png\"\r\nContent-Type: image/png\r\n\r\n".getBytes(StandardCharsets.UTF_8));
         body.write(photo);
-        body.write("\r\n--limit\r\nContent-Disposition: form-data; name=\"prompt\"\r\n\r\n1\r\n--limit--\r\n".getBytes(StandardCharsets.UTF_8));
+        body.write(("\r\n" + fields + "--limit--\r\n").getBytes(StandardCharsets.UTF_8));
         return to(path).header("Content-Type", "multipart/form-data; boundary=limit").POST(BodyPublishers.ofByteArray(body.toByteArray())).build();
     }
+
+    static final String PROMPT = "--limit\r\nContent-Disposition: form-data; name=\"prompt\"\r\n\r\n1\r\n";
 
     static void show(String name, int status, byte[] body) {
         System.out.println(name + " " + status + " " + Base64.getEncoder().encodeToString(body));
@@ -56,15 +58,15 @@ public class Client {
             send("get", to("/generate?class=207&seed=7").build());
             send("json", json("/generate", "{\"class\": 207, \"seed\": 7}"));
             send("openai", json("/v1/images/generations", "{\"prompt\": \"207\", \"seed\": 7}"));
-            send("form", form("/reconstruct", photo));
-            send("edits", form("/v1/images/edits", photo));
+            send("form", form("/reconstruct", photo, ""));
+            send("edits", form("/v1/images/edits", photo, PROMPT));
             send("raw", to("/reconstruct").header("Content-Type", "image/png").POST(BodyPublishers.ofByteArray(photo)).build());
             send("chunked", to("/reconstruct").header("Content-Type", "image/png").POST(BodyPublishers.ofInputStream(() -> new ByteArrayInputStream(photo))).build());
             old("old", "/reconstruct", 0, photo);
             old("old-chunked", "/reconstruct", 512, photo);
-            send("large", form("/reconstruct", big));
+            send("large", form("/reconstruct", big, ""));
             send("large-chunked", to("/reconstruct").header("Content-Type", "image/png").POST(BodyPublishers.ofInputStream(() -> new ByteArrayInputStream(big))).build());
-            send("key", form(arguments[1] + "/reconstruct", big));
+            send("key", form(arguments[1] + "/reconstruct", big, ""));
         }
         var together = new ArrayList<CompletableFuture<HttpResponse<byte[]>>>();
         for (int number = 0; number < 8; number++)

@@ -14,6 +14,7 @@ pytestmark = pytest.mark.clients
 
 JSON = ("-H", "content-type: application/json")
 CHUNKED = ("-H", "transfer-encoding: chunked")
+WALK = '{"from": {"class": 207, "seed": 1}, "to": {"class": 1, "seed": 1}, "n": 2, "steps": 2, "format": "json"}'
 VERSIONS = ("--http1.0", "--http1.1", "--http2")  # the last offers an upgrade to h2c, and sends HTTP/1.1
 
 
@@ -46,7 +47,7 @@ def latents(plain: str, photo: Path, tmp_path_factory: pytest.TempPathFactory) -
     ("path", "body"),
     [
         ("/generate", (*JSON, "-d", '{"class": 207, "seed": 7, "format": "json"}')),
-        ("/interpolate", (*JSON, "-d", '{"from": {"class": 207, "seed": 1}, "to": {"class": 1, "seed": 1}, "n": 3}')),
+        ("/interpolate", (*JSON, "-d", WALK)),
         ("/edit?class=1&seed=7&format=json", ("-F", "image=@PHOTO", "-F", "mask=@PHOTO")),
         ("/reconstruct?format=json", ("-F", "image=@PHOTO")),
         ("/reconstruct?format=json", ("-H", "content-type: image/png", "--data-binary", "@PHOTO")),

@@ -14,7 +14,8 @@ const wrong = await client.POST("/generate", { body: { class: "no such thing" } 
 // The types say what there is: these lines do not compile where an answer is `any` or unknown.
 type IsAny<T> = 0 extends 1 & T ? true : false;
 const typed: IsAny<NonNullable<typeof answer.data>> = false;
-const drawn: string | undefined | null = answer.data?.data[0].b64_json;
+if (typeof answer.data !== "object") throw new Error("an event stream, which was not asked for");
+const drawn: string = answer.data.data[0].b64_json;
 const names: string[] = (classes ?? []).map((one) => one.name);
 console.log(
   JSON.stringify({ drawn, names, png: Buffer.from(png as ArrayBuffer).toString("base64"), typed, error: wrong.error }),
