@@ -41,9 +41,9 @@ def installed(name: str) -> str:
     return str(INSTALLED / name)
 
 
-def output(*command: str, limit: int = 120, **settings: Any) -> str:
+def output(*command: str, **settings: Any) -> str:
     """What a command prints; it must end well."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=limit, **settings)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, **settings)
     assert done.returncode == 0, f"{command[0]} ended with {done.returncode}:\n{done.stderr}\n{done.stdout}"
     return done.stdout
 
@@ -88,7 +88,7 @@ def paged() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The origin of somebody's web page. Its files are those of the folder of tests/clients's bundles."""
+    """The origin of somebody's web page."""
     folder = tmp_path_factory.mktemp("site")
     (folder / "index.html").write_text("<!doctype html><title>somebody's page</title>")
     handler = functools.partial(Quiet, directory=str(folder))
@@ -141,6 +141,12 @@ def node() -> Callable[..., Any]:
         return json.loads(output(program, str(HERE / script), *arguments))
 
     return run
+
+
+def bundled(*arguments: str, **settings: Any) -> str:
+    """The output of esbuild."""
+    path = f"{INSTALLED}:{os.environ['PATH']}"  # it looks for node there
+    return output(str(HERE / "node_modules/.bin/esbuild"), *arguments, "--bundle", env={**os.environ, "PATH": path}, **settings)
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,9 @@
 """Chromium without the Internet: OpenAI's client in somebody's page, EventSource, /docs, and our page below a path."""
 
-import json
-
 import httpx
 import pytest
 
-from tests.clients.conftest import HERE, KEY, installed, output
+from tests.clients.conftest import HERE, KEY, bundled, installed
 from tests.clients.test_node import check_events, check_openai
 
 pytestmark = pytest.mark.clients
@@ -31,8 +29,8 @@ async (url) => {
 
 @pytest.fixture(scope="module")
 def bundle() -> str:
-    esbuild = str(HERE / "node_modules/esbuild/bin/esbuild")
-    return output(installed("node"), esbuild, str(HERE / "openai-browser.mjs"), "--bundle", "--platform=browser")
+    installed("node")
+    return bundled(str(HERE / "openai-browser.mjs"), "--platform=browser")
 
 
 def exercise(tab, bundle, origin, server, photo):

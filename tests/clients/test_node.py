@@ -6,7 +6,7 @@ import json
 import httpx
 import pytest
 
-from tests.clients.conftest import HERE, KEY, installed, output
+from tests.clients.conftest import HERE, KEY, bundled, installed, output
 
 pytestmark = pytest.mark.clients
 
@@ -112,10 +112,8 @@ def test_types_made_of_the_document(plain, node, drawn, tmp_path):
     output(
         program, str(modules / "typescript/bin/tsc"), *strict, "--target", "es2022", "typed.ts", "node.d.ts", cwd=tmp_path
     )
-    bundle = tmp_path / "typed.mjs"
-    esbuild = str(modules / "esbuild/bin/esbuild")
-    output(program, esbuild, "typed.ts", "--bundle", "--format=esm", "--platform=node", f"--outfile={bundle}", cwd=tmp_path)
-    found = json.loads(output(program, str(bundle), plain))
+    bundled("typed.ts", "--format=esm", "--platform=node", "--outfile=typed.mjs", cwd=tmp_path)
+    found = json.loads(output(program, str(tmp_path / "typed.mjs"), plain))
     assert base64.b64decode(found["png"]) == drawn
     assert found["drawn"] == native(plain, **{"class": 207})
     assert "Golden Retriever" in found["names"]
