@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from server.protocol import Door
+    from server.settings import Settings
 
 BOUNDS = (
     "head_timeout",
@@ -33,6 +34,10 @@ BOUNDS = (
     "keep_alive",
     "max_connections",
     "max_connections_per_address",
+    "max_body_mb",
+    "max_uploads_mb",
+    "allowed_hosts",
+    "root_path",
 )
 LAST_ANSWERS = 5  # seconds for answers on their way once everything else is over
 # One address stands for both families: a socket of its own for each keeps IPv4 addresses what they are in logs.
@@ -140,7 +145,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of dsd-serve that hold for any server, for another program."""
     from server import settings
 
-    group = parser.add_argument_group("connections")
+    group = parser.add_argument_group("limits and names")
     for name in BOUNDS:
         settings.add_flag(group, name, getattr(settings.Settings(), name))
 
@@ -166,6 +171,17 @@ def configure(app: ASGIApp, door: Door) -> uvicorn.Config:
     )
 
 
+def guarded(app: ASGIApp, settings: Settings) -> ASGIApp:
+    """An application behind the limits on bodies and the names of hosts that dsd-serve has, below the same prefix."""
+    from server.bodies import BodyLimits
+    from server.hosts import AllowedHosts, parse_hosts
+    from server.prefix import RootPath, below_prefix, parse_prefix
+
+    names = [*parse_hosts(settings.allowed_hosts), settings.host]
+    limited = AllowedHosts(BodyLimits(below_prefix(app), settings), names)
+    return RootPath(limited, parse_prefix(settings.root_path))
+
+
 def serve_page(make: Callable[[], tuple[ASGIApp, Sequence[Callable[[], None]]]], options: argparse.Namespace) -> None:
     """Serve an application that has no batcher, until a signal ends it.
 
@@ -185,4 +201,4 @@ def serve_page(make: Callable[[], tuple[ASGIApp, Sequence[Callable[[], None]]]],
     with listening(known.host, known.port) as sockets:
         app, at_end = make()
         door = Door(known)
-        DoorServer(configure(app, door), door, at_end=at_end).run(sockets)
+        DoorServer(configure(guarded(app, known), door), door, at_end=at_end).run(sockets)

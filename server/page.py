@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from dsd_serve.client import AsyncClient
 from dsd_serve.errors import ConfigError, EngineUnavailableError
-from server.prefix import root_path
+from server.prefix import below_prefix
 from server.service import Service
 
 MISSING = "--ui needs gradio ({error}): pip install 'dsd-serve[ui]', or leave --ui out"
@@ -24,7 +24,7 @@ class PageRoute(BaseRoute):
     may be one that the system chose."""
 
     def __init__(self, page: FastAPI, paths: frozenset[str], client: AsyncClient) -> None:
-        self.page, self.paths, self.client = page, paths, client
+        self.page, self.paths, self.client = below_prefix(page), paths, client
         self.found = False
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
@@ -39,8 +39,7 @@ class PageRoute(BaseRoute):
             host, port = scope["server"]  # of the socket, not what a header says
             self.client.point_to(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
             self.found = True
-        prefix = root_path(scope)
-        await self.page({**scope, "root_path": prefix, "path": prefix + scope["path"]}, receive, send)
+        await self.page(scope, receive, send)
 
 
 def install(app: FastAPI, service: Service, run: Callable[[Any], None]) -> None:

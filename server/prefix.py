@@ -55,6 +55,18 @@ class RootPath:
         await self.app(scope, receive, send)
 
 
+def below_prefix(page: ASGIApp) -> ASGIApp:
+    """An application that is told its prefix as ASGI has it: in `root_path`, and at the beginning of every path."""
+
+    async def call(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            prefix = root_path(scope)
+            scope = {**scope, "root_path": prefix, "path": prefix + scope["path"]}
+        await page(scope, receive, send)
+
+    return call
+
+
 def forwarded(headers: Headers) -> str:
     values = headers.getlist("x-forwarded-prefix")
     prefix = values[0].strip().rstrip("/") if len(values) == 1 else ""

@@ -28,7 +28,17 @@ WRITE = re.compile(rf"/gradio_api/(queue/join|cancel|run/predict|call/(v2/)?{NAM
 UPLOAD = "/gradio_api/upload"
 PROGRESS = "/gradio_api/upload_progress"
 FILE = "/gradio_api/file="
-ELSEWHERE = "this page takes requests of its own pages only; this one comes from {origin}"
+# Gradio writes the address of the server into its page, as the Host header of the request says it. Behind a proxy that
+# does not pass Host on, as nginx by default, only the browser knows the right one.
+MARK = b"<script data-gradio-mode>"
+AT_OWN_ADDRESS = (
+    b"<script>gradio_config.root = location.origin + "
+    b"new URL(gradio_config.root, location.href).pathname.replace(/\\/$/, '')</script>"
+)
+ELSEWHERE = (
+    "this server takes requests of its own pages only, and this one comes from {origin}; if that is a proxy in front of "
+    "it, let it pass the header Host on (nginx: proxy_set_header Host $http_host)"
+)
 
 
 class GuardedBlocks(gr.Blocks):
@@ -75,7 +85,7 @@ class Guard:
                     del headers[name]
             await send(message)
 
-        await self.app(scope, receive, without_cors)
+        await self.app(scope, receive, rewritten(without_cors) if path_of(scope) == "/" else without_cors)
 
     async def answer(self, scope: Scope, receive: Receive) -> Response | None:
         """The answer to what does not go to Gradio; None for what does."""
@@ -130,6 +140,27 @@ class Guard:
 
 def install(app: FastAPI, uploads: Uploads) -> None:
     app.add_middleware(Guard, uploads=uploads)
+
+
+def rewritten(send: Send) -> Send:
+    """Sends the page itself with AT_OWN_ADDRESS in it."""
+    start: Message = {}
+    parts: list[bytes] = []
+
+    async def collect(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            start.update(message)
+            return
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            body = b"".join(parts).replace(MARK, AT_OWN_ADDRESS + MARK, 1)
+            headers = MutableHeaders(raw=start["headers"])
+            if body or "content-length" not in headers:  # the answer to HEAD has a length and no body
+                headers["content-length"] = str(len(body))
+            await send({**start, "headers": headers.raw})
+            await send({"type": "http.response.body", "body": body})
+
+    return collect
 
 
 def path_of(scope: Mapping[str, Any]) -> str:
