@@ -31,9 +31,9 @@ def descriptors() -> int:
     try:
         import resource
     except ImportError:  # Windows, where sockets are not among them
-        return 2 * MOST_CONNECTIONS
+        return 1_000_000
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return 2 * MOST_CONNECTIONS if soft == resource.RLIM_INFINITY else soft
+    return 1_000_000 if soft == resource.RLIM_INFINITY else soft
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,8 @@ HELP = {
     "keep_alive": "seconds for which a connection is kept after an answer: longer than a proxy in front does (nginx "
     "and load balancers 60), because what it sends while the server closes is lost",
     "max_connections": "connections at once. The one that has been idle for the longest gives way to a new one; if all "
-    "are busy, new ones are answered with 503, except for /health (default: half of ulimit -n, at most 1024)",
+    "are busy, new ones are answered with 503, except for /health. At most 64 less than ulimit -n (default: half of it, "
+    "up to 1024)",
     "max_connections_per_address": "the same for one address, or one /64 of IPv6, with 429; only where clients connect "
     "directly, because all that come through a proxy have the proxy's address (default: 0, no limit)",
     "max_megapixels": "largest uploaded picture, in millions of pixels",
@@ -153,7 +154,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "head_timeout": (0.001, 86400),
     "write_timeout": (0.001, 86400),
     "keep_alive": (0.001, 86400),
-    "max_connections": (1, 1_000_000),
+    "max_connections": (1, max(descriptors() - SPARE_DESCRIPTORS, SPARE_DESCRIPTORS)),
     "max_connections_per_address": (0, 1_000_000),
     "max_megapixels": (0.001, 10_000),
     "grace": (0, 86400),
@@ -262,11 +263,6 @@ def check(settings: Settings) -> None:
         raise ConfigError(
             f"max_uploads_mb must be at least twice max_body_mb, got {settings.max_uploads_mb:g} "
             f"and {settings.max_body_mb:g}"
-        )
-    if settings.max_connections + SPARE_DESCRIPTORS > max(descriptors(), 2 * SPARE_DESCRIPTORS):
-        raise ConfigError(
-            f"max_connections must leave {SPARE_DESCRIPTORS} of the {descriptors()} file descriptors that this process "
-            f"may have, got {settings.max_connections}; raise ulimit -n"
         )
     from server.hosts import parse_hosts  # here and not above: --help needs none of it
     from server.prefix import parse_prefix
