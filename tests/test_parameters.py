@@ -43,6 +43,7 @@ RIGHT: dict[Any, tuple[dict[str, Any], bool]] = {
     EditForm: ({"prompt": "1", "stream": "true"}, False),
 }
 # What no field takes as JSON, and no number as text; what reads badly, or costs much, where it is not foreseen.
+LONG = "1" * 100_000 + "x"  # which a careless pattern would take minutes to refuse
 WRONG_JSON = [
     True,
     [],
@@ -56,6 +57,7 @@ WRONG_JSON = [
     float("inf"),
     "",
     "x" * 100_000,
+    LONG,
     "1_0",
     "\ud800",
 ]
@@ -73,6 +75,7 @@ WRONG_TEXT = [
     "",
     "1,5",
     "x" * 100_000,
+    LONG,
     "\ud800",
 ]
 UNREADABLE = re.compile(
