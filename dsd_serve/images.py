@@ -170,11 +170,11 @@ def check_fits(media: str, n: int, size: int, columns: int | None = None) -> Non
     columns, rows = sheet_shape(n, columns)
     most = MAX_SIDES.get(media, size * max(rows, columns))
     if size * max(rows, columns) > most:
-        got = f"{columns} x {rows} images of {size:,} pixels side by side" if n > 1 else f"{size:,}"
-        instead = "format=zip" if n > 1 else "png"
-        raise InputError(
-            f"a {media} file must be at most {most:,} pixels wide and high, got {got}; ask for {instead} or a smaller size"
-        )
+        got, instead = f"{size:,}", "png"
+        if n > 1:
+            got, instead = f"{columns} x {rows} images of {size:,} pixels side by side", "format=zip"
+        rule = f"a {media} file must be at most {most:,} pixels wide and high"
+        raise InputError(f"{rule}, got {got}; ask for {instead} or a smaller size")
 
 
 def psnr(pixels: Pixels, others: Pixels) -> float:
