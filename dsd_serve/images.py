@@ -158,7 +158,7 @@ def resize(pixels: Pixels, size: int) -> Pixels:
 
 def grid(pictures: list[Pixels], columns: int | None = None) -> Pixels:
     """Pictures of one size side by side, row by row, with no gap; the last row is filled with white."""
-    rows, columns = layout(len(pictures), columns)
+    columns, rows = sheet_shape(len(pictures), columns)
     _, height, width = pictures[0].shape
     sheet = np.full((3, rows * height, columns * width), 255, np.uint8)
     for number, picture in enumerate(pictures):
@@ -167,21 +167,22 @@ def grid(pictures: list[Pixels], columns: int | None = None) -> Pixels:
     return sheet
 
 
-def layout(n: int, columns: int | None = None) -> tuple[int, int]:
-    """Rows and columns of `n` pictures side by side: nearly a square, or in as many columns as are said."""
-    columns = columns or math.isqrt(n - 1) + 1
-    return -(-n // columns), columns
+def sheet_shape(count: int, columns: int | None = None) -> tuple[int, int]:
+    """Columns and rows of `count` images in one; as near to a square as can be where the columns are not given."""
+    columns = columns or math.ceil(math.sqrt(count))
+    return columns, -(-count // columns)
 
 
 def check_fits(media: str, n: int, size: int, columns: int | None = None) -> None:
     """Raise InputError when a file of format `media` cannot hold `n` square pictures of `size` pixels side by side."""
-    rows, columns = layout(n, columns)
+    columns, rows = sheet_shape(n, columns)
     most = MAX_SIDES.get(media, size * max(rows, columns))
     if size * max(rows, columns) > most:
-        raise InputError(
-            f"a {media} file must be at most {most:,} pixels wide and high, got {columns} x {rows} images of {size} "
-            "pixels side by side; ask for a smaller size, fewer images, or png, which has room"
-        )
+        got, instead = f"{size:,}", "png"
+        if n > 1:
+            got, instead = f"{columns} x {rows} images of {size:,} pixels side by side", "format=zip"
+        rule = f"a {media} file must be at most {most:,} pixels wide and high"
+        raise InputError(f"{rule}, got {got}; ask for {instead} or a smaller size")
 
 
 def psnr(pixels: Pixels, others: Pixels) -> float:

@@ -45,7 +45,6 @@ MAX_SENTENCES = 5
 RULES = {  # where pydantic's words do not read well after "must be"
     "bool_parsing": "a valid boolean, true or false",
     "bool_type": "a valid boolean, true or false",
-    "int_parsing_size": "a number of fewer digits",
     "model_type": "a JSON object",
     "string_too_long": "at most {max_length} characters long",
     "string_unicode": "a valid string of Unicode",

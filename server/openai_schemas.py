@@ -25,6 +25,7 @@ from server.schemas import MOST, REAL, RealNumber, Request, SamplerChoice, Seed,
 MAX_IMAGES = 10
 NUMBERS = (bool, int, int | None, float, float | None)
 MAX_IGNORED = 1000  # characters of a text that changes nothing
+MAX_INTERVAL = 100
 SMALLEST = 8
 INTERVAL = "two times from 0 to 1 in this order, as [0.2, 0.8] or 0.2,0.8"
 
@@ -43,6 +44,8 @@ def side_of(size: str) -> int:
 
 def parse_interval(value: Any) -> tuple[float, float]:
     if isinstance(value, str):
+        if len(value) > MAX_INTERVAL:
+            raise ValueError(INTERVAL)
         value = [float(text) if REAL.fullmatch(text) else text for text in map(str.strip, value.split(",", 2))]
     if not isinstance(value, list) or [type(number) in (int, float) for number in value[:3]] != [True, True]:
         raise ValueError(INTERVAL)

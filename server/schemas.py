@@ -23,14 +23,14 @@ CLASS_FORMAT = "imagenet-class"  # in the OpenAPI document, of strings that name
 MOST = 2**31 - 1  # of a number whose limit is the server's: sizes, steps, images
 MAX_DIGITS = 40
 WHOLE = re.compile(r"-?[0-9]+(\.0*)?", re.ASCII)
-REAL = re.compile(r"-?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", re.ASCII | re.IGNORECASE)
+REAL = re.compile(r"-?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?", re.ASCII | re.IGNORECASE)
 
 
 def whole(value: Any) -> Any:
     """Refuse text that Python reads as a whole number and nobody means as one, such as 1_000 or +7."""
-    if isinstance(value, str) and not WHOLE.fullmatch(value):
+    if isinstance(value, str) and not WHOLE.fullmatch(short(value)):
         raise ValueError("a valid integer in plain digits, such as 25")
-    return short(value)
+    return value
 
 
 def whole_or_text(value: Any) -> Any:
@@ -41,20 +41,20 @@ def whole_or_text(value: Any) -> Any:
 
 def real(value: Any) -> Any:
     """Refuse text that Python reads as a number and nobody means as one, and whole numbers beyond any float."""
-    if isinstance(value, str) and not REAL.fullmatch(value):
+    if isinstance(value, str) and not REAL.fullmatch(short(value)):
         raise ValueError("a finite number in plain digits, such as 0.5")
     if isinstance(value, int):
         try:
             float(value)
         except OverflowError:
             raise ValueError("a finite number") from None
-    return short(value)
-
-
-def short(value: Any) -> Any:
-    if isinstance(value, str) and len(value) > MAX_DIGITS:
-        raise ValueError(f"a number of at most {MAX_DIGITS} characters")
     return value
+
+
+def short(text: str) -> str:
+    if len(text) > MAX_DIGITS:
+        raise ValueError(f"a number of at most {MAX_DIGITS} characters")
+    return text
 
 
 def class_text(value: Any) -> str | int:

@@ -43,6 +43,7 @@ RIGHT: dict[Any, tuple[dict[str, Any], bool]] = {
     EditForm: ({"prompt": "1", "stream": "true"}, False),
 }
 # What no field takes as JSON, and no number as text; what reads badly, or costs much, where it is not foreseen.
+LONG = "1" * 100_000 + "x"  # which a careless pattern would take minutes to refuse
 WRONG_JSON = [
     True,
     [],
@@ -56,6 +57,7 @@ WRONG_JSON = [
     float("inf"),
     "",
     "x" * 100_000,
+    LONG,
     "1_0",
     "\ud800",
 ]
@@ -73,6 +75,7 @@ WRONG_TEXT = [
     "",
     "1,5",
     "x" * 100_000,
+    LONG,
     "\ud800",
 ]
 UNREADABLE = re.compile(
@@ -429,20 +432,30 @@ WALK = {"from": {"class": 1, "seed": 1}, "to": {"class": 207}, "steps": 1}
 @pytest.mark.parametrize(
     ("method", "path", "asked", "words"),
     [
-        ("POST", "/interpolate", {**WALK, "n": 16, "size": 1024, "format": "webp"}, "16 x 1 images of 1024 pixels"),
+        (
+            "POST",
+            "/interpolate",
+            {**WALK, "n": 16, "size": 1024, "format": "webp"},
+            "16 x 1 images of 1,024 pixels side by side; ask for format=zip or a smaller size",
+        ),
         (
             "POST",
             "/interpolate",
             {**WALK, "n": 64, "size": 1024, "format": "jpeg"},
             "a jpeg file must be at most 65,500",
         ),
-        ("GET", "/generate", {"class": 1, "n": 17, "size": 4000, "format": "webp"}, "5 x 4 images of 4000 pixels"),
-        ("GET", "/generate", {"class": 1, "size": 16384, "format": "webp"}, "1 x 1 images of 16384 pixels"),
+        ("GET", "/generate", {"class": 1, "n": 17, "size": 4000, "format": "webp"}, "5 x 4 images of 4,000 pixels"),
+        (
+            "GET",
+            "/generate",
+            {"class": 1, "size": 16384, "format": "webp"},
+            "a webp file must be at most 16,383 pixels wide and high, got 16,384; ask for png or a smaller size",
+        ),
         ("GET", "/generate", {"class": 1, "size": 65501, "format": "jpeg"}, "a jpeg file must be at most 65,500"),
         ("HEAD", "/generate", {"class": 1, "size": 65501, "format": "jpeg"}, ""),
         ("POST", "/reconstruct", {"size": 16384, "format": "webp"}, "a webp file must be at most 16,383 pixels"),
         ("POST", "/decode", {"size": 16384, "format": "webp"}, "a webp file must be at most 16,383 pixels"),
-        ("POST", "/edit", {"n": 2, "size": 8192, "format": "webp"}, "2 x 1 images of 8192 pixels"),
+        ("POST", "/edit", {"n": 2, "size": 8192, "format": "webp"}, "2 x 1 images of 8,192 pixels"),
         (
             "POST",
             "/v1/images/generations",
