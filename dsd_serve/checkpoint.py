@@ -233,7 +233,7 @@ def read_weights(path: Path) -> dict[str, NDArray[np.float32]]:
         raise CheckpointError(f"{path} has no model.safetensors; dsd-export writes one") from None
     except (OSError, SafetensorError, ValueError, TypeError, KeyError, MemoryError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise CheckpointError(f"{file} is not a safetensors file that can be read: {reason}") from None
+        raise CheckpointError(f"{file} is no safetensors file that can be read: {reason}") from None
 
 
 def write_checkpoint(path: Path, values: Mapping[str, Any]) -> None:

@@ -96,7 +96,8 @@ def channel_options(address: str) -> list[tuple[str, int]]:
 def proxy_of(address: str) -> str | None:
     """The variable that makes gRPC ask a proxy for HOST:PORT, where there is one. Its value may hold a password."""
     exempt = os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy", "")  # noqa: SIM112 gRPC's spelling
-    if is_local(address) or urllib.request.proxy_bypass_environment(address, {"no": exempt}):
+    bypass = urllib.request.proxy_bypass_environment  # type: ignore[attr-defined]  # the stubs leave it out
+    if is_local(address) or bypass(address, {"no": exempt}):
         return None
     return next((name for name in ("grpc_proxy", "https_proxy", "http_proxy") if os.environ.get(name)), None)
 

@@ -149,7 +149,7 @@ def scan(file: Path) -> NDArray[np.int64]:
         size = file.stat().st_size
         with tarfile.open(file, "r:", tarinfo=Member) as tar:
             for member in tar:
-                tar.members = []  # it keeps all of them, a kilobyte each
+                tar.members = []  # type: ignore[attr-defined]  # it keeps all of them, a kilobyte each
                 if not member.isfile():
                     continue
                 check_member(member, size)
