@@ -1,4 +1,4 @@
-"""What tests with other people's clients share: real servers, nginx before them, Chromium, Node, and a second Python."""
+"""What tests with other people's clients share: servers, nginx before them, Chromium, Node, and a second Python."""
 
 import contextlib
 import functools
@@ -146,7 +146,9 @@ def node() -> Callable[..., Any]:
 def bundled(*arguments: str, **settings: Any) -> str:
     """The output of esbuild."""
     path = f"{INSTALLED}:{os.environ['PATH']}"  # it looks for node there
-    return output(str(HERE / "node_modules/.bin/esbuild"), *arguments, "--bundle", env={**os.environ, "PATH": path}, **settings)
+    return output(
+        str(HERE / "node_modules/.bin/esbuild"), *arguments, "--bundle", env={**os.environ, "PATH": path}, **settings
+    )
 
 
 @pytest.fixture(scope="session")
@@ -220,7 +222,9 @@ def nginx(plain: str, guarded: str, paged: str, tmp_path_factory: pytest.TempPat
         for name, url in (("dsd", plain), ("ui", paged))
     )
     servers.append(f"server {{ listen 127.0.0.1:{below};\n{locations}}}\n")
-    paths = "".join(f"{kind}_temp_path {folder}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+    paths = "".join(
+        f"{kind}_temp_path {folder}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
     config = folder / "nginx.conf"
     config.write_text(
         ("user root;\n" if os.geteuid() == 0 else "")  # else it could not read its folder

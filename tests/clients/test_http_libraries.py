@@ -113,7 +113,9 @@ def of_httpie(method: str, url: str, body: object = None, file: Path | None = No
     sent = [] if body is None else [f"{key}:={json.dumps(value)}" for key, value in body.items()]  # type: ignore[attr-defined]
     if file is not None:
         command, sent = [*command, "--form"], [f"image@{file};type=image/png"]
-    done = subprocess.run([*command, "--download", "--output", "-", method, url, *sent], capture_output=True, timeout=90)
+    done = subprocess.run(
+        [*command, "--download", "--output", "-", method, url, *sent], capture_output=True, timeout=90
+    )
     head, _, _ = done.stderr.decode().partition("\n")
     assert head.startswith("HTTP/"), done.stderr
     return int(head.split()[1]), done.stdout

@@ -110,7 +110,14 @@ def test_types_made_of_the_document(plain, node, drawn, tmp_path):
         "declare const Buffer: { from(data: ArrayBuffer): { toString(encoding: string): string } };\n"
     )
     output(
-        program, str(modules / "typescript/bin/tsc"), *strict, "--target", "es2022", "typed.ts", "node.d.ts", cwd=tmp_path
+        program,
+        str(modules / "typescript/bin/tsc"),
+        *strict,
+        "--target",
+        "es2022",
+        "typed.ts",
+        "node.d.ts",
+        cwd=tmp_path,
     )
     bundled("typed.ts", "--format=esm", "--platform=node", "--outfile=typed.mjs", cwd=tmp_path)
     found = json.loads(output(program, str(tmp_path / "typed.mjs"), plain))
