@@ -1,4 +1,4 @@
-"""What tests with other people's clients share: real servers, nginx before them, Chromium, Node, and a second Python."""
+"""What tests with other people's clients share: servers, nginx before them, Chromium, Node, and a second Python."""
 
 import contextlib
 import functools

@@ -25,8 +25,10 @@ def test_promtool_has_nothing_to_say(plain, guarded, drawn):
 
 @pytest.mark.parametrize(
     "path",
-    ["/", "/health/live", "/health/ready", "/metrics", "/classes", "/model", "/model/card", "/docs", "/openapi.json"]
-    + ["/v1/models", "/v1/models/dsd-demo", "/debug/batcher", "/generate?class=207&seed=7"],
+    [
+        *("/", "/health/live", "/health/ready", "/metrics", "/classes", "/model", "/model/card", "/docs"),
+        *("/openapi.json", "/v1/models", "/v1/models/dsd-demo", "/debug/batcher", "/generate?class=207&seed=7"),
+    ],
 )
 def test_uptime_monitors_ask_with_head(plain, path):
     asked = [tool("wget", "wget"), "--spider", "-nv", "--tries", "1", "--timeout", "30", plain + path]

@@ -53,13 +53,13 @@ def test_the_openai_client_below_a_path(nginx, plain, photo, drawn):
 @pytest.mark.parametrize("how", ["default", "kept", "unbuffered"])
 def test_the_openai_client_reads_refusals(nginx, big, how):
     asked = {"api_key": "wrong", "max_retries": 0}
-    with openai.OpenAI(base_url=f"{nginx.plain[how]}/v1", **asked) as client, big.open("rb") as file:
-        with pytest.raises(openai.APIStatusError) as refused:
-            client.images.edit(image=file, prompt="1")
-        assert refused.value.status_code == 413
-    with openai.OpenAI(base_url=f"{nginx.guarded[how]}/v1", **asked) as client, big.open("rb") as file:
-        with pytest.raises(openai.AuthenticationError):
-            client.images.edit(image=file, prompt="1")
+    for url, status in ((nginx.plain[how], 413), (nginx.guarded[how], 401)):
+        with (
+            openai.OpenAI(base_url=f"{url}/v1", **asked) as client,
+            pytest.raises(openai.APIStatusError) as refused,
+        ):
+            client.images.edit(image=big, prompt="1")
+        assert refused.value.status_code == status
 
 
 def test_links_stay_below_the_path(nginx):
