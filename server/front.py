@@ -53,7 +53,7 @@ def starting(program: str) -> Iterator[None]:
         except OSError:
             os.open(os.devnull, os.O_RDWR)
     signals = threading.current_thread() is threading.main_thread()
-    before = {}
+    before: dict[int, Any] = {}
     if signals:
         # An exception would come out of whatever is being imported, which may make another one of it.
         before[signal.SIGINT] = signal.signal(signal.SIGINT, lambda *_: os._exit(130))

@@ -36,8 +36,8 @@ AT_OWN_ADDRESS = (
     b"new URL(gradio_config.root, location.href).pathname.replace(/\\/$/, '')</script>"
 )
 ELSEWHERE = (
-    "this server takes requests of its own pages only, and this one comes from {origin}; if that is a proxy in front of "
-    "it, let it pass the header Host on (nginx: proxy_set_header Host $http_host)"
+    "this server takes requests of its own pages only, and this one comes from {origin}; if that is a proxy in front "
+    "of it, let it pass the header Host on (nginx: proxy_set_header Host $http_host)"
 )
 
 
