@@ -62,8 +62,8 @@ public class Client {
             send("edits", form("/v1/images/edits", photo, PROMPT));
             send("raw", to("/reconstruct").header("Content-Type", "image/png").POST(BodyPublishers.ofByteArray(photo)).build());
             send("chunked", to("/reconstruct").header("Content-Type", "image/png").POST(BodyPublishers.ofInputStream(() -> new ByteArrayInputStream(photo))).build());
-            old("old", "/reconstruct", 0, photo);
-            old("old-chunked", "/reconstruct", 512, photo);
+            old("old", "/reconstruct?format=png", 0, photo);
+            old("old-chunked", "/reconstruct?format=png", 512, photo);
             send("large", form("/reconstruct", big, ""));
             send("large-chunked", to("/reconstruct").header("Content-Type", "image/png").POST(BodyPublishers.ofInputStream(() -> new ByteArrayInputStream(big))).build());
             send("key", form(arguments[1] + "/reconstruct", big, ""));
