@@ -129,11 +129,9 @@ def encode_answer(
         return JSONResponse({**common, "images": shown}, headers=headers)
     if chosen == "zip":
         return Response(to_zip(pictures, size), media_type="application/zip", headers=headers)
-    if len(pictures) == 1:
-        body = images.write_image(scaled(pictures[0].pixels, size), chosen, text_of(pictures[0].settings))
-    else:
-        sheet = images.grid([scaled(picture.pixels, size) for picture in pictures], columns)
-        body = images.write_image(sheet, chosen, text_of({**common, "n": len(pictures)}))
+    settings = pictures[0].settings if len(pictures) == 1 else {**common, "n": len(pictures)}
+    sheet = images.sheet([picture.pixels for picture in pictures], size, columns)
+    body = images.encode(sheet, chosen, text_of(settings))
     return Response(body, media_type=images.MEDIA_TYPES[chosen], headers=headers)
 
 
@@ -141,12 +139,8 @@ def text_of(settings: Mapping[str, Any]) -> dict[str, str]:
     return {TEXT_KEY: json.dumps(settings)}
 
 
-def scaled(pixels: Pixels, size: int | None) -> Pixels:
-    return pixels if size is None or size == pixels.shape[-1] else images.resize(pixels, size)
-
-
 def to_png(picture: Picture, size: int | None) -> bytes:
-    return images.write_image(scaled(picture.pixels, size), "png", text_of(picture.settings))
+    return images.encode(images.resized(picture.pixels, size), "png", text_of(picture.settings))
 
 
 def to_base64(picture: Picture, size: int | None) -> str:

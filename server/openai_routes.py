@@ -20,7 +20,7 @@ from dsd_serve.programs import edit_timesteps
 from dsd_serve.rows import Array, Pixels
 from dsd_serve.tasks import Generate, Task
 from server import drawing, errors, openai_errors
-from server.answers import Picture, event_stream, scaled, text_of
+from server.answers import Picture, event_stream, text_of
 from server.drawing import (
     described,
     find_class,
@@ -290,10 +290,8 @@ async def openai_events(
 def to_base64(picture: Picture, query: Options) -> str:
     """The same bytes as the native routes give."""
     quality = images.QUALITY if query.output_compression is None else query.output_compression
-    pixels = scaled(picture.pixels, query.side)
-    return base64.b64encode(
-        images.write_image(pixels, query.output_format, text_of(picture.settings), quality)
-    ).decode()
+    image = images.resized(picture.pixels, query.side)
+    return base64.b64encode(images.encode(image, query.output_format, text_of(picture.settings), quality)).decode()
 
 
 def usage_of(service: Service, encoded: int, drawn: int) -> Usage:
