@@ -2,11 +2,11 @@
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Annotated, Any, TypeVar
 
 import PIL
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
-from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel
 
 from dsd_serve import __version__, images
@@ -22,6 +22,7 @@ from server.answers import (
     ANSWERS,
     EVENTS,
     PICTURES,
+    TEXT_KIND,
     Picture,
     answer,
     choose,
@@ -49,6 +50,7 @@ from server.drawing import (
     settings_headers,
 )
 from server.errors import refuse_repeated
+from server.memory import held_by
 from server.schemas import (
     AnyWalkAnswer,
     DecodedAnswer,
@@ -65,7 +67,7 @@ from server.schemas import (
     WalkQuery,
 )
 from server.service import Ended, Event, Finished, Preview, Service
-from server.uploads import read_picture, read_uploads, release
+from server.uploads import read_images, read_uploads
 
 router = APIRouter(dependencies=[Depends(refuse_repeated)])
 
@@ -141,14 +143,10 @@ async def edit_post(request: Request, query: Annotated[EditQuery, Query()]) -> R
         if query.guidance not in (None, 1):
             raise InputError("guidance needs a class to guide to: give class, or leave guidance out")
         params = [replace(p, guidance_scale=1.0) for p in params]
-    form = await read_uploads(request, ("image", "mask"))
-    size = service.config.image_size
-    pixels = await service.decoder.read(form.files["image"], size)
-    mask = None
-    if "mask" in form.files:
-        mask = (await service.decoder.read(form.files["mask"], size)).mean(0) >= 128
-    release(request)
-    tasks = edits(service, pixels, wanted, params, query.strength, mask)
+    service.encoder.check_images(chosen, query.n, service.side(query.size))
+    sent = await read_images(request, service.decoder, service.config.image_size, ("image", "mask"))
+    mask = sent["mask"].mean(0) >= 128 if "mask" in sent else None
+    tasks = edits(service, sent["image"], wanted, params, query.strength, mask)
     return await answer_drawn(request, query, chosen, wanted, params, tasks, {"strength": query.strength})
 
 
@@ -192,8 +190,8 @@ async def encode_post(request: Request, query: Annotated[EncodeQuery, Query()]) 
     """
     service: Service = request.app.state.service
     chosen = choose(request, query.format, LATENTS)
-    pixels = await read_picture(request, service.decoder, service.config.image_size)
-    done = await service.run(request, [Encode(pixels)], query.timeout)
+    sent = await read_images(request, service.decoder, service.config.image_size)
+    done = await service.run(request, [Encode(sent["image"])], query.timeout)
     media = next(media for media, name in LATENTS.items() if name == chosen)
     return Response(
         write_latents(done.results[0], chosen), media_type=media, headers={"Server-Timing": done.server_timing}
@@ -214,10 +212,11 @@ async def decode_post(request: Request, query: Annotated[PictureQuery, Query()])
     service: Service = request.app.state.service
     chosen = choose(request, query.format, ANSWERS)
     service.check_size(query.size)
+    service.encoder.check_images(chosen, 1, service.side(query.size))
     form = await read_uploads(request, ("latents",), media_types=LATENTS)
-    z = read_latents(form.files["latents"], service.config.latent_shape)
+    z = form.parse("latents", lambda data: read_latents(data, service.config.latent_shape))
     done = await service.run(request, [Decode(z)], query.timeout)
-    return await answer_shown(service, chosen, query, done)
+    return await answer_shown(request, service, chosen, query, done)
 
 
 @router.post(
@@ -237,10 +236,11 @@ async def reconstruct_post(request: Request, query: Annotated[PictureQuery, Quer
     service: Service = request.app.state.service
     chosen = choose(request, query.format, ANSWERS)
     service.check_size(query.size)
-    pixels = await read_picture(request, service.decoder, service.config.image_size)
+    service.encoder.check_images(chosen, 1, service.side(query.size))
+    pixels = (await read_images(request, service.decoder, service.config.image_size))["image"]
     done = await service.run(request, [Reconstruct(pixels)], query.timeout)
     quality = images.psnr(pixels[None], done.results[0][None])
-    return await answer_shown(service, chosen, query, done, {"psnr": round(quality, 2)})
+    return await answer_shown(request, service, chosen, query, done, {"psnr": round(quality, 2)})
 
 
 # What the routes have in common.
@@ -251,6 +251,7 @@ async def draw(request: Request, query: GenerateRequest) -> Response:
     chosen = choose(request, query.format, EVENTS)
     wanted = find_class(service, query.class_)
     params = with_previews(service.params(query), chosen)
+    service.encoder.check_images(chosen, query.n, service.side(query.size))
     tasks = [Generate(wanted.index, p) for p in params]
     headers = {"Cache-Control": "no-store", "Vary": "Accept"}
     if query.seed is not None and chosen != "events":
@@ -289,30 +290,33 @@ async def answer_drawn(
     used = {**headers, **settings_headers(settings[0])}
     if chosen == "events":
         events = service.stream(request, tasks, query.timeout)
-        return event_stream(native_events(events, settings, query.size), used)
+        return event_stream(native_events(request, events, settings, query.size), used)
     done = await service.run(request, tasks, query.timeout)
     pictures = [Picture(pixels, setting) for pixels, setting in zip(done.results, settings, strict=True)]
     common = {**settings[0], "size": query.size or service.config.image_size}
-    return await answer(pictures, chosen, query.size, common, {**used, "Server-Timing": done.server_timing})
+    headers = {**used, "Server-Timing": done.server_timing}
+    return await answer(request, service.encoder, pictures, chosen, query.size, common, headers)
 
 
 async def native_events(
-    events: AsyncIterator[Event], settings: Sequence[Mapping[str, Any]], size: int | None
+    request: Request, events: AsyncIterator[Event], settings: Sequence[Mapping[str, Any]], size: int | None
 ) -> AsyncIterator[tuple[str, Any] | None]:
     """preview, then image or error for each picture, then done."""
+    service: Service = request.app.state.service
+    encoding = partial(service.encoder.text, request, TEXT_KIND, service.side(size))
     async for event in events:
         if event is None:
             yield None
         elif isinstance(event, Preview):
-            text = await run_in_threadpool(to_base64, Picture(event.pixels, {"preview": True}), size)
             steps = settings[event.number]["steps"]
-            yield "preview", {"image": event.number, "step": event.step, "steps": steps, "base64": text}
+            async with encoding(partial(to_base64, Picture(event.pixels, {"preview": True}), size)) as text:
+                yield "preview", {"image": event.number, "step": event.step, "steps": steps, "base64": text}
         elif isinstance(event, Ended) and (error := event.future.exception()) is not None:
             yield "error", {"image": event.number, **errors.document(error)}
         else:
             setting = settings[event.number]
-            text = await run_in_threadpool(to_base64, Picture(event.future.result(), setting), size)
-            yield "image", {"image": event.number, **setting, "base64": text}
+            async with encoding(partial(to_base64, Picture(event.future.result(), setting), size)) as text:
+                yield "image", {"image": event.number, **setting, "base64": text}
     yield "done", {"images": len(settings), **settings[0]}
 
 
@@ -324,17 +328,19 @@ def with_previews(params: list[SamplingParams], chosen: str) -> list[SamplingPar
 
 
 async def answer_shown(
-    service: Service, chosen: str, query: PictureQuery, done: Finished, more: Mapping[str, Any] = {}
+    request: Request, service: Service, chosen: str, query: PictureQuery, done: Finished, more: Mapping[str, Any] = {}
 ) -> Response:
     """One picture that was not drawn by sampling."""
     headers = {"Server-Timing": done.server_timing, **{f"X-DSD-{name.upper()}": str(more[name]) for name in more}}
     common = {"size": query.size or service.config.image_size, **more, "model": service.model.name}
-    return await answer([Picture(done.results[0], {**more})], chosen, query.size, common, headers)
+    shown = [Picture(done.results[0], {**more})]
+    return await answer(request, service.encoder, shown, chosen, query.size, common, headers)
 
 
 async def walk_classes(request: Request, service: Service, query: InterpolateRequest) -> Response:
     chosen = choose(request, query.format, ANSWERS)
     params = service.params(query)[0]
+    service.encoder.check_images(chosen, query.n, service.side(query.size), query.n)
     start, end = find_class(service, query.from_.class_), find_class(service, query.to.class_)
     seeds = [end.seed for end in (query.from_, query.to) if end.seed is not None] or [params.seed]
     ends = [
@@ -349,27 +355,33 @@ async def walk_classes(request: Request, service: Service, query: InterpolateReq
         "to": {"class": end.index, "seed": ends[1].seed},
         **{name: value for name, value in described(service, None, params).items() if name not in OF_AN_END},
     }
-    return await answer_walk(service, chosen, query.size, fractions, done, common)
+    return await answer_walk(request, service, chosen, query.size, fractions, done, common)
 
 
 async def walk_pictures(request: Request, service: Service, query: WalkQuery) -> Response:
     chosen = choose(request, query.format, ANSWERS)
     service.check_walk(query.n, query.size)
-    form = await read_uploads(request, ("from", "to"))
-    if "to" not in form.files:
+    service.encoder.check_images(chosen, query.n, service.side(query.size), query.n)
+    sent = await read_images(request, service.decoder, service.config.image_size, ("from", "to"))
+    if "to" not in sent:
         raise InputError("the form must have two pictures, in the file fields from and to; to is missing")
-    ends = [await service.decoder.read(form.files[name], service.config.image_size) for name in ("from", "to")]
-    release(request)
+    ends = [sent["from"], sent["to"]]
     encoded = await service.run(request, [Encode(pixels) for pixels in ends], query.timeout)
     start, end = encoded.results
     fractions = [i / (query.n - 1) for i in range(query.n)]
     walk = [Decode(between(start, end, fraction, on_sphere=False)) for fraction in fractions]
     done = await service.run(request, walk, query.timeout)
-    return await answer_walk(service, chosen, query.size, fractions, done, {"model": service.model.name})
+    return await answer_walk(request, service, chosen, query.size, fractions, done, {"model": service.model.name})
 
 
 async def answer_walk(
-    service: Service, chosen: str, size: int | None, fractions: Sequence[float], done: Finished, common: dict[str, Any]
+    request: Request,
+    service: Service,
+    chosen: str,
+    size: int | None,
+    fractions: Sequence[float],
+    done: Finished,
+    common: dict[str, Any],
 ) -> Response:
     pictures = [
         Picture(pixels, {**common, "fraction": round(fraction, 6)})
@@ -377,7 +389,7 @@ async def answer_walk(
     ]
     common["size"] = size or service.config.image_size
     headers = {"Server-Timing": done.server_timing, "Cache-Control": "no-store"}
-    return await answer(pictures, chosen, size, common, headers, columns=len(pictures))
+    return await answer(request, service.encoder, pictures, chosen, size, common, headers, columns=len(pictures))
 
 
 def head(chosen: str, headers: Mapping[str, str]) -> Response:
@@ -407,4 +419,6 @@ async def read_json(request: Request, model: type[Model]) -> Model:
         raise HTTPException(415, f"{wanted}, not {kind[:80]!r}" if kind else wanted)
     if request.query_params:
         raise InputError("the settings are in the JSON body here; nothing may be in the query string")
-    return errors.validated(model, await request.body())
+    values = errors.validated(model, b"".join([chunk async for chunk in request.stream()]))
+    held_by(request.scope).drop("body")
+    return values

@@ -39,6 +39,7 @@ class Settings:
     max_body_mb: float = 20.0
     max_uploads_mb: float = 200.0
     max_decode_mb: float = 400.0
+    max_encode_mb: float = 800.0
     body_timeout: float = 60.0
     max_megapixels: float = 40.0
     grace: float = 30.0
@@ -69,6 +70,8 @@ HELP = {
     "max_body_mb": "largest request body, in megabytes",
     "max_uploads_mb": "memory for the bodies of all requests, twice their size; more is answered with 429",
     "max_decode_mb": "memory for decoding uploaded pictures; those that would need more wait for others",
+    "max_encode_mb": "memory for encoding answers, and for those that wait to be sent; what would need more waits, and "
+    "what could never be encoded is refused with 422",
     "body_timeout": "seconds in which the body of a request must come",
     "max_megapixels": "largest uploaded picture, in millions of pixels",
     "grace": "seconds to finish running requests after SIGTERM; a second signal ends the server at once",

@@ -15,8 +15,9 @@ from dsd_serve import images
 from dsd_serve.errors import InputError
 from server import errors
 from server.bodies import BodyLimits
+from server.memory import Memory
 from server.settings import Settings
-from server.uploads import Decoder, read_uploads, release
+from server.uploads import Decoder, read_uploads
 from tests import hostile
 
 SETTINGS = Settings(max_body_mb=1.0, max_uploads_mb=4.0, max_decode_mb=20.0, body_timeout=1.0)
@@ -37,8 +38,7 @@ def application() -> FastAPI:
     async def hold_body(request: Request, until_released: bool = False) -> str:
         form = await read_uploads(request)
         if until_released:
-            del form
-            release(request)
+            form.parse("image", len)
         await hold.wait()
         return "done"
 
@@ -150,17 +150,18 @@ def test_a_picture_that_takes_too_much_memory_is_refused():
         asyncio.run(Decoder(SETTINGS).read(data, 16))
 
 
-def test_pictures_wait_for_memory_in_their_order():
-    decoder = Decoder(SETTINGS)
+def test_images_wait_for_memory_in_their_order():
+    memory = Memory(20_000_000)
     order: list[int] = []
     most = 0
 
     async def take(number: int, megabytes: int) -> None:
         nonlocal most
-        async with decoder.memory(megabytes * 1_000_000):
-            order.append(number)
-            most = max(most, decoder.total)
-            await asyncio.sleep(0.01)
+        claim = await memory.take(megabytes * 1_000_000)
+        order.append(number)
+        most = max(most, memory.total)
+        await asyncio.sleep(0.01)
+        claim.release()
 
     async def all_at_once() -> None:
         await asyncio.gather(*(take(number, megabytes) for number, megabytes in enumerate((15, 3, 20, 1, 8, 20, 2))))
@@ -168,7 +169,26 @@ def test_pictures_wait_for_memory_in_their_order():
     asyncio.run(all_at_once())
     assert order == list(range(7))
     assert most <= 20_000_000
-    assert decoder.total == 0
+    assert memory.total == 0
+
+
+def test_a_client_waits_for_its_share_while_others_pass():
+    memory = Memory(100)
+
+    async def all_at_once() -> None:
+        alone = await memory.take(90, "a")  # all that it has may be more than half
+        waits = [asyncio.ensure_future(memory.take(20, "a")) for _ in range(2)]
+        other = await asyncio.wait_for(memory.take(10, "b"), 5)
+        assert not any(wait.done() for wait in waits)
+        waits[0].cancel()
+        alone.shrink(20)
+        second = await asyncio.wait_for(waits[1], 5)
+        assert memory.total == 50 and dict(memory.held) == {"a": 40, "b": 10}
+        for claim in (alone, other, second, second):
+            claim.release()
+        assert memory.total == 0 and not memory.held and not memory.waiting
+
+    asyncio.run(all_at_once())
 
 
 def test_the_decoder_gives_what_read_image_gives():
