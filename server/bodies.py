@@ -27,10 +27,10 @@ class BodyLimits:
     What a request holds, its body and the memory of its answer, is given back when the answer has been sent.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, memory: Memory) -> None:
         self.app = app
         self.max_bytes = int(settings.max_body_mb * 1e6)
-        self.memory = Memory(int(settings.max_uploads_mb * 1e6))
+        self.memory = memory
         self.seconds = settings.body_timeout
         self.coming: set[Body] = set()
 

@@ -12,6 +12,16 @@ from typing import Any
 from starlette.types import Scope
 
 from server.security import current_key
+from server.settings import Settings
+
+MAX_PREVIEWS = 32_000_000  # bytes of previews that wait to be sent
+BESIDES = 118_000_000  # bytes: images drawn but not yet encoded, buffers of connections, what the allocator keeps
+
+
+def memory_bound(settings: Settings) -> int:
+    """Bytes that all requests together take at most, besides what the server has at rest."""
+    budgets = settings.max_uploads_mb + settings.max_decode_mb + settings.max_encode_mb
+    return int(budgets * 1e6) + MAX_PREVIEWS + BESIDES
 
 
 class Claim:

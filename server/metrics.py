@@ -2,7 +2,7 @@
 
 import platform
 from collections import Counter as Counted
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -113,9 +113,18 @@ class Metrics(Observer):
         if exchange.status == 413:
             self.rejected("too_large")
 
-    def watch(self, batcher: Batcher | RemoteBatcher, drain: Drain, model: dict[str, str]) -> None:
-        """Add what is read only when somebody asks. model: labels of dsd_model_info."""
+    def watch(
+        self,
+        batcher: Batcher | RemoteBatcher,
+        drain: Drain,
+        model: dict[str, str],
+        memory: Mapping[str, Callable[[], float]] = {},  # never changed
+    ) -> None:
+        """Add what is read only when somebody asks. model: labels of dsd_model_info. memory: bytes of each budget."""
         self.model.info(model)
+        used = Gauge("dsd_memory_bytes", "Bytes taken of a budget of memory.", ["budget"], registry=self.registry)
+        for name, value in memory.items():
+            used.labels(name).set_function(value)
 
         def gauge(name: str, text: str, value: Any) -> None:
             Gauge(name, text, registry=self.registry).set_function(value)

@@ -23,7 +23,7 @@ from dsd_serve.tasks import OnPreviews, Task
 from dsd_serve.triton import RemoteBatcher, RemoteJob, parse_addresses
 from server.answers import Encoder
 from server.drain import Drain
-from server.memory import Held, held_by
+from server.memory import MAX_PREVIEWS, Held, Memory, held_by
 from server.metrics import Metrics
 from server.schemas import SamplingQuery
 from server.security import claim_images, load_keys
@@ -35,7 +35,6 @@ log = logging.getLogger(__name__)
 
 AnyJob = Job | RemoteJob
 PING_SECONDS = 15  # proxies close streams that are silent for longer
-MAX_PREVIEWS = 32_000_000  # bytes of previews that wait to be sent
 
 
 @dataclass(frozen=True)
@@ -79,6 +78,7 @@ class Service:
         self.keys = load_keys(settings.api_keys, os.environ)
         self.traces = load_traces(settings.otel)
         self.drain, self.metrics = Drain(), Metrics()
+        self.uploads = Memory(int(settings.max_uploads_mb * 1e6))
         self.decoder, self.encoder = Decoder(settings), Encoder(settings)
         self.unanswered = 0  # images of requests whose answer has not been sent
         self.shares: Counter[str] = Counter()  # the same, of each client

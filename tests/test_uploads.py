@@ -26,7 +26,7 @@ SETTINGS = Settings(max_body_mb=1.0, max_uploads_mb=4.0, max_decode_mb=20.0, bod
 def application() -> FastAPI:
     app = FastAPI()
     errors.install(app)
-    app.add_middleware(BodyLimits, settings=SETTINGS)
+    app.add_middleware(BodyLimits, settings=SETTINGS, memory=Memory(int(SETTINGS.max_uploads_mb * 1e6)))
     hold = asyncio.Event()
 
     @app.post("/edit")
