@@ -1,13 +1,11 @@
 """Decoding images that strangers send, within a budget of memory."""
 
 import asyncio
-import contextlib
 import os
-from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 from dsd_serve import images
+from dsd_serve.budget import Memory, after
 from dsd_serve.errors import InputError
 from dsd_serve.rows import Pixels
 
@@ -19,39 +17,24 @@ class Decoder:
     bytes, others wait. max_pixels: of one image."""
 
     def __init__(self, max_pixels: int = images.MAX_PIXELS, max_total: int = MAX_TOTAL) -> None:
-        self.max_pixels, self.max_total = max_pixels, max_total
-        self.total = 0
-        # Few threads of its own: the processor is not shared among many pictures, nor memory among many heaps.
+        self.max_pixels, self.memory = max_pixels, Memory(max_total)
+        # Few threads of its own: the processor is not shared among many images, nor memory among many heaps.
         self.threads = ThreadPoolExecutor(os.cpu_count(), "decoder")
-        self.turn = asyncio.Lock()  # first come, first served
-        self.freed = asyncio.Event()
 
-    async def read(self, data: bytes, size: int, *, opacity: bool = False) -> Pixels:
-        """The centre square of a picture, uint8 [3, size, size]. Raises InputError with what is wrong with it.
+    async def read(self, data: bytes, size: int, *, opacity: bool = False, who: str | None = None) -> Pixels:
+        """The centre square of an image, uint8 [3, size, size]. Raises InputError with what is wrong with it.
 
-        opacity: see `images.decode`.
+        opacity: see `images.decode`. who: see `Memory.take`.
         """
         loop = asyncio.get_running_loop()
         picture = await loop.run_in_executor(self.threads, images.open_picture, data, self.max_pixels)
         needed = images.decode_memory(picture, size)
-        if needed > self.max_total:
+        if needed > self.memory.limit:
             raise InputError(
                 f"decoding this {picture.format} of {picture.width} x {picture.height} pixels takes "
-                f"{needed / 1e6:.0f} MB, this server allows {self.max_total / 1e6:g} MB; send it smaller"
+                f"{needed / 1e6:.0f} MB, this server allows {self.memory.limit / 1e6:g} MB; send it smaller"
             )
-        async with self.memory(needed):
-            decode = partial(images.decode, picture, size, opacity=opacity)
-            return await loop.run_in_executor(self.threads, decode)
-
-    @contextlib.asynccontextmanager
-    async def memory(self, needed: int) -> AsyncIterator[None]:
-        async with self.turn:
-            while self.total + needed > self.max_total:
-                self.freed.clear()
-                await self.freed.wait()
-            self.total += needed
-        try:
-            yield
-        finally:
-            self.total -= needed
-            self.freed.set()
+        claim = await self.memory.take(needed, who)
+        decoding = self.threads.submit(images.decode, picture, size, opacity=opacity)
+        after(decoding, claim.release)
+        return await asyncio.wrap_future(decoding)

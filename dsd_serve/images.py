@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,6 +71,8 @@ def decode(picture: Picture, size: int | None = None, *, opacity: bool = False) 
             file.draft(
                 None, (DRAFT_GAP * size, DRAFT_GAP * size)
             )  # a JPEG of many pixels is decoded at 1/2, 1/4 or 1/8
+        if picture.format == "PNG":
+            scale_transparency(file, picture.data)
         file.load()
         to_rgb = opacity_of if opacity else flatten
         image = to_rgb(file) if size is None else centre(file, size, to_rgb)
@@ -109,18 +111,49 @@ def centre(image: Image.Image, size: int, to_rgb: Callable[[Image.Image], Image.
     return sheet.resize((size, size), Image.Resampling.LANCZOS, box=box)
 
 
+def scale_transparency(file: Image.Image, data: bytes) -> None:
+    """Scale the transparent colour of a PNG as its pixels are: Pillow makes 8 bits of their 2, 4 or 16 only.
+
+    That of 16-bit grey stays, because those pixels stay too.
+    """
+    depth, transparent = data[24], file.info.get("transparency")
+    most = (1 << depth) - 1
+    if isinstance(transparent, tuple):
+        file.info["transparency"] = tuple(value >> 8 if depth == 16 else value & most for value in transparent)
+    elif isinstance(transparent, int) and file.mode == "L":
+        file.info["transparency"] = (transparent & most) * (255 // most)
+
+
 def opacity_of(image: Image.Image) -> Image.Image:
-    return image.convert("RGBA").getchannel("A").convert("RGB")
+    return eight_bits(image).convert("RGBA").getchannel("A").convert("RGB")
 
 
 def flatten(image: Image.Image) -> Image.Image:
     """A Pillow image in any mode -> RGB; transparency is laid on white."""
-    if image.mode.startswith("I;16"):  # Pillow would clip 16 bits to 8 instead of scaling them
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    image = eight_bits(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """The same image with at most 8 bits a sample and the same transparency.
+
+    Pillow would clip 16 bits to 8 instead of scaling them. It knows no transparent colour of floats.
+    """
+    transparent = image.info.get("transparency")
+    if image.mode.startswith("I;16"):
+        values = np.asarray(image)
+        grey = Image.fromarray((values >> 8).astype(np.uint8))
+        opaque = None if transparent is None else np.where(values == transparent, np.uint8(0), np.uint8(255))
+    elif image.mode in ("I", "F"):
+        values, grey = np.asarray(image), image.convert("L")
+        grey.info.pop("transparency", None)
+        opaque = None if transparent is None else np.where(values == transparent, np.uint8(0), np.uint8(255))
+    else:
+        return image.convert("LA") if image.mode == "La" else image  # Pillow has no other way from there
+    return grey if opaque is None else Image.merge("LA", (grey, Image.fromarray(opaque)))
 
 
 def to_pixels(image: Image.Image) -> Pixels:
@@ -153,24 +186,37 @@ def fit_as_adm(pixels: Pixels, size: int) -> Pixels:
 
 def resize(pixels: Pixels, size: int) -> Pixels:
     """A square picture at another size, [3, size, size]."""
-    return to_pixels(to_pil(pixels).resize((size, size), Image.Resampling.LANCZOS))
+    return to_pixels(resized(pixels, size))
 
 
-def grid(pictures: list[Pixels], columns: int | None = None) -> Pixels:
-    """Pictures of one size side by side, row by row, with no gap; the last row is filled with white."""
-    columns, rows = sheet_shape(len(pictures), columns)
-    _, height, width = pictures[0].shape
-    sheet = np.full((3, rows * height, columns * width), 255, np.uint8)
-    for number, picture in enumerate(pictures):
-        y, x = number // columns * height, number % columns * width
-        sheet[:, y : y + height, x : x + width] = picture
-    return sheet
+def resized(pixels: Pixels, size: int | None) -> Image.Image:
+    """A square image at another size, if one is given."""
+    image = to_pil(pixels)
+    return image if size in (None, image.width) else image.resize((size, size), Image.Resampling.LANCZOS)
 
 
 def sheet_shape(count: int, columns: int | None = None) -> tuple[int, int]:
     """Columns and rows of `count` images in one; as near to a square as can be where the columns are not given."""
     columns = columns or math.ceil(math.sqrt(count))
     return columns, -(-count // columns)
+
+
+def sheet(pictures: Sequence[Pixels], size: int | None = None, columns: int | None = None) -> Image.Image:
+    """Images of one size side by side, row by row, with no gap, each scaled to `size`; the rest is white.
+
+    They are scaled one after another, so that each pixel is held once.
+    """
+    width, height = (size, size) if size else pictures[0].shape[:0:-1]
+    columns, rows = sheet_shape(len(pictures), columns)
+    made = Image.new("RGB", (columns * width, rows * height), "white")
+    for number, picture in enumerate(pictures):
+        made.paste(resized(picture, size), (number % columns * width, number // columns * height))
+    return made
+
+
+def grid(pictures: Sequence[Pixels], columns: int | None = None) -> Pixels:
+    """`sheet` as pixels [3, H, W]."""
+    return to_pixels(sheet(pictures, columns=columns))
 
 
 def check_fits(media: str, n: int, size: int, columns: int | None = None) -> None:
@@ -194,12 +240,16 @@ def psnr(pixels: Pixels, others: Pixels) -> float:
 def write_image(
     pixels: Pixels, media: str = "png", text: dict[str, str] | None = None, quality: int = QUALITY
 ) -> bytes:
-    """Encode pixels [3, H, W] as `media` (png, jpeg or webp); `text` goes into a PNG's text chunks.
+    """`encode` of pixels [3, H, W]."""
+    return encode(to_pil(pixels), media, text, quality)
+
+
+def encode(image: Image.Image, media: str = "png", text: dict[str, str] | None = None, quality: int = QUALITY) -> bytes:
+    """Encode an image in RGB as `media` (png, jpeg or webp); `text` goes into a PNG's text chunks.
 
     quality: of jpeg and webp, 0 to 100.
     """
     buffer = io.BytesIO()
-    image = to_pil(pixels)
     if media == "png":
         info = PngImagePlugin.PngInfo()
         for key, value in (text or {}).items():

@@ -1,23 +1,33 @@
 """Answers: which format a client gets, and pictures in that format."""
 
+import asyncio
 import base64
+import contextlib
 import hashlib
 import io
 import json
+import os
 import re
 import zipfile
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from fastapi import HTTPException, Request, Response
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.sse import format_sse_event
 
 from dsd_serve import images
+from dsd_serve.budget import Claim, Memory, after
+from dsd_serve.errors import DeadlineError, InputError
 from dsd_serve.rows import Pixels
 from server import errors
+from server.memory import held_by
+from server.settings import Settings
+
+Made = TypeVar("Made")
 
 PICTURES = {media: name for name, media in images.MEDIA_TYPES.items()}
 ANSWERS = {**PICTURES, "application/json": "json", "application/zip": "zip"}
@@ -114,7 +124,79 @@ def split(text: str, separator: str) -> list[str]:
     return ["".join(part) for part in parts]
 
 
+TEXT_KIND = "png"  # of images in JSON and events
+# Bytes that encoding takes at most for each pixel: the image, what its encoder holds, and the file, of noise.
+PIXEL_BYTES = {"png": 13, "jpeg": 14, "webp": 44}
+PNG_BYTES, TEXT_BYTES = 4, 14  # of a pixel in a file, and as base64 in JSON, text and bytes
+ANSWER_SLACK = 2_000_000  # bytes
+
+
+def encode_memory(chosen: str, count: int, side: int, columns: int | None = None) -> int:
+    """Bytes that encoding an answer of `count` images takes at most: in a format, or as json or zip."""
+    if chosen == "zip":
+        return side**2 * (PIXEL_BYTES["png"] + count * PNG_BYTES) + ANSWER_SLACK
+    if chosen not in PIXEL_BYTES:
+        return texts_memory(TEXT_KIND, count, side)
+    across, down = images.sheet_shape(count, columns)
+    return across * down * side**2 * PIXEL_BYTES[chosen] + ANSWER_SLACK
+
+
+def texts_memory(kind: str, count: int, side: int) -> int:
+    """Bytes that `count` images of a format take at most, each as base64, until they are sent."""
+    return side**2 * (PIXEL_BYTES[kind] + count * TEXT_BYTES) + ANSWER_SLACK
+
+
+class Encoder:
+    """Encodes answers. All that are encoded, or wait to be sent, take at most `max_encode_mb`; others wait."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.memory = Memory(int(settings.max_encode_mb * 1e6))
+        self.threads = ThreadPoolExecutor(os.cpu_count(), "encoder")
+
+    def check(self, needed: int, what: str) -> None:
+        """Refuse, before anything is drawn, an answer that could not be encoded."""
+        if needed > self.memory.limit:
+            raise InputError(
+                f"encoding {what} takes up to {needed / 1e6:.0f} MB, this server allows "
+                f"{self.memory.limit / 1e6:g} MB (--max-encode-mb); ask for fewer or smaller images, or another format"
+            )
+
+    def check_images(self, chosen: str, count: int, side: int, columns: int | None = None) -> None:
+        """`check` of an answer as `answer` gives it, or of events, of which each has one image."""
+        count = 1 if chosen == "events" else count
+        self.check(encode_memory(chosen, count, side, columns), f"{count} x {side} x {side} pixels as {chosen}")
+
+    async def run(self, request: Request, needed: int, make: Callable[[], Made]) -> tuple[Made, Claim]:
+        """What `make` gives, which takes `needed` bytes, made in a thread. The claim is the request's until its end."""
+        held = held_by(request.scope)
+        try:
+            async with asyncio.timeout_at(held.deadline):
+                claim = await self.memory.take(needed, held.who)
+        except TimeoutError:
+            raise DeadlineError("the images are drawn, but could not be encoded in time and were given up") from None
+        making = self.threads.submit(make)
+        try:
+            made = await asyncio.wrap_future(making)
+        except BaseException:
+            after(making, claim.release)
+            raise
+        held.claims.add(claim)
+        return made, claim
+
+    @contextlib.asynccontextmanager
+    async def text(self, request: Request, kind: str, side: int, make: Callable[[], str]) -> AsyncIterator[str]:
+        """An image as base64, whose memory is given back when it has been sent."""
+        text, claim = await self.run(request, texts_memory(kind, 1, side), make)
+        try:
+            yield text
+        finally:
+            held_by(request.scope).claims.discard(claim)
+            claim.release()
+
+
 async def answer(
+    request: Request,
+    encoder: Encoder,
     pictures: Sequence[Picture],
     chosen: str,
     size: int | None,
@@ -123,10 +205,15 @@ async def answer(
     columns: int | None = None,
 ) -> Response:
     """Pictures as one file (several side by side in `columns`), as a zip of PNGs, or with `common` as JSON."""
-    side = size or pictures[0].pixels.shape[-1]
-    if len(pictures) * side**2 <= QUICK_PIXELS:
+    drawn = pictures[0].pixels.shape[-1]
+    side = size or drawn
+    if len(pictures) * max(side, drawn) ** 2 <= QUICK_PIXELS:
         return encode_answer(pictures, chosen, size, common, headers, columns)
-    return await run_in_threadpool(encode_answer, pictures, chosen, size, common, headers, columns)
+    needed = encode_memory(chosen, len(pictures), side, columns)
+    make = partial(encode_answer, pictures, chosen, size, common, headers, columns)
+    response, claim = await encoder.run(request, needed, make)
+    claim.shrink(len(response.body))
+    return response
 
 
 def encode_answer(
@@ -142,11 +229,9 @@ def encode_answer(
         return JSONResponse({**common, "images": shown}, headers=headers)
     if chosen == "zip":
         return Response(to_zip(pictures, size), media_type="application/zip", headers=headers)
-    if len(pictures) == 1:
-        body = images.write_image(scaled(pictures[0].pixels, size), chosen, text_of(pictures[0].settings))
-    else:
-        sheet = images.grid([scaled(picture.pixels, size) for picture in pictures], columns)
-        body = images.write_image(sheet, chosen, text_of({**common, "n": len(pictures)}))
+    settings = pictures[0].settings if len(pictures) == 1 else {**common, "n": len(pictures)}
+    sheet = images.sheet([picture.pixels for picture in pictures], size, columns)
+    body = images.encode(sheet, chosen, text_of(settings))
     return Response(body, media_type=images.MEDIA_TYPES[chosen], headers=headers)
 
 
@@ -154,12 +239,8 @@ def text_of(settings: Mapping[str, Any]) -> dict[str, str]:
     return {TEXT_KEY: json.dumps(settings)}
 
 
-def scaled(pixels: Pixels, size: int | None) -> Pixels:
-    return pixels if size is None or size == pixels.shape[-1] else images.resize(pixels, size)
-
-
 def to_png(picture: Picture, size: int | None) -> bytes:
-    return images.write_image(scaled(picture.pixels, size), "png", text_of(picture.settings))
+    return images.encode(images.resized(picture.pixels, size), "png", text_of(picture.settings))
 
 
 def to_base64(picture: Picture, size: int | None) -> str:

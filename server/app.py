@@ -54,7 +54,7 @@ def create_app(service: Service) -> FastAPI:
     )
     app.state.service = service
     errors.install(app)
-    app.add_middleware(BodyLimits, settings=service.settings)
+    app.add_middleware(BodyLimits, settings=service.settings, memory=service.uploads)
     shedding.install(app, (image_routes.router, openai_routes.router), service.batcher.queue_full)
     install_operations(app, service)
     app.include_router(image_routes.router)
@@ -81,7 +81,14 @@ def install_operations(app: FastAPI, service: Service) -> None:
     watch.install(app, logs.access_line, counters.answered)
     model = {name: service.model.described.get(name, "") for name in ("engine", "device", "provider", "precision")}
     counters.watch(
-        service.batcher, service.drain, {"model": service.model.name, **model, "fingerprint": service.model.fingerprint}
+        service.batcher,
+        service.drain,
+        {"model": service.model.name, **model, "fingerprint": service.model.fingerprint},
+        {
+            "uploads": lambda: service.uploads.total,
+            "decode": lambda: service.decoder.memory.total,
+            "encode": lambda: service.encoder.memory.total,
+        },
     )
     metrics.install(app, counters)
     app.add_middleware(RootPath, prefix=parse_prefix(service.settings.root_path))

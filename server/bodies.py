@@ -6,93 +6,177 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from dsd_serve.budget import Memory
 from dsd_serve.errors import shown
 from server import errors
+from server.memory import held_by
 from server.reading import media_type
 from server.settings import Settings
 
 MAX_JSON_BYTES = 1_000_000  # parsed, JSON takes many times its size
+MAX_UNASKED_BYTES = 100_000  # of the body of a GET, which nothing reads
+WITH_BODY = ("POST", "PUT", "PATCH")
 COPIES = 2  # a body, and what is read out of it
+LEAST_BYTES = 5_000  # that must come in each GRACE seconds
+GRACE = 5.0  # seconds
+IDLE = 1.0  # seconds without LEAST_BYTES after which a body gives way to others when there is no room
+PIECE = 262_144  # bytes of an answer that are handed over at once
 
 
 class BodyLimits:
     """ASGI middleware. 413 for a body that is too large, 408 for one that comes too slowly, 415 for one that is
-    compressed, 429 while the bodies of all requests take more memory than is set aside for them."""
+    compressed, 429 while the bodies of all requests take more memory than is set aside for them.
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    What a request holds, its body and the memory of its answer, is given back when the answer has been sent.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings, memory: Memory) -> None:
         self.app = app
         self.max_bytes = int(settings.max_body_mb * 1e6)
-        self.max_total = int(settings.max_uploads_mb * 1e6)
+        self.memory = memory
         self.seconds = settings.body_timeout
-        self.total = 0  # bytes that bodies take now
+        self.coming: set[Body] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
         encoding = headers.get("content-encoding", "identity").strip().lower()
-        if encoding != "identity":
+        if encoding != "identity" and scope["method"] in WITH_BODY:
             detail = f"the body must be sent as it is, without content-encoding, got {shown(encoding)}"
             await errors.answer(HTTPException(415, detail), scope, receive, send)
             return
-        body = Body(self, headers, receive)
-        scope["dsd.body"] = body
+        held = held_by(scope)
+        body = Body(self, scope, headers, receive)
+        held.put("body", body.release)
         try:
-            await self.app(scope, body.receive, send)
+            await self.app(scope, body.receive, in_pieces(send))
         finally:
-            body.release()
+            body.came()
+            held.release()
+
+    def make_room(self, size: int) -> None:
+        """Cut bodies that hardly come, the slowest first, until there is room for `size` bytes, or no such body."""
+        now = asyncio.get_running_loop().time()
+        for body in sorted(self.coming, key=lambda body: body.since):
+            if self.memory.total + size <= self.memory.limit:
+                return
+            if now - body.since > IDLE and body.claim.size:
+                body.cut()
 
 
 class Body:
     """The body of one request while it comes in."""
 
-    def __init__(self, limits: BodyLimits, headers: Headers, receive: Receive) -> None:
+    def __init__(self, limits: BodyLimits, scope: Scope, headers: Headers, receive: Receive) -> None:
         self.limits, self.source = limits, receive
         json = media_type(headers).endswith("json")
         self.max_bytes = min(limits.max_bytes, MAX_JSON_BYTES) if json else limits.max_bytes
+        if scope["method"] not in WITH_BODY:
+            self.max_bytes = min(self.max_bytes, MAX_UNASKED_BYTES)
         length = headers.get("content-length", "")
         self.announced = int(length[:20]) if length.isdecimal() else 0
-        self.size = self.held = 0
+        self.size = 0
+        self.claim = limits.memory.claim(0, held_by(scope).who)
         self.complete = False
         self.deadline = asyncio.get_running_loop().time() + limits.seconds
+        self.since, self.recent = self.deadline - limits.seconds, 0  # LEAST_BYTES came last, and bytes after it
+        self.wait: asyncio.Timeout | None = None
+        self.slow = ""
 
     async def receive(self) -> Message:
         if self.complete:
             return await self.source()
         if not self.size:
-            self.check(self.announced)
+            self.check_size(self.announced)
+        if self.slow:
+            raise HTTPException(408, self.slow, {"Connection": "close"})
+        self.limits.coming.add(self)
         try:
-            async with asyncio.timeout_at(self.deadline):
+            async with asyncio.timeout_at(min(self.deadline, self.since + GRACE)) as self.wait:
                 message = await self.source()
         except TimeoutError:
-            raise HTTPException(
-                408,
-                f"the body did not come within {self.limits.seconds:g} seconds; send a smaller one, or send it faster",
-                {"Connection": "close"},
-            ) from None
+            self.came()
+            raise HTTPException(408, self.slow or self.why_late(), {"Connection": "close"}) from None
+        finally:
+            self.wait = None
         if message["type"] != "http.request":
+            self.came()
             raise HTTPException(400, "the connection was closed before the whole body had come")
         added = len(message.get("body", b""))
-        self.check(added)
+        self.check_size(added)
+        self.check_memory(COPIES * added)
         self.size += added
-        self.held += COPIES * added
-        self.limits.total += COPIES * added
-        self.complete = not message.get("more_body", False)
+        self.limits.memory.add(self.claim, COPIES * added)
+        self.recent += added
+        if self.recent >= LEAST_BYTES:
+            self.since, self.recent = asyncio.get_running_loop().time(), 0
+        if not message.get("more_body", False):
+            self.complete = True
+            self.came()
         return message
 
-    def check(self, added: int) -> None:
-        """Refuse bytes beyond what this body, or all bodies together, may have."""
+    def why_late(self) -> str:
+        if asyncio.get_running_loop().time() >= self.deadline:
+            return (
+                f"the body did not come within {self.limits.seconds:g} seconds; send a smaller one, or send it faster"
+            )
+        return f"fewer than {LEAST_BYTES:,} bytes of the body came in {GRACE:g} seconds; send it faster"
+
+    def check_size(self, added: int) -> None:
+        """Refuse bytes beyond what this body may have."""
         if self.size + added > self.max_bytes:
+            self.came()
             raise HTTPException(
                 413, f"the body is larger than {self.max_bytes / 1e6:g} MB, which is the limit of this server"
             )
-        if self.limits.total + COPIES * added > self.limits.max_total:
-            raise HTTPException(
-                429, "the uploads of others fill the memory set aside for them; try again soon", {"Retry-After": "1"}
-            )
+
+    def check_memory(self, added: int) -> None:
+        """Refuse bytes beyond what the bodies of this client, or of all, may have together. Those that do not come any
+        more give way."""
+        memory, who = self.limits.memory, self.claim.who
+        if memory.total + added > memory.limit:
+            self.limits.make_room(added)
+        if memory.total + added > memory.limit:
+            detail = "the uploads of others fill the memory set aside for them; try again soon"
+        elif not memory.has_share(added, who) and memory.held[who or ""] > self.claim.size:
+            detail = f"the uploads of {who} take half of the memory set aside for all; send fewer at a time"
+        else:
+            return
+        self.came()
+        raise HTTPException(429, detail, {"Retry-After": "1"})
+
+    def cut(self) -> None:
+        """End it now, because others need its memory."""
+        self.slow = "the body came too slowly while the memory for uploads was full; send it faster"
+        self.came()
+        self.release()
+        if self.wait is not None:
+            self.wait.reschedule(0)
+
+    def came(self) -> None:
+        """It is not on its way any more."""
+        self.limits.coming.discard(self)
 
     def release(self) -> None:
         """The bytes are no longer held."""
-        self.limits.total -= self.held
-        self.held = 0
+        self.claim.release()
+
+
+def in_pieces(send: Send) -> Send:
+    """Sends a large body piece by piece, each when most of the last one is on its way.
+
+    A body that is handed over whole lies in the connection's buffer after the request has ended.
+    """
+
+    async def send_pieces(message: Message) -> None:
+        body = message.get("body", b"")
+        if message["type"] != "http.response.body" or len(body) <= PIECE:
+            await send(message)
+            return
+        for start in range(0, len(body), PIECE):
+            await send({"type": "http.response.body", "body": body[start : start + PIECE], "more_body": True})
+        await send({**message, "body": b""})
+
+    return send_pieces

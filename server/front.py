@@ -173,12 +173,13 @@ def configure(app: ASGIApp, door: Door) -> uvicorn.Config:
 
 def guarded(app: ASGIApp, settings: Settings) -> ASGIApp:
     """An application behind the limits on bodies and the names of hosts that dsd-serve has, below the same prefix."""
+    from dsd_serve.budget import Memory
     from server.bodies import BodyLimits
     from server.hosts import AllowedHosts, parse_hosts
     from server.prefix import RootPath, below_prefix, parse_prefix
 
     names = [*parse_hosts(settings.allowed_hosts), settings.host]
-    limited = AllowedHosts(BodyLimits(below_prefix(app), settings), names)
+    limited = AllowedHosts(BodyLimits(below_prefix(app), settings, Memory(int(settings.max_uploads_mb * 1e6))), names)
     return RootPath(limited, parse_prefix(settings.root_path))
 
 

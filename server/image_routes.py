@@ -2,11 +2,11 @@
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Annotated, Any, TypeVar
 
 import PIL
 from fastapi import Depends, Query, Request, Response
-from fastapi.concurrency import run_in_threadpool
 
 from dsd_serve import __version__, images
 from dsd_serve.errors import InputError
@@ -21,6 +21,7 @@ from server.answers import (
     ANSWERS,
     EVENTS,
     PICTURES,
+    TEXT_KIND,
     Picture,
     answer,
     choose,
@@ -67,7 +68,7 @@ from server.schemas import (
     WalkQuery,
 )
 from server.service import Ended, Event, Finished, Preview, Service
-from server.uploads import read_picture, read_uploads, release
+from server.uploads import read_images, read_uploads
 
 router = Router(dependencies=[Depends(refuse_repeated)])
 
@@ -146,14 +147,10 @@ async def edit_post(request: Request, query: Annotated[EditQuery, Query()]) -> R
         if query.guidance not in (None, 1):
             raise InputError("guidance needs a class to guide to: give class, or leave guidance out")
         params = [replace(p, guidance_scale=1.0) for p in params]
-    form = await read_uploads(request, ("image", "mask"))
-    size = service.config.image_size
-    pixels = await service.decoder.read(form.files["image"], size)
-    mask = None
-    if "mask" in form.files:
-        mask = (await service.decoder.read(form.files["mask"], size)).mean(0) >= 128
-    release(request)
-    tasks = edits(service, pixels, wanted, params, query.strength, mask)
+    service.encoder.check_images(chosen, query.n, service.side(query.size))
+    sent = await read_images(request, service.decoder, service.config.image_size, ("image", "mask"))
+    mask = sent["mask"].mean(0) >= 128 if "mask" in sent else None
+    tasks = edits(service, sent["image"], wanted, params, query.strength, mask)
     return await answer_drawn(request, query, chosen, wanted, params, tasks, {"strength": query.strength})
 
 
@@ -197,8 +194,8 @@ async def encode_post(request: Request, query: Annotated[EncodeQuery, Query()]) 
     """
     service: Service = request.app.state.service
     chosen = choose(request, query.format, LATENTS)
-    pixels = await read_picture(request, service.decoder, service.config.image_size)
-    done = await service.run(request, [Encode(pixels)], query.timeout)
+    sent = await read_images(request, service.decoder, service.config.image_size)
+    done = await service.run(request, [Encode(sent["image"])], query.timeout)
     media = next(media for media, name in LATENTS.items() if name == chosen)
     return Response(
         write_latents(done.results[0], chosen), media_type=media, headers={"Server-Timing": done.server_timing}
@@ -220,10 +217,11 @@ async def decode_post(request: Request, query: Annotated[PictureQuery, Query()])
     chosen = choose(request, query.format, ANSWERS)
     service.check_size(query.size)
     service.check_fits(chosen, 1, query.size)
+    service.encoder.check_images(chosen, 1, service.side(query.size))
     form = await read_uploads(request, ("latents",), media_types=LATENTS)
-    z = read_latents(form.files["latents"], service.config.latent_shape)
+    z = form.parse("latents", lambda data: read_latents(data, service.config.latent_shape))
     done = await service.run(request, [Decode(z)], query.timeout)
-    return await answer_shown(service, chosen, query, done)
+    return await answer_shown(request, service, chosen, query, done)
 
 
 @router.post(
@@ -244,10 +242,11 @@ async def reconstruct_post(request: Request, query: Annotated[PictureQuery, Quer
     chosen = choose(request, query.format, ANSWERS)
     service.check_size(query.size)
     service.check_fits(chosen, 1, query.size)
-    pixels = await read_picture(request, service.decoder, service.config.image_size)
+    service.encoder.check_images(chosen, 1, service.side(query.size))
+    pixels = (await read_images(request, service.decoder, service.config.image_size))["image"]
     done = await service.run(request, [Reconstruct(pixels)], query.timeout)
     quality = images.psnr(pixels[None], done.results[0][None])
-    return await answer_shown(service, chosen, query, done, {"psnr": round(quality, 2)})
+    return await answer_shown(request, service, chosen, query, done, {"psnr": round(quality, 2)})
 
 
 # What the routes have in common.
@@ -261,6 +260,7 @@ async def draw(request: Request, query: GenerateRequest) -> Response:
     wanted = find_class(service, query.class_)
     params = with_previews(service.params(query), chosen)
     service.check_fits(chosen, query.n, query.size)
+    service.encoder.check_images(chosen, query.n, service.side(query.size))
     tasks = [Generate(wanted.index, p) for p in params]
     headers = {"Cache-Control": "no-store", "Vary": "Accept"}
     if query.seed is not None and chosen != "events":
@@ -299,30 +299,33 @@ async def answer_drawn(
     used = {**headers, **settings_headers(settings[0])}
     if chosen == "events":
         events = service.stream(request, tasks, query.timeout)
-        return event_stream(native_events(events, settings, query.size), used)
+        return event_stream(native_events(request, events, settings, query.size), used)
     done = await service.run(request, tasks, query.timeout)
     pictures = [Picture(pixels, setting) for pixels, setting in zip(done.results, settings, strict=True)]
     common = {**settings[0], "size": query.size or service.config.image_size}
-    return await answer(pictures, chosen, query.size, common, {**used, "Server-Timing": done.server_timing})
+    headers = {**used, "Server-Timing": done.server_timing}
+    return await answer(request, service.encoder, pictures, chosen, query.size, common, headers)
 
 
 async def native_events(
-    events: AsyncIterator[Event], settings: Sequence[Mapping[str, Any]], size: int | None
+    request: Request, events: AsyncIterator[Event], settings: Sequence[Mapping[str, Any]], size: int | None
 ) -> AsyncIterator[tuple[str, Any] | None]:
     """preview, then image or error for each picture, then done."""
+    service: Service = request.app.state.service
+    encoding = partial(service.encoder.text, request, TEXT_KIND, service.side(size))
     async for event in events:
         if event is None:
             yield None
         elif isinstance(event, Preview):
-            text = await run_in_threadpool(to_base64, Picture(event.pixels, {"preview": True}), size)
             steps = settings[event.number]["steps"]
-            yield "preview", {"image": event.number, "step": event.step, "steps": steps, "base64": text}
+            async with encoding(partial(to_base64, Picture(event.pixels, {"preview": True}), size)) as text:
+                yield "preview", {"image": event.number, "step": event.step, "steps": steps, "base64": text}
         elif isinstance(event, Ended) and (error := event.future.exception()) is not None:
             yield "error", {"image": event.number, **errors.document(error)}
         else:
             setting = settings[event.number]
-            text = await run_in_threadpool(to_base64, Picture(event.future.result(), setting), size)
-            yield "image", {"image": event.number, **setting, "base64": text}
+            async with encoding(partial(to_base64, Picture(event.future.result(), setting), size)) as text:
+                yield "image", {"image": event.number, **setting, "base64": text}
     yield "done", {"images": len(settings), **settings[0]}
 
 
@@ -334,12 +337,13 @@ def with_previews(params: list[SamplingParams], chosen: str) -> list[SamplingPar
 
 
 async def answer_shown(
-    service: Service, chosen: str, query: PictureQuery, done: Finished, more: Mapping[str, Any] = {}
+    request: Request, service: Service, chosen: str, query: PictureQuery, done: Finished, more: Mapping[str, Any] = {}
 ) -> Response:
     """One picture that was not drawn by sampling."""
     headers = {"Server-Timing": done.server_timing, **{f"X-DSD-{name.upper()}": str(more[name]) for name in more}}
     common = {"size": query.size or service.config.image_size, **more, "model": service.model.name}
-    return await answer([Picture(done.results[0], {**more})], chosen, query.size, common, headers)
+    shown = [Picture(done.results[0], {**more})]
+    return await answer(request, service.encoder, shown, chosen, query.size, common, headers)
 
 
 async def walk_classes(request: Request, service: Service, query: InterpolateRequest) -> Response:
@@ -348,6 +352,7 @@ async def walk_classes(request: Request, service: Service, query: InterpolateReq
     service.check_fits(chosen, query.n, query.size, columns=query.n)
     start = find_class(service, query.from_.class_, "from.class")
     end = find_class(service, query.to.class_, "to.class")
+    service.encoder.check_images(chosen, query.n, service.side(query.size), query.n)
     seeds = [end.seed for end in (query.from_, query.to) if end.seed is not None] or [params.seed]
     ends = [
         WalkEnd(wanted.index, seeds[0] if one.seed is None else one.seed, one.index)
@@ -361,28 +366,34 @@ async def walk_classes(request: Request, service: Service, query: InterpolateReq
         "to": {"class": end.index, "seed": ends[1].seed},
         **{name: value for name, value in described(service, None, params).items() if name not in OF_AN_END},
     }
-    return await answer_walk(service, chosen, query.size, fractions, done, common)
+    return await answer_walk(request, service, chosen, query.size, fractions, done, common)
 
 
 async def walk_pictures(request: Request, service: Service, query: WalkQuery) -> Response:
     chosen = choose(request, query.format, ANSWERS)
     service.check_walk(query.n, query.size)
     service.check_fits(chosen, query.n, query.size, columns=query.n)
-    form = await read_uploads(request, ("from", "to"))
-    if "to" not in form.files:
+    service.encoder.check_images(chosen, query.n, service.side(query.size), query.n)
+    sent = await read_images(request, service.decoder, service.config.image_size, ("from", "to"))
+    if "to" not in sent:
         raise InputError("the form must have two pictures, in the file fields from and to; to is missing")
-    ends = [await service.decoder.read(form.files[name], service.config.image_size) for name in ("from", "to")]
-    release(request)
+    ends = [sent["from"], sent["to"]]
     encoded = await service.run(request, [Encode(pixels) for pixels in ends], query.timeout)
     start, end = encoded.results
     fractions = [i / (query.n - 1) for i in range(query.n)]
     walk = [Decode(between(start, end, fraction, on_sphere=False)) for fraction in fractions]
     done = await service.run(request, walk, query.timeout)
-    return await answer_walk(service, chosen, query.size, fractions, done, {"model": service.model.name})
+    return await answer_walk(request, service, chosen, query.size, fractions, done, {"model": service.model.name})
 
 
 async def answer_walk(
-    service: Service, chosen: str, size: int | None, fractions: Sequence[float], done: Finished, common: dict[str, Any]
+    request: Request,
+    service: Service,
+    chosen: str,
+    size: int | None,
+    fractions: Sequence[float],
+    done: Finished,
+    common: dict[str, Any],
 ) -> Response:
     pictures = [
         Picture(pixels, {**common, "fraction": round(fraction, 6)})
@@ -390,7 +401,7 @@ async def answer_walk(
     ]
     common["size"] = size or service.config.image_size
     headers = {"Server-Timing": done.server_timing, "Cache-Control": "no-store"}
-    return await answer(pictures, chosen, size, common, headers, columns=len(pictures))
+    return await answer(request, service.encoder, pictures, chosen, size, common, headers, columns=len(pictures))
 
 
 def head(chosen: str, headers: Mapping[str, str]) -> Response:

@@ -2,7 +2,7 @@
 
 import platform
 from collections import Counter as Counted
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -137,9 +137,18 @@ class Metrics(Observer):
         self.gauge("dsd_connections", "Open connections.", lambda: len(door.open))
         self.gauge("dsd_unsent_bytes", "Bytes of answers that their clients have not taken yet.", lambda: door.unsent)
 
-    def watch(self, batcher: Batcher | RemoteBatcher, drain: Drain, model: dict[str, str]) -> None:
-        """Add the gauges of these. model: labels of dsd_model_info."""
+    def watch(
+        self,
+        batcher: Batcher | RemoteBatcher,
+        drain: Drain,
+        model: dict[str, str],
+        memory: Mapping[str, Callable[[], float]] = {},  # never changed
+    ) -> None:
+        """Add the gauges of these. model: labels of dsd_model_info. memory: bytes of each budget."""
         self.model.info(model)
+        used = Gauge("dsd_memory_bytes", "Bytes taken of a budget of memory.", ["budget"], registry=self.registry)
+        for name, value in memory.items():
+            used.labels(name).set_function(value)
         self.gauge("dsd_images_running", "Images whose program has begun.", lambda: batcher.num_running)
         self.gauge("dsd_images_waiting", "Images in the queue.", lambda: batcher.num_waiting)
         self.gauge("dsd_seconds_ahead", "Estimated seconds until all of them are done.", batcher.seconds_ahead)

@@ -6,10 +6,10 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import Request, Response
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
 from dsd_serve import images
@@ -20,7 +20,7 @@ from dsd_serve.programs import edit_timesteps
 from dsd_serve.rows import Array, Pixels
 from dsd_serve.tasks import Generate, Task
 from server import drawing, errors, openai_errors
-from server.answers import Picture, event_stream, scaled, text_of
+from server.answers import Picture, event_stream, text_of, texts_memory
 from server.documentation import events, takes
 from server.drawing import (
     described,
@@ -44,11 +44,11 @@ from server.reading import media_type, read_settings
 from server.routes import Router
 from server.schemas import SamplingQuery
 from server.service import Event, Preview, Service
-from server.uploads import read_form
+from server.uploads import Form, read_form
 
 router = Router(prefix="/v1")
 
-Form = TypeVar("Form", bound=Options)
+FormOptions = TypeVar("FormOptions", bound=Options)
 
 # The service speaks of the native parameters.
 NAMES = {"steps": "num_inference_steps", "num_steps": "num_inference_steps", "guidance": "guidance_scale"}
@@ -95,6 +95,7 @@ async def generations(request: Request) -> Response:
     check_model(service, query.model)
     wanted = prompted(service, query)
     params = with_previews(sampling(service, query), query)
+    check_answer(service, query)
     tasks = [Generate(wanted.index, p) for p in params]
     return await answer_drawn(request, query, wanted, params, tasks, "image_generation")
 
@@ -108,9 +109,10 @@ async def generations(request: Request) -> Response:
 async def variations(request: Request) -> Response:
     """Draw a picture again, a little differently: it is encoded, noised and denoised, towards no class."""
     service: Service = request.app.state.service
-    query, files = await read_options(request, VariationForm, ("image",))
+    query, form = await read_options(request, VariationForm, ("image",))
     params = [replace(p, guidance_scale=1.0) for p in sampling(service, query)]
-    pixels = await uploaded(service, files, "image")
+    check_answer(service, query)
+    pixels = await uploaded(service, form, "image")
     tasks = drawing.edits(service, pixels, None, params, query.strength)
     more = {"strength": query.strength}
     return await answer_drawn(request, query, None, params, tasks, "image_variation", more)
@@ -125,11 +127,12 @@ async def variations(request: Request) -> Response:
 async def edits(request: Request) -> Response:
     """Redraw a picture, or where a mask of the same shape is transparent, towards the class that the prompt names."""
     service: Service = request.app.state.service
-    query, files = await read_options(request, EditForm, ("image", "mask"))
+    query, form = await read_options(request, EditForm, ("image", "mask"))
     wanted = prompted(service, query)
     params = with_previews(sampling(service, query), query, query.strength)
-    pixels = await uploaded(service, files, "image")
-    mask = await transparent(service, files) if "mask" in files else None
+    check_answer(service, query)
+    pixels = await uploaded(service, form, "image")
+    mask = await transparent(service, form) if "mask" in form.files else None
     tasks = drawing.edits(service, pixels, wanted, params, query.strength, mask)
     more = {"strength": query.strength}
     return await answer_drawn(request, query, wanted, params, tasks, "image_edit", more)
@@ -156,7 +159,7 @@ def model_entry(service: Service) -> ModelEntry:
 # What was asked for.
 
 
-async def read_options(request: Request, kind: type[Form], files: Sequence[str]) -> tuple[Form, dict[str, bytes]]:
+async def read_options(request: Request, kind: type[FormOptions], files: Sequence[str]) -> tuple[FormOptions, Form]:
     """The options and files of a form."""
     service: Service = request.app.state.service
     if media_type(request.headers) != "multipart/form-data":
@@ -164,7 +167,7 @@ async def read_options(request: Request, kind: type[Form], files: Sequence[str])
     form = await read_form(request, files, tuple(kind.model_fields))
     options = errors.validated(kind, {name: text or None for name, text in form.fields.items()}, strict=False)
     check_model(service, options.model)
-    return options, form.files
+    return options, form
 
 
 def check_model(service: Service, name: str | None) -> None:
@@ -225,17 +228,26 @@ def with_previews(
     return [replace(p, preview_every=every) for p in params]
 
 
-async def uploaded(service: Service, files: Mapping[str, bytes], name: str) -> Pixels:
-    if not files.get(name):
+def check_answer(service: Service, query: Options) -> None:
+    """Refuse, before anything is drawn, an answer that could not be encoded."""
+    count = 1 if isinstance(query, GenerationRequest) and query.stream else query.n
+    side = service.side(query.side)
+    needed = texts_memory(query.output_format, count, side)
+    with about("size"):
+        service.encoder.check(needed, f"{count} x {side} x {side} pixels as {query.output_format}")
+
+
+async def uploaded(service: Service, form: Form, name: str) -> Pixels:
+    if not form.files.get(name):
         raise Refused(400, f"{name} is missing; send a PNG, JPEG or WebP as a file of that name", name)
     with about(name):
-        return await service.decoder.read(files[name], service.config.image_size)
+        return await form.read_image(name, service.decoder, service.config.image_size)
 
 
-async def transparent(service: Service, files: Mapping[str, bytes]) -> Array:
+async def transparent(service: Service, form: Form) -> Array:
     """OpenAI's mask: bool [H, W], True where it is transparent."""
     with about("mask"):
-        opacity = await service.decoder.read(files["mask"], service.config.image_size, opacity=True)
+        opacity = await form.read_image("mask", service.decoder, service.config.image_size, opacity=True)
     mask: Array = opacity[0] < 128
     if not mask.any():
         raise Refused(400, "the mask must be transparent where to draw, got one that is opaque everywhere", "mask")
@@ -264,20 +276,29 @@ async def answer_drawn(
     if isinstance(query, GenerationRequest) and query.stream:
         events = service.stream(request, tasks)
         usage = usage_of(service, encoded, 1).model_dump()
-        return event_stream(openai_events(events, query, settings, common, usage, kind), headers)
+        return event_stream(openai_events(request, events, query, settings, common, usage, kind), headers)
     done = await service.run(request, tasks)
     pictures = [Picture(pixels, setting) for pixels, setting in zip(done.results, settings, strict=True)]
-    drawn = await run_in_threadpool(lambda: [to_base64(picture, query) for picture in pictures])
+    needed = texts_memory(query.output_format, len(pictures), side)
+
+    def make() -> Response:
+        drawn = [to_base64(picture, query) for picture in pictures]
+        data = [{"b64_json": text, "seed": p.seed, "index": p.index} for text, p in zip(drawn, params, strict=True)]
+        return JSONResponse({**body, "data": data}, headers={**headers, "Server-Timing": done.server_timing})
+
     body = {
         "created": int(time.time()),
-        "data": [{"b64_json": text, "seed": p.seed, "index": p.index} for text, p in zip(drawn, params, strict=True)],
+        "data": [],
         **common,
         "usage": usage_of(service, encoded * len(params), len(params)).model_dump(),
     }
-    return JSONResponse(body, headers={**headers, "Server-Timing": done.server_timing})
+    response, claim = await service.encoder.run(request, needed, make)
+    claim.shrink(len(response.body))
+    return response
 
 
 async def openai_events(
+    request: Request,
     events: AsyncIterator[Event],
     query: Options,
     settings: Sequence[Mapping[str, Any]],
@@ -287,6 +308,8 @@ async def openai_events(
 ) -> AsyncIterator[tuple[str, Any] | None]:
     """Partial images, then the completed picture or an error, of each picture; `index` says of which."""
     sent = [0] * len(settings)
+    service: Service = request.app.state.service
+    encoding = partial(service.encoder.text, request, query.output_format, service.side(query.side))
     async for event in events:
         if event is None:
             yield None
@@ -297,23 +320,21 @@ async def openai_events(
         if isinstance(event, Preview):
             name, number = f"{kind}.partial_image", {"partial_image_index": sent[event.number]}
             sent[event.number] += 1
-            text = await run_in_threadpool(to_base64, Picture(event.pixels, {"preview": True}), query)
-            yield name, {"type": name, "b64_json": text, **number, **told}
+            async with encoding(partial(to_base64, Picture(event.pixels, {"preview": True}), query)) as text:
+                yield name, {"type": name, "b64_json": text, **number, **told}
         elif (error := event.future.exception()) is not None:
             yield "error", openai_errors.body_of(errors.status_of(error), errors.detail_of(error))
         else:
             name = f"{kind}.completed"
-            text = await run_in_threadpool(to_base64, Picture(event.future.result(), setting), query)
-            yield name, {"type": name, "b64_json": text, **told, "usage": usage}
+            async with encoding(partial(to_base64, Picture(event.future.result(), setting), query)) as text:
+                yield name, {"type": name, "b64_json": text, **told, "usage": usage}
 
 
 def to_base64(picture: Picture, query: Options) -> str:
     """The same bytes as the native routes give."""
     quality = images.QUALITY if query.output_compression is None else query.output_compression
-    pixels = scaled(picture.pixels, query.side)
-    return base64.b64encode(
-        images.write_image(pixels, query.output_format, text_of(picture.settings), quality)
-    ).decode()
+    image = images.resized(picture.pixels, query.side)
+    return base64.b64encode(images.encode(image, query.output_format, text_of(picture.settings), quality)).decode()
 
 
 def usage_of(service: Service, encoded: int, drawn: int) -> Usage:

@@ -9,6 +9,7 @@ from starlette.datastructures import Headers
 from dsd_serve.errors import InputError, shown
 from dsd_serve.strict_json import read_json
 from server import errors
+from server.memory import held_by
 
 NO_OBJECT = "the body must be a JSON object, with the header content-type: application/json"
 
@@ -31,7 +32,8 @@ async def read_settings(request: Request, model: type[Model], *, openai: bool = 
         raise HTTPException(400 if openai else 415, f"{NO_OBJECT}, not {shown(kind)}" if kind else NO_OBJECT)
     if request.scope["query_string"] and not openai:
         raise InputError("the settings are in the JSON body here; nothing may be in the query string")
-    values: Any = read_json(await request.body())
+    values: Any = read_json(b"".join([chunk async for chunk in request.stream()]))
+    held_by(request.scope).drop("body")
     if not isinstance(values, dict):
         raise InputError(f"{NO_OBJECT}, got {shown(values)}")
     return errors.validated(model, values, strict=True)

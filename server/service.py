@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import secrets
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -13,16 +14,19 @@ from typing import Any
 from fastapi import Request
 
 from dsd_serve import images, labels
-from dsd_serve.batcher import Batcher, Job, Observer
+from dsd_serve.batcher import MAX_BUDGET, Batcher, Job, Observer
+from dsd_serve.budget import Memory
 from dsd_serve.decoding import Decoder
 from dsd_serve.engines import Engine
-from dsd_serve.errors import ConfigError, InputError, shown
+from dsd_serve.errors import CancelledError, ConfigError, InputError, QueueFullError, shown
 from dsd_serve.host import About, Host, open_host
 from dsd_serve.params import SamplingParams
 from dsd_serve.rows import Pixels
 from dsd_serve.tasks import OnPreviews, Task
 from dsd_serve.triton import RemoteBatcher, RemoteJob, parse_addresses
+from server.answers import Encoder
 from server.drain import Drain
+from server.memory import MAX_PREVIEWS, Held, held_by
 from server.metrics import Metrics
 from server.schemas import SamplingQuery
 from server.security import claim_images, load_keys, parse_origins, renew
@@ -78,6 +82,11 @@ class Service:
         self.traces = load_traces(settings.otel)
         self.drain, self.metrics = Drain(), Metrics()
         self.decoder = Decoder(int(settings.max_megapixels * 1e6), int(settings.max_decode_mb * 1e6))
+        self.uploads = Memory(int(settings.max_uploads_mb * 1e6))
+        self.encoder = Encoder(settings)
+        self.unanswered = 0  # images of requests whose answer has not been sent
+        self.shares: Counter[str] = Counter()  # the same, of each client
+        self.previews = 0  # bytes of previews that wait to be sent
         self.batcher: Batcher | RemoteBatcher
         if settings.triton:
             self.batcher = open_remote(settings, self.metrics)
@@ -112,10 +121,14 @@ class Service:
 
     async def run(self, request: Request, asked: Sequence[Task], timeout: float | None = None) -> Finished:
         """Carry out the tasks of one request; cancelled when its client goes away."""
-        jobs = self.submit(asked, timeout)
-        watcher = asyncio.create_task(cancel_on_disconnect(request, jobs))
+        jobs = self.submit(request, asked, timeout)
+        watcher = watch(request, jobs)
         try:
             results = await asyncio.gather(*(asyncio.wrap_future(job.future) for job in jobs))
+        except CancelledError:
+            if watcher.done():
+                watcher.result()  # raises what was wrong with the rest of the request
+            raise
         finally:
             watcher.cancel()
             for job in jobs:
@@ -127,24 +140,25 @@ class Service:
     def stream(self, request: Request, asked: Sequence[Task], timeout: float | None = None) -> AsyncIterator[Event]:
         """Carry out tasks and tell what happens. They are submitted at once: this raises what `submit` raises."""
         loop = asyncio.get_running_loop()
-        queue: asyncio.Queue[Event] = asyncio.Queue()
+        unread = Unread(self)
+        held_by(request.scope).put("previews", unread.close)
 
-        def tell(event: Event) -> None:
-            soon(loop, lambda: queue.put_nowait(event))
+        def tell(event: Preview | Ended) -> None:
+            soon(loop, lambda: unread.put(event))
 
         def on_end(number: int) -> Callable[["Future[Any]"], None]:
             return lambda future: tell(Ended(number, future))
 
-        jobs = self.submit(asked, timeout, lambda number, step, pixels: tell(Preview(number, step, pixels)))
+        jobs = self.submit(request, asked, timeout, lambda number, step, pixels: tell(Preview(number, step, pixels)))
         for number, job in enumerate(jobs):
             job.future.add_done_callback(on_end(number))
-        watcher = asyncio.create_task(cancel_on_disconnect(request, jobs))
+        watcher = watch(request, jobs)
 
         async def events() -> AsyncIterator[Event]:
             remaining = len(jobs)
             try:
                 while remaining:
-                    event = await within(PING_SECONDS, queue.get())
+                    event = await within(PING_SECONDS, unread.get())
                     remaining -= isinstance(event, Ended)
                     yield event
             finally:
@@ -155,29 +169,51 @@ class Service:
         return events()
 
     def submit(
-        self, asked: Sequence[Task], timeout: float | None, on_preview: OnPreviews | None = None
+        self, request: Request, asked: Sequence[Task], timeout: float | None, on_preview: OnPreviews | None = None
     ) -> Sequence[AnyJob]:
-        """Put the tasks of one request in the queue. Raises what `submit_tasks` and `claim_images` raise."""
-        limit = self.settings.max_seconds
-        release = claim_images(len(asked))
-        try:
-            within_limit = limit if timeout is None else min(timeout, limit)
-            jobs = self.batcher.submit_tasks(asked, timeout=within_limit, on_preview=on_preview)
-        except Exception:
-            release()
-            raise
+        """Put tasks of one request in the queue. Raises what `submit_tasks`, `claim_images` and `count` raise.
+
+        They count until the answer has been sent, or until more tasks of the same request follow.
+        """
+        limit, held = self.settings.max_seconds, held_by(request.scope)
+        within_limit = limit if timeout is None else min(timeout, limit)
+        held.drop("key")
+        held.put("key", claim_images(len(asked)))
+        self.count(held, len(asked))
+        jobs = self.batcher.submit_tasks(asked, timeout=within_limit, on_preview=on_preview)
+        held.deadline = asyncio.get_running_loop().time() + within_limit
         self.traces.follow(jobs)
-        loop, remaining = asyncio.get_running_loop(), len(jobs)
-
-        def one_ended() -> None:
-            nonlocal remaining
-            remaining -= 1
-            if not remaining:
-                release()
-
-        for job in jobs:
-            job.future.add_done_callback(lambda _: soon(loop, one_ended))
         return jobs
+
+    def count(self, held: Held, count: int) -> None:
+        """Count images until they are sent. Raises QueueFullError when too many are drawn that clients do not take, or
+        when one client would have more than half of the queue."""
+        held.drop("images")
+        who, limit = held.who, self.settings.max_waiting
+        if self.unanswered + count > 2 * limit + MAX_BUDGET:
+            self.metrics.rejected("queue_full")
+            raise QueueFullError(f"{self.unanswered} images wait to be drawn, encoded and sent; try again later", 5.0)
+        if (
+            who is not None
+            and len(self.keys) != 1
+            and self.shares[who]
+            and self.shares[who] + count > max(1, limit // 2)
+        ):
+            self.metrics.rejected("queue_full")
+            raise QueueFullError(
+                f"{who} has {self.shares[who]} images under way, and half of the {limit} that may wait is the most for "
+                "one; try again when some are done",
+                max(1.0, self.batcher.seconds_ahead() / 2),
+            )
+        self.add_images(who, count)
+        held.put("images", lambda: self.add_images(who, -count))
+
+    def add_images(self, who: str | None, count: int) -> None:
+        self.unanswered += count
+        if who is not None:
+            self.shares[who] += count
+            if not self.shares[who]:
+                del self.shares[who]
 
     def params(self, query: SamplingQuery) -> list[SamplingParams]:
         """Sampling parameters of each picture; raises InputError above a limit."""
@@ -201,6 +237,10 @@ class Service:
             for i in range(query.n)
         ]
 
+    def side(self, size: int | None) -> int:
+        """Of the images of an answer, in pixels; None is the network's own size."""
+        return size or self.config.image_size
+
     def check_walk(self, n: int, size: int | None) -> None:
         at_most("n", n, self.settings.max_images)
         self.check_size(size)
@@ -211,6 +251,42 @@ class Service:
     def check_fits(self, chosen: str, n: int, size: int | None, columns: int | None = None) -> None:
         """Raise InputError when one file of the chosen format cannot hold n pictures of that size side by side."""
         images.check_fits(chosen, n, size or self.config.image_size, columns)
+
+
+class Unread:
+    """The events of one stream that wait to be sent. While those of all streams take more than MAX_PREVIEWS, the older
+    previews of a stream are dropped: a client that reads slowly sees fewer of them, and every image."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.events: deque[Preview | Ended] = deque()
+        self.arrived = asyncio.Event()
+
+    def put(self, event: Preview | Ended) -> None:
+        if isinstance(event, Preview) and self.service.previews + event.pixels.nbytes > MAX_PREVIEWS:
+            oldest = next((one for one in self.events if isinstance(one, Preview)), None)
+            if oldest is not None:
+                self.events.remove(oldest)
+                self.count(oldest, -1)
+        self.events.append(event)
+        self.count(event, 1)
+        self.arrived.set()
+
+    async def get(self) -> Preview | Ended:
+        while not self.events:
+            self.arrived.clear()
+            await self.arrived.wait()
+        event = self.events.popleft()
+        self.count(event, -1)
+        return event
+
+    def count(self, event: Preview | Ended, sign: int) -> None:
+        if isinstance(event, Preview):
+            self.service.previews += sign * event.pixels.nbytes
+
+    def close(self) -> None:
+        while self.events:
+            self.count(self.events.popleft(), -1)
 
 
 def open_remote(settings: Settings, observer: Observer) -> RemoteBatcher:
@@ -241,12 +317,20 @@ def soon(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
         loop.call_soon_threadsafe(call)
 
 
+def watch(request: Request, jobs: Sequence[AnyJob]) -> "asyncio.Task[None]":
+    watcher = asyncio.create_task(cancel_on_disconnect(request, jobs))
+    watcher.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody else may ask for it
+    return watcher
+
+
 async def cancel_on_disconnect(request: Request, jobs: Sequence[AnyJob]) -> None:
     """Cancel the jobs when the client closes the connection: they end before the batcher's next tick."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-    for job in jobs:
-        job.cancel()
+    try:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+    finally:  # also when the body of a request that should have none is too large
+        for job in jobs:
+            job.cancel()
 
 
 async def within(seconds: float, awaitable: Awaitable[Event]) -> Event:

@@ -57,6 +57,7 @@ class Settings:
     max_body_mb: float = 20.0
     max_uploads_mb: float = 200.0
     max_decode_mb: float = 400.0
+    max_encode_mb: float = 800.0
     body_timeout: float = 60.0
     head_timeout: float = 10.0
     write_timeout: float = 60.0
@@ -94,6 +95,8 @@ HELP = {
     "max_body_mb": "largest request body, in megabytes",
     "max_uploads_mb": "memory for the bodies of all requests, twice their size; more is answered with 429",
     "max_decode_mb": "memory for decoding uploaded pictures; those that would need more wait for others",
+    "max_encode_mb": "memory for encoding answers, and for those that wait to be sent; what would need more waits, and "
+    "what could never be encoded is refused with 422",
     "body_timeout": "seconds in which the body of a request must come",
     "head_timeout": "seconds in which the request line and headers of a request must come",
     "write_timeout": "seconds in which a client must take 64 KiB of its answer, or all that is left of it; else its "

@@ -3,14 +3,15 @@
 A route that takes pictures does
 
     form = await read_uploads(request, files=("image", "mask"), fields=("strength",))
-    pixels = await service.decoder.read(form.files["image"], size)
+    pixels = await form.read_image("image", service.decoder, size)
 
-or, for the usual case of one picture, `await read_picture(request, service.decoder, size)`.
+or `await read_images(request, service.decoder, size)`. A form gives each of its files away once, so nothing of the body
+is left when all are read, however long the drawing takes; then it is not counted any more.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
@@ -20,11 +21,13 @@ from starlette.exceptions import HTTPException
 from dsd_serve.decoding import Decoder
 from dsd_serve.errors import InputError, shown
 from dsd_serve.rows import Pixels
-from server.bodies import Body
+from server.memory import Held, held_by
 from server.reading import media_type
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
+
+Read = TypeVar("Read")
 
 MAX_FIELD_BYTES = 10_000
 ANY_BYTES = ("", "application/octet-stream", "application/x-www-form-urlencoded")  # curl says the last of any file
@@ -32,10 +35,30 @@ ANY_BYTES = ("", "application/octet-stream", "application/x-www-form-urlencoded"
 
 @dataclass
 class Form:
-    """What was uploaded: files and text fields by name. A body that is no form is the first file."""
+    """What was uploaded: files and text fields by name. A body that is no form is the first file.
+
+    held: what its request holds; when the last file has been read, nothing of the body.
+    """
 
     files: dict[str, bytes] = field(default_factory=dict)
     fields: dict[str, str] = field(default_factory=dict)
+    held: Held = field(default_factory=lambda: Held(None))
+
+    async def read_image(self, name: str, decoder: "Decoder", size: int, *, opacity: bool = False) -> Pixels:
+        """The pixels of an uploaded image, as `Decoder.read` gives them. Its bytes are gone afterwards."""
+        pixels = await decoder.read(self.files.pop(name), size, opacity=opacity, who=self.held.who)
+        self.done()
+        return pixels
+
+    def parse(self, name: str, parser: Callable[[bytes], Read]) -> Read:
+        """What a parser makes of a file. Its bytes are gone afterwards."""
+        parsed = parser(self.files.pop(name))
+        self.done()
+        return parsed
+
+    def done(self) -> None:
+        if not self.files:
+            self.held.drop("body")
 
 
 async def read_uploads(
@@ -61,6 +84,7 @@ async def read_uploads(
     if not form.files.get(files[0]):
         what = f"field {files[0]} of the form" if kind == "multipart/form-data" else "body"
         raise InputError(f"the {what} is empty; send a file as the body, or as the field {files[0]} of a form")
+    form.held = held_by(request.scope)
     return form
 
 
@@ -78,7 +102,9 @@ async def read_form(request: Request, files: Sequence[str], fields: Collection[s
         raise InputError(f"the form cannot be read: {str(error)[:200]}") from None
     if not parts.complete:
         raise InputError("the form cannot be read: it ends before its closing boundary")
-    return parts.form()
+    form = parts.form()
+    form.held = held_by(request.scope)
+    return form
 
 
 class FormParts:
@@ -155,16 +181,10 @@ class FormParts:
         return form
 
 
-async def read_picture(request: Request, decoder: Decoder, size: int) -> Pixels:
-    """The centre square of the picture in a request, which is its body or the field `image` of a form."""
-    form = await read_uploads(request)
-    pixels = await decoder.read(form.files["image"], size)
-    release(request)
-    return pixels
-
-
-def release(request: Request) -> None:
-    """Say that nothing of the request's body is held any more, before its answer is ready."""
-    body: Body | None = request.scope.get("dsd.body")
-    if body is not None:
-        body.release()
+async def read_images(
+    request: Request, decoder: Decoder, size: int, files: Sequence[str] = ("image",)
+) -> dict[str, Pixels]:
+    """The centre squares of the images in a request, by name: its body is the first, or it is a form with those that it
+    has of `files`."""
+    form = await read_uploads(request, files)
+    return {name: await form.read_image(name, decoder, size) for name in list(form.files)}

@@ -133,7 +133,7 @@ def test_many_large_bodies_at_once_are_refused_and_not_held(server: Watched):
     answers, before, peak = peak_of(server, uploads, clients=16)
     counts = collections.Counter(answer.status_code for answer in answers)
     print(f"{dict(counts)}; {before:.0f} MB before, {peak:.0f} MB at most")
-    assert set(counts) <= {422, 429}
+    assert set(counts) <= {408, 422, 429}  # 408 on a busy machine: this server gives a body two seconds
     assert all(int(answer.headers["retry-after"]) >= 1 for answer in answers if answer.status_code == 429)
     assert peak - before < 200
 

@@ -1,4 +1,5 @@
 import io
+import zlib
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from dsd_serve import images
+from dsd_serve.containers import png_chunk
 from dsd_serve.errors import InputError
 from tests import hostile
 
@@ -124,6 +126,75 @@ def test_bands_do_not_show_in_any_mode(mode, monkeypatch):
     monkeypatch.setattr(images, "BAND_PIXELS", 1)
     assert np.array_equal(images.read_image(data, size=16), whole)
     assert np.abs(whole.astype(int) - images.fit(images.read_image(data), 16)).max() <= 4
+
+
+def png_of(depth, colour, values, transparent):
+    """A PNG of one row with samples of `depth` bits, and the transparent colour as its tRNS chunk."""
+    channels = 1 if colour in (0, 3) else 3
+    bits = "".join(format(value, f"0{depth}b") for value in values)
+    row = b"\0" + int(bits.ljust(-(-len(bits) // 8) * 8, "0"), 2).to_bytes(-(-len(bits) // 8), "big")
+    chunk = png_chunk(b"tRNS", b"".join(value.to_bytes(2, "big") for value in transparent))
+    return hostile.png(len(values) // channels, 1, chunk, depth=depth, colour=colour, data=zlib.compress(row))
+
+
+@pytest.mark.parametrize("junk", [0, 0xFF00], ids=["", "bits above the sample"])
+@pytest.mark.parametrize("colour", [0, 2], ids=["grey", "rgb"])
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_a_transparent_colour_is_white_at_every_depth(depth, colour, junk):
+    """The transparent colour of a PNG has as many bits as its samples; the neighbours of that colour stay."""
+    if (colour == 2 and depth < 8) or (junk and depth in (1, 16)):
+        pytest.skip("PNG has no such format")
+    most = (1 << depth) - 1
+    step = 1 if colour == 0 and depth == 16 else max(1, 257 * (depth == 16))  # RGB has 8 bits left of 16
+    for chosen in {0, most, most // 3}:
+        near = chosen + step if chosen + step <= most else chosen - step
+        channels = 3 if colour else 1
+        marked = [chosen | (junk & ~most & 0xFFFF)] * channels
+        data = png_of(depth, colour, [chosen] * channels + [near] * channels, marked)
+        pixels = images.read_image(data)[:, 0]
+        assert (pixels[:, 0] == 255).all()
+        assert (pixels[:, 1] == (near * 255 // most if depth < 16 else near >> 8)).all()
+        opacity = images.decode(images.open_picture(data), opacity=True)[:, 0]
+        assert (opacity[:, 0] == 0).all() and (opacity[:, 1] == 255).all()
+
+
+MODES = ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "I", "I;16", "I;16B", "F"]
+
+
+@pytest.mark.parametrize("transparent", [False, True], ids=["opaque", "transparent"])
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_is_flattened_as_its_equal_in_rgba(mode, transparent):
+    """A white left half, and a black right half that may be transparent."""
+    black = np.repeat([[0, 255]], 4, axis=0).repeat(4, axis=1).astype(np.uint8)
+    opaque = 255 - black if transparent else np.full_like(black, 255)
+    full = Image.merge("RGBA", [Image.fromarray(255 - black)] * 3 + [Image.fromarray(opaque)])
+    plain = full.getchannel("R")
+    if mode.startswith("I;16"):
+        values = np.asarray(plain).astype(np.uint16) * 257
+        image = Image.frombytes(mode, plain.size, values.astype(">u2" if mode.endswith("B") else "<u2").tobytes())
+    elif mode == "PA":
+        image = plain.convert("P")
+        image.putalpha(full.getchannel("A"))
+    elif mode in ("LA", "La", "RGBA", "RGBa"):
+        first = "RGBA" if mode.startswith("RGB") else "LA"
+        image = full.convert(first).convert(mode)
+    else:
+        image = plain.convert(mode)
+    if transparent and mode == "P":
+        places = np.asarray(image)
+        image.info["transparency"] = bytes(0 if index == places[0, -1] else 255 for index in range(256))
+    elif transparent and not mode.endswith(("A", "a")):
+        image.info["transparency"] = (0, 0, 0) if mode == "RGB" else 0
+    expected = np.asarray(images.flatten(full))
+    assert expected[0, -1, 0] == (255 if transparent else 0)
+    assert np.abs(np.asarray(images.flatten(image)).astype(int) - expected).max() <= 1
+
+
+def test_an_inverted_cmyk_jpeg_shows_its_colours():
+    """Adobe's programs write CMYK inverted, and so does Pillow."""
+    image = Image.new("RGB", (16, 16), (200, 40, 90)).convert("CMYK")
+    pixels = images.read_image(hostile.encoded(image, "JPEG", quality=100))
+    assert np.abs(pixels[:, 8, 8].astype(int) - (200, 40, 90)).max() <= 4
 
 
 def test_sixteen_bits_are_scaled_and_not_clipped():

@@ -1,6 +1,7 @@
 """Forms of several fields, and the memory that uploads may take, in a small application on a real server."""
 
 import asyncio
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -10,13 +11,16 @@ import numpy as np
 import pytest
 import uvicorn
 from fastapi import FastAPI, Request
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 
 from dsd_serve import images
 from dsd_serve.errors import InputError
 from server import errors
-from server.bodies import BodyLimits
+from server.bodies import Body, BodyLimits
+from server.memory import Held, Memory
 from server.settings import Settings
-from server.uploads import Decoder, read_uploads, release
+from server.uploads import Decoder, read_uploads
 from tests import hostile
 
 SETTINGS = Settings(max_body_mb=1.0, max_uploads_mb=4.0, max_decode_mb=20.0, body_timeout=1.0)
@@ -25,7 +29,7 @@ SETTINGS = Settings(max_body_mb=1.0, max_uploads_mb=4.0, max_decode_mb=20.0, bod
 def application() -> FastAPI:
     app = FastAPI()
     errors.install(app)
-    app.add_middleware(BodyLimits, settings=SETTINGS)
+    app.add_middleware(BodyLimits, settings=SETTINGS, memory=Memory(int(SETTINGS.max_uploads_mb * 1e6)))
     hold = asyncio.Event()
 
     @app.post("/edit")
@@ -37,14 +41,17 @@ def application() -> FastAPI:
     async def hold_body(request: Request, until_released: bool = False) -> str:
         form = await read_uploads(request)
         if until_released:
-            del form
-            release(request)
+            form.parse("image", len)
         await hold.wait()
         return "done"
 
     @app.post("/go")
     async def go() -> None:
         hold.set()
+
+    @app.api_route("/any", methods=["GET", "DELETE", "OPTIONS"])
+    async def any_method(request: Request) -> int:
+        return len(await request.body())
 
     @app.post("/json")
     async def json(body: dict[str, int]) -> int:
@@ -150,17 +157,18 @@ def test_a_picture_that_takes_too_much_memory_is_refused():
         asyncio.run(Decoder(SETTINGS).read(data, 16))
 
 
-def test_pictures_wait_for_memory_in_their_order():
-    decoder = Decoder(SETTINGS)
+def test_images_wait_for_memory_in_their_order():
+    memory = Memory(20_000_000)
     order: list[int] = []
     most = 0
 
     async def take(number: int, megabytes: int) -> None:
         nonlocal most
-        async with decoder.memory(megabytes * 1_000_000):
-            order.append(number)
-            most = max(most, decoder.total)
-            await asyncio.sleep(0.01)
+        claim = await memory.take(megabytes * 1_000_000)
+        order.append(number)
+        most = max(most, memory.total)
+        await asyncio.sleep(0.01)
+        claim.release()
 
     async def all_at_once() -> None:
         await asyncio.gather(*(take(number, megabytes) for number, megabytes in enumerate((15, 3, 20, 1, 8, 20, 2))))
@@ -168,10 +176,94 @@ def test_pictures_wait_for_memory_in_their_order():
     asyncio.run(all_at_once())
     assert order == list(range(7))
     assert most <= 20_000_000
-    assert decoder.total == 0
+    assert memory.total == 0
+
+
+def test_a_client_waits_for_its_share_while_others_pass():
+    memory = Memory(100)
+
+    async def all_at_once() -> None:
+        alone = await memory.take(90, "a")  # all that it has may be more than half
+        waits = [asyncio.ensure_future(memory.take(20, "a")) for _ in range(2)]
+        other = await asyncio.wait_for(memory.take(10, "b"), 5)
+        assert not any(wait.done() for wait in waits)
+        waits[0].cancel()
+        alone.shrink(20)
+        second = await asyncio.wait_for(waits[1], 5)
+        assert memory.total == 50 and dict(memory.held) == {"a": 40, "b": 10}
+        for claim in (alone, other, second, second):
+            claim.release()
+        assert memory.total == 0 and not memory.held and not memory.waiting
+
+    asyncio.run(all_at_once())
 
 
 def test_the_decoder_gives_what_read_image_gives():
     decoder = Decoder(Settings())
     for data in hostile.pictures().values():
         assert np.array_equal(asyncio.run(decoder.read(data, 16)), images.read_image(data, size=16))
+
+
+def connected(client: httpx.Client, head: bytes) -> socket.socket:
+    line = socket.create_connection((client.base_url.host, client.base_url.port), timeout=10)
+    line.sendall(head)
+    return line
+
+
+def test_uploads_that_stall_give_way_to_others(client, monkeypatch):
+    """Four of these have announced 0.95 MB, which with copies would be 7.6 of 4 MB, and sent 0.45 MB each."""
+    monkeypatch.setattr("server.bodies.IDLE", 0.1)
+    head = b"POST /edit HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 950000\r\n\r\n"
+    lines = [connected(client, head + bytes(450_000)) for _ in range(4)]
+    try:
+        time.sleep(0.4)
+        assert client.post("/edit", content=bytes(900_000)).status_code == 200
+        lines[0].settimeout(5)
+        answer = lines[0].recv(2000)
+        assert answer.startswith(b"HTTP/1.1 408 ") and b"came too slowly while the memory" in answer
+        rest = []
+        for line in lines[1:]:
+            line.sendall(bytes(500_000))
+            rest.append(line.recv(2000)[:12])
+        assert b"HTTP/1.1 200" in rest  # those that were not in the way go on
+    finally:
+        for line in lines:
+            line.close()
+
+
+def test_a_body_must_keep_coming(client, monkeypatch):
+    monkeypatch.setattr("server.bodies.GRACE", 0.3)
+    head = b"POST /edit HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 950000\r\n\r\n"
+    began = time.monotonic()
+    with connected(client, head + bytes(100)) as line:
+        answer = line.recv(2000)
+    assert answer.startswith(b"HTTP/1.1 408 ") and b"fewer than 5,000 bytes of the body came in 0.3 seconds" in answer
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE", "OPTIONS"])
+def test_a_body_that_nobody_asked_for_is_limited(client, method):
+    """A route that reads on, as all do that watch for the client's end, reads 100 kB of it and no more."""
+    answer = client.request(method, "/any", content=bytes(150_000))
+    assert "larger than 0.1 MB" in detail(answer, 413)
+    assert client.request(method, "/any", content=bytes(50_000)).json() == 50_000
+
+
+def test_a_client_has_half_of_the_memory_for_uploads():
+    async def two() -> None:
+        limits = BodyLimits(application(), SETTINGS, Memory(4_000_000))
+        bodies = []
+        for who in ("the key a", "the key a", "the key b"):
+            scope = {"type": "http", "method": "POST", "headers": [], "dsd.held": Held(who)}
+
+            async def source() -> dict[str, object]:
+                return {"type": "http.request", "body": bytes(700_000), "more_body": True}
+
+            bodies.append(Body(limits, scope, Headers(scope=scope), source))
+        await bodies[0].receive()
+        with pytest.raises(HTTPException, match="uploads of the key a take half of the memory") as refused:
+            await bodies[1].receive()
+        assert refused.value.status_code == 429
+        await bodies[2].receive()
+
+    asyncio.run(two())

@@ -1,0 +1,213 @@
+"""What answers take of memory, for each format and for a real server under the worst that its limits allow."""
+
+import asyncio
+import re
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx
+import numpy as np
+import pytest
+import yaml
+from fastapi.routing import APIRoute
+from fastapi.testclient import TestClient
+
+from dsd_serve import images
+from dsd_serve.errors import InputError, QueueFullError
+from server import answers, image_routes, info_routes, openai_routes
+from server.answers import Encoder, Picture, encode_memory, texts_memory
+from server.app import create_app
+from server.memory import Held, client_of, memory_bound
+from server.service import Preview, Service, Unread
+from server.settings import Settings
+from tests.conftest import ROOT, Running
+
+REST = 170  # megabytes of a server at rest, as the README says
+
+
+def process_memory(pid: int | str, key: str) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(rf"{key}:\s+(\d+)", status)[1]) * 1024
+
+
+@pytest.fixture(scope="module")
+def server(demo_dir: Path) -> Iterator[Running]:
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("the memory of a process can be measured on Linux only")
+    running = Running("--model", str(demo_dir), "--max-encode-mb", "120", "--max-size", "512")
+    yield running
+    assert running.stop() == 0
+
+
+@pytest.mark.parametrize("noise", [True, False], ids=["noise", "plain"])
+@pytest.mark.parametrize("chosen", ["png", "jpeg", "webp", "zip", "json"])
+def test_encoding_takes_no_more_than_is_reckoned(chosen, noise):
+    """The peak of this process; noise is what all encoders take most for."""
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("the memory of a process can be measured on Linux only")
+    rng = np.random.default_rng(0)
+    side = 1024
+    pixels = rng.integers(0, 256 if noise else 1, (3, side, side), dtype=np.uint8)
+    drawn = [Picture(pixels, {}) for _ in range(4)]
+    answers.encode_answer(drawn[:1], chosen, 64, {}, {}, None)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = process_memory("self", "VmRSS")
+    body = answers.encode_answer(drawn, chosen, None, {}, {}, None).body
+    assert process_memory("self", "VmHWM") - before < encode_memory(chosen, 4, side)
+    assert len(body) < encode_memory(chosen, 4, side)
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "webp"])
+def test_the_best_quality_takes_no_more_than_is_reckoned(kind):
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("the memory of a process can be measured on Linux only")
+    image = images.to_pil(np.random.default_rng(0).integers(0, 256, (3, 1024, 1024), dtype=np.uint8))
+    Path("/proc/self/clear_refs").write_text("5")
+    before = process_memory("self", "VmRSS")
+    images.encode(image, kind, quality=100)
+    assert process_memory("self", "VmHWM") - before < texts_memory(kind, 1, 1024)
+
+
+def test_an_answer_that_could_not_be_encoded_is_refused_before_it_is_drawn(server):
+    query = {"class": 207, "n": 16, "size": 512, "steps": 250}
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        refused = client.get("/generate", params={**query, "format": "webp"})
+        assert refused.status_code == 422 and "up to 187 MB, this server allows 120 MB" in refused.json()["detail"]
+        walk = {"from": {"class": 207, "seed": 1}, "to": {"class": 1}, "n": 16, "size": 512, "format": "webp"}
+        assert "--max-encode-mb" in client.post("/interpolate", json=walk).json()["detail"]
+        assert client.get("/debug/batcher").json()["running"] == []
+
+
+def test_many_large_answers_at_once_stay_within_the_budget(server):
+    """Each of these takes up to 59 MB, twelve at once would take 700."""
+    query = {"class": 207, "n": 16, "size": 512, "steps": 1}
+    with httpx.Client(base_url=server.url, timeout=120) as client:
+        client.get("/generate", params={"class": 207, "size": 512})
+        Path(f"/proc/{server.process.pid}/clear_refs").write_text("5")
+        before = process_memory(server.process.pid, "VmRSS")
+        with ThreadPoolExecutor(12) as pool:
+            asked = [{**query, "format": kind} for kind in ("png", "jpeg", "json", "zip") * 3]
+            sent = list(pool.map(lambda params: client.get("/generate", params=params), asked))
+        assert {answer.status_code for answer in sent} == {200}
+        assert process_memory(server.process.pid, "VmHWM") - before < 120e6 + 118e6
+        metrics = client.get("/metrics").text
+    assert re.search(r'dsd_memory_bytes\{budget="encode"\} 0\.0', metrics)
+    assert re.search(r'dsd_memory_bytes\{budget="uploads"\} 0\.0', metrics)
+
+
+def routes() -> set[str]:
+    every = [*image_routes.router.routes, *openai_routes.router.routes, *info_routes.router.routes]
+    return {route.path for route in every if isinstance(route, APIRoute) and "POST" in route.methods}
+
+
+def uploads(name: str) -> dict[str, object]:
+    """A request of nine megabytes to a route, and what it draws with two steps."""
+    data = images.write_image(np.random.default_rng(0).integers(0, 256, (3, 1750, 1750), dtype=np.uint8))
+    form = {"/interpolate": ("from", "to"), "/edit": ("image", "mask"), "/v1/images/edits": ("image",)}
+    if name in ("/generate", "/v1/images/generations"):
+        return {"json": {"class": 207} if name == "/generate" else {"prompt": "207"}}
+    if name == "/decode":
+        return {"content": bytes(9_000_000)}  # refused, and gone
+    fields = {"data": {"prompt": "207"}} if name == "/v1/images/edits" else {}
+    return {"files": {field: ("a", data) for field in form.get(name, ("image",))}, **fields}
+
+
+@pytest.fixture(scope="module")
+def client(demo_dir: Path) -> Iterator[TestClient]:
+    with TestClient(create_app(Service(Settings(model=demo_dir, row_budget=8)))) as made:
+        yield made
+
+
+@pytest.mark.parametrize("name", sorted(routes()))
+def test_nothing_of_a_body_is_held_while_its_images_are_drawn(name, client, monkeypatch):
+    """Derived from the routes: a new one that takes a body is asked too."""
+    service = client.app.state.service
+    seen: list[int] = []
+    submit = service.batcher.submit_tasks
+
+    def watched(*arguments, **options):
+        seen.append(service.uploads.total)
+        return submit(*arguments, **options)
+
+    monkeypatch.setattr(service.batcher, "submit_tasks", watched)
+    answer = client.post(name, **uploads(name))
+    assert answer.status_code == (422 if name == "/decode" else 200), answer.text[:300]
+    assert service.uploads.total == service.encoder.memory.total == service.decoder.memory.total == 0
+    assert service.unanswered == 0
+    if name == "/v1/images/generations":  # a small text that is read before the route begins
+        assert seen[0] < 1000
+    elif name != "/decode":
+        assert set(seen) == {0}
+
+
+def test_a_client_has_at_most_half_of_the_queue(client):
+    service = client.app.state.service
+    one, other, again = Held("the key a"), Held("the key b"), Held("the key a")
+    service.count(one, 128)
+    with pytest.raises(QueueFullError, match="the key a has 128 images under way, and half of the 256"):
+        service.count(again, 1)
+    service.count(other, 128)
+    one.release()
+    service.count(again, 128)
+    for held in (other, again):
+        held.release()
+    assert service.unanswered == 0 and not service.shares
+
+
+def test_slow_readers_lose_previews_and_no_image(monkeypatch):
+    monkeypatch.setattr("server.service.MAX_PREVIEWS", 100)
+    service = SimpleNamespace(previews=0)
+    unread = Unread(service)
+    for step in range(5):
+        unread.put(Preview(0, step, np.zeros(40, np.uint8)))
+    assert [event.step for event in unread.events] == [3, 4]
+    assert service.previews == 80
+    unread.close()
+    assert service.previews == 0
+
+
+def test_clients_are_told_apart_by_address_but_for_this_machine():
+    assert client_of({"client": ("192.0.2.1", 5)}) == "the address 192.0.2.1"
+    assert client_of({"client": ("127.0.0.1", 5)}) is client_of({"client": ("::1", 5)}) is client_of({}) is None
+
+
+def test_a_cancelled_wait_gives_its_memory_back():
+    encoder = Encoder(Settings(max_encode_mb=100))
+    with pytest.raises(InputError, match="takes up to"):
+        encoder.check_images("webp", 16, 1024)
+    done = threading.Event()
+
+    async def gone() -> None:
+        request = SimpleNamespace(scope={})
+        running = asyncio.ensure_future(encoder.run(request, 1000, partial(done.wait, 10)))
+        await asyncio.sleep(0.05)
+        running.cancel()
+        await asyncio.sleep(0)
+        assert encoder.memory.total == 1000  # its thread still works
+        done.set()
+        for _ in range(500):
+            if not encoder.memory.total:
+                break
+            await asyncio.sleep(0.01)
+        assert encoder.memory.total == 0
+
+    asyncio.run(gone())
+
+
+def test_what_the_documents_say_is_what_the_settings_make():
+    bound = memory_bound(Settings()) / 1e6
+    settings = Settings()
+    readme = (ROOT / "README.md").read_text()
+    assert f"Requests take at most {bound:.0f} MB of memory" in readme
+    for name in ("uploads", "decode", "encode"):
+        number = getattr(settings, f"max_{name}_mb")
+        assert re.search(rf"{number:.0f} MB for [^(]*\(`--max-{name}-mb`", readme), name
+    pod = yaml.safe_load((ROOT / "deploy/kubernetes/deployment.yaml").read_text())["spec"]["template"]["spec"]
+    limit = pod["containers"][0]["resources"]["limits"]["memory"]
+    assert int(limit.removesuffix("Gi")) * 2**30 / 1e6 > REST + bound
+    compose = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["dsd"]["mem_limit"]
+    assert int(re.search(r":-(\d+)g", compose)[1]) * 2**30 / 1e6 > REST + bound
