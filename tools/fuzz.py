@@ -278,7 +278,7 @@ def main() -> int:
         events = httpx.get(f"{server.url}/config", timeout=60).json()["dependencies"] if options.ui else []
         makers = [Maker(document, events, options.seed * 1000 + number) for number in range(options.clients)]
         run(server, makers[:4], 5)  # what is loaded at first use
-        settled(server, {})
+        time.sleep(5)  # until what was left in the middle has ended
         before, rest = server.state(), server.memory("VmRSS")
         pulse = Pulse(server.url)
         pulse.start()
