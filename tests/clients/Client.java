@@ -73,6 +73,6 @@ public class Client {
             together.add(http.sendAsync(json("/generate", "{\"class\": 207, \"seed\": 7}"), HttpResponse.BodyHandlers.ofByteArray()));
         for (var answer : together) show("together", answer.get().statusCode(), answer.get().body());
         var events = http.send(json("/generate", "{\"class\": 207, \"n\": 2, \"format\": \"events\"}"), HttpResponse.BodyHandlers.ofLines());
-        show("events", events.statusCode(), events.body().filter(line -> line.startsWith("event:")).collect(Collectors.joining(",")).getBytes());
+        show("events", events.statusCode(), events.body().filter(line -> line.startsWith("event:") && !line.endsWith("preview")).collect(Collectors.joining(",")).getBytes());
     }
 }

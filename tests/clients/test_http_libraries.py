@@ -111,6 +111,7 @@ def of_wget(method: str, url: str, body: object = None, file: Path | None = None
 def of_httpie(method: str, url: str, body: object = None, file: Path | None = None) -> Answer:
     command = [installed("http"), "--ignore-stdin", "--timeout", "60", "--print", "hb", "--pretty", "none"]
     sent = [] if body is None else [f"{key}:={json.dumps(value)}" for key, value in body.items()]  # type: ignore[attr-defined]
+    sent.append("accept:image/png")  # by default it asks for JSON where it sends JSON
     if file is not None:
         command, sent = [*command, "--form"], [f"image@{file};type=image/png"]
     done = subprocess.run([*command, method, url, *sent], capture_output=True, timeout=90)
