@@ -1,63 +1,60 @@
 """dsd-serve: start the server."""
 
-import gc
-import logging
-import os
-import sys
+from __future__ import annotations
+
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from dsd_serve.errors import DSDError
-from server.settings import Settings, parse_settings, unknown_variables
+from server.front import starting
 
-log = logging.getLogger("server.main")  # __name__ is __main__ under python -m
+if TYPE_CHECKING:
+    from server.settings import Settings
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    try:
+    with starting("dsd-serve"):
+        from server.settings import parse_settings
+
         serve(parse_settings(arguments))
-    except DSDError as error:
-        sys.exit(f"dsd-serve: {error}")
-    except KeyboardInterrupt:  # while it started; a running server handles the signal itself
-        sys.exit(130)
 
 
 def serve(settings: Settings) -> None:
     """Serve until a signal ends it. Raises DSDError when it cannot start."""
-    import uvicorn
+    import gc
+    import logging
+    import os
+
     from fastapi import FastAPI  # here and not above: --help needs none of it
 
     from server import logs
     from server.app import create_app
-    from server.drain import LAST_ANSWERS, DrainingServer
+    from server.drain import DrainingServer
+    from server.front import configure, listening
     from server.opening import Opening
-    from server.protocol import BoundedProtocol
+    from server.protocol import Door
     from server.service import Service
+    from server.settings import unknown_variables
 
     logs.configure(settings.log_level, settings.log_format)
     for sentence in unknown_variables(os.environ):
-        log.warning(sentence)
-    service = Service(settings)
-    opening: Opening | None = None
-    if settings.triton:
+        logging.getLogger("server.main").warning(sentence)
+    with listening(settings.host, settings.port) as sockets:  # before the model, which takes its time
+        service = Service(settings)
+        door = Door(settings, service.metrics.connection_cut)
+        service.metrics.watch_connections(door)
+        opening: Opening | None = None
+        if settings.triton:
 
-        def make() -> FastAPI:
-            service.wait_for_triton()
-            return create_app(service)
+            def make() -> FastAPI:
+                service.wait_for_triton()
+                return create_app(service)
 
-        opening = Opening(make, lambda: service.batcher.not_ready, service.batcher.close)
-    config = uvicorn.Config(
-        opening or create_app(service),
-        host=settings.host,
-        port=settings.port,
-        http=BoundedProtocol,
-        log_config=None,  # its lines go through ours
-        access_log=False,
-        timeout_graceful_shutdown=LAST_ANSWERS,
-        reset_contextvars=True,
-    )
-    gc.collect()
-    gc.freeze()  # what is there by now stays: a full collection looks at requests only, so it comes sooner and is short
-    DrainingServer(config, service.drain, service.batcher, settings.grace).run()
+            opening = Opening(make, lambda: service.batcher.not_ready, service.batcher.close)
+        config = configure(opening or create_app(service), door)
+        # What is there by now stays: a full collection looks at requests only, so it comes sooner and is short.
+        gc.collect()
+        gc.freeze()
+        DrainingServer(config, door, service.drain, service.batcher, settings.grace, service.reload_keys).run(sockets)
     if opening is not None and opening.failed is not None:
         raise opening.failed
 

@@ -2,7 +2,7 @@
 
 import platform
 from collections import Counter as Counted
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -23,6 +23,7 @@ from dsd_serve.errors import CancelledError
 from dsd_serve.rows import Decode, Denoise, Encode, Row
 from dsd_serve.triton import RemoteBatcher
 from server.drain import Drain
+from server.protocol import CUTS, Door
 from server.watch import Exchange
 
 KINDS: dict[type[Row], str] = {Encode: "encode", Denoise: "denoise", Decode: "decode"}
@@ -48,6 +49,12 @@ class Metrics(Observer):
         self.requests = Counter("dsd_requests_total", "Requests answered, by route.", ["route", "code"], **into)
         self.rejections = Counter("dsd_requests_rejected_total", "Requests refused.", ["reason"], **into)
         self.cancellations = Counter("dsd_requests_cancelled_total", "Requests given up.", ["reason"], **into)
+        self.cuts = Counter(
+            "dsd_connections_cut_total",
+            "Connections that the server closed.",
+            ["reason"],
+            **into,
+        )
         self.key_requests = Counter("dsd_key_requests_total", "Requests with an API key, by its name.", ["key"], **into)
         self.request_seconds = Histogram(
             "dsd_request_duration_seconds",
@@ -73,6 +80,7 @@ class Metrics(Observer):
         for counter, values in (
             (self.rejections, REJECTIONS),
             (self.cancellations, CANCELLATIONS),
+            (self.cuts, CUTS),
             (self.rows, KINDS.values()),
         ):
             for value in values:
@@ -113,18 +121,25 @@ class Metrics(Observer):
         if exchange.status == 413:
             self.rejected("too_large")
 
+    def connection_cut(self, reason: str) -> None:
+        self.cuts.labels(reason).inc()
+
+    def gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
+        """Add what is read only when somebody asks."""
+        Gauge(name, text, registry=self.registry).set_function(value)
+
+    def watch_connections(self, door: Door) -> None:
+        self.gauge("dsd_connections", "Open connections.", lambda: len(door.open))
+        self.gauge("dsd_unsent_bytes", "Bytes of answers that their clients have not taken yet.", lambda: door.unsent)
+
     def watch(self, batcher: Batcher | RemoteBatcher, drain: Drain, model: dict[str, str]) -> None:
-        """Add what is read only when somebody asks. model: labels of dsd_model_info."""
+        """Add the gauges of these. model: labels of dsd_model_info."""
         self.model.info(model)
-
-        def gauge(name: str, text: str, value: Any) -> None:
-            Gauge(name, text, registry=self.registry).set_function(value)
-
-        gauge("dsd_images_running", "Images whose program has begun.", lambda: batcher.num_running)
-        gauge("dsd_images_waiting", "Images in the queue.", lambda: batcher.num_waiting)
-        gauge("dsd_seconds_ahead", "Estimated seconds until all of them are done.", batcher.seconds_ahead)
-        gauge("dsd_row_budget", "Rows that a tick may take.", lambda: batcher.budget)
-        gauge(
+        self.gauge("dsd_images_running", "Images whose program has begun.", lambda: batcher.num_running)
+        self.gauge("dsd_images_waiting", "Images in the queue.", lambda: batcher.num_waiting)
+        self.gauge("dsd_seconds_ahead", "Estimated seconds until all of them are done.", batcher.seconds_ahead)
+        self.gauge("dsd_row_budget", "Rows that a tick may take.", lambda: batcher.budget)
+        self.gauge(
             "dsd_ready", "1 when requests are served, as /health/ready.", lambda: batcher.ready and not drain.draining
         )
 

@@ -84,6 +84,20 @@ def load_keys(path: str, environment: Mapping[str, str]) -> list[ApiKey]:
     return keys
 
 
+def renew(keys: list[ApiKey], read: Sequence[ApiKey]) -> None:
+    """Put keys that were read again in the place of those before. Who stays keeps what he has used up."""
+    if not read:
+        raise ConfigError("there is no API key any more, and without one everybody could send requests")
+    before = {(key.name, key.digest): key for key in keys}
+    renewed = []
+    for key in read:
+        kept = before.get((key.name, key.digest), key)
+        kept.per_minute, kept.images_at_once = key.per_minute, key.images_at_once
+        kept.tokens = min(kept.tokens, kept.per_minute)
+        renewed.append(kept)
+    keys[:] = renewed
+
+
 def read_file(path: Path) -> list[tuple[str, str]]:
     """(where, text) of each key in a file."""
     # A key given where the file's name belongs must not reach the log.

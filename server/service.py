@@ -14,7 +14,7 @@ from fastapi import Request
 
 from dsd_serve.batcher import Batcher, Job, Observer
 from dsd_serve.engines import Engine
-from dsd_serve.errors import InputError
+from dsd_serve.errors import ConfigError, InputError
 from dsd_serve.host import About, Host, open_host
 from dsd_serve.params import SamplingParams
 from dsd_serve.rows import Pixels
@@ -23,7 +23,7 @@ from dsd_serve.triton import RemoteBatcher, RemoteJob, parse_addresses
 from server.drain import Drain
 from server.metrics import Metrics
 from server.schemas import SamplingQuery
-from server.security import claim_images, load_keys, parse_origins
+from server.security import claim_images, load_keys, parse_origins, renew
 from server.settings import Settings
 from server.traces import load_traces
 from server.uploads import Decoder
@@ -84,6 +84,18 @@ class Service:
             host = open_embedded(settings, engine, self.metrics)
             self.batcher = host.batcher
             self.serve(host.about)
+
+    def reload_keys(self) -> None:
+        """Read the API keys again; those from before stay when that fails, or when there were none."""
+        if not self.keys:
+            log.info("there are no API keys to read again, so SIGHUP has no effect")
+            return
+        try:
+            renew(self.keys, load_keys(self.settings.api_keys, os.environ))
+        except ConfigError as error:
+            log.error("the API keys stay as they were: %s", error)
+        else:
+            log.info("%d API keys were read again", len(self.keys))
 
     def wait_for_triton(self) -> None:
         """Wait until a server of --triton is ready, however long it takes. Raises ClosedError if closed meanwhile."""

@@ -22,6 +22,20 @@ def demo_model() -> Path:
     return Path(str(resources.files("dsd_serve").joinpath("demo")))
 
 
+SPARE_DESCRIPTORS = 64  # for files, and for connections that are refused
+MOST_CONNECTIONS = 1024  # by default; a head in each of them takes 64 KiB
+
+
+def descriptors() -> int:
+    """File descriptors that this process may have."""
+    try:
+        import resource
+    except ImportError:  # Windows, where sockets are not among them
+        return 1_000_000
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return 1_000_000 if soft == resource.RLIM_INFINITY else soft
+
+
 @dataclass(frozen=True)
 class Settings:
     """One field per setting; HELP below says what each is for."""
@@ -44,6 +58,11 @@ class Settings:
     max_uploads_mb: float = 200.0
     max_decode_mb: float = 400.0
     body_timeout: float = 60.0
+    head_timeout: float = 10.0
+    write_timeout: float = 60.0
+    keep_alive: float = 75.0
+    max_connections: int = field(default_factory=lambda: min(MOST_CONNECTIONS, descriptors() // 2))
+    max_connections_per_address: int = 0
     max_megapixels: float = 40.0
     grace: float = 30.0
     api_keys: str = ""
@@ -57,7 +76,7 @@ class Settings:
 
 HELP = {
     "model": "model directory, as dsd-export writes it (default: the demo model of the package)",
-    "host": "address to listen on; 0.0.0.0 for all interfaces",
+    "host": "address to listen on; 0.0.0.0 for all interfaces, :: for all of IPv4 and IPv6",
     "port": "TCP port",
     "engine": f"what runs the network: {' or '.join(ENGINE_NAMES)}",
     "device": "cpu, cuda or cuda:N; never replaced by another one",
@@ -74,6 +93,16 @@ HELP = {
     "max_uploads_mb": "memory for the bodies of all requests, twice their size; more is answered with 429",
     "max_decode_mb": "memory for decoding uploaded pictures; those that would need more wait for others",
     "body_timeout": "seconds in which the body of a request must come",
+    "head_timeout": "seconds in which the request line and headers of a request must come",
+    "write_timeout": "seconds in which a client must take 64 KiB of its answer, or all that is left of it; else its "
+    "connection is closed, and its request cancelled",
+    "keep_alive": "seconds for which a connection is kept after an answer: longer than a proxy in front does (nginx "
+    "and load balancers 60), because what it sends while the server closes is lost",
+    "max_connections": "connections at once. The one that has been idle for the longest gives way to a new one; if all "
+    "are busy, new ones are answered with 503, except for /health. At most 64 less than ulimit -n (default: half of it, "
+    "up to 1024)",
+    "max_connections_per_address": "the same for one address, or one /64 of IPv6, with 429; only where clients connect "
+    "directly, because all that come through a proxy have the proxy's address (default: 0, no limit)",
     "max_megapixels": "largest uploaded picture, in millions of pixels",
     "grace": "seconds to finish running requests after SIGTERM; a second signal ends the server at once",
     "api_keys": "file of API keys, one name:key[:requests_per_minute[:images_at_once]] a line; # begins a comment. "
@@ -91,10 +120,12 @@ HELP = {
     "ui": "a page in the browser at /, as a client of this server. Needs the extra ui (default: off)",
 }
 
+CONNECTIONS = ("head_timeout", "write_timeout", "keep_alive", "max_connections", "max_connections_per_address")
 GROUPS = {
     "model": ("model", "engine", "device", "precision", "threads", "row_budget", "triton"),
     "network": ("host", "port", "grace", "ui"),
-    "limits": (*(name for name in HELP if name.startswith("max_")), "body_timeout"),
+    "limits": (*(name for name in HELP if name.startswith("max_") and name not in CONNECTIONS), "body_timeout"),
+    "connections": CONNECTIONS,
     "security": ("api_keys", "cors_origins"),
     "logging and traces": ("log_level", "log_format", "otel"),
 }
@@ -113,6 +144,11 @@ RANGES: dict[str, tuple[float, float]] = {
     "max_uploads_mb": (0.001, 1_000_000),
     "max_decode_mb": (0.001, 1_000_000),
     "body_timeout": (0.001, 86400),
+    "head_timeout": (0.001, 86400),
+    "write_timeout": (0.001, 86400),
+    "keep_alive": (0.001, 86400),
+    "max_connections": (1, max(descriptors() - SPARE_DESCRIPTORS, SPARE_DESCRIPTORS)),
+    "max_connections_per_address": (0, 1_000_000),
     "max_megapixels": (0.001, 10_000),
     "grace": (0, 86400),
 }
