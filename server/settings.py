@@ -99,7 +99,7 @@ HELP = {
     "keep_alive": "seconds for which a connection is kept after an answer: longer than a proxy in front does (nginx "
     "and load balancers 60), because what it sends while the server closes is lost",
     "max_connections": "connections at once. The one that has been idle for the longest gives way to a new one; if all "
-    "are busy, new ones are answered with 503, except for /health. At most 64 less than ulimit -n (default: half of it, "
+    "are busy, new ones are answered with 503, except for /health. At most 64 less than ulimit -n (default: half, "
     "up to 1024)",
     "max_connections_per_address": "the same for one address, or one /64 of IPv6, with 429; only where clients connect "
     "directly, because all that come through a proxy have the proxy's address (default: 0, no limit)",
