@@ -153,6 +153,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "max_body_mb": (0.001, 10_000),
     "max_uploads_mb": (0.001, 1_000_000),
     "max_decode_mb": (0.001, 1_000_000),
+    "max_encode_mb": (0.001, 1_000_000),
     "body_timeout": (0.001, 86400),
     "head_timeout": (0.001, 86400),
     "write_timeout": (0.001, 86400),
