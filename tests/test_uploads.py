@@ -15,12 +15,14 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 
 from dsd_serve import images
+from dsd_serve.budget import Memory
+from dsd_serve.decoding import Decoder
 from dsd_serve.errors import InputError
 from server import errors
 from server.bodies import Body, BodyLimits
-from server.memory import Held, Memory
+from server.memory import Held
 from server.settings import Settings
-from server.uploads import Decoder, read_uploads
+from server.uploads import read_uploads
 from tests import hostile
 
 SETTINGS = Settings(max_body_mb=1.0, max_uploads_mb=4.0, max_decode_mb=20.0, body_timeout=1.0)
@@ -154,7 +156,7 @@ def test_bodies_of_all_requests_share_their_memory(client):
 def test_a_picture_that_takes_too_much_memory_is_refused():
     data = images.write_image(np.zeros((3, 1200, 1200), np.uint8), "webp")
     with pytest.raises(InputError, match=r"1200 x 1200 pixels takes 39 MB, this server allows 20 MB"):
-        asyncio.run(Decoder(SETTINGS).read(data, 16))
+        asyncio.run(Decoder(max_total=20_000_000).read(data, 16))
 
 
 def test_images_wait_for_memory_in_their_order():
@@ -199,7 +201,7 @@ def test_a_client_waits_for_its_share_while_others_pass():
 
 
 def test_the_decoder_gives_what_read_image_gives():
-    decoder = Decoder(Settings())
+    decoder = Decoder()
     for data in hostile.pictures().values():
         assert np.array_equal(asyncio.run(decoder.read(data, 16)), images.read_image(data, size=16))
 
