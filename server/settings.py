@@ -149,7 +149,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "max_seconds": (0.001, 1_000_000),
     "max_images": (1, 1000),
     "max_steps": (1, MAX_STEPS),
-    "max_size": (1, 16384),
+    "max_size": (1, 100_000),
     "max_body_mb": (0.001, 10_000),
     "max_uploads_mb": (0.001, 1_000_000),
     "max_decode_mb": (0.001, 1_000_000),

@@ -23,7 +23,7 @@ from export.card import write_card
 from export.commit import Stoppable, commit, drafting
 from export.main import main
 from export.verify import Report, verify
-from tests.conftest import ROOT
+from tests.conftest import ROOT, needs_int8
 
 
 def test_the_model_directory_is_complete(tiny_dir):
@@ -177,6 +177,7 @@ def test_a_second_run_does_nothing(checkpoint, directory, caplog):
     assert "fp32: unchanged (model.safetensors, model.onnx, model.ort.onnx)" in caplog.text
 
 
+@needs_int8
 def test_a_precision_is_added_without_the_checkpoint_and_the_rest_stays(directory, caplog):
     before = stamps(directory)
     main([str(directory), "--precision", "int8"])
@@ -204,6 +205,7 @@ def test_only_the_card_and_the_configuration_follow_a_new_name(directory):
     assert (read_model_dir(directory).name, read_model_dir(directory).defaults.guidance_scale) == ("other", 3)
 
 
+@needs_int8
 def test_new_weights_renew_every_precision_that_is_there(directory, retrained):
     main([str(directory), "--precision", "int8"])
     before = contents(directory)

@@ -148,7 +148,7 @@ HEAD = b"POST /reconstruct HTTP/1.1\r\nHost: x\r\n"
         (HEAD + b"Content-Length: 99999999\r\n\r\nx", b"413"),
         (HEAD + b"Content-Length: -1\r\n\r\nx", b"400"),
         (HEAD + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello", b"400"),
-        (HEAD + b"Content-Length: 5\r\n\r\nhello and more", b"400"),  # the second request is none
+        (HEAD + b"Content-Length: 5\r\n\r\nhello and more", b"422"),  # what follows is not a request
         (HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\nhello", b"400"),
         (HEAD + b"Transfer-Encoding: chunked\r\n\r\n1312D01\r\n" + bytes(20_000_001) + b"\r\n0\r\n\r\n", b"413"),
         (HEAD + b"Transfer-Encoding: chunked, gzip\r\n\r\n0\r\n\r\n", b"400"),
@@ -156,7 +156,7 @@ HEAD = b"POST /reconstruct HTTP/1.1\r\nHost: x\r\n"
         (HEAD + b"X-A: " + b"b" * 2_000_000, b"400"),
         (b"POST /" + b"b" * 2_000_000, b"400"),
         (b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03" + bytes(200), b"400"),
-        (b"POST /reconstruct\r\n\r\n", b"422"),  # HTTP/0.9, without a body
+        (b"POST /reconstruct\r\n\r\n", b"400"),  # HTTP/0.9
     ],
 )
 def test_what_is_no_http_is_refused(server: Watched, data: bytes, status: bytes):

@@ -102,7 +102,9 @@ def shaded(width: int, height: int) -> Image.Image:
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
 def test_the_centre_of_a_small_picture_is_what_fit_gives(size, kind):
     data = encoded(shaded(*size), kind, lossless=True)
-    assert np.array_equal(images.read_image(data, size=16), images.fit(images.read_image(data), 16))
+    centre, fitted = images.read_image(data, size=16), images.fit(images.read_image(data), 16)
+    # Pillow 13 chooses which side to scale first by the size of all that it is given, and rounds in between.
+    assert np.abs(centre.astype(int) - fitted).max() <= 1
 
 
 @pytest.mark.parametrize("size", [(700, 500), (501, 1203), (2000, 96)])

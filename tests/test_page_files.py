@@ -68,7 +68,7 @@ class Page:
         if not link.is_symlink():
             link.symlink_to(secret)
         others = self.upload(write_image(picture(1, 1)))
-        assert "process_completed" in self.event(self.named("inspect"), [file(others)], "somebody else")
+        assert "process_completed" in self.event(self.named("inspect"), [file(others)], "somebody-else")
         return [
             str(secret),
             os.path.relpath(secret, ROOT),

@@ -25,14 +25,16 @@ from export.main import main
 from export.precision import HALVES, ISLANDS, PARTS, half_weights, to_half
 from export.study import as_on_a_gpu, numerics, pictures, psnr
 from export.verify import verify
-from tests.conftest import ROOT, Running
+from tests.conftest import ROOT, Running, has_int8, needs_int8
+
+EXPORTED = ["fp16", "bf16", *(["int8"] if has_int8() else [])]
 
 
 @pytest.fixture(scope="module")
 def directory(checkpoint, tmp_path_factory):
     """The tiny model, stored in fp32, in every precision."""
     target = tmp_path_factory.mktemp("precisions") / "tiny"
-    main([str(checkpoint), "-o", str(target), "--precision", "fp16", "bf16", "int8"])
+    main([str(checkpoint), "-o", str(target), "--precision", *EXPORTED])
     return target
 
 
@@ -40,7 +42,7 @@ def directory(checkpoint, tmp_path_factory):
 def demo_copy(demo_dir, tmp_path_factory):
     """The demo model in every precision."""
     target = tmp_path_factory.mktemp("precisions") / "demo"
-    main([str(demo_dir), "-o", str(target), "--precision", "fp16", "bf16", "int8"])
+    main([str(demo_dir), "-o", str(target), "--precision", *EXPORTED])
     return target
 
 
@@ -49,6 +51,7 @@ def int8(directory):
     return load_engine("onnx", directory, precision="int8")
 
 
+@needs_int8
 def test_fp16_and_bf16_halve_the_weights_and_int8_quarters_the_products(directory):
     full = (directory / "model.safetensors").stat().st_size
     for precision in HALVES:
@@ -104,12 +107,14 @@ def test_int8_weights_are_within_half_a_step(seed, exponent):
     assert (np.abs(stored["w"] * scale[:, None] - array) <= 0.5001 * scale[:, None]).all()
 
 
+@needs_int8
 def test_int8_is_near_float32_and_does_round(directory, int8):
     report = verify(int8, load_engine("onnx", directory), "int8")
     assert report.passed
     assert report.latent_rms > 1e-4
 
 
+@needs_int8
 @given(chosen=st.lists(st.integers(0, 15), min_size=1, max_size=24))
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_int8_rows_do_not_depend_on_their_neighbours(int8, chosen):
@@ -119,6 +124,7 @@ def test_int8_rows_do_not_depend_on_their_neighbours(int8, chosen):
         assert output.tobytes() == int8.run([rows[number]])[0].tobytes()
 
 
+@needs_int8
 def test_a_scale_for_the_whole_tensor_is_found_out(directory, tmp_path):
     """The self-test must notice what int8 is usually done with: one scale for all rows of a call."""
     for file in directory.glob("*"):
@@ -177,7 +183,9 @@ def test_islands_lower_the_error(demo_dir, tmp_path):
     assert errors["chosen"] < 1.05 * errors["all"]
 
 
-@pytest.mark.parametrize(("precision", "least"), [("fp16", 40), ("bf16", 25), ("int8", 20)])
+@pytest.mark.parametrize(
+    ("precision", "least"), [("fp16", 40), ("bf16", 25), pytest.param("int8", 20, marks=needs_int8)]
+)
 def test_pictures_after_fifty_steps(demo_copy, precision, least):
     model = read_model_dir(demo_copy)
     with numerics(model, precision) as engine:
@@ -211,6 +219,7 @@ def test_what_cannot_be_is_refused_in_a_sentence(directory, tiny_dir):
         onnx_engine.check_precision("int8", "cuda:0")
 
 
+@needs_int8
 def test_a_cpu_whose_products_overflow_is_refused():
     """The graph in the engine is what onnx makes; sums that saturate, as on x86 without VNNI, are noticed."""
     tensors = [
@@ -234,6 +243,7 @@ def test_a_cpu_whose_products_overflow_is_refused():
         onnx_engine.check_integers(type("ort", (), {"InferenceSession": Saturating}))
 
 
+@needs_int8
 def test_a_server_serves_a_precision_and_says_so(directory):
     import httpx
 
