@@ -34,8 +34,8 @@ def photo(side: int, kind: str) -> bytes:
 def worst_requests(settings: Settings) -> dict[str, list[tuple[str, dict[str, Any]]]]:
     """For each route, requests (method and arguments of httpx) that make it hold the most."""
     size, n, most = settings.max_size, settings.max_images, int(settings.max_body_mb * 1e6)
-    side = int((most / 3.2) ** 0.5)
-    png, webp = photo(side, "PNG"), photo(side, "WEBP")
+    png, webp = (photo(int((most / 3.2) ** 0.5), kind) for kind in ("PNG", "WEBP"))
+    halves = [photo(int((most / 6.6) ** 0.5), kind) for kind in ("PNG", "WEBP")]  # two of them in one form
     drawn = {"class": 207, "steps": 1, "n": n, "size": size}
     formats = ("png", "jpeg", "webp", "zip", "json")
     ends = {"from": {"class": 207, "seed": 1}, "to": {"class": 1}, "n": n, "size": size, "steps": 1}
@@ -44,7 +44,7 @@ def worst_requests(settings: Settings) -> dict[str, list[tuple[str, dict[str, An
     openai = {"size": f"{size}x{size}", "num_inference_steps": 1, "n": 10}
 
     def form(*names: str) -> dict[str, Any]:
-        return {"files": {name: ("a", data) for name, data in zip(names, (png, webp), strict=False)}}
+        return {"files": {name: ("a", data) for name, data in zip(names, halves if len(names) > 1 else [png], strict=False)}}
 
     return {
         "/generate": [("GET", {"params": {**drawn, "format": kind}}) for kind in (*formats, "events")]
@@ -96,7 +96,7 @@ class Measured:
     def __init__(self, settings: dict[str, Any], model: Path) -> None:
         self.settings = Settings(**settings)
         flags = [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-        self.running = Running("--model", str(model), "--log-level", "warning", *flags)
+        self.running = Running("--model", str(model), *flags)
         self.http = httpx.Client(base_url=self.running.url, timeout=300, limits=httpx.Limits(max_connections=AT_A_TIME))
         self.rest = self.status("VmRSS")
 
