@@ -45,7 +45,7 @@ test-slow: $(DEV)/.done
 	$(DEV)/bin/python -m pytest -m slow
 
 test-ui: $(DEV)/.done
-	$(DEV)/bin/python -m pytest -m browser -rs tests/test_page.py
+	$(DEV)/bin/python -m pytest -m browser -rs tests/test_page.py tests/test_web_browser.py
 
 test-triton: $(DEV)/.done
 	$(DEV)/bin/python -m server.bench.tritonserver --install

@@ -44,7 +44,9 @@ def worst_requests(settings: Settings) -> dict[str, list[tuple[str, dict[str, An
     openai = {"size": f"{size}x{size}", "num_inference_steps": 1, "n": 10}
 
     def form(*names: str) -> dict[str, Any]:
-        return {"files": {name: ("a", data) for name, data in zip(names, halves if len(names) > 1 else [png], strict=False)}}
+        return {
+            "files": {name: ("a", data) for name, data in zip(names, halves if len(names) > 1 else [png], strict=False)}
+        }
 
     return {
         "/generate": [("GET", {"params": {**drawn, "format": kind}}) for kind in (*formats, "events")]

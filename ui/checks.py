@@ -8,7 +8,7 @@ import gradio as gr
 from dsd_serve.errors import InputError
 
 MOST = 2**53 - 1  # a browser's numbers are exact up to here; the API takes larger seeds
-LARGEST = 2**64  # of any number field; each has a range of its own
+LARGEST = 1e30  # of any number field; each has a range of its own
 TEXT = 1000  # characters of a text field
 SHOWN = 80  # characters of a wrong value that a sentence repeats
 

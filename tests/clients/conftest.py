@@ -1,5 +1,6 @@
 """What tests with other people's clients share: servers, nginx before them, Chromium, Node, and a second Python."""
 
+import asyncio
 import contextlib
 import functools
 import http.server
@@ -11,16 +12,19 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import pytest
 
 from dsd_serve.images import write_image
 from tests.conftest import ROOT, Running, picture
+
+T = TypeVar("T")
 
 HERE = Path(__file__).parent
 INSTALLED = ROOT / ".clients/bin"  # by install.sh
@@ -141,6 +145,12 @@ def node() -> Callable[..., Any]:
         return json.loads(output(program, str(HERE / script), *arguments))
 
     return run
+
+
+def in_a_loop(coroutine: Coroutine[Any, Any, T]) -> T:
+    """What a coroutine gives. It runs in a thread, because Playwright's loop may be running in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()
 
 
 def bundled(*arguments: str, **settings: Any) -> str:

@@ -1,6 +1,5 @@
 """HTTP clients of every kind: a GET, JSON, an upload, and uploads that are refused before they are read."""
 
-import asyncio
 import http.client
 import json
 import subprocess
@@ -13,7 +12,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from tests.clients.conftest import installed, tool
+from tests.clients.conftest import in_a_loop, installed, tool
 
 pytestmark = pytest.mark.clients
 
@@ -92,7 +91,7 @@ def of_aiohttp(method: str, url: str, body: object = None, file: Path | None = N
         ):
             return answer.status, await answer.read()
 
-    return asyncio.run(ask())
+    return in_a_loop(ask())
 
 
 def of_wget(method: str, url: str, body: object = None, file: Path | None = None) -> Answer:

@@ -8,7 +8,7 @@ import pytest
 
 from dsd_serve import calls
 from dsd_serve.client import AsyncClient
-from tests.clients.conftest import serving, tool
+from tests.clients.conftest import in_a_loop, serving, tool
 
 pytestmark = pytest.mark.clients
 
@@ -85,4 +85,4 @@ def test_nothing_is_lost_when_connections_are_about_to_close(plain):
         )
 
     with serving("--keep-alive", "1") as short:
-        asyncio.run(everything(short))
+        in_a_loop(everything(short))

@@ -14,7 +14,7 @@ const wrong = await client.POST("/generate", { body: { class: "no such thing" } 
 // The types say what there is: these lines do not compile where an answer is `any` or unknown.
 type IsAny<T> = 0 extends 1 & T ? true : false;
 const typed: IsAny<NonNullable<typeof answer.data>> = false;
-if (typeof answer.data !== "object") throw new Error("an event stream, which was not asked for");
+if (!answer.data || !("created" in answer.data)) throw new Error("an event stream, which was not asked for");
 const drawn: string = answer.data.data[0].b64_json;
 const names: string[] = (classes ?? []).map((one) => one.name);
 console.log(
