@@ -39,7 +39,7 @@ ui: $(RUN)/.ui
 	$(RUN)/bin/dsd-serve --ui $(ARGS)
 
 test: $(DEV)/.done
-	$(DEV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(DEV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(DEV)/.done
 	$(DEV)/bin/python -m pytest -m slow

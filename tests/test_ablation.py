@@ -10,6 +10,7 @@ from training.ablation import COLUMNS, VARIANTS, main, table
 from training.estimate import flops_per_picture
 
 
+@pytest.mark.slow
 def test_the_ablation_turns_switches_and_repeats_nothing(picture_folder, tmp_path, capsys):
     short = [*TINY, "data.classes=[1, 207, 950]", "optim.steps=4", "optim.batch_size=4", "optim.micro_batch_size=4"]
     short += [

@@ -60,6 +60,7 @@ def test_what_a_run_holds_is_what_it_was_said_to(train_config, name):
     assert said["EMA copy"] == sum(p.nbytes for p in state.ema.parameters())
 
 
+@pytest.mark.slow
 def test_memory_kept_grows_with_the_network_and_speed_is_of_real_steps(train_config):
     def kept(*changes):
         return kept_for_backward(train_config(*changes), CPU)[0]

@@ -75,6 +75,7 @@ def small_study(monkeypatch):
     monkeypatch.setattr(sampler_study, "REFERENCE_STEPS", 40)
 
 
+@pytest.mark.slow
 def test_a_stopped_study_goes_on_and_writes_its_page(small_study, tiny_dir, picture_folder, tmp_path):
     output, pictures = tmp_path / "docs", str(picture_folder)
     common = [str(tiny_dir), "--real", pictures, "--reference", pictures, "-o", str(output)]

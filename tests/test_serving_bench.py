@@ -141,6 +141,7 @@ def test_a_section_is_replaced_and_the_rest_is_kept(tmp_path):
     assert "three" in text and "two" in text and "one" not in text
 
 
+@pytest.mark.slow
 def test_our_server_on_the_simulated_engine_answers_all_of_a_short_run(demo_dir):
     with Running(Contestant("ours", "ours", 8), demo_dir, True, CLASSES) as running:
         summary = running.poisson(12, seconds=1.5, warmup=0.5)

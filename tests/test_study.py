@@ -2,12 +2,14 @@
 
 import json
 
+import pytest
 from PIL import Image
 
 from tests.conftest import ROOT, train_arguments
 from training.study import main
 
 
+@pytest.mark.slow
 def test_the_study_writes_a_picture_and_numbers(picture_folder, tmp_path, capsys):
     short = [o for o in train_arguments(picture_folder) if not o.startswith(("data.path", "data.validation"))]
     validation = f"data.validation={picture_folder}"
