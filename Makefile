@@ -30,6 +30,10 @@ UV_COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generat
 	-c constraints.txt --overrides overrides.txt
 VENV = $(PYTHON) -m venv $(1) || { echo "make: Python 3.11 or later with venv is needed: apt-get install python3-venv"; rm -rf $(1); exit 1; }
 
+# Some tests measure time, and workers, browsers and servers share the processor: what fails is run once more, by itself.
+TRY = OMP_NUM_THREADS=1 $(DEV)/bin/python -m pytest $(1) $(2) || { echo "make: once more, what failed"; \
+	$(DEV)/bin/python -m pytest $(1) --last-failed --last-failed-no-failures none; }
+
 .PHONY: run ui test test-slow test-ui test-triton test-clients triton lint audit locks fmt ci demo study eval samplers bench bench-serving measure-ui gpu image deploy-lint clean
 
 run: $(RUN)/.done
@@ -39,21 +43,21 @@ ui: $(RUN)/.ui
 	$(RUN)/bin/dsd-serve --ui $(ARGS)
 
 test: $(DEV)/.done
-	OMP_NUM_THREADS=1 $(DEV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(call TRY,-rfE,-n auto --maxprocesses 4 --dist loadfile)
 
 test-slow: $(DEV)/.done
 	$(DEV)/bin/python -m pytest -m slow
 
 test-ui: $(DEV)/.done
-	$(DEV)/bin/python -m pytest -m browser -rs tests/test_page.py tests/test_web_browser.py
+	$(call TRY,-m browser -rs tests/test_page.py tests/test_web_browser.py)
 
 test-triton: $(DEV)/.done
 	$(DEV)/bin/python -m server.bench.tritonserver --install
-	$(DEV)/bin/python -m pytest -m triton -rs tests/test_triton.py
+	$(call TRY,-m triton -rs tests/test_triton.py)
 
 test-clients: $(DEV)/.done
 	PYTHON="$(abspath $(DEV))/bin/python" bash tests/clients/install.sh
-	$(DEV)/bin/python -m pytest -m clients -rs tests/clients
+	$(call TRY,-m clients -rs tests/clients)
 
 triton: $(DEV)/.done
 	$(DEV)/bin/python -m server.bench.tritonserver $(ARGS)
