@@ -3,7 +3,7 @@
 # make test   the tests      make test-ui  those of the page, in Chromium      make test-slow  those that take minutes
 # make lint   ruff, mypy, import-linter          make fmt   formats the code
 # make test-clients  other people's clients: curl, nginx, Java, Node, Chromium ...
-# make audit  are libraries with known security holes let in?      make locks  locks/ anew, after constraints.txt changed
+# make audit  checks dependencies for known security holes      make locks  renews locks/ after a change of constraints.txt
 # make ci     lint, audit and all tests but the slow ones, as the CI does
 # make demo   trains the demo model again; DATA=/path/to/tiny-imagenet-200
 # make study  the collapse study of docs/;  DATA= as above
