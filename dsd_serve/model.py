@@ -1,295 +1,131 @@
-"""The one network, in the order in which it runs.
-
-Legend of shapes: B rows (E of them to encode, M to denoise, D to decode in the unified forward), L latent tokens
-(= patches), C latent channels, W hidden size, H heads, S pixels along one side, P pixels along one side of a patch.
-
-    pixels  --patch_embed--\\                          /-- latent_head -- normalise -->  latents      (encode)
-                             >-- + pos -- blocks(c) --<--- latent_head -------------->  z_hat        (denoise)
-    latents --latent_embed-/                          \\-- pixel_head --------------->  pixels       (decode)
-
-c is role embedding + (denoise only) time embedding + label embedding. The paper states one ViT for the three roles; how
-the roles share it is our choice: everything but the two linear layers at each border.
-"""
+"""A model directory on an engine behind a batcher: what dsd-serve has in its process, and each instance in Triton."""
 
 import math
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+import numpy as np
 
-from dsd_serve.config import FREQUENCIES, ModelConfig, mlp_size
-from dsd_serve.flow import from_velocity
-
-ENCODE, DENOISE, DECODE = range(3)  # rows of the role embedding
-
-
-class PatchEmbed(nn.Module):
-    """Pictures to tokens: one linear layer over the pixels of each patch."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.patch_size = config.patch_size
-        self.proj = nn.Linear(3 * config.patch_size**2, config.hidden_size)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.proj(patchify(images, self.patch_size))  # [B, L, W]
+from dsd_serve.batcher import Batcher, Observer
+from dsd_serve.checkpoint import read_model_dir, read_text
+from dsd_serve.config import ModelConfig
+from dsd_serve.engines import Engine, load_engine
+from dsd_serve.engines.selftest import Invariance, invariance, mixture
+from dsd_serve.errors import CheckpointError, ConfigError
+from dsd_serve.params import SamplingParams
 
 
-def patchify(images: Tensor, patch_size: int) -> Tensor:
-    """[B, 3, S, S] -> [B, L, 3 P P], patches in row-major order."""
-    grid = images.shape[-1] // patch_size
-    x = images.reshape(-1, 3, grid, patch_size, grid, patch_size)
-    return x.permute(0, 2, 4, 1, 3, 5).reshape(-1, grid * grid, 3 * patch_size**2)
+@dataclass(frozen=True)
+class About:
+    """A model and what runs it, as plain values that can travel.
 
-
-def unpatchify(patches: Tensor, patch_size: int) -> Tensor:
-    """[B, L, 3 P P] -> [B, 3, S, S], the inverse of `patchify`."""
-    grid = math.isqrt(patches.shape[1])
-    x = patches.reshape(-1, grid, grid, 3, patch_size, patch_size)
-    return x.permute(0, 3, 1, 4, 2, 5).reshape(-1, 3, grid * patch_size, grid * patch_size)
-
-
-class TimestepEmbedder(nn.Module):
-    """t in [0, 1] to a vector: sinusoidal features, then two layers (DiT, arXiv 2212.09748)."""
-
-    frequencies: Tensor
-
-    def __init__(self, hidden_size: int) -> None:
-        super().__init__()
-        half = FREQUENCIES // 2
-        frequencies = 1000 * torch.exp(-math.log(10000) * torch.arange(half) / half)
-        self.register_buffer("frequencies", frequencies, persistent=False)
-        self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size))
-
-    def forward(self, t: Tensor) -> Tensor:
-        angles = t[:, None, None] * self.frequencies  # [B, 1, FREQUENCIES / 2]
-        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1))  # [B, 1, W]
-
-
-class LabelEmbedder(nn.Module):
-    """Labels to vectors; the last row is `null_label`, no class."""
-
-    def __init__(self, num_classes: int, hidden_size: int) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(num_classes + 1, hidden_size)
-
-    def forward(self, labels: Tensor) -> Tensor:
-        return self.embedding(labels)[:, None]  # [B, 1, W]
-
-
-class Attention(nn.Module):
-    """Full self-attention with RMS-normalised queries and keys (arXiv 2302.05442).
-
-    Only the keys have a learned scale: a scale of the queries would do the same to their products.
+    described: the engine's words. budget: rows a tick. card: the text of card.md. created: of its config.json, in
+    seconds since 1970.
     """
 
-    def __init__(self, hidden_size: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads, self.head_dim = num_heads, hidden_size // num_heads
-        self.q = nn.Linear(hidden_size, hidden_size, bias=False)
-        self.k = nn.Linear(hidden_size, hidden_size, bias=False)
-        self.v = nn.Linear(hidden_size, hidden_size, bias=False)
-        self.k_scale = nn.Parameter(torch.ones(self.head_dim))
-        self.proj = nn.Linear(hidden_size, hidden_size, bias=False)
+    name: str
+    config: ModelConfig
+    defaults: SamplingParams
+    fingerprint: str
+    described: dict[str, str]
+    invariance: Invariance
+    budget: int
+    card: str | None
+    created: int
 
-    def forward(self, x: Tensor) -> Tensor:
-        heads = -1, x.shape[1], self.num_heads, self.head_dim
-        q, k, v = (layer(x).reshape(heads) for layer in (self.q, self.k, self.v))  # [B, L, H, W / H]
-        # float32 also under autocast; the 1 / sqrt of attention is folded into a weight when the graph is exported
-        q = F.rms_norm(q.float(), (self.head_dim,), eps=1e-6)
-        k = F.rms_norm(k.float(), (self.head_dim,), self.k_scale * self.head_dim**-0.5, eps=1e-6)
-        q, k, v = (part.transpose(1, 2) for part in (q, k, v.to(q.dtype)))  # [B, H, L, W / H]
-        out = F.scaled_dot_product_attention(q, k, v, scale=1.0)
-        return self.proj(out.transpose(1, 2).flatten(2))  # [B, L, W]
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "config": self.config.to_dict()}
 
-
-class Mlp(nn.Module):
-    """SwiGLU (arXiv 2002.05202)."""
-
-    def __init__(self, hidden_size: int) -> None:
-        super().__init__()
-        inner = mlp_size(hidden_size)
-        self.gate = nn.Linear(hidden_size, inner, bias=False)
-        self.up = nn.Linear(hidden_size, inner, bias=False)
-        self.down = nn.Linear(inner, hidden_size, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x)) * self.up(x))
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return x * (1 + scale) + shift
-
-
-class Block(nn.Module):
-    """A transformer block whose norms are modulated by the conditioning (adaLN-Zero of DiT).
-
-    The projection of the conditioning is shared by all blocks (PixArt-alpha's adaLN-single); a block adds a bias.
-    """
-
-    def __init__(self, hidden_size: int, num_heads: int) -> None:
-        super().__init__()
-        self.norm1 = nn.RMSNorm(hidden_size, eps=1e-6, elementwise_affine=False)
-        self.attn = Attention(hidden_size, num_heads)
-        self.norm2 = nn.RMSNorm(hidden_size, eps=1e-6, elementwise_affine=False)
-        self.mlp = Mlp(hidden_size)
-        self.adaLN_bias = nn.Parameter(torch.zeros(6 * hidden_size))
-
-    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
-        parts = (modulation + self.adaLN_bias).chunk(6, dim=-1)  # each [B, 1, W]
-        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = parts
-        x = x + gate_msa * self.attn(modulate(self.norm1(x), shift_msa, scale_msa))  # [B, L, W]
-        return x + gate_mlp * self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp))  # [B, L, W]
-
-
-class DSD(nn.Module):
-    """The one network: encode, denoise, decode, and `forward` for a mixture of all three."""
-
-    pos_embed: Tensor
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.config = config
-        size = config.hidden_size
-        self.patch_embed = PatchEmbed(config)
-        self.latent_embed = nn.Linear(config.latent_dim, size)
-        self.register_buffer("pos_embed", positions(config.grid_size, size), persistent=False)
-        self.role_embed = nn.Embedding(3, size)
-        self.t_embed = TimestepEmbedder(size)
-        self.y_embed = LabelEmbedder(config.num_classes, size)
-        self.adaLN_modulation = nn.Linear(size, 6 * size, bias=False)
-        self.blocks = nn.ModuleList(Block(size, config.num_heads) for _ in range(config.depth))
-        self.final_norm = nn.RMSNorm(size, eps=1e-6)
-        self.latent_head = nn.Linear(size, config.latent_dim)
-        self.pixel_head = nn.Linear(size, 3 * config.patch_size**2)
-        self.initialize_weights()
-
-    def initialize_weights(self) -> None:
-        """Xavier for linear layers, 0.02 for embeddings; zero adaLN, so that every block starts as the identity."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
-        nn.init.zeros_(self.adaLN_modulation.weight)
-
-    # The parts. Training uses them to look at hidden states; serving uses `forward` only.
-
-    def embed_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """[E, 3, S, S] in [-1, 1] -> tokens [E, L, W] and conditioning [E, 1, W]."""
-        tokens = self.patch_embed(images) + self.pos_embed
-        return tokens, self.role(ENCODE, tokens)
-
-    def embed_noised(self, z_t: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """z_t [M, L, C], t [M], labels [M] -> tokens [M, L, W] and conditioning [M, 1, W]."""
-        tokens = self.latent_embed(z_t) + self.pos_embed
-        return tokens, self.role(DENOISE, tokens) + self.t_embed(t) + self.y_embed(labels)
-
-    def embed_latents(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """z [D, L, C] -> tokens [D, L, W] and conditioning [D, 1, W]."""
-        tokens = self.latent_embed(z) + self.pos_embed
-        return tokens, self.role(DECODE, tokens)
-
-    def role(self, role: int, tokens: Tensor) -> Tensor:
-        return self.role_embed.weight[role].expand(tokens.shape[0], 1, -1)  # [B, 1, W]
-
-    def trunk(self, x: Tensor, c: Tensor, tap: int | None = None) -> tuple[Tensor, Tensor]:
-        """All blocks. x [B, L, W], c [B, 1, W] -> final hidden states, and those after block `tap` (1 = first)."""
-        modulation = self.adaLN_modulation(F.silu(c))  # [B, 1, 6 W]
-        tapped = x
-        for number, block in enumerate(self.blocks, start=1):
-            x = block(x, modulation)  # [B, L, W]
-            if number == tap:
-                tapped = x
-        return self.final_norm(x), tapped
-
-    def to_latents(self, hidden: Tensor) -> Tensor:
-        """Hidden states of encode rows -> latents [E, L, C] of zero mean and unit variance over the channels."""
-        return F.layer_norm(self.latent_head(hidden).float(), (self.config.latent_dim,))
-
-    def to_z_hat(self, hidden: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
-        """Hidden states of denoise rows -> clean estimates [M, L, C].
-
-        Not normalised: a conditional mean is shorter than the latents that it is the mean of.
-        """
-        out = self.latent_head(hidden).float()
-        return out if self.config.prediction == "latents" else from_velocity(out, z_t, t[:, None, None])
-
-    def to_images(self, hidden: Tensor) -> Tensor:
-        """Hidden states of decode rows -> images [D, 3, S, S], nominally in [-1, 1], not clipped."""
-        return unpatchify(self.pixel_head(hidden).float(), self.config.patch_size)
-
-    # The three roles.
-
-    def encode(self, images: Tensor) -> Tensor:
-        """images [E, 3, S, S] in [-1, 1] -> latents [E, L, C]."""
-        hidden, _ = self.trunk(*self.embed_images(images))
-        return self.to_latents(hidden)
-
-    def denoise(self, z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """Estimate the clean latents behind noised ones.
-
-        z_t: [M, L, C], t: [M] in [0, 1) (0 = noise), labels: [M] in [0, num_classes], num_classes = no class.
-        Returns z_hat [M, L, C]; the velocity is (z_hat - z_t) / (1 - t), see flow.py.
-        """
-        hidden, _ = self.trunk(*self.embed_noised(z_t, t, labels))
-        return self.to_z_hat(hidden, z_t, t)
-
-    def decode(self, z: Tensor) -> Tensor:
-        """latents [D, L, C] -> images [D, 3, S, S], not clipped."""
-        hidden, _ = self.trunk(*self.embed_latents(z))
-        return self.to_images(hidden)
-
-    # The unified forward: what is exported and served.
-
-    def forward(
-        self,
-        encode_pixels: Tensor,
-        denoise_latents: Tensor,
-        denoise_t: Tensor,
-        denoise_labels: Tensor,
-        decode_latents: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """All three kinds of rows through the same matrix products; any of E, M, D may be 0.
-
-        encode_pixels uint8 [E, 3, S, S], denoise_latents [M, L, C], denoise_t [M], denoise_labels int64 [M],
-        decode_latents [D, L, C]. Returns encoded_latents [E, L, C], denoised_latents [M, L, C] (z_hat) and
-        decoded_pixels uint8 [D, 3, S, S].
-        """
-        parts = [
-            self.embed_images(to_images(encode_pixels)),
-            self.embed_noised(denoise_latents, denoise_t, denoise_labels),
-            self.embed_latents(decode_latents),
-        ]
-        x = torch.cat([tokens for tokens, _ in parts])  # [E + M + D, L, W]
-        c = torch.cat([conditioning for _, conditioning in parts])  # [E + M + D, 1, W]
-        hidden, _ = self.trunk(x, c)  # [E + M + D, L, W]
-        encoded, denoised, decoded = hidden.split([tokens.shape[0] for tokens, _ in parts])
-        return (
-            self.to_latents(encoded),
-            self.to_z_hat(denoised, denoise_latents, denoise_t),
-            to_pixels(self.to_images(decoded)),
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "About":
+        """The inverse of `to_dict`. Raises ConfigError, KeyError, TypeError for values that cannot be one."""
+        about = cls(
+            **{
+                **values,
+                "config": ModelConfig.from_dict(values["config"]),
+                "defaults": SamplingParams(**values["defaults"]),
+                "invariance": Invariance(**values["invariance"]),
+            }
         )
+        tested, card = about.invariance, about.card
+        words = (about.name, *about.described, *about.described.values())
+        sane = (
+            all(isinstance(word, str) and len(word) <= 1000 for word in words)
+            and len(about.described) <= 100
+            and re.fullmatch("[0-9a-f]{64}", about.fingerprint)
+            and all(type(number) is int for number in (about.budget, about.created))
+            and 1 <= about.budget <= 1_000_000
+            and 0 <= about.created < 2**53
+            and (card is None or (isinstance(card, str) and len(card) <= 1_000_000))
+            and all(type(number) is int for number in (tested.num_rows, tested.dependent_rows))
+            and isinstance(tested.max_difference, int | float)
+            and math.isfinite(tested.max_difference)
+        )
+        if not sane:
+            raise ConfigError("the description of a model holds values that cannot be")
+        return about
 
 
-def to_images(pixels: Tensor) -> Tensor:
-    """uint8 pixels -> images in [-1, 1]."""
-    return pixels.float() / 127.5 - 1
+@dataclass(frozen=True)
+class Host:
+    """A batcher that runs, and what it serves."""
+
+    batcher: Batcher
+    about: About
 
 
-def to_pixels(images: Tensor) -> Tensor:
-    """images, clipped to [-1, 1] -> uint8 pixels, rounded to the nearest."""
-    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+def open_host(
+    model_dir: Path,
+    engine: Engine | str = "onnx",
+    *,
+    device: str = "cpu",
+    precision: str = "fp32",
+    threads: int = 0,
+    row_budget: int = 0,
+    max_waiting: int = 256,
+    max_seconds: float = 60.0,
+    observer: Observer | None = None,
+) -> Host:
+    """Load a model directory, test its engine, warm it up, and start its batcher.
 
+    engine: a name, or one that is loaded. The rest is as in `load_engine` and `Batcher`, and raises what they raise.
+    """
 
-def positions(grid_size: int, hidden_size: int) -> Tensor:
-    """Fixed 2-D sine and cosine positions [L, W] of a square grid, as in MAE (arXiv 2111.06377)."""
-    quarter = hidden_size // 4
-    frequencies = torch.exp(-math.log(10000) * torch.arange(quarter, dtype=torch.float64) / quarter)
-    angles = torch.arange(grid_size, dtype=torch.float64)[:, None] * frequencies  # [G, W / 4]
-    line = torch.cat([angles.sin(), angles.cos()], dim=1)  # [G, W / 2]
-    rows = line[:, None].expand(-1, grid_size, -1)
-    columns = line[None].expand(grid_size, -1, -1)
-    return torch.cat([rows, columns], dim=-1).reshape(grid_size**2, hidden_size).float()
+    def load() -> Host:
+        directory = read_model_dir(model_dir)
+        loaded = engine
+        if isinstance(loaded, str):
+            loaded = load_engine(loaded, model_dir, device, threads, flush_denormals=True, precision=precision)
+        rows = mixture(loaded.config, (1, 2, 1), seed=0)
+        outputs = loaded.run(rows)
+        if not all(np.isfinite(output).all() for output in outputs):
+            raise CheckpointError(f"the network of {model_dir} gives values that are not finite: export it again")
+        tested = invariance(loaded, rows, outputs)
+        batcher = Batcher(
+            loaded, budget=row_budget, max_waiting=max_waiting, max_seconds=max_seconds, observer=observer
+        )
+        card = model_dir / "card.md"
+        about = About(
+            directory.name,
+            loaded.config,
+            directory.defaults,
+            directory.fingerprint(precision),
+            {key: str(value) for key, value in loaded.describe().items()},
+            tested,
+            batcher.budget,
+            read_text(card) if card.exists() else None,
+            int((model_dir / "config.json").stat().st_mtime),
+        )
+        return Host(batcher, about)
+
+    # In a thread that ends: flushing denormals holds for the whole thread, and the caller's goes on.
+    with ThreadPoolExecutor(1) as thread:
+        try:
+            return thread.submit(load).result()
+        except OSError as error:
+            raise CheckpointError(f"{error.filename or model_dir} cannot be read: {error.strerror or error}") from None
+        except MemoryError:
+            raise CheckpointError(f"the network of {model_dir} needs more memory than there is") from None
