@@ -49,18 +49,18 @@ test-slow: $(DEV)/.done
 	$(DEV)/bin/python -m pytest -m slow
 
 test-ui: $(DEV)/.done
-	$(call TRY,-m browser -rs tests/test_page.py tests/test_web_browser.py)
+	$(call TRY,-m browser -rs tests/ui/test_browser.py tests/server/test_web_browser.py)
 
 test-triton: $(DEV)/.done
-	$(DEV)/bin/python -m server.bench.tritonserver --install
-	$(call TRY,-m triton -rs tests/test_triton.py)
+	$(DEV)/bin/python -m tools.tritonserver --install
+	$(call TRY,-m triton -rs tests/dsd_serve/backends/triton/test_tritonserver.py)
 
 test-clients: $(DEV)/.done
 	PYTHON="$(abspath $(DEV))/bin/python" bash tests/clients/install.sh
 	$(call TRY,-m clients -rs tests/clients)
 
 triton: $(DEV)/.done
-	$(DEV)/bin/python -m server.bench.tritonserver $(ARGS)
+	$(DEV)/bin/python -m tools.tritonserver $(ARGS)
 
 lint: $(DEV)/.done
 	$(DEV)/bin/ruff check .
@@ -90,29 +90,29 @@ demo: $(DEV)/.done
 		data.validation=$(DATA)/validation-00000-of-00001.parquet
 
 study: $(DEV)/.done
-	$(DEV)/bin/python -m training.study --data $(DATA) --output docs --seeds 3
+	$(DEV)/bin/python -m studies.collapse --data $(DATA) --output docs --seeds 3
 
 eval: $(DEV)/.done
 	$(DEV)/bin/dsd-eval dsd_serve/demo --real $(DATA)/validation-00000-of-00001.parquet --reference $(DATA) \
-		$(if $(BESIDE),--beside $(BESIDE)) --output docs/demo/evaluation.json $(ARGS)
+		$(if $(BESIDE),--beside $(BESIDE)) --output studies/results/demo/evaluation.json $(ARGS)
 
 samplers: $(DEV)/.done
-	$(DEV)/bin/python -m training.sampler_study dsd_serve/demo --real $(DATA)/validation-00000-of-00001.parquet \
+	$(DEV)/bin/python -m studies.sampler_choice dsd_serve/demo --real $(DATA)/validation-00000-of-00001.parquet \
 		--reference $(DATA) -o docs $(ARGS)
 
 bench: $(DEV)/.done
-	$(DEV)/bin/python -m dsd_serve bench
+	$(DEV)/bin/python -m benchmarks.engine_speed
 
 bench-serving: $(DEV)/.done
 	$(DEV)/bin/python $(PINNED) -e '.[bench]'
 	$(DEV)/bin/python $(OVERRIDES)
-	$(DEV)/bin/python -m server.bench --simulated
-	$(DEV)/bin/python -m server.bench
+	$(DEV)/bin/python -m benchmarks.serving --simulated
+	$(DEV)/bin/python -m benchmarks.serving
 
 measure-ui: $(DEV)/.done
-	$(DEV)/bin/python tools/page.py crowd
-	$(DEV)/bin/python tools/page.py paint
-	$(DEV)/bin/python tools/page.py clone
+	$(DEV)/bin/python -m benchmarks.page_speed crowd
+	$(DEV)/bin/python -m benchmarks.page_speed paint
+	$(DEV)/bin/python -m benchmarks.page_speed clone
 
 gpu:
 	tools/gpu.sh

@@ -1,4 +1,4 @@
-"""python -m dsd_serve bench: how near the network comes to what the machine can multiply.
+"""python -m benchmarks.engine_speed: how near the network comes to what the machine can multiply.
 
 Measures, in turns in one run, the float32 matrix-product rate of the machine (numpy's BLAS, at the network's own shapes
 and at a large square, the better of the two), the ONNX engine and eager torch on the same denoise rows. Rates count the
@@ -20,7 +20,7 @@ import numpy as np
 
 from dsd_serve.config import PRESETS, ModelConfig, mlp_size
 from dsd_serve.engines import Engine, load_engine
-from dsd_serve.errors import EngineUnavailableError
+from dsd_serve.errors import DSDError, EngineUnavailableError
 from dsd_serve.rows import Array, Denoise, Row
 
 ROUNDS = 12
@@ -119,8 +119,8 @@ def wait_for(thread: ThreadPoolExecutor, engine: Engine, rows: Sequence[Row]) ->
     return thread.submit(engine.run, rows).result()
 
 
-def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m dsd_serve bench", description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.engine_speed", description=__doc__)
     parser.add_argument("--model", type=Path, help="a model directory (default: an untrained --preset)")
     parser.add_argument("--preset", choices=PRESETS, default="dsd-s")
     parser.add_argument("--rows", type=int, default=8)
@@ -128,4 +128,11 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as temporary:
         model_dir = options.model or untrained(options.preset, Path(temporary) / options.preset)
-        print(bench(model_dir, options.rows, options.threads))
+        try:
+            print(bench(model_dir, options.rows, options.threads))
+        except DSDError as error:
+            sys.exit(f"engine_speed: {error}")
+
+
+if __name__ == "__main__":
+    main()

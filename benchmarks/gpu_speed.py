@@ -1,4 +1,4 @@
-"""python -m export.speed DIR --device cuda -o docs: milliseconds a tick of every engine, as docs/speed.md and .json.
+"""python -m benchmarks.gpu_speed DIR --device cuda: milliseconds a tick of every engine.
 
 In each precision and for 1, 2, 4 ... 64 denoise rows, taken in turns in one run: TensorRT, ONNX Runtime, eager torch
 and torch.compile. A tick is what the batcher asks for: rows in, arrays out, copies to and from the device included.
@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from dsd_serve.bench import denoise_rows
+from benchmarks.engine_speed import denoise_rows
 from dsd_serve.checkpoint import ModelDir, read_model_dir
 from dsd_serve.engines import Engine, load_engine
 from dsd_serve.engines.torch_engine import TorchEngine
@@ -134,7 +134,7 @@ def markdown(found: dict[str, Any]) -> str:
     lines = [
         f"# Milliseconds a tick: {found['model']} on {found['device']}",
         "",
-        "`python -m export.speed` wrote this. A tick is a call of the engine with so many denoise rows, copies "
+        "`python -m benchmarks.gpu_speed` wrote this. A tick is a call of the engine with so many denoise rows, copies "
         "included; the median of several, all engines in turns. % is of the rate of large matrix products, measured in "
         "the same run.",
     ]
@@ -160,7 +160,7 @@ def markdown(found: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m export.speed", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_speed", description=__doc__)
     parser.add_argument("model", type=Path, help="a model directory, exported with --trt")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--precision", nargs="+", choices=tuple(DTYPES), default=list(DTYPES))
@@ -171,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         found = speed(options.model, options.device, options.precision, options.rows, options.engines)
     except (DSDError, RuntimeError, AssertionError) as error:
-        raise SystemExit(f"export.speed: {' '.join(str(error).split())[:300]}") from None
+        raise SystemExit(f"benchmarks.gpu_speed: {' '.join(str(error).split())[:300]}") from None
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "speed.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     (options.output / "speed.md").write_text(markdown(found), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""python -m export.memory DIR: what one graph for the three roles saves in memory.
+"""python -m benchmarks.network_memory DIR: what one graph for the three roles saves in memory.
 
 Measured in fresh processes, each of which loads, runs one encode, four denoise and one decode row, and reads what the
 system says of it: the one-graph engine in every precision of the model directory; three sessions, one for each role
@@ -31,7 +31,7 @@ def only(proto: Any, role: int) -> Any:
     import onnx
     from onnx import helper
 
-    from export.graph import rebuilt
+    from export.graph.onnx_graph import rebuilt
 
     nodes = []
     shapes = {node.output[0] for node in proto.graph.node if node.op_type == "Shape"}
@@ -113,7 +113,7 @@ def measure(model_dir: Path, graphs: list[Path], settings: dict[str, Any]) -> di
 
 
 def in_a_process(model_dir: Path, graphs: list[Path], settings: dict[str, Any] | None = None) -> dict[str, Any]:
-    command = [sys.executable, "-m", "export.memory", str(model_dir), "--measure", *map(str, graphs)]
+    command = [sys.executable, "-m", "benchmarks.network_memory", str(model_dir), "--measure", *map(str, graphs)]
     done = subprocess.run(
         [*command, "--settings", json.dumps(settings or {})], capture_output=True, text=True, check=True
     )
@@ -161,7 +161,7 @@ def table(values: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m export.memory", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.network_memory", description=__doc__)
     parser.add_argument("model", type=Path, metavar="DIR", help="a model directory")
     parser.add_argument("--measure", type=Path, nargs="+", help=argparse.SUPPRESS)
     parser.add_argument("--settings", type=json.loads, help=argparse.SUPPRESS)

@@ -1,9 +1,9 @@
 """What the page in the browser is worth, measured against a server with the demo model that this starts.
 
-.venv-dev/bin/python tools/page.py crowd      twenty visitors: does the page still answer, do direct clients of the API?
-.venv-dev/bin/python tools/page.py paint      first paint, and until Generate can be pressed
-.venv-dev/bin/python tools/page.py clone      from `git clone` to the first picture in the browser
-.venv-dev/bin/python tools/page.py pictures --photo FILE    takes the pictures in docs/ui anew
+python -m benchmarks.page_speed crowd      twenty visitors: do page and API still answer?
+python -m benchmarks.page_speed paint      first paint, and until Generate can be pressed
+python -m benchmarks.page_speed clone      from `git clone` to the first picture in the browser
+python -m benchmarks.page_speed pictures --photo FILE    takes the pictures in docs/ui anew
 
 Exits with 1 where something does not hold that the command says must hold. Needs the `dev` extra, and chromium.
 """
@@ -26,7 +26,7 @@ import time
 import uuid
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 from PIL import Image
@@ -277,7 +277,7 @@ def pictures(photo: Path) -> bool:
     return True
 
 
-def opened(browser: Browser, url: str, shade: str) -> Page:
+def opened(browser: Browser, url: str, shade: Literal["light", "dark"]) -> Page:
     page = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme=shade).new_page()
     page.goto(url)
     page.wait_for_selector("#picker [data-value='207'][aria-pressed=true]")
@@ -299,7 +299,7 @@ def tab(page: Page, name: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="tools/page.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="benchmarks/page_speed.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("what", choices=["crowd", "paint", "clone", "pictures"])
     parser.add_argument("--seconds", type=float, default=20, help="crowd: how long each crowd is there")

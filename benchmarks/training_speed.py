@@ -1,4 +1,4 @@
-"""python -m training.speed --data tiny-imagenet-200 --output docs
+"""python -m benchmarks.training_speed --data tiny-imagenet-200 --output docs
 
 How fast training is against what the device multiplies: pictures a second and FLOP/s, counted by training/estimate.py,
 beside the measured rate of a large matrix product in the same precision. Writes training-speed.md and .json. About four
@@ -21,12 +21,12 @@ import torch
 
 from dsd_serve.checkpoint import atomic
 from dsd_serve.errors import DSDError
-from training.config import TrainConfig, load_config
-from training.data import Order, Pictures, micro_batches
 from training.estimate import flops_per_picture, random_batch
+from training.run_config import TrainConfig, load_config
+from training.sources import Order, Pictures, micro_batches
 from training.train import Batch, Device, choose_device, new_state, train_step
 
-CONFIGS = Path(__file__).with_name("configs")
+CONFIGS = Path(__file__).parents[1] / "training/configs"
 PATIENCE = 2.0  # seconds that a case is repeated for, at least twice
 SIDE = 2048  # of the square matrices that the rate of the device is measured with
 
@@ -114,7 +114,7 @@ def report(results: dict[str, Any]) -> str:
     lines = [
         "# How fast training is",
         "",
-        "`python -m training.speed --data tiny-imagenet-200 --output docs` makes this page. It was measured on "
+        "`python -m benchmarks.training_speed --data tiny-imagenet-200` makes this page. It was measured on "
         f"{results['device']}, {results['cores']} cores, torch {results['torch']}: the fastest of the steps that fit "
         f"into {PATIENCE:.0f} seconds. A product of two {SIDE} x {SIDE} matrices reaches {rates['fp32']:.3f} TFLOP/s "
         f"in fp32 and {rates['bf16']:.3f} in bf16 there: the roof that the last column is a share of.",
@@ -133,7 +133,7 @@ def report(results: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m training.speed", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="python -m benchmarks.training_speed", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--data", required=True, help="folder of Tiny-ImageNet parquet files, or another source")
     parser.add_argument("--output", type=Path, default=Path("docs"), help="folder for the page and the numbers")

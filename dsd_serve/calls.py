@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from dsd_serve import images
-from dsd_serve.latents import read_npy_of_any_shape, write_latents
+from dsd_serve.imaging import codec
+from dsd_serve.imaging.latents import read_npy_of_any_shape, write_latents
 from dsd_serve.rows import Latents
 
 T = TypeVar("T")
 
 
 JSON, NPY, EVENTS = "application/json", "application/x-npy", "text/event-stream"
-FORMATS = {**images.MEDIA_TYPES, "json": JSON, "zip": "application/zip", "events": EVENTS}
+FORMATS = {**codec.MEDIA_TYPES, "json": JSON, "zip": "application/zip", "events": EVENTS}
 EVENT_NAMES = ("preview", "image", "error", "done")
 NEWLINE = re.compile(rb"\r\n|\r|\n")
 BOM = b"\xef\xbb\xbf"

@@ -12,7 +12,8 @@
       CancelledError          the caller gave up before the result was there
       ServerError             (client) the server answered with a problem document
 
-They know nothing of HTTP; server/errors.py maps them to status codes. `shown` is how their sentences quote a value.
+They know nothing of HTTP; server/error_responses.py maps them to status codes. `shown` is how
+their sentences quote a value.
 """
 
 from reprlib import Repr

@@ -21,17 +21,17 @@ from dsd_serve import __version__
 from dsd_serve.checkpoint import ModelDir, config_json, graph_names, read_model_dir, read_weights, sha256
 from dsd_serve.config import ModelConfig
 from dsd_serve.engines.onnx_engine import OnnxEngine, choose_provider, import_onnxruntime, open_session
+from dsd_serve.engines.plan import PRECISIONS as PLAN_PRECISIONS
+from dsd_serve.engines.plan import manifest_path, plan_path
 from dsd_serve.errors import CheckpointError
 from dsd_serve.params import SamplingParams
-from dsd_serve.plans import PRECISIONS as PLAN_PRECISIONS
-from dsd_serve.plans import manifest_path, plan_path
 from export.card import with_measurements
 from export.commit import CONFIG, commit, drafting
-from export.fuse import fuse
-from export.graph import block_products
-from export.int8 import int8_weights, to_int8
-from export.precision import emulated, half_weights, to_half
-from export.to_onnx import share_weights, to_onnx
+from export.graph.fuse import fuse
+from export.graph.half import emulated, half_weights, to_half
+from export.graph.int8 import int8_weights, to_int8
+from export.graph.onnx_graph import block_products
+from export.graph.to_onnx import share_weights, to_onnx
 from export.verify import Report, verify
 
 log = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ class Export:
         import torch
 
         from dsd_serve.engines.torch_engine import TorchEngine
-        from dsd_serve.model import DSD
+        from dsd_serve.network import DSD
 
         model = DSD(self.network.config)
         model.load_state_dict({name: torch.from_numpy(array) for name, array in self.network.state.items()})

@@ -12,7 +12,7 @@ differs by more than its limits is not written. What is up to date is not made a
 not at all: Ctrl-C and a full disk leave what was there, and a directory that was killed half-way is not loaded.
 dsd-export --untrained dsd-s -o DIR does the same for random weights, for benchmarks.
 
-With --triton the model directory is also written into a Triton model repository; see export/triton.py.
+With --triton the model directory is also written into a Triton model repository; see export/triton_repository.py.
 
 A plan is run through gates before it is written: finite outputs for every class, errors against float32, rows that do
 not depend on their neighbours, a whole generation, the precision that was really built. Where the machine cannot run
@@ -34,14 +34,14 @@ import torch
 from dsd_serve import __version__
 from dsd_serve.checkpoint import PRECISIONS, read_checkpoint, read_model_dir
 from dsd_serve.config import PRESETS, ModelConfig
+from dsd_serve.engines.plan import HARDWARE
 from dsd_serve.errors import CheckpointError, DSDError, EngineUnavailableError
-from dsd_serve.model import DSD
+from dsd_serve.network import DSD
 from dsd_serve.params import SAMPLER_NAMES, SamplingParams
-from dsd_serve.plans import HARDWARE
 from export.build import DTYPES, Network, State, export, network_of
 from export.card import training_lines, write_card
 from export.commit import Stoppable
-from export.triton import DEVICES, ENGINES, write_repository
+from export.triton_repository import DEVICES, ENGINES, write_repository
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def load_ema(values: dict[str, Any], path: Path, store: str) -> tuple[ModelConfi
 def plan_export() -> ModuleType:
     """The TensorRT export; raises EngineUnavailableError without its packages."""
     try:
-        import export.plans as plans
+        import export.tensorrt.plan_files as plans
     except ImportError as error:
         raise EngineUnavailableError(
             f"TensorRT plans need {error.name or error}: pip install 'dsd-serve[tensorrt]'"

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from dsd_serve import wire
+from dsd_serve.backends.triton import messages
+from dsd_serve.backends.triton.messages import MODEL
 from dsd_serve.checkpoint import read_model_dir
 from dsd_serve.config import ModelConfig
 from dsd_serve.engines import ENGINE_NAMES
 from dsd_serve.errors import CheckpointError
-from dsd_serve.wire import MODEL
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ TYPES: dict[type[np.generic], str] = {
 
 MODEL_PY = '''"""Triton's Python backend loads this file and makes one TritonPythonModel per instance."""
 
-from dsd_serve.instance import TritonPythonModel
+from dsd_serve.triton_instance import TritonPythonModel
 
 __all__ = ["TritonPythonModel"]
 '''
@@ -84,14 +84,14 @@ def write_repository(
 
 def config_pbtxt(config: ModelConfig, device: str, parameters: Mapping[str, str]) -> str:
     """The text of config.pbtxt."""
-    inputs = [tensor(name, *kind, optional=True) for name, kind in wire.input_shapes(config).items()]
-    outputs = [tensor(name, *kind) for name, kind in wire.output_shapes(config).items()]
+    inputs = [tensor(name, *kind, optional=True) for name, kind in messages.input_shapes(config).items()]
+    outputs = [tensor(name, *kind) for name, kind in messages.output_shapes(config).items()]
     values = [f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}' for key, value in parameters.items()]
     kind = "KIND_GPU" if device == "gpu" else "KIND_CPU"
     return "\n".join(
         [
-            "# Written by dsd-export. What a request holds: dsd_serve/wire.py. Triton does not batch, because every",
-            "# instance has a batcher of its own. The parameters may be changed by hand.",
+            "# Written by dsd-export. What a request holds: dsd_serve/backends/triton/messages.py. Triton does not",
+            "# batch, because every instance has a batcher of its own. The parameters may be changed by hand.",
             f'name: "{MODEL}"',
             'backend: "python"',
             "max_batch_size: 0",

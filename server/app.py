@@ -8,24 +8,13 @@ from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
 
 from dsd_serve import __version__
-from server import (
-    documentation,
-    drain,
-    errors,
-    hosts,
-    image_routes,
-    info_routes,
-    logs,
-    metrics,
-    openai_routes,
-    page,
-    security,
-    shedding,
-    watch,
-)
-from server.bodies import BodyLimits
-from server.prefix import RootPath, parse_prefix
+from server import error_responses, openapi, ui_mount
+from server.middleware import drain, hosts, request_id, security, shedding
+from server.middleware.body_limits import BodyLimits
+from server.middleware.prefix import RootPath, parse_prefix
+from server.routes import images, info, openai
 from server.service import Service
+from server.telemetry import logs, metrics
 
 
 def create_app(service: Service) -> FastAPI:
@@ -53,16 +42,16 @@ def create_app(service: Service) -> FastAPI:
         telemetry=service.traces.config(),
     )
     app.state.service = service
-    errors.install(app)
+    error_responses.install(app)
     app.add_middleware(BodyLimits, settings=service.settings, memory=service.uploads)
-    shedding.install(app, (image_routes.router, openai_routes.router), service.batcher.queue_full)
+    shedding.install(app, (images.router, openai.router), service.batcher.queue_full)
     install_operations(app, service)
-    app.include_router(image_routes.router)
-    app.include_router(openai_routes.router)
-    app.include_router(info_routes.router)
-    documentation.install(app, service)
+    app.include_router(images.router)
+    app.include_router(openai.router)
+    app.include_router(info.router)
+    openapi.install(app, service)
     if service.settings.ui:
-        page.install(app, service, beside.append)
+        ui_mount.install(app, service, beside.append)
     return app
 
 
@@ -78,7 +67,7 @@ def install_operations(app: FastAPI, service: Service) -> None:
         used=lambda name: counters.key_requests.labels(name).inc(),
         rejected=counters.rejected,
     )
-    watch.install(app, logs.access_line, counters.answered)
+    request_id.install(app, logs.access_line, counters.answered)
     model = {name: service.model.described.get(name, "") for name in ("engine", "device", "provider", "precision")}
     counters.watch(
         service.batcher,

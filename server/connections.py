@@ -20,7 +20,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from server import errors
+from server import error_responses
 
 if TYPE_CHECKING:
     import asyncio
@@ -348,7 +348,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.surplus is not None and not path.startswith(HEALTH):
             self.door.cut("crowded")
             headers = {"Retry-After": "5", "Connection": "close"}
-            await errors.problem(self.surplus.status, self.surplus.sentence, headers)(scope, receive, send)
+            await error_responses.problem(self.surplus.status, self.surplus.sentence, headers)(scope, receive, send)
             return
         await self.served(scope, receive, send_and_wait)
 
@@ -502,10 +502,10 @@ def malformed(error: httptools.HttpParserError, data: bytes) -> Refused:
 
 def answer_of(refused: Refused, headers: list[tuple[bytes, bytes]]) -> bytes:
     """A problem document with its head."""
-    body = errors.problem(refused.status, refused.sentence).body
+    body = error_responses.problem(refused.status, refused.sentence).body
     lines = [name + b": " + value for name, value in headers]
     lines += [
-        b"content-type: " + errors.MEDIA_TYPE.encode(),
+        b"content-type: " + error_responses.MEDIA_TYPE.encode(),
         b"content-length: %d" % len(body),
         b"connection: close",
     ]

@@ -26,7 +26,8 @@ from dsd_serve.errors import (
     QueueFullError,
     shown,
 )
-from server import openai_errors, routes
+from server import openai_errors
+from server.routes import router
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +135,7 @@ def install(app: FastAPI) -> None:
         if error.status_code == 404 and detail == "Not Found":
             return nothing_here(request)
         if error.status_code == 405 and detail == "Method Not Allowed":
-            headers["Allow"] = ", ".join(routes.methods_of(request.scope, path))
+            headers["Allow"] = ", ".join(router.methods_of(request.scope, path))
             if request.method == "OPTIONS":
                 return Response(status_code=204, headers=headers)
             detail = f"{cut(path)} does not take {cut(request.method)}, only {headers['Allow']}"
@@ -167,12 +168,12 @@ def nothing_here(request: Request) -> Response:
     """
     path, scope = request.scope["path"], request.scope
     plain = path.rstrip("/")
-    if plain and plain != path and routes.template(scope, plain):
+    if plain and plain != path and router.template(scope, plain):
         query = f"?{request.url.query}" if request.url.query else ""
         up = "../" * (len(path) - len(plain))
         return Response(status_code=307, headers={"Location": f"{up}{quote(plain.rpartition('/')[2])}{query}"})
     detail = f"there is no {cut(path)} here"
-    if meant := routes.near(scope, path):
+    if meant := router.near(scope, path):
         base = ""
         if openai_errors.applies(meant) and not path.startswith(f"{openai_errors.PREFIX}/images"):
             base = f" The base URL of an OpenAI client is the address of this server and {openai_errors.PREFIX}."

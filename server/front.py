@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import uvicorn
     from starlette.types import ASGIApp
 
-    from server.protocol import Door
+    from server.connections import Door
     from server.settings import Settings
 
 BOUNDS = (
@@ -154,7 +154,7 @@ def configure(app: ASGIApp, door: Door) -> uvicorn.Config:
     """Uvicorn's configuration of an application behind a door."""
     import uvicorn
 
-    from server.protocol import BoundedProtocol
+    from server.connections import BoundedProtocol
 
     def connection(*args: Any, **kwargs: Any) -> BoundedProtocol:
         return BoundedProtocol(door, *args, **kwargs)
@@ -173,10 +173,10 @@ def configure(app: ASGIApp, door: Door) -> uvicorn.Config:
 
 def guarded(app: ASGIApp, settings: Settings) -> ASGIApp:
     """An application behind the limits on bodies and the names of hosts that dsd-serve has, below the same prefix."""
-    from dsd_serve.budget import Memory
-    from server.bodies import BodyLimits
-    from server.hosts import AllowedHosts, parse_hosts
-    from server.prefix import RootPath, below_prefix, parse_prefix
+    from dsd_serve.memory import Memory
+    from server.middleware.body_limits import BodyLimits
+    from server.middleware.hosts import AllowedHosts, parse_hosts
+    from server.middleware.prefix import RootPath, below_prefix, parse_prefix
 
     names = [*parse_hosts(settings.allowed_hosts), settings.host]
     limited = AllowedHosts(BodyLimits(below_prefix(app), settings, Memory(int(settings.max_uploads_mb * 1e6))), names)
@@ -189,9 +189,10 @@ def serve_page(make: Callable[[], tuple[ASGIApp, Sequence[Callable[[], None]]]],
     make: gives the application, and the calls that end its streams. options: host, port and the flags of `add_flags`.
     Raises ConfigError when one of them is wrong, or the address cannot be had.
     """
-    from server import logs, settings
-    from server.drain import DoorServer
-    from server.protocol import Door
+    from server import settings
+    from server.connections import Door
+    from server.middleware.drain import DoorServer
+    from server.telemetry import logs
 
     flags, defaults = vars(options), settings.Settings()
     values = {name: settings.choose(name, flags[name], getattr(defaults, name)) for name in BOUNDS}

@@ -26,18 +26,18 @@ def serve(settings: Settings) -> None:
 
     from fastapi import FastAPI  # here and not above: --help needs none of it
 
-    from dsd_serve import images
-    from server import logs
+    from dsd_serve.imaging import codec
     from server.app import create_app
-    from server.drain import DrainingServer
+    from server.connections import Door
     from server.front import configure, listening
-    from server.opening import Opening
-    from server.protocol import Door
+    from server.middleware.drain import DrainingServer
     from server.service import Service
     from server.settings import unknown_variables
+    from server.startup import Opening
+    from server.telemetry import logs
 
     logs.configure(settings.log_level, settings.log_format)
-    for sentence in (*unknown_variables(os.environ), images.outdated()):
+    for sentence in (*unknown_variables(os.environ), codec.outdated()):
         if sentence:
             logging.getLogger("server.main").warning(sentence)
     with listening(settings.host, settings.port) as sockets:  # before the model, which takes its time

@@ -14,11 +14,12 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from dsd_serve.params import SAMPLER_NAMES
-from server.answers import BYTES
-from server.errors import MEDIA_TYPE, body_of
+from server.error_responses import MEDIA_TYPE, body_of
+from server.middleware.prefix import root_path
+from server.middleware.security import needs_no_key
 from server.openai_schemas import GenerationRequest
-from server.prefix import root_path
-from server.routes import Router
+from server.responses import BYTES
+from server.routes.router import Router
 from server.schemas import (
     DoneEvent,
     ErrorEvent,
@@ -29,7 +30,6 @@ from server.schemas import (
     PreviewEvent,
     Problem,
 )
-from server.security import needs_no_key
 from server.service import Service
 
 Responses = dict[int | str, dict[str, Any]]

@@ -8,8 +8,8 @@ from starlette.datastructures import Headers
 
 from dsd_serve.errors import InputError, shown
 from dsd_serve.strict_json import read_json
-from server import errors
-from server.memory import held_by
+from server import error_responses
+from server.request_memory import held_by
 
 NO_OBJECT = "the body must be a JSON object, with the header content-type: application/json"
 
@@ -36,4 +36,4 @@ async def read_settings(request: Request, model: type[Model], *, openai: bool = 
     held_by(request.scope).drop("body")
     if not isinstance(values, dict):
         raise InputError(f"{NO_OBJECT}, got {shown(values)}")
-    return errors.validated(model, values, strict=True)
+    return error_responses.validated(model, values, strict=True)

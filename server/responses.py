@@ -19,17 +19,17 @@ from fastapi import HTTPException, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.sse import format_sse_event
 
-from dsd_serve import images
-from dsd_serve.budget import Claim, Memory, after
 from dsd_serve.errors import DeadlineError, InputError
+from dsd_serve.imaging import codec
+from dsd_serve.memory import Claim, Memory, after
 from dsd_serve.rows import Pixels
-from server import errors
-from server.memory import held_by
+from server import error_responses
+from server.request_memory import held_by
 from server.settings import Settings
 
 Made = TypeVar("Made")
 
-PICTURES = {media: name for name, media in images.MEDIA_TYPES.items()}
+PICTURES = {media: name for name, media in codec.MEDIA_TYPES.items()}
 ANSWERS = {**PICTURES, "application/json": "json", "application/zip": "zip"}
 EVENTS = {**ANSWERS, "text/event-stream": "events"}
 BYTES = "application/octet-stream"  # who accepts this gets what is offered first
@@ -84,7 +84,9 @@ def choose(request: Request, asked: str | None, offered: Mapping[str, str]) -> s
     if browser and best == "image/webp" and liking(first, ranges)[0] > 0:
         best = first
     if liking(best, ranges)[0] == 0:
-        raise HTTPException(406, f"this gives {', '.join(offered)}; the client accepts only {errors.cut(accept)}")
+        raise HTTPException(
+            406, f"this gives {', '.join(offered)}; the client accepts only {error_responses.cut(accept)}"
+        )
     return offered[best]
 
 
@@ -137,7 +139,7 @@ def encode_memory(chosen: str, count: int, side: int, columns: int | None = None
         return side**2 * (PIXEL_BYTES["png"] + count * PNG_BYTES) + ANSWER_SLACK
     if chosen not in PIXEL_BYTES:
         return texts_memory(TEXT_KIND, count, side)
-    across, down = images.sheet_shape(count, columns)
+    across, down = codec.sheet_shape(count, columns)
     return across * down * side**2 * PIXEL_BYTES[chosen] + ANSWER_SLACK
 
 
@@ -230,9 +232,9 @@ def encode_answer(
     if chosen == "zip":
         return Response(to_zip(pictures, size), media_type="application/zip", headers=headers)
     settings = pictures[0].settings if len(pictures) == 1 else {**common, "n": len(pictures)}
-    sheet = images.sheet([picture.pixels for picture in pictures], size, columns)
-    body = images.encode(sheet, chosen, text_of(settings))
-    return Response(body, media_type=images.MEDIA_TYPES[chosen], headers=headers)
+    sheet = codec.sheet([picture.pixels for picture in pictures], size, columns)
+    body = codec.encode(sheet, chosen, text_of(settings))
+    return Response(body, media_type=codec.MEDIA_TYPES[chosen], headers=headers)
 
 
 def text_of(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -240,7 +242,7 @@ def text_of(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def to_png(picture: Picture, size: int | None) -> bytes:
-    return images.encode(images.resized(picture.pixels, size), "png", text_of(picture.settings))
+    return codec.encode(codec.resized(picture.pixels, size), "png", text_of(picture.settings))
 
 
 def to_base64(picture: Picture, size: int | None) -> str:

@@ -13,25 +13,27 @@ from typing import Any
 
 from fastapi import Request
 
-from dsd_serve import images, labels
-from dsd_serve.batcher import MAX_BUDGET, Batcher, Job, Observer
-from dsd_serve.budget import Memory
-from dsd_serve.decoding import Decoder
+from dsd_serve import labels
+from dsd_serve.backends import About
+from dsd_serve.backends.batcher import MAX_BUDGET, Batcher, Job, Observer
+from dsd_serve.backends.triton.remote import RemoteBatcher, RemoteJob, parse_addresses
 from dsd_serve.engines import Engine
 from dsd_serve.errors import CancelledError, ConfigError, InputError, QueueFullError, shown
-from dsd_serve.host import About, Host, open_host
+from dsd_serve.imaging import codec
+from dsd_serve.imaging.decoding import Decoder
+from dsd_serve.memory import Memory
+from dsd_serve.model import Host, open_host
 from dsd_serve.params import SamplingParams
 from dsd_serve.rows import Pixels
 from dsd_serve.tasks import OnPreviews, Task
-from dsd_serve.triton import RemoteBatcher, RemoteJob, parse_addresses
-from server.answers import Encoder
-from server.drain import Drain
-from server.memory import MAX_PREVIEWS, Held, held_by
-from server.metrics import Metrics
+from server.middleware.drain import Drain
+from server.middleware.security import claim_images, load_keys, parse_origins, renew
+from server.request_memory import MAX_PREVIEWS, Held, held_by
+from server.responses import Encoder
 from server.schemas import SamplingQuery
-from server.security import claim_images, load_keys, parse_origins, renew
 from server.settings import Settings
-from server.traces import load_traces
+from server.telemetry.metrics import Metrics
+from server.telemetry.traces import load_traces
 
 log = logging.getLogger(__name__)
 
@@ -250,7 +252,7 @@ class Service:
 
     def check_fits(self, chosen: str, n: int, size: int | None, columns: int | None = None) -> None:
         """Raise InputError when one file of the chosen format cannot hold n pictures of that size side by side."""
-        images.check_fits(chosen, n, size or self.config.image_size, columns)
+        codec.check_fits(chosen, n, size or self.config.image_size, columns)
 
 
 class Unread:

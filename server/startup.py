@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server import errors
+from server import error_responses
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,9 @@ class Opening:
     def answer(self, scope: Scope) -> JSONResponse:
         if scope["path"] == "/health/live":
             return JSONResponse({"status": "live"})
-        return errors.problem(503, self.not_ready() or "the server starts; try again soon", {"Retry-After": "5"})
+        return error_responses.problem(
+            503, self.not_ready() or "the server starts; try again soon", {"Retry-After": "5"}
+        )
 
     async def lifespan(self, receive: Receive, send: Send) -> None:
         await receive()  # lifespan.startup

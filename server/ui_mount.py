@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from dsd_serve.client import AsyncClient
 from dsd_serve.errors import ConfigError, EngineUnavailableError
-from server.prefix import below_prefix
+from server.middleware.prefix import below_prefix
 from server.service import Service
 
 MISSING = "--ui needs gradio ({error}): pip install 'dsd-serve[ui]', or leave --ui out"

@@ -18,11 +18,11 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.exceptions import HTTPException
 
-from dsd_serve.decoding import Decoder
 from dsd_serve.errors import InputError, shown
+from dsd_serve.imaging.decoding import Decoder
 from dsd_serve.rows import Pixels
-from server.memory import Held, held_by
 from server.reading import media_type
+from server.request_memory import Held, held_by
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks

@@ -1,4 +1,4 @@
-"""python -m training.ablation --data tiny-imagenet-200 --output docs
+"""python -m studies.ablation --data tiny-imagenet-200 --output docs
 
 Each switch of the recipe turned alone from the same base, on the same pictures with the same seed: a small network, 100
 steps. Writes ablation.md and ablation.json. The base is run with three seeds, for what chance does. About a minute a
@@ -24,11 +24,11 @@ from torch import Tensor, nn
 
 from dsd_serve.checkpoint import atomic
 from dsd_serve.errors import DSDError
-from training.config import TrainConfig, load_config
 from training.estimate import flops_per_picture
-from training.frozen import MEAN, STD
-from training.lite0 import SIZE, load_network
-from training.measure import denoised_psnr, latent_metrics
+from training.evaluation.classifier import SIZE, load_network
+from training.monitor import denoised_psnr, latent_metrics
+from training.run_config import TrainConfig, load_config
+from training.teachers import MEAN, STD
 from training.train import State, open_pictures, train
 
 CONFIG = Path(__file__).with_name("configs") / "ablation.toml"
@@ -65,7 +65,7 @@ COLUMNS = {
 
 
 class Features(nn.Module):
-    """The classifier's last feature map, for pictures normalised as training/frozen.py does."""
+    """The classifier's last feature map, for pictures normalised as training/teachers.py does."""
 
     def __init__(self, classifier: Any) -> None:
         super().__init__()
@@ -151,12 +151,12 @@ def write(results: dict[str, dict[str, Any]], folder: Path) -> None:
 
 HEAD = """# What each switch of the recipe does, in the small
 
-`python -m training.ablation --data tiny-imagenet-200 --output docs` makes this page. Every line turns one switch of the
-base, `training/configs/ablation.toml`: 0.9M parameters, ten classes at 32 x 32, 100 steps of 64 pictures. PSNR in dB on
+`python -m studies.ablation --data tiny-imagenet-200 --output docs` makes this page. Every line turns one switch of the
+base, `studies/configs/ablation.toml`: 0.9M parameters, ten classes at 32 x 32, 100 steps of 64 pictures. PSNR in dB on
 500 held-out pictures; "denoised from t" encodes them, noises the latents to t (0 is noise), denoises once with the
 right class and decodes. A `+` or `-` marks what lies above or below all seeds of the base: within these it may be
 chance. Cost is that of the matrix products of a step against the base's; Muon's own and a vision model's are not
-counted; `python -m training.speed` measures seconds.
+counted; `python -m benchmarks.training_speed` measures seconds.
 
 """
 NOTES = """
@@ -188,7 +188,7 @@ def missing(results: dict[str, dict[str, Any]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m training.ablation", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="python -m studies.ablation", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--data", required=True, help="folder of Tiny-ImageNet parquet files, or another source")
     parser.add_argument("--output", type=Path, default=Path("docs"), help="folder for the table and the numbers")

@@ -1,4 +1,4 @@
-"""python -m training.study --data tiny-imagenet-200 --output docs
+"""python -m studies.collapse --data tiny-imagenet-200 --output docs
 
 The collapse study: trains the same small network three times, with the objectives naive, stop_gradient and dsd, on the
 same pictures with the same seed, and draws effective rank and reconstruction PSNR on held-out pictures against steps.
@@ -17,10 +17,10 @@ from typing import Any
 
 from dsd_serve.checkpoint import atomic
 from dsd_serve.errors import DSDError
-from training.config import OBJECTIVES, load_config
+from training.run_config import OBJECTIVES, load_config
 from training.train import train
 
-CONFIG = Path(__file__).with_name("configs") / "study.toml"
+CONFIG = Path(__file__).with_name("configs") / "collapse.toml"
 CURVES = {"effective_rank": "effective rank of the latents", "psnr": "reconstruction PSNR, dB"}
 NUMBERS = (*CURVES, "picture_std", "centred_rank")
 
@@ -60,7 +60,7 @@ def draw(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m training.study", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m studies.collapse", description=__doc__)
     parser.add_argument("--data", required=True, help="folder of Tiny-ImageNet parquet files, or another source")
     parser.add_argument("--output", type=Path, default=Path("docs"), help="folder for the picture and the numbers")
     parser.add_argument("--seeds", type=int, default=1, help="repeat with the seeds 0 to SEEDS - 1 (default 1)")

@@ -1,12 +1,12 @@
-"""python -m export.study DIR [DIR ...] -o docs: what each precision costs and gives, as docs/precision.md and .json.
+"""python -m studies.precision_cost DIR [DIR ...]: what each precision costs and gives.
 
 For every model directory (exported with --precision fp16 bf16 int8): the size of the weights, milliseconds a row on
 this CPU beside float32 in the same run, the errors that dsd-export measured, and how much the picture differs from
 float32's after a whole generation. Then, for the first directory, what each float32 island is worth, and for the last,
-what its precisions take of memory (`export.memory`).
+what its precisions take of memory (`benchmarks.network_memory`).
 
 fp16 and bf16 are for GPUs. Their errors are measured here all the same, as a GPU has them: each operator in float32,
-its result rounded (`export.precision.emulated`).
+its result rounded (`export.graph.half.emulated`).
 """
 
 import argparse
@@ -25,15 +25,15 @@ from typing import Any
 import numpy as np
 import onnx
 
-from dsd_serve.bench import denoise_rows
+from benchmarks import network_memory
+from benchmarks.engine_speed import denoise_rows
 from dsd_serve.checkpoint import ModelDir, graph_names, read_model_dir, read_weights
 from dsd_serve.engines import Engine
 from dsd_serve.engines.onnx_engine import OnnxEngine, choose_provider, import_onnxruntime, open_session
 from dsd_serve.programs import generate, run_all
-from export import memory
 from export.build import write_weights
-from export.graph import block_products
-from export.precision import HALVES, ISLANDS, PARTS, emulated, half_weights, to_half
+from export.graph.half import HALVES, ISLANDS, PARTS, emulated, half_weights, to_half
+from export.graph.onnx_graph import block_products
 from export.verify import Report, verify
 
 NUM_STEPS = 50
@@ -215,15 +215,16 @@ def island_section(found: dict[str, dict[str, Any]]) -> list[str]:
 
 def memory_section(values: dict[str, Any]) -> list[str]:
     return [
-        f"{values['model']}, {values['weights'] / 1e6:.0f} MB of weights in float32, `python -m export.memory`: a",
+        f"{values['model']}, {values['weights'] / 1e6:.0f} MB of weights in float32,",
+        "`python -m benchmarks.network_memory`: a",
         "fresh process loads, runs one encode, four denoise and one decode row twice, and reads /proc/self/status.",
         "",
-        *memory.table(values),
+        *network_memory.table(values),
     ]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m export.study", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m studies.precision_cost", description=__doc__)
     parser.add_argument("models", type=Path, nargs="+", metavar="DIR", help="model directories with all precisions")
     parser.add_argument("-o", "--output", type=Path, default=Path("docs"), metavar="FOLDER")
     parser.add_argument("--rows", type=int, default=4, help="denoise rows a call, for speed (default 4)")
@@ -235,11 +236,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         counts = (options.large, 1) if large else (10, 4)
         models.append(study(path, options.rows, *counts))
     values = {
-        "command": f"python -m export.study {' '.join(path.name for path in options.models)}",
+        "command": f"python -m studies.precision_cost {' '.join(path.name for path in options.models)}",
         "machine": f"{os.cpu_count()} CPU cores",
         "models": models,
         "islands": islands(options.models[0]),
-        "memory": memory.study(options.models[-1]),
+        "memory": network_memory.study(options.models[-1]),
     }
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "precision.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")

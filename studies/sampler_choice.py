@@ -1,4 +1,4 @@
-"""python -m training.sampler_study MODEL --real PICTURES --reference PICTURES -o docs
+"""python -m studies.sampler_choice MODEL --real PICTURES --reference PICTURES -o docs
 
 The sampler study: what quality costs. For each sampler, number of network evaluations, shift of the timesteps,
 guidance scale and guidance interval it draws the same samples and measures
@@ -32,12 +32,12 @@ from dsd_serve.params import SAMPLER_NAMES, SamplingParams
 from dsd_serve.programs import Program, run_all
 from dsd_serve.rows import Decode
 from dsd_serve.samplers import SAMPLERS, guided, initial_noise, num_rows, timesteps
-from training.data import Pictures
-from training.distances import KernelSet, frechet_to, kid, moments
-from training.evaluate import LIMIT, RealSet, count, read_real
-from training.lite0 import FeatureCache, Lite0, default_cache, lite0
-from training.sampler_sheet import document, draw
-from training.subject import BATCH
+from studies.sampler_report import document, draw
+from training.evaluation.classifier import FeatureCache, Lite0, default_cache, lite0
+from training.evaluation.distances import KernelSet, frechet_to, kid, moments
+from training.evaluation.main import LIMIT, RealSet, count, read_real
+from training.evaluation.subject import BATCH
+from training.sources import Pictures
 
 log = logging.getLogger(__name__)
 
@@ -324,7 +324,7 @@ def run(options: argparse.Namespace) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m training.sampler_study", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="python -m studies.sampler_choice", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("model", type=Path, metavar="MODEL", help="a model directory")
     parser.add_argument("--real", required=True, metavar="PICTURES", help="held-out pictures: the floor")

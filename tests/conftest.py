@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 import pytest
 
-from dsd_serve import images
+from dsd_serve.imaging import codec
 from server.settings import demo_model
 
 ROOT = Path(__file__).parents[1]
@@ -41,14 +41,14 @@ def picture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, label in (("1", 1), ("n02099601", 207), ("950", 950)):
         (folder / name).mkdir()
         for number in range(12):
-            (folder / name / f"{number}.png").write_bytes(images.write_image(picture(label, number)))
+            (folder / name / f"{number}.png").write_bytes(codec.write_image(picture(label, number)))
     return folder
 
 
 @pytest.fixture(scope="session")
 def train_config(picture_folder: Path) -> Callable[..., Any]:
     """Makes the configuration of a short run of the tiny network: train_config("optim.steps=3", ...)."""
-    from training.config import load_config
+    from training.run_config import load_config
 
     def make(*overrides: str) -> Any:
         return load_config(ROOT / "training/configs/demo.toml", train_arguments(picture_folder, *overrides))

@@ -54,7 +54,6 @@ def test_commands_work_from_a_wheel_in_another_folder(tmp_path):
             "dsd-train: data.path must be a folder",
         ),
         (["export", "nowhere.pt", "-o", "out"], "dsd-export: there is no checkpoint nowhere.pt"),
-        (["dsd_serve"], "usage: python -m dsd_serve bench"),
     ],
 )
 def test_mistakes_end_in_one_sentence(arguments, words, tmp_path):
@@ -82,7 +81,7 @@ def test_a_missing_extra_is_named(name, extra):
 
 
 def test_bench_prints_the_machine_and_the_network(tiny_dir):
-    command = [sys.executable, "-m", "dsd_serve", "bench", "--model", str(tiny_dir), "--rows", "2"]
+    command = [sys.executable, "-m", "benchmarks.engine_speed", "--model", str(tiny_dir), "--rows", "2"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
     assert "machine" in done.stdout
     assert "of that" in done.stdout

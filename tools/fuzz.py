@@ -28,7 +28,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
-from server.memory import memory_bound
+from server.request_memory import memory_bound
 from server.settings import Settings
 
 ROOT = Path(__file__).parents[1]

@@ -1,7 +1,7 @@
 """A real Triton on the CPU, without Docker: for people who want to see it, for tests and for measurements.
 
-    python -m server.bench.tritonserver --install     puts the binary into .triton (55 MB to download)
-    python -m server.bench.tritonserver [ARGUMENTS]   Triton with the demo model, and before it dsd-serve ARGUMENTS
+    python -m tools.tritonserver --install     puts the binary into .triton (55 MB to download)
+    python -m tools.tritonserver [ARGUMENTS]   Triton with the demo model, and before it dsd-serve ARGUMENTS
 
 The binary and its libraries come with the wheel nvidia-pytriton, of which nothing else is used. It wants numpy below 2,
 so it is put into a folder of its own. Its Python backend runs the Python of this version, with the packages of this
@@ -167,7 +167,7 @@ class TritonServer:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m server.bench.tritonserver", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m tools.tritonserver", description=__doc__.split("\n")[0])
     parser.add_argument("--install", action="store_true", help="only install the binary, where it is missing")
     parser.add_argument("--model", type=Path, default=demo_model(), help="model directory (default: the demo model)")
     options, more = parser.parse_known_args()

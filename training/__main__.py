@@ -14,7 +14,7 @@ def main() -> None:
 def evaluate() -> None:
     """dsd-eval."""
     try:
-        from training.evaluate import main as evaluate_main
+        from training.evaluation.main import main as evaluate_main
     except ImportError as error:
         sys.exit(f"dsd-eval: a package for evaluation is missing ({error}): pip install 'dsd-serve[train]'")
     evaluate_main()

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from dsd_serve.config import ModelConfig
-from training.config import LossSection, OptimSection, TrainConfig
 from training.loss import Objective
+from training.run_config import LossSection, OptimSection, TrainConfig
 from training.train import Batch, Device, State, add_gradient, choose_device, new_state, update
 
 H100_PEAK = 989e12  # dense bf16 FLOP/s of an H100 SXM, by its data sheet

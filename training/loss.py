@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dsd_serve.flow import add_noise, velocity
-from dsd_serve.model import DSD, patchify, unpatchify
-from training.config import LossSection
+from dsd_serve.network import DSD, patchify, unpatchify
+from training.run_config import LossSection
 
 MAX_T = 0.999  # t = 1 is never evaluated
 SMALLEST_BAND = 4  # pixels along a side of what is left at the top of the pyramid, at least

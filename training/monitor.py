@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from dsd_serve.flow import add_noise
-from dsd_serve.images import psnr
-from dsd_serve.model import DSD, to_images, to_pixels
-from training.config import MonitorSection
+from dsd_serve.imaging.codec import psnr
+from dsd_serve.network import DSD, to_images, to_pixels
+from training.run_config import MonitorSection
 
 
 def effective_rank(latents: Tensor) -> float:

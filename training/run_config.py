@@ -30,7 +30,7 @@ class ModelSection:
 
 @dataclass(frozen=True)
 class DataSection:
-    """Where the pictures are; see training/data.py for the layouts."""
+    """Where the pictures are; see training/sources.py for the layouts."""
 
     path: str = ""
     validation: str = ""  # held-out pictures of the same layout; empty: the last 1 % of `path` is held out
@@ -65,11 +65,11 @@ class LossSection:
     reconstruction_t: float = 0.7  # lowest t of that noise
     pyramid_weight: float = 0.0  # ours: l1 of every band of a Laplacian pyramid; perceptual, and needs no weights
     lpips_weight: float = 0.0  # UNITE: 1.0 beside an l1 of weight 1, of images in [0, 1]; needs its weights:
-    lpips_file: str = ""  # a safetensors file that you have, see training/frozen.py; nothing is downloaded
+    lpips_file: str = ""  # a safetensors file that you have, see training/teachers.py; nothing is downloaded
     alignment_weight: float = 0.25  # stated: ViT layer alignment; ours: denoise rows at a layer to the target encoder's
     alignment_layer: int = 0  # 1 is the first block; 0: the middle one
     vision_weight: float = 0.0  # REPA (arXiv 2410.06940): 0.5. A later paper lists DSD with a vision model
-    vision_model: str = ""  # an ONNX file of your choice, see training/frozen.py; the same layer as alignment_layer
+    vision_model: str = ""  # an ONNX file of your choice, see training/teachers.py; the same layer as alignment_layer
     representation_weight: float = 0.25  # stated: self-distillation of representations; ours: encode rows, cosine
     classification_weight: float = 0.1  # stated: a classification loss; ours: linear, on the mean of the tokens
 

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dsd_serve import images
 from dsd_serve.errors import CheckpointError, InputError
+from dsd_serve.imaging import codec
 from dsd_serve.labels import all_classes
 from training.shards import TarSource, expand
 
@@ -137,7 +137,7 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         self, path: str, size: int, classes: Sequence[int] = (), num_classes: int = 1000, resize: str = "fit"
     ) -> None:
         self.source, self.size, self.path = open_source(path), size, path
-        self.cut = images.fit_as_adm if resize == "adm" else images.fit
+        self.cut = codec.fit_as_adm if resize == "adm" else codec.fit
         labels = self.source.labels
         keep = np.isin(labels, classes) if classes else np.ones(len(labels), bool)
         self.indices = np.flatnonzero(keep)
@@ -162,7 +162,7 @@ class Pictures(Dataset[tuple[Tensor, int]]):
     def decode(self, index: int) -> NDArray[np.uint8]:
         data, name = self.source.read(int(self.indices[index]))
         try:
-            return self.cut(images.read_image(data, MAX_PIXELS), self.size)
+            return self.cut(codec.read_image(data, MAX_PIXELS), self.size)
         except InputError as error:
             raise CheckpointError(f"{self.path}: picture {name}: {error}") from None
 

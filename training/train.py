@@ -32,18 +32,18 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from dsd_serve import __version__
-from dsd_serve import images as pictures_io
 from dsd_serve.checkpoint import read_checkpoint, read_model_dir, read_weights, write_checkpoint
 from dsd_serve.engines.torch_engine import TorchEngine
 from dsd_serve.errors import CheckpointError, ConfigError, DSDError
-from dsd_serve.model import DSD, to_images
+from dsd_serve.imaging import codec as pictures_io
+from dsd_serve.network import DSD, to_images
 from dsd_serve.params import SamplingParams
 from dsd_serve.programs import generate, run_all
-from training.config import OptimSection, TrainConfig, load_config
-from training.data import Order, Pictures, hold_out, micro_batches
-from training.frozen import Lpips, VisionModel
 from training.loss import Draws, Objective
-from training.measure import Monitor, denoised_psnr, latent_metrics
+from training.monitor import Monitor, denoised_psnr, latent_metrics
+from training.run_config import OptimSection, TrainConfig, load_config
+from training.sources import Order, Pictures, hold_out, micro_batches
+from training.teachers import Lpips, VisionModel
 
 log = logging.getLogger(__name__)
 

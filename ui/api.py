@@ -8,10 +8,10 @@ from gradio.processing_utils import save_bytes_to_cache
 
 from dsd_serve import calls
 from dsd_serve.errors import DSDError
-from ui import parts
-from ui.known import Known
-from ui.pictures import SHOWN, animation, effective_rank, enlarged, settings_of
-from ui.uploads import read_upload
+from ui import html
+from ui.display import SHOWN, animation, effective_rank, enlarged, settings_of
+from ui.private_files import read_upload
+from ui.server_info import Known
 
 
 def build(known: Known) -> None:
@@ -22,7 +22,7 @@ def build(known: Known) -> None:
         seed_in, other_seed_in, n_in = (gr.Number(value, precision=0) for value in (0, 0, 1))
         steps_in, guidance_in, strength_in = gr.Number(None, precision=0), gr.Number(None), gr.Number(0.6)
         sampler_in, query_in = gr.Textbox(None), gr.Textbox("")
-        image_in, mask_in = parts.photo("Picture"), parts.photo("Mask, white where to draw")
+        image_in, mask_in = html.photo("Picture"), html.photo("Mask, white where to draw")
         pictures = gr.Gallery(label="PNGs with their settings", format="png")
         picture, moving = gr.Image(type="filepath", format="png"), gr.File()
         settings, number = gr.JSON(), gr.Number()

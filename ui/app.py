@@ -14,15 +14,15 @@ from fastapi.responses import JSONResponse
 
 from dsd_serve import calls
 from dsd_serve.client import AsyncClient
-from dsd_serve.decoding import Decoder
 from dsd_serve.errors import DSDError, ServerError
-from dsd_serve.images import read_image, resize, write_image
+from dsd_serve.imaging.codec import read_image, resize, write_image
+from dsd_serve.imaging.decoding import Decoder
 from ui import guard, visitors
-from ui.checks import shortened
-from ui.known import Known
+from ui.inputs import shortened
 from ui.page import build_page
+from ui.private_files import Uploads
+from ui.server_info import Known
 from ui.theme import THEME
-from ui.uploads import Uploads
 
 # What a server that has the page beside its API leaves to it: the first part of the path.
 PATHS = frozenset(

@@ -7,13 +7,13 @@ from typing import Any
 
 import gradio as gr
 
-from ui.checks import whole as whole  # the tabs take it from here, with the controls
-from ui.known import Known
+from ui.inputs import whole as whole  # the tabs take it from here, with the controls
+from ui.server_info import Known
 
 Updates = dict[Any, Any]
 
 SEEDS = 10**6  # that are rolled: short enough to remember; any other may be typed
-# All that a visitor may ask for (ui/visitors.py) runs at a time: images wait for each other in ui/drawing.py.
+# All that a visitor may ask for (ui/visitors.py) runs at a time: images wait for each other in ui/requests.py.
 EVENT: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dsd_serve import images
 from dsd_serve.errors import InputError
+from dsd_serve.imaging import codec
 from dsd_serve.params import MAX_GUIDANCE, MAX_SEED, MAX_STEPS, SAMPLER_NAMES
 from dsd_serve.rows import Latents, Pixels
 
@@ -59,11 +59,11 @@ def enlarged(data: bytes, size: int) -> bytes:
 
     A picture that is that large already stays as it is.
     """
-    pixels = images.read_image(data)
+    pixels = codec.read_image(data)
     if pixels.shape[-1] >= size:
         return data
     settings = settings_of(data)
-    return images.write_image(images.resize(pixels, size), "png", {"dsd": json.dumps(settings)} if settings else None)
+    return codec.write_image(codec.resize(pixels, size), "png", {"dsd": json.dumps(settings)} if settings else None)
 
 
 def principal_components(z: Latents) -> Pixels:
@@ -80,7 +80,7 @@ def principal_components(z: Latents) -> Pixels:
 
 
 def effective_rank(latents: Sequence[Latents]) -> float:
-    """In how many directions the tokens of pictures lie: RankMe (arXiv 2210.02885), as training/measure.py has it.
+    """In how many directions the tokens of pictures lie: RankMe (arXiv 2210.02885), as training/monitor.py has it.
 
     latents: [L, C] of each picture -> a number from 1 to C.
     """
@@ -92,7 +92,7 @@ def effective_rank(latents: Sequence[Latents]) -> float:
 
 def animation(pngs: Sequence[bytes], size: int) -> bytes:
     """A WebP that goes there and back for ever, with a rest at both ends. (GIF has 256 colours, which shows.)"""
-    frames = [images.to_pil(images.resize(images.read_image(png), size)) for png in pngs]
+    frames = [codec.to_pil(codec.resize(codec.read_image(png), size)) for png in pngs]
     order = [*frames, *frames[-2:0:-1]]
     holds = [HOLD_MS if frame in (frames[0], frames[-1]) else FRAME_MS for frame in order]
     buffer = io.BytesIO()

@@ -14,7 +14,7 @@ from starlette.formparsers import MultiPartException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dsd_serve.errors import InputError
-from ui.uploads import MAX_FILE, FolderFullError, Uploads
+from ui.private_files import MAX_FILE, FolderFullError, Uploads
 
 MAX_FILES = 4  # of one upload
 NAME = "[A-Za-z0-9_-]{1,64}"

@@ -11,8 +11,8 @@ from typing import Any
 import gradio as gr
 from gradio.data_classes import ImageData
 
-from ui.drawing import Drawing, Picture
-from ui.pictures import data_uri
+from ui.display import data_uri
+from ui.requests import Drawing, Picture
 
 # Presses of buttons, and of what lies in them. Listens on the element, so it outlives new values.
 PRESSES = """

@@ -43,7 +43,7 @@ def number_of(event: gr.EventData, among: Container[int]) -> int:
 
 
 def pressed(event: gr.EventData) -> dict[str, Any]:
-    """What a pressed button carries (ui/parts.py), unchecked."""
+    """What a pressed button carries (ui/html.py), unchecked."""
     return event._data if isinstance(event._data, dict) else {}
 
 

@@ -6,12 +6,13 @@ from typing import Any
 import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
 
-from ui import api, generate, inside, parts, photo, walk
-from ui.checks import number_of, pressed, shortened
+from ui import api, html
 from ui.controls import EVENT, Updates
-from ui.drawing import Drawing
-from ui.known import Known
-from ui.uploads import Uploads
+from ui.inputs import number_of, pressed, shortened
+from ui.private_files import Uploads
+from ui.requests import Drawing
+from ui.server_info import Known
+from ui.tabs import generate, inside, photo, walk
 from ui.visitors import Page, Waiting
 
 HEADER = """
@@ -30,7 +31,7 @@ def build_page(known: Known, address: Callable[[gr.Request], str], uploads: Uplo
     """The page for one server, which need not be up yet. address: under which a visitor reaches that server."""
     with Page(uploads, title="DSD", analytics_enabled=False) as page:
         api.build(known)  # first, so that its names are free
-        parts.shown(HEADER)
+        html.shown(HEADER)
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Generate", id="generate"):
                 drawing_tab = generate.build(known, address)
@@ -47,7 +48,7 @@ def build_page(known: Known, address: Callable[[gr.Request], str], uploads: Uplo
         async def open_page() -> Updates:
             wrong = await known.refresh()
             if wrong:
-                return {drawing_tab.picker: parts.callout(wrong)}
+                return {drawing_tab.picker: html.callout(wrong)}
             return {control: value for tab in every_tab for control, value in tab.fitted(known).items()}
 
         gr.on([page.load, refresh.click], open_page, None, fitted, **EVENT)
@@ -69,24 +70,24 @@ def connect(
     def choose(drawing: Drawing | None, event: gr.EventData) -> tuple[Any, Any]:
         """The details of an image. The page's script marks it on the board, which is not sent again for that."""
         if drawing is None:
-            return parts.callout(parts.FORGOTTEN), gr.skip()
+            return html.callout(html.FORGOTTEN), gr.skip()
         number = number_of(event, range(len(drawing.pictures)))
         if drawing.running or not drawing.pictures[number].done:
             return gr.skip(), gr.skip()
-        return parts.details(drawing.pictures[number]), number
+        return html.details(drawing.pictures[number]), number
 
     drawing_tab.board.click(choose, drawing_tab.drawing, [drawing_tab.details, drawing_tab.number], **EVENT)
 
     def send(drawing: Drawing | None, number: int, event: gr.EventData) -> Updates:
         if drawing is None:
-            return {drawing_tab.details: parts.callout(parts.FORGOTTEN)}
+            return {drawing_tab.details: html.callout(html.FORGOTTEN)}
         picture, act = drawing.pictures[number], pressed(event).get("act")
         if picture.settings is None:
             return {tabs: gr.skip()}
         settings = picture.settings
-        if act not in parts.ACTIONS:
+        if act not in html.ACTIONS:
             raise gr.Error(
-                f"a button must be one of {', '.join(parts.ACTIONS)}, got {shortened(act)}", print_exception=False
+                f"a button must be one of {', '.join(html.ACTIONS)}, got {shortened(act)}", print_exception=False
             )
         if act == "again":
             return generate.restored(known, drawing_tab, settings)

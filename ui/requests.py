@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from dsd_serve.calls import Call, Event
 from dsd_serve.client import AsyncClient
 from dsd_serve.errors import ServerError
-from ui.pictures import SHOWN, enlarged
+from ui.display import SHOWN, enlarged
 
 AT_A_TIME = 16  # pictures of all visitors that are with the server: enough to fill its batches, and others find room
 AT_ONCE = 160  # images of one press

@@ -5,9 +5,9 @@ from typing import Any
 
 from dsd_serve import calls
 from dsd_serve.client import AsyncClient
-from dsd_serve.decoding import Decoder
 from dsd_serve.errors import ServerError
-from ui.drawing import InTurn, Turns
+from dsd_serve.imaging.decoding import Decoder
+from ui.requests import InTurn, Turns
 
 UNKNOWN: dict[str, Any] = {  # until a server has answered
     "name": "",

@@ -30,9 +30,9 @@ from gradio.state_holder import SessionState, StateHolder
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dsd_serve.errors import DSDError, InputError
-from ui.checks import check, shortened
-from ui.drawing import VISITOR
 from ui.guard import GuardedBlocks
+from ui.inputs import check, shortened
+from ui.requests import VISITOR
 
 log = logging.getLogger("dsd.page")
 
@@ -91,7 +91,7 @@ class Waiting(Queue):
     """
 
     def __init__(self, blocks: gr.Blocks) -> None:
-        # As many may run as there may be: drawings wait for each other in ui/drawing.py.
+        # As many may run as there may be: drawings wait for each other in ui/requests.py.
         super().__init__(True, EVENTS_OF_ALL, 1, None, blocks, default_concurrency_limit=None)
         self.pending_messages_per_session: dict[str, Mailbox] = {}  # type: ignore[assignment]
         self.ANALYTICS_MAX_EVENTS = 0  # nobody reads them

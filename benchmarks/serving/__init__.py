@@ -1,1 +1,1 @@
-"""python -m server.bench: this server under load, beside what people would otherwise use."""
+"""python -m benchmarks.serving: this server under load, beside what people would otherwise use."""

@@ -1,4 +1,4 @@
-"""python -m server.bench: serving under load, ours and what people would otherwise use, in turns in one run.
+"""python -m benchmarks.serving: serving under load, ours and what people would otherwise use, in turns in one run.
 
 Real networks by default, a simulated accelerator with --simulated; each fills its own section of the document.
 """
@@ -18,11 +18,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from benchmarks.serving.contestants import BenchError, Contestant, Running
+from benchmarks.serving.load import Summary
+from benchmarks.serving.tables import Result, describe_machine, describe_versions, now, replace_section, section
 from dsd_serve.checkpoint import read_model_dir
 from dsd_serve.errors import DSDError
-from server.bench.contestants import BenchError, Contestant, Running
-from server.bench.load import Summary
-from server.bench.report import Result, describe_machine, describe_versions, now, replace_section, section
 from server.settings import demo_model
 
 NAMES = ("ours", "litserve", "fastapi", "diffusers")
@@ -133,7 +133,7 @@ def run(options: argparse.Namespace) -> str:
         "machine": describe_machine(),
         "date": now(),
         "versions": describe_versions(),
-        "command": f"`{shlex.join(['python', '-m', 'server.bench', *options.given])}`",
+        "command": f"`{shlex.join(['python', '-m', 'benchmarks.serving', *options.given])}`",
     }
     field: list[tuple[Running, Result]] = []
     tried: list[tuple[str, float]] = []
@@ -163,7 +163,7 @@ def run(options: argparse.Namespace) -> str:
 
 
 def measure_reference(model: Path, seconds: float) -> dict[str, Any]:
-    command = [sys.executable, "-m", "server.bench.reference", str(model), str(seconds)]
+    command = [sys.executable, "-m", "benchmarks.serving.reference", str(model), str(seconds)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise BenchError(f"the diffusers reference failed: {done.stderr[-2000:].strip()}")
@@ -171,7 +171,7 @@ def measure_reference(model: Path, seconds: float) -> dict[str, Any]:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m server.bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__)
     parser.add_argument("--contestants", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--simulated", action="store_true", help="a simulated accelerator in place of the network")
     parser.add_argument("--seconds", type=float, default=12.0, help="of one measurement under load")

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from server.bench.load import Summary
-from server.bench.servers import HOST
-from server.bench.workload import request
+from benchmarks.serving.load import Summary
+from benchmarks.serving.servers import HOST
+from benchmarks.serving.workload import request
 
 START_SECONDS = 90.0
 
@@ -28,7 +28,7 @@ class BenchError(Exception):
 
 @dataclass(frozen=True)
 class Contestant:
-    """module: below server.bench.servers. clients: as many as keep it busy, for the highest throughput."""
+    """module: below benchmarks.serving.servers. clients: as many as keep it busy, for the highest throughput."""
 
     label: str
     module: str
@@ -47,7 +47,7 @@ class Running:
     def start(self) -> "subprocess.Popen[str]":
         port = free_port()
         self.url = f"http://{HOST}:{port}"
-        command = [sys.executable, "-m", f"server.bench.servers.{self.contestant.module}"]
+        command = [sys.executable, "-m", f"benchmarks.serving.servers.{self.contestant.module}"]
         command += ["--port", str(port), "--model", str(self.model), *self.contestant.arguments]
         command += ["--simulated"] if self.simulated else []
         process = subprocess.Popen(
@@ -81,7 +81,7 @@ class Running:
         order = {"url": self.url, "kind": kind, "classes": self.classes, "seconds": seconds, "warmup": warmup, **more}
         os.killpg(self.process.pid, signal.SIGCONT)
         done = subprocess.run(
-            [sys.executable, "-m", "server.bench.load", json.dumps(order)], capture_output=True, text=True
+            [sys.executable, "-m", "benchmarks.serving.load", json.dumps(order)], capture_output=True, text=True
         )
         if done.returncode:
             raise BenchError(

@@ -1,4 +1,4 @@
-"""The load generator, a process of its own: python -m server.bench.load '{"url": ..., "kind": ...}' prints JSON.
+"""The load generator, a process of its own: python -m benchmarks.serving.load '{"url": ..., "kind": ...}' prints JSON.
 
 Three kinds of load: `poisson` sends requests when they are due, however slow the answers are; `closed` keeps a number
 of clients busy, for the highest throughput; `single` is one client and one kind of request.
@@ -20,7 +20,7 @@ from typing import Any
 import aiohttp
 import numpy as np
 
-from server.bench.workload import SHORT, Arrival, Body, arrivals, request, requests
+from benchmarks.serving.workload import SHORT, Arrival, Body, arrivals, request, requests
 
 DRAIN = 5.0  # seconds after the last arrival in which answers still count
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -1,4 +1,4 @@
-"""python -m server.bench.overhead: what HTTP and the batcher cost, beside the engine in a plain loop.
+"""python -m benchmarks.serving.overhead: what HTTP and the batcher cost, beside the engine in a plain loop.
 
 Takes turns in one run, each in a process of its own: the engine running programs in lockstep, sixty at once, and a
 dsd-serve process with as many clients. Then single requests over HTTP. What these take above the network and the PNG is
@@ -20,13 +20,13 @@ from urllib.parse import urlsplit
 import aiohttp
 import numpy as np
 
-from dsd_serve.batcher import measure_budget
+from benchmarks.serving.load import closed
+from benchmarks.serving.overload import start
+from benchmarks.serving.workload import Body, program, request, requests
+from dsd_serve.backends.batcher import measure_budget
 from dsd_serve.engines import load_engine
-from dsd_serve.images import write_image
+from dsd_serve.imaging.codec import write_image
 from dsd_serve.programs import run, run_all
-from server.bench.load import closed
-from server.bench.overload import start
-from server.bench.workload import Body, program, request, requests
 from server.settings import demo_model
 
 ROUNDS = 5
@@ -113,14 +113,14 @@ def singles(url: str, seconds: float) -> Single:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m server.bench.overhead", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.serving.overhead", description=__doc__)
     parser.add_argument("--seconds", type=float, default=10, help="of each measurement (default 10)")
     parser.add_argument("--plain", action="store_true", help=argparse.SUPPRESS)  # what runs in a process of its own
     options = parser.parse_args()
     if options.plain:
         print(json.dumps(plain(options.seconds)))
         return
-    command = [sys.executable, "-m", "server.bench.overhead", "--plain", "--seconds", str(options.seconds)]
+    command = [sys.executable, "-m", "benchmarks.serving.overhead", "--plain", "--seconds", str(options.seconds)]
     shares, added = [], []
     for _ in range(ROUNDS):
         loop = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)

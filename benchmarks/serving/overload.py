@@ -1,4 +1,4 @@
-"""python -m server.bench.overload [--seconds 120]: does a server hold under abuse?
+"""python -m benchmarks.serving.overload [--seconds 120]: does a server hold under abuse?
 
 Starts dsd-serve with the demo model and asks, in turn:
 1. Ten times more load than it has capacity for: are all answers 200 or 429, does memory stay flat, does health answer?
@@ -21,7 +21,7 @@ from pathlib import Path
 import aiohttp
 import numpy as np
 
-from server.bench.workload import Body, arrivals
+from benchmarks.serving.workload import Body, arrivals
 
 MEMORY_SLACK = 1.05
 HEALTH_SECONDS = 0.1
@@ -69,7 +69,7 @@ class Abuse:
         With 8 clients the same idle server gave 24 to 41 on two cores: they, too, wait for a core.
         """
         order = {"url": self.url, "kind": "closed", "classes": self.classes, "seconds": seconds}
-        command = [sys.executable, "-m", "server.bench.load", json.dumps({**order, "warmup": 0.5, "clients": 32})]
+        command = [sys.executable, "-m", "benchmarks.serving.load", json.dumps({**order, "warmup": 0.5, "clients": 32})]
         process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
         printed, _ = await process.communicate()
         return float(json.loads(printed)["rate"])
@@ -168,7 +168,7 @@ async def abuse(url: str, pid: int, seconds: float) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m server.bench.overload", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.serving.overload", description=__doc__.split("\n")[0])
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("arguments", nargs="*", help="further arguments of dsd-serve, after --")
     options = parser.parse_args()

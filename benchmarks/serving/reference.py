@@ -3,7 +3,7 @@
 Same width, depth, heads and number of tokens. There is no HTTP, no picture format and no autoencoder, all of which
 flatters it. Its batches hold requests of equal steps and guidance, as the pipelines of diffusers need.
 
-python -m server.bench.reference MODEL SECONDS prints JSON.
+python -m benchmarks.serving.reference MODEL SECONDS prints JSON.
 """
 
 import itertools
@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.serving.load import percentile
+from benchmarks.serving.workload import GUIDANCE, KINDS, Body, requests
 from dsd_serve.checkpoint import read_model_dir
 from dsd_serve.config import ModelConfig
-from server.bench.load import percentile
-from server.bench.workload import GUIDANCE, KINDS, Body, requests
 
 BATCH_SIZES = (4, 14)  # 14: all of a kind among 60 requests that are not guided
 

@@ -1,4 +1,4 @@
-"""python -m server.bench.scaling [--step-ms 20] [--rows 32]: how many devices for N images a second.
+"""python -m benchmarks.serving.scaling [--step-ms 20] [--rows 32]: how many devices for N images a second.
 
 Simulates batchers on a simulated accelerator in virtual time: the rules are those of the real Batcher, whose `tick` is
 called here instead of by its thread, and the clock goes by what the accelerator says that a call takes. Requests come
@@ -22,12 +22,12 @@ from typing import Any
 
 import numpy as np
 
-from dsd_serve.batcher import Batcher
+from benchmarks.serving.simulated_engine import FLAT_ROWS, STEP_SECONDS, SimulatedEngine
+from benchmarks.serving.workload import GUIDANCE, SHORT, Body, arrivals, requests
+from benchmarks.serving.workload import program as drawing
+from dsd_serve.backends.batcher import Batcher
 from dsd_serve.config import PRESETS
 from dsd_serve.rows import Array, Decode, Denoise, Row
-from server.bench.engine import FLAT_ROWS, STEP_SECONDS, SimulatedEngine
-from server.bench.workload import GUIDANCE, SHORT, Body, arrivals, requests
-from server.bench.workload import program as drawing
 
 LOADS = (0.5, 0.8, 0.95)  # of the capacity
 SECONDS = 120.0  # that the simulation covers
@@ -206,7 +206,7 @@ def batcher_rate(preset: str, rows: int, seconds: float) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m server.bench.scaling", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.serving.scaling", description=__doc__.split("\n")[0])
     parser.add_argument("--step-ms", type=float, default=1000 * STEP_SECONDS, help="of a call (default 20)")
     parser.add_argument("--rows", type=int, default=FLAT_ROWS, help="that a call takes in that time (default 32)")
     parser.add_argument("--devices", type=int, nargs="+", default=[1, 2, 4, 8], help="(default 1 2 4 8)")

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from server.bench.load import Summary
+from benchmarks.serving.load import Summary
 
 PACKAGES = ("onnxruntime", "torch", "diffusers", "litserve", "fastapi", "uvicorn", "uvloop", "aiohttp", "numpy")
 

@@ -1,4 +1,4 @@
-"""python -m server.bench.through_triton [--requests 10000] [--seconds 10]: what Triton costs on the same machine.
+"""python -m benchmarks.serving.through_triton [--requests 10000] [--seconds 10]: what Triton costs on the same machine.
 
 1. Takes turns, each time in fresh processes: the embedded server; the same front before Triton. Images a second with 60
    clients and the mixed load of the other measurements, and the median of single requests.
@@ -18,11 +18,11 @@ from pathlib import Path
 import aiohttp
 import numpy as np
 
-from dsd_serve.images import write_image
-from server.bench.overhead import Single, rate_of, singles
-from server.bench.overload import MEMORY_SLACK, resident_mb, start
-from server.bench.tritonserver import TritonMissing, TritonServer, write_repository
+from benchmarks.serving.overhead import Single, rate_of, singles
+from benchmarks.serving.overload import MEMORY_SLACK, resident_mb, start
+from dsd_serve.imaging.codec import write_image
 from server.settings import demo_model
+from tools.tritonserver import TritonMissing, TritonServer, write_repository
 
 ROUNDS = 5
 CLIENTS = 16
@@ -145,7 +145,9 @@ def endure(repository: Path, count: int) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m server.bench.through_triton", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.serving.through_triton", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("--requests", type=int, default=10_000, help="of the second part, 0 for none (default 10000)")
     parser.add_argument("--seconds", type=float, default=10, help="of each rate, 0 for none (default 10)")
     options = parser.parse_args()

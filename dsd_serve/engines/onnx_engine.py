@@ -15,8 +15,8 @@ INSTALL = "pip install 'dsd-serve[cpu]' (or 'dsd-serve[gpu]' for NVIDIA GPUs; ne
 
 MOST_BINDINGS = 64  # mixtures of row counts whose memory is kept
 
-# MatMulInteger of a (uint8) and b (int8), as an ONNX file; serving has no onnx to write one with. tests/test_engines.py
-# makes it again.
+# MatMulInteger of a (uint8) and b (int8), as an ONNX file; serving has no onnx to write one with.
+# tests/dsd_serve/engines/test_engines.py makes it again.
 INTEGER_PRODUCT = (
     b'\x08\n:>\n\x18\n\x01a\n\x01b\x12\x01y"\rMatMulInteger\x12\x01gZ\t\n\x01a\x12\x04'
     b"\n\x02\x08\x02Z\t\n\x01b\x12\x04\n\x02\x08\x03b\t\n\x01y\x12\x04\n\x02\x08\x06B\x04\n\x00\x10\x14"

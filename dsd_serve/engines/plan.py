@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from dsd_serve.checkpoint import ModelDir, graph_names, read_text, sha256
-from dsd_serve.cuda import Gpu
+from dsd_serve.engines.cuda import Gpu
 from dsd_serve.errors import CheckpointError, EngineUnavailableError
 
 FORMAT = "dsd-plan-1"

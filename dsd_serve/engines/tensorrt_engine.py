@@ -16,9 +16,9 @@ import numpy as np
 
 from dsd_serve.checkpoint import read_model_dir
 from dsd_serve.config import ModelConfig
-from dsd_serve.cuda import Gpu, call, find_gpu, import_runtime
+from dsd_serve.engines.cuda import Gpu, call, find_gpu, import_runtime
+from dsd_serve.engines.plan import Manifest, check_bytes, check_plan, import_library, plan_path, read_manifest
 from dsd_serve.errors import CheckpointError, EngineError
-from dsd_serve.plans import Manifest, check_bytes, check_plan, import_library, plan_path, read_manifest
 from dsd_serve.rows import INPUT_NAMES, OUTPUT_NAMES, Array, Decode, Denoise, Encode, Row, collate, distribute
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ import torch
 
 from dsd_serve.checkpoint import read_model_dir, read_weights
 from dsd_serve.errors import CheckpointError, EngineUnavailableError
-from dsd_serve.model import DSD
+from dsd_serve.network import DSD
 from dsd_serve.rows import Array, Row, collate, distribute
 
 

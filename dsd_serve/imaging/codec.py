@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, PngImagePlugin
 from PIL import __version__ as PILLOW
 
-from dsd_serve.containers import Picture, inspect
 from dsd_serve.errors import InputError, shown
+from dsd_serve.imaging.sanitize import Picture, inspect
 
 Pixels = NDArray[np.uint8]
 

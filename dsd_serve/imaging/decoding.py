@@ -4,9 +4,9 @@ import asyncio
 import os
 from concurrent.futures import ThreadPoolExecutor
 
-from dsd_serve import images
-from dsd_serve.budget import Memory, after
 from dsd_serve.errors import InputError
+from dsd_serve.imaging import codec
+from dsd_serve.memory import Memory, after
 from dsd_serve.rows import Pixels
 
 MAX_TOTAL = 400_000_000  # bytes
@@ -16,7 +16,7 @@ class Decoder:
     """Decodes images of strangers, outside the event loop; all that are decoded at one time take at most `max_total`
     bytes, others wait. max_pixels: of one image."""
 
-    def __init__(self, max_pixels: int = images.MAX_PIXELS, max_total: int = MAX_TOTAL) -> None:
+    def __init__(self, max_pixels: int = codec.MAX_PIXELS, max_total: int = MAX_TOTAL) -> None:
         self.max_pixels, self.memory = max_pixels, Memory(max_total)
         # Few threads of its own: the processor is not shared among many images, nor memory among many heaps.
         self.threads = ThreadPoolExecutor(os.cpu_count(), "decoder")
@@ -27,14 +27,14 @@ class Decoder:
         opacity: see `images.decode`. who: see `Memory.take`.
         """
         loop = asyncio.get_running_loop()
-        picture = await loop.run_in_executor(self.threads, images.open_picture, data, self.max_pixels)
-        needed = images.decode_memory(picture, size)
+        picture = await loop.run_in_executor(self.threads, codec.open_picture, data, self.max_pixels)
+        needed = codec.decode_memory(picture, size)
         if needed > self.memory.limit:
             raise InputError(
                 f"decoding this {picture.format} of {picture.width} x {picture.height} pixels takes "
                 f"{needed / 1e6:.0f} MB, this server allows {self.memory.limit / 1e6:g} MB; send it smaller"
             )
         claim = await self.memory.take(needed, who)
-        decoding = self.threads.submit(images.decode, picture, size, opacity=opacity)
+        decoding = self.threads.submit(codec.decode, picture, size, opacity=opacity)
         after(decoding, claim.release)
         return await asyncio.wrap_future(decoding)

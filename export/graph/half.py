@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
-from export.graph import Graph, Loader, rebuilt
+from export.graph.onnx_graph import Graph, Loader, rebuilt
 
 HALVES = {
     "fp16": (TensorProto.FLOAT16, np.dtype(np.float16)),

@@ -8,8 +8,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from export.fuse import DOMAIN
-from export.graph import Graph, Loader, rebuilt
+from export.graph.fuse import DOMAIN
+from export.graph.onnx_graph import Graph, Loader, rebuilt
 
 LEAST = np.float32(1e-30)  # of a scale: a token of zeros stays one
 Weights = Mapping[str, NDArray[np.float32]]

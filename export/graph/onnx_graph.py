@@ -6,7 +6,7 @@ from pathlib import Path
 import onnx
 from onnx import NodeProto, TensorProto, helper
 
-from export.to_onnx import STORED, external, safetensors_places
+from export.graph.to_onnx import STORED, external, safetensors_places
 
 NORMS = ("Pow", "ReduceMean", "Sqrt", "Reciprocal", "SimplifiedLayerNormalization")
 

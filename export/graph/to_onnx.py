@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxscript import opset20 as op
 from torch.export import Dim
 
-from dsd_serve.model import DSD
+from dsd_serve.network import DSD
 from dsd_serve.rows import INPUT_NAMES, OUTPUT_NAMES
 
 OPSET = 20  # 17 and below come out invalid; 23 gains the fused Attention operator but loses readers

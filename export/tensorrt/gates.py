@@ -12,7 +12,7 @@ import numpy as np
 from dsd_serve.config import ModelConfig
 from dsd_serve.engines import Engine
 from dsd_serve.engines.selftest import mixture
-from dsd_serve.images import psnr
+from dsd_serve.imaging.codec import psnr
 from dsd_serve.params import SamplingParams
 from dsd_serve.programs import generate, run_all
 from dsd_serve.rows import Array, Denoise, Row

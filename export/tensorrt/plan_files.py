@@ -1,6 +1,7 @@
 """TensorRT plans of a model directory: built, run through the gates, and put in place with their manifests.
 
-The gates (`export.gates`) are run before a plan is written, where this machine can run it, and by `check` where not.
+The gates (`export.tensorrt.gates`) are run before a plan is written, where this machine can run it, and by `check`
+where not.
 """
 
 import logging
@@ -11,11 +12,9 @@ from types import ModuleType
 
 from dsd_serve import __version__
 from dsd_serve.checkpoint import ModelDir, atomic, graph_names, read_model_dir, sha256
-from dsd_serve.cuda import find_gpu, import_runtime
+from dsd_serve.engines.cuda import find_gpu, import_runtime
 from dsd_serve.engines.onnx_engine import OnnxEngine
-from dsd_serve.engines.tensorrt_engine import TensorRTEngine
-from dsd_serve.errors import CheckpointError, EngineUnavailableError
-from dsd_serve.plans import (
+from dsd_serve.engines.plan import (
     PRECISIONS,
     Manifest,
     check_plan,
@@ -25,9 +24,11 @@ from dsd_serve.plans import (
     plan_path,
     read_manifest,
 )
-from export import gates
+from dsd_serve.engines.tensorrt_engine import TensorRTEngine
+from dsd_serve.errors import CheckpointError, EngineUnavailableError
 from export.commit import drafting, held_signals
-from export.to_tensorrt import ROWS, BuildOptions, check_options, check_types, compile_graph
+from export.tensorrt import gates
+from export.tensorrt.compile import ROWS, BuildOptions, check_options, check_types, compile_graph
 
 log = logging.getLogger(__name__)
 

@@ -6,11 +6,11 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dsd_serve.budget import Memory
 from dsd_serve.errors import shown
-from server import errors
-from server.memory import held_by
+from dsd_serve.memory import Memory
+from server import error_responses
 from server.reading import media_type
+from server.request_memory import held_by
 from server.settings import Settings
 
 MAX_JSON_BYTES = 1_000_000  # parsed, JSON takes many times its size
@@ -45,7 +45,7 @@ class BodyLimits:
         encoding = headers.get("content-encoding", "identity").strip().lower()
         if encoding != "identity" and scope["method"] in WITH_BODY:
             detail = f"the body must be sent as it is, without content-encoding, got {shown(encoding)}"
-            await errors.answer(HTTPException(415, detail), scope, receive, send)
+            await error_responses.answer(HTTPException(415, detail), scope, receive, send)
             return
         held = held_by(scope)
         body = Body(self, scope, headers, receive)

@@ -21,13 +21,13 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dsd_serve.errors import ClosedError
-from server import errors
+from server import error_responses
+from server.connections import Door
 from server.front import LAST_ANSWERS
-from server.protocol import Door
 
 if TYPE_CHECKING:  # dsd-ui has neither
-    from dsd_serve.batcher import Batcher
-    from dsd_serve.triton import RemoteBatcher
+    from dsd_serve.backends.batcher import Batcher
+    from dsd_serve.backends.triton.remote import RemoteBatcher
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,9 @@ class DrainMiddleware:
         if self.drain.draining:
             if not scope["path"].startswith("/health/"):
                 self.rejected("draining")
-            await errors.answer(ClosedError("the server is shutting down; try again later"), scope, receive, send)
+            await error_responses.answer(
+                ClosedError("the server is shutting down; try again later"), scope, receive, send
+            )
             return
         self.drain.in_flight += 1
         try:

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dsd_serve.errors import ConfigError
-from server import errors
+from server import error_responses
 
 LABEL = "[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
 NAME = re.compile(rf"{LABEL}(\.{LABEL})*")
@@ -80,7 +80,7 @@ class AllowedHosts:
         for host in Headers(scope=scope).getlist("host"):
             if not self.allows(host):
                 self.rejected("host")
-                await errors.reply(Request(scope), 421, sentence(host))(scope, receive, send)
+                await error_responses.reply(Request(scope), 421, sentence(host))(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
@@ -113,7 +113,7 @@ class OwnPages:
         detail = (
             f"a page of {page} may not send this; if it may, start the server with --cors-origins (DSD_CORS_ORIGINS)"
         )
-        await errors.reply(Request(scope), 403, detail)(scope, receive, send)
+        await error_responses.reply(Request(scope), 403, detail)(scope, receive, send)
 
     def foreign(self, headers: Headers) -> bool:
         """Whether a page of another origin, which is not allowed, sends this without having asked."""

@@ -12,8 +12,8 @@ from opentelemetry import trace
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server import errors
-from server.routes import template
+from server import error_responses
+from server.routes.router import template
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class Watch:
             await self.app(scope, receive, send)
             return
         number = choose_id(Headers(scope=scope).get(HEADER, ""))
-        errors.request_id.set(number)
+        error_responses.request_id.set(number)
         exchange = Exchange(scope)
 
         async def observed_receive() -> Message:
@@ -116,7 +116,7 @@ class Mistakes:
                 raise  # too late for an answer: uvicorn logs it and closes the connection
             log.exception("a request failed")
             trace.get_current_span().record_exception(error)
-            await errors.answer(error, scope, receive, send)
+            await error_responses.answer(error, scope, receive, send)
 
 
 def choose_id(asked: str) -> str:

@@ -22,9 +22,9 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dsd_serve.errors import ConfigError, InputError, QueueFullError
-from server import errors
-from server.hosts import AllowedHosts, OwnPages
-from server.watch import Mistakes
+from server import error_responses
+from server.middleware.hosts import AllowedHosts, OwnPages
+from server.middleware.request_id import Mistakes
 
 log = logging.getLogger(__name__)
 
@@ -185,13 +185,13 @@ class KeyMiddleware:
             what = "this API key is not known here" if secret else "this server needs an API key"
             detail = f"{what}; send the header Authorization: Bearer KEY, or X-API-Key: KEY"
             error = HTTPException(401, detail, {"WWW-Authenticate": 'Bearer realm="dsd"'})
-            await errors.answer(error, scope, receive, send)
+            await error_responses.answer(error, scope, receive, send)
             return
         self.used(key.name)
         if wait := key.take(time.monotonic()):
             self.rejected("rate_limit")
             detail = f"the key {key.name} may send {key.per_minute} requests a minute; try again in {math.ceil(wait)} s"
-            await errors.answer(QueueFullError(detail, wait), scope, receive, send)
+            await error_responses.answer(QueueFullError(detail, wait), scope, receive, send)
             return
         current_key.set(key)
         await self.app(scope, receive, send)

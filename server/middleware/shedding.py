@@ -10,7 +10,7 @@ from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dsd_serve.errors import QueueFullError
-from server import errors
+from server import error_responses
 
 
 class Shedding:
@@ -29,7 +29,7 @@ class Shedding:
         route = self.routes.get(scope["path"]) if scope["type"] == "http" and queues_work(scope) else None
         if route is not None and (full := self.queue_full()) is not None:
             scope["route"] = route  # as the router would note it, for log and metrics
-            await errors.answer(full, scope, receive, send)
+            await error_responses.answer(full, scope, receive, send)
             return
         await self.app(scope, receive, send)
 

@@ -8,16 +8,37 @@ from typing import Annotated, Any, TypeVar
 import PIL
 from fastapi import Depends, Query, Request, Response
 
-from dsd_serve import __version__, images
+from dsd_serve import __version__
 from dsd_serve.errors import InputError
+from dsd_serve.imaging import codec
+from dsd_serve.imaging.latents import read_latents, write_latents
 from dsd_serve.labels import ImageClass
-from dsd_serve.latents import read_latents, write_latents
 from dsd_serve.params import SamplingParams
 from dsd_serve.programs import between
 from dsd_serve.rows import Decode, Encode
 from dsd_serve.tasks import Generate, Interpolate, Reconstruct, Task, WalkEnd
-from server import errors
-from server.answers import (
+from server import error_responses
+from server.drawing import (
+    described,
+    edits,
+    find_class,
+    settings_headers,
+)
+from server.error_responses import refuse_repeated
+from server.openapi import (
+    CACHE_HEADERS,
+    DRAWN_HEADERS,
+    OF_BODIES,
+    OF_WORK,
+    PSNR_HEADERS,
+    SHOWN_HEADERS,
+    Responses,
+    gives,
+    problems,
+    takes,
+)
+from server.reading import media_type, read_settings
+from server.responses import (
     ANSWERS,
     EVENTS,
     PICTURES,
@@ -31,27 +52,7 @@ from server.answers import (
     resumes,
     to_base64,
 )
-from server.documentation import (
-    CACHE_HEADERS,
-    DRAWN_HEADERS,
-    OF_BODIES,
-    OF_WORK,
-    PSNR_HEADERS,
-    SHOWN_HEADERS,
-    Responses,
-    gives,
-    problems,
-    takes,
-)
-from server.drawing import (
-    described,
-    edits,
-    find_class,
-    settings_headers,
-)
-from server.errors import refuse_repeated
-from server.reading import media_type, read_settings
-from server.routes import Router
+from server.routes.router import Router
 from server.schemas import (
     AnyWalkAnswer,
     DecodedAnswer,
@@ -173,7 +174,7 @@ async def interpolate_post(request: Request) -> Response:
     """
     service: Service = request.app.state.service
     if media_type(request.headers) == "multipart/form-data":
-        query = errors.validated(WalkQuery, dict(request.query_params), strict=False)
+        query = error_responses.validated(WalkQuery, dict(request.query_params), strict=False)
         return await walk_pictures(request, service, within_limit(service, query))
     return await walk_classes(request, service, within_limit(service, await read_settings(request, InterpolateRequest)))
 
@@ -245,7 +246,7 @@ async def reconstruct_post(request: Request, query: Annotated[PictureQuery, Quer
     service.encoder.check_images(chosen, 1, service.side(query.size))
     pixels = (await read_images(request, service.decoder, service.config.image_size))["image"]
     done = await service.run(request, [Reconstruct(pixels)], query.timeout)
-    quality = images.psnr(pixels[None], done.results[0][None])
+    quality = codec.psnr(pixels[None], done.results[0][None])
     return await answer_shown(request, service, chosen, query, done, {"psnr": round(quality, 2)})
 
 
@@ -321,7 +322,7 @@ async def native_events(
             async with encoding(partial(to_base64, Picture(event.pixels, {"preview": True}), size)) as text:
                 yield "preview", {"image": event.number, "step": event.step, "steps": steps, "base64": text}
         elif isinstance(event, Ended) and (error := event.future.exception()) is not None:
-            yield "error", {"image": event.number, **errors.document(error)}
+            yield "error", {"image": event.number, **error_responses.document(error)}
         else:
             setting = settings[event.number]
             async with encoding(partial(to_base64, Picture(event.future.result(), setting), size)) as text:

@@ -7,11 +7,11 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 
 from dsd_serve import __version__, labels
 from dsd_serve.params import SAMPLER_NAMES
-from server import errors
-from server.documentation import problems
-from server.errors import refuse_repeated
-from server.prefix import root_path
-from server.routes import Router
+from server import error_responses
+from server.error_responses import refuse_repeated
+from server.middleware.prefix import root_path
+from server.openapi import problems
+from server.routes.router import Router
 from server.schemas import ClassesQuery, Defaults, Health, ImageClassAnswer, ModelAnswer, SelfTest
 from server.service import Service
 
@@ -92,7 +92,7 @@ async def live() -> Health:
 async def ready(request: Request) -> Response:
     """Requests will be served: the model is loaded, the engine works, the server is not shutting down."""
     if reason := request.app.state.service.batcher.not_ready:
-        return errors.problem(503, reason, {"Retry-After": "5"})
+        return error_responses.problem(503, reason, {"Retry-After": "5"})
     return JSONResponse({"status": "ready"})
 
 

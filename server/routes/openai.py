@@ -12,16 +12,14 @@ from typing import Any, TypeVar
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
-from dsd_serve import images
 from dsd_serve.errors import InputError, shown
+from dsd_serve.imaging import codec
 from dsd_serve.labels import ImageClass
 from dsd_serve.params import SamplingParams
 from dsd_serve.programs import edit_timesteps
 from dsd_serve.rows import Array, Pixels
 from dsd_serve.tasks import Generate, Task
-from server import drawing, errors, openai_errors
-from server.answers import Picture, event_stream, text_of, texts_memory
-from server.documentation import events, takes
+from server import drawing, error_responses, openai_errors
 from server.drawing import (
     described,
     find_class,
@@ -40,8 +38,10 @@ from server.openai_schemas import (
     Usage,
     VariationForm,
 )
+from server.openapi import events, takes
 from server.reading import media_type, read_settings
-from server.routes import Router
+from server.responses import Picture, event_stream, text_of, texts_memory
+from server.routes.router import Router
 from server.schemas import SamplingQuery
 from server.service import Event, Preview, Service
 from server.uploads import Form, read_form
@@ -165,7 +165,7 @@ async def read_options(request: Request, kind: type[FormOptions], files: Sequenc
     if media_type(request.headers) != "multipart/form-data":
         raise Refused(415, f"send a form, as multipart/form-data, with the file field {files[0]}")
     form = await read_form(request, files, tuple(kind.model_fields))
-    options = errors.validated(kind, {name: text or None for name, text in form.fields.items()}, strict=False)
+    options = error_responses.validated(kind, {name: text or None for name, text in form.fields.items()}, strict=False)
     check_model(service, options.model)
     return options, form
 
@@ -323,7 +323,7 @@ async def openai_events(
             async with encoding(partial(to_base64, Picture(event.pixels, {"preview": True}), query)) as text:
                 yield name, {"type": name, "b64_json": text, **number, **told}
         elif (error := event.future.exception()) is not None:
-            yield "error", openai_errors.body_of(errors.status_of(error), errors.detail_of(error))
+            yield "error", openai_errors.body_of(error_responses.status_of(error), error_responses.detail_of(error))
         else:
             name = f"{kind}.completed"
             async with encoding(partial(to_base64, Picture(event.future.result(), setting), query)) as text:
@@ -332,9 +332,9 @@ async def openai_events(
 
 def to_base64(picture: Picture, query: Options) -> str:
     """The same bytes as the native routes give."""
-    quality = images.QUALITY if query.output_compression is None else query.output_compression
-    image = images.resized(picture.pixels, query.side)
-    return base64.b64encode(images.encode(image, query.output_format, text_of(picture.settings), quality)).decode()
+    quality = codec.QUALITY if query.output_compression is None else query.output_compression
+    image = codec.resized(picture.pixels, query.side)
+    return base64.b64encode(codec.encode(image, query.output_format, text_of(picture.settings), quality)).decode()
 
 
 def usage_of(service: Service, encoded: int, drawn: int) -> Usage:

@@ -18,8 +18,8 @@ from typing import Any, TextIO
 
 from opentelemetry import trace
 
-from server.errors import request_id
-from server.watch import Exchange
+from server.error_responses import request_id
+from server.middleware.request_id import Exchange
 
 access = logging.getLogger("server.access")
 

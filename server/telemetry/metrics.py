@@ -20,15 +20,15 @@ from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from dsd_serve import __version__
-from dsd_serve.batcher import Batcher, Observer
+from dsd_serve.backends.batcher import Batcher, Observer
+from dsd_serve.backends.triton.remote import RemoteBatcher
 from dsd_serve.errors import CancelledError
 from dsd_serve.rows import Decode, Denoise, Encode, Row
-from dsd_serve.triton import RemoteBatcher
-from server.drain import Drain
-from server.logs import lines_dropped
-from server.protocol import CUTS, Door
-from server.routes import Router
-from server.watch import Exchange
+from server.connections import CUTS, Door
+from server.middleware.drain import Drain
+from server.middleware.request_id import Exchange
+from server.routes.router import Router
+from server.telemetry.logs import lines_dropped
 
 KINDS: dict[type[Row], str] = {Encode: "encode", Denoise: "denoise", Decode: "decode"}
 REJECTIONS = ("queue_full", "deadline", "draining", "dead", "too_large", "unauthorized", "rate_limit", "host", "origin")

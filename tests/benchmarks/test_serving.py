@@ -10,17 +10,17 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from dsd_serve.batcher import measure_budget
+from benchmarks.serving.__main__ import highest_sustained
+from benchmarks.serving.contestants import BenchError, Contestant, Running
+from benchmarks.serving.load import Outcome, percentile, rate_of, summarise
+from benchmarks.serving.scaling import capacity, simulate
+from benchmarks.serving.simulated_engine import SimulatedEngine
+from benchmarks.serving.tables import replace_section
+from benchmarks.serving.workload import arrivals, program, requests
+from dsd_serve.backends.batcher import measure_budget
 from dsd_serve.checkpoint import read_model_dir
 from dsd_serve.programs import reconstruct, run, run_all
 from dsd_serve.rows import Decode, Denoise, Encode
-from server.bench.__main__ import highest_sustained
-from server.bench.contestants import BenchError, Contestant, Running
-from server.bench.engine import SimulatedEngine
-from server.bench.load import Outcome, percentile, rate_of, summarise
-from server.bench.report import replace_section
-from server.bench.scaling import capacity, simulate
-from server.bench.workload import arrivals, program, requests
 from tests.conftest import ROOT, picture
 
 CLASSES = (1, 207, 950)
@@ -169,7 +169,7 @@ def test_wrong_flags_are_sentences():
         (["--seconds", "0"], "--seconds must be 1 or more"),
         (["--loads", "0"], "--loads must be above 0"),
     ):
-        command = [sys.executable, "-m", "server.bench", *flags]
+        command = [sys.executable, "-m", "benchmarks.serving", *flags]
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
         assert done.returncode == 2
         assert words in done.stderr

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from export.speed import main
+from benchmarks.gpu_speed import main
 
 
 def test_engines_are_measured_and_those_that_are_not_there_are_named(tiny_dir, tmp_path, capsys):

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import httpx
 import pytest
 
-from dsd_serve.images import write_image
+from dsd_serve.imaging.codec import write_image
 from tests.conftest import ROOT, Running, picture
 
 T = TypeVar("T")

@@ -2,7 +2,7 @@ import pytest
 
 from dsd_serve.config import PRESETS, ModelConfig
 from dsd_serve.errors import ConfigError
-from dsd_serve.model import DSD
+from dsd_serve.network import DSD
 
 
 @pytest.mark.parametrize(("name", "millions"), [("dsd-s", 42), ("dsd-m", 118), ("dsd-b", 205)])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from dsd_serve.checkpoint import read_model_dir, read_text, read_weights
 from dsd_serve.config import ModelConfig
 from dsd_serve.errors import CheckpointError, ConfigError, DSDError
-from dsd_serve.host import open_host
+from dsd_serve.model import open_host
 from tests.conftest import ROOT, demo_model
 
 HONEST = json.loads((demo_model() / "config.json").read_text())

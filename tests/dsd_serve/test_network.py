@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsd_serve.config import PRESETS, ModelConfig
-from dsd_serve.model import DSD, patchify, to_images, to_pixels, unpatchify
+from dsd_serve.network import DSD, patchify, to_images, to_pixels, unpatchify
 
 CONFIG = ModelConfig(image_size=16, patch_size=4, latent_dim=8, hidden_size=32, depth=2, num_heads=2)
 

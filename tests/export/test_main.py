@@ -425,7 +425,7 @@ def test_an_untrained_preset_needs_a_folder():
 
 
 def test_without_tensorrt_a_sentence_before_the_work(directory, monkeypatch):
-    monkeypatch.setitem(sys.modules, "export.plans", None)
+    monkeypatch.setitem(sys.modules, "export.tensorrt.plan_files", None)
     before = stamps(directory)
     with pytest.raises(SystemExit, match=r"pip install 'dsd-serve\[tensorrt\]'"):
         main([str(directory), "--trt", "--precision", "fp16"])

@@ -17,7 +17,7 @@ from PIL import Image
 from dsd_serve.client import Client
 from dsd_serve.engines import load_engine
 from dsd_serve.errors import ServerError
-from dsd_serve.images import fit, read_image, write_image
+from dsd_serve.imaging.codec import fit, read_image, write_image
 from dsd_serve.params import SAMPLER_NAMES, SamplingParams
 from dsd_serve.programs import generate, reconstruct, run
 from tests.conftest import ROOT, Running, picture

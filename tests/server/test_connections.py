@@ -12,10 +12,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from server import drain, protocol
-from server.drain import DoorServer
+from server import connections
+from server.connections import Door
 from server.front import close, configure, listen
-from server.protocol import Door
+from server.middleware import drain
+from server.middleware.drain import DoorServer
 from server.settings import Settings
 
 HOST = b"Host: localhost\r\n"
@@ -335,7 +336,7 @@ def test_after_an_early_answer_the_connection_goes_on(common):
 @pytest.mark.parametrize("path", [b"/early", b"/early/close"])
 @pytest.mark.parametrize("limit", ["LINGER_SILENCE", "LINGER_SECONDS", "LINGER_BYTES"])
 def test_what_comes_after_an_early_answer_is_bounded(monkeypatch, path, limit):
-    monkeypatch.setattr(protocol, limit, 2_000_000 if limit == "LINGER_BYTES" else 1)
+    monkeypatch.setattr(connections, limit, 2_000_000 if limit == "LINGER_BYTES" else 1)
     with served() as server, connect(server) as opened:
         opened.sendall(b"POST %b HTTP/1.1\r\n" % path + HOST + b"Content-Length: 999999999999\r\n\r\n")
         assert read_answer(opened)[0] in (413, 401)
@@ -397,7 +398,7 @@ def test_a_head_has_its_time_when_its_bytes_keep_coming_and_after_an_answer(comm
 
 
 def test_a_body_has_its_time_whatever_the_application_does(monkeypatch):
-    monkeypatch.setattr(protocol, "LATE", 0)
+    monkeypatch.setattr(connections, "LATE", 0)
     with served(body_timeout=1.0) as server, connect(server) as opened:
         opened.sendall(b"POST /echo HTTP/1.1\r\n" + HOST + b"Content-Length: 100\r\n\r\n")
         opened.settimeout(0.2)
@@ -437,7 +438,7 @@ def test_who_does_not_take_his_answer_is_cut(path, connection):
 
 
 def test_who_takes_an_answer_by_drops_is_cut_and_who_is_slow_is_not(monkeypatch):
-    monkeypatch.setattr(protocol, "LEAST_TAKEN", 4_000_000)
+    monkeypatch.setattr(connections, "LEAST_TAKEN", 4_000_000)
     with served() as server:
         with connect(server) as opened:
             opened.sendall(b"GET /big HTTP/1.1\r\n" + HOST + b"\r\n")
@@ -543,7 +544,7 @@ def test_connections_of_one_address():
 
 
 def test_one_address_is_one_ipv4_address_or_one_network_of_ipv6():
-    network_of = protocol.network_of
+    network_of = connections.network_of
     assert network_of("10.0.0.1") == network_of("::ffff:10.0.0.1") != network_of("10.0.0.2")
     assert network_of("2001:db8::1") == network_of("2001:db8::ffff:1") != network_of("2001:db8:0:1::1")
     assert network_of("") == ""

@@ -17,12 +17,12 @@ import httpx
 import pytest
 
 from dsd_serve.errors import ConfigError
-from dsd_serve.images import write_image
+from dsd_serve.imaging.codec import write_image
 from server import front
 from server.settings import Settings, descriptors, parse_settings
 from tests.conftest import ROOT, picture
-from tests.test_operations import Server, until
-from tests.test_wire_limits import OFFERS, read_all, read_answer
+from tests.server.test_connections import OFFERS, read_all, read_answer
+from tests.server.test_operations import Server, until
 
 PROGRAMS = {"dsd-serve": ["server.main"], "dsd-ui": ["ui.main"]}
 KEYS = "first:first-key-0123456789\nsecond:second-key-0123456789:1\n"

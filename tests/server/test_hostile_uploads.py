@@ -13,8 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests import hostile
 from tests.conftest import Running
+from tests.support import hostile
 
 STATED_MB = 200 + 400  # --max-uploads-mb and --max-decode-mb, as the README says of them
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dsd_serve import images
-from server import image_routes, info_routes, openai_routes
-from server.memory import memory_bound
+from dsd_serve.imaging import codec
+from server.request_memory import memory_bound
+from server.routes import images, info, openai
 from server.settings import Settings
 from tests.conftest import Running
 
@@ -82,7 +82,7 @@ def worst_requests(settings: Settings) -> dict[str, list[tuple[str, dict[str, An
 
 
 def served() -> set[str]:
-    routers = (image_routes.router, openai_routes.router, info_routes.router)
+    routers = (images.router, openai.router, info.router)
     return {route.path for router in routers for route in router.routes}
 
 
@@ -165,4 +165,4 @@ def test_no_route_takes_more_than_the_readme_says(measured):
 def test_images_of_noise_are_the_worst() -> None:
     """What is asked for here fills the budgets: an image that decodes to more than it has as a file."""
     data = photo(1000, "WEBP")
-    assert images.decode_memory(images.open_picture(data), 32) > 10 * len(data)
+    assert codec.decode_memory(codec.open_picture(data), 32) > 10 * len(data)

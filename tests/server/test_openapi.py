@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR
 
-from dsd_serve.images import write_image
+from dsd_serve.imaging.codec import write_image
 from tests.conftest import ROOT, Running, picture
 
 SMALL = ("--max-steps", "8", "--max-images", "4", "--max-size", "64", "--max-body-mb", "1")
@@ -70,11 +70,11 @@ def operations(document):
 def test_schemathesis_finds_nothing(small_url, tmp_path):
     """No 5xx, no undocumented answer, no valid request refused, no invalid one taken. schemathesis.toml says more."""
     command = [
-        *(sys.executable, "-m", "schemathesis.cli", "--config-file", str(ROOT / "tests/schemathesis.toml")),
+        *(sys.executable, "-m", "schemathesis.cli", "--config-file", str(ROOT / "tests/support/schemathesis.toml")),
         *("run", f"{small_url}/openapi.json", "--no-color", "--phases", "examples,coverage,fuzzing"),
         *("--seed", "1", "--generation-deterministic", "--max-examples", "12"),
     ]
-    environment = {"SCHEMATHESIS_HOOKS": str(ROOT / "tests/schemathesis_hooks.py"), "PYTHONPATH": str(ROOT)}
+    environment = {"SCHEMATHESIS_HOOKS": str(ROOT / "tests/support/schemathesis_hooks.py"), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, timeout=300, env={**os.environ, **environment}
     )

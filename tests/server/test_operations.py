@@ -20,10 +20,12 @@ from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
 from dsd_serve.errors import CancelledError, ConfigError
-from server import errors, logs, watch
-from server.metrics import Metrics
-from server.security import ApiKey, find, load_keys, parse_origins
+from server import error_responses
+from server.middleware import request_id
+from server.middleware.security import ApiKey, find, load_keys, parse_origins
 from server.settings import GROUPS, HELP, Settings, parse_settings
+from server.telemetry import logs
+from server.telemetry.metrics import Metrics
 from tests.conftest import ROOT
 
 ADMIN, SLOW, FEW = "admin-key-0123456789", "slow-key-0123456789", "few-key-0123456789"
@@ -189,9 +191,9 @@ def test_a_path_cannot_write_lines_or_fields(server, admin):
 
 def test_a_mistake_of_ours_is_a_problem_with_the_id(caplog):
     app = FastAPI()
-    errors.install(app)
+    error_responses.install(app)
     seen = []
-    watch.install(app, seen.append)
+    request_id.install(app, seen.append)
 
     @app.get("/broken")
     async def broken() -> None:
@@ -256,15 +258,15 @@ def test_a_client_that_goes_away_is_counted(server):
 
 def test_a_request_cancelled_by_shutdown_is_counted():
     metrics = Metrics()
-    metrics.answered(watch.Exchange({"type": "http", "state": {"error": CancelledError("x")}}, status=503))
-    metrics.answered(watch.Exchange({"type": "http", "state": {}}, status=503))
+    metrics.answered(request_id.Exchange({"type": "http", "state": {"error": CancelledError("x")}}, status=503))
+    metrics.answered(request_id.Exchange({"type": "http", "state": {}}, status=503))
     count = metrics.registry.get_sample_value
     assert count("dsd_requests_cancelled_total", {"reason": "shutdown"}) == 1
     assert count("dsd_requests_total", {"route": "none", "code": "503"}) == 2
 
 
 def test_the_dashboard_asks_for_metrics_that_exist(server, admin):
-    dashboard = json.loads((ROOT / "docs/grafana-dashboard.json").read_text())
+    dashboard = json.loads((ROOT / "deploy/grafana/dashboard.json").read_text())
     assert dashboard["schemaVersion"] >= 39 and dashboard["uid"] and dashboard["title"]
     panels = dashboard["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
@@ -447,7 +449,7 @@ def test_help_documents_every_setting():
     ],
 )
 def test_wrong_settings_are_one_sentence(monkeypatch, arguments, environment, words):
-    from server.traces import load_traces
+    from server.telemetry.traces import load_traces
 
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

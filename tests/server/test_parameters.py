@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsd_serve.errors import InputError, shown
-from dsd_serve.images import MAX_SIDES, check_fits, grid, read_image, write_image
+from dsd_serve.imaging.codec import MAX_SIDES, check_fits, grid, read_image, write_image
 from dsd_serve.strict_json import read_json
-from server.errors import MAX_SENTENCES, sentences, validated
+from server.error_responses import MAX_SENTENCES, sentences, validated
 from server.openai_schemas import EditForm, GenerationRequest, VariationForm
 from server.schemas import (
     ClassesQuery,

@@ -13,9 +13,9 @@ import httpx
 import pytest
 
 from dsd_serve.client import Client
-from dsd_serve.images import write_image
+from dsd_serve.imaging.codec import write_image
 from tests.conftest import ROOT, picture
-from tests.test_openapi import serving
+from tests.server.test_openapi import serving
 
 PREFIXES = ("", "/dsd")
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")

@@ -16,12 +16,13 @@ import yaml
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 
-from dsd_serve import images
 from dsd_serve.errors import InputError, QueueFullError
-from server import answers, image_routes, info_routes, openai_routes
-from server.answers import Encoder, Picture, encode_memory, texts_memory
+from dsd_serve.imaging import codec
+from server import responses
 from server.app import create_app
-from server.memory import Held, client_of, memory_bound
+from server.request_memory import Held, client_of, memory_bound
+from server.responses import Encoder, Picture, encode_memory, texts_memory
+from server.routes import images, info, openai
 from server.service import Preview, Service, Unread
 from server.settings import Settings
 from tests.conftest import ROOT, Running
@@ -53,10 +54,10 @@ def test_encoding_takes_no_more_than_is_reckoned(chosen, noise):
     side = 1024
     pixels = rng.integers(0, 256 if noise else 1, (3, side, side), dtype=np.uint8)
     drawn = [Picture(pixels, {}) for _ in range(4)]
-    answers.encode_answer(drawn[:1], chosen, 64, {}, {}, None)
+    responses.encode_answer(drawn[:1], chosen, 64, {}, {}, None)
     Path("/proc/self/clear_refs").write_text("5")
     before = process_memory("self", "VmRSS")
-    body = answers.encode_answer(drawn, chosen, None, {}, {}, None).body
+    body = responses.encode_answer(drawn, chosen, None, {}, {}, None).body
     assert process_memory("self", "VmHWM") - before < encode_memory(chosen, 4, side)
     assert len(body) < encode_memory(chosen, 4, side)
 
@@ -65,10 +66,10 @@ def test_encoding_takes_no_more_than_is_reckoned(chosen, noise):
 def test_the_best_quality_takes_no_more_than_is_reckoned(kind):
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("the memory of a process can be measured on Linux only")
-    image = images.to_pil(np.random.default_rng(0).integers(0, 256, (3, 1024, 1024), dtype=np.uint8))
+    image = codec.to_pil(np.random.default_rng(0).integers(0, 256, (3, 1024, 1024), dtype=np.uint8))
     Path("/proc/self/clear_refs").write_text("5")
     before = process_memory("self", "VmRSS")
-    images.encode(image, kind, quality=100)
+    codec.encode(image, kind, quality=100)
     assert process_memory("self", "VmHWM") - before < texts_memory(kind, 1, 1024)
 
 
@@ -100,13 +101,13 @@ def test_many_large_answers_at_once_stay_within_the_budget(server):
 
 
 def routes() -> set[str]:
-    every = [*image_routes.router.routes, *openai_routes.router.routes, *info_routes.router.routes]
+    every = [*images.router.routes, *openai.router.routes, *info.router.routes]
     return {route.path for route in every if isinstance(route, APIRoute) and "POST" in route.methods}
 
 
 def uploads(name: str) -> dict[str, object]:
     """A request of nine megabytes to a route, and what it draws with two steps."""
-    data = images.write_image(np.random.default_rng(0).integers(0, 256, (3, 1750, 1750), dtype=np.uint8))
+    data = codec.write_image(np.random.default_rng(0).integers(0, 256, (3, 1750, 1750), dtype=np.uint8))
     form = {"/interpolate": ("from", "to"), "/edit": ("image", "mask"), "/v1/images/edits": ("image",)}
     if name in ("/generate", "/v1/images/generations"):
         return {"json": {"class": 207} if name == "/generate" else {"prompt": "207"}}

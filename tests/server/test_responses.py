@@ -7,7 +7,7 @@ from fastapi import HTTPException, Request
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from server.answers import ANSWERS, EVENTS, choose
+from server.responses import ANSWERS, EVENTS, choose
 
 OFFERED = EVENTS
 

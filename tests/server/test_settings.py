@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dsd_serve.backends.triton.remote import parse_addresses
 from dsd_serve.errors import ConfigError
-from dsd_serve.triton import parse_addresses
-from server.security import find, load_keys
+from server.middleware.security import find, load_keys
 from server.settings import RANGES, Settings, parse_settings, unknown_variables, variable
 from tests.conftest import ROOT
 
@@ -25,7 +25,7 @@ COMMANDS = {
     "dsd-train": "training.train:main",
     "dsd-export": "export.main:main",
     "dsd-ui": "ui.main:main",
-    "dsd-eval": "training.evaluate:main",
+    "dsd-eval": "training.evaluation.main:main",
 }
 
 

@@ -14,23 +14,23 @@ from fastapi import FastAPI, Request
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 
-from dsd_serve import images
-from dsd_serve.budget import Memory
-from dsd_serve.decoding import Decoder
 from dsd_serve.errors import InputError
-from server import errors
-from server.bodies import Body, BodyLimits
-from server.memory import Held
+from dsd_serve.imaging import codec
+from dsd_serve.imaging.decoding import Decoder
+from dsd_serve.memory import Memory
+from server import error_responses
+from server.middleware.body_limits import Body, BodyLimits
+from server.request_memory import Held
 from server.settings import Settings
 from server.uploads import read_uploads
-from tests import hostile
+from tests.support import hostile
 
 SETTINGS = Settings(max_body_mb=1.0, max_uploads_mb=4.0, max_decode_mb=20.0, body_timeout=1.0)
 
 
 def application() -> FastAPI:
     app = FastAPI()
-    errors.install(app)
+    error_responses.install(app)
     app.add_middleware(BodyLimits, settings=SETTINGS, memory=Memory(int(SETTINGS.max_uploads_mb * 1e6)))
     hold = asyncio.Event()
 
@@ -154,7 +154,7 @@ def test_bodies_of_all_requests_share_their_memory(client):
 
 
 def test_a_picture_that_takes_too_much_memory_is_refused():
-    data = images.write_image(np.zeros((3, 1200, 1200), np.uint8), "webp")
+    data = codec.write_image(np.zeros((3, 1200, 1200), np.uint8), "webp")
     with pytest.raises(InputError, match=r"1200 x 1200 pixels takes 39 MB, this server allows 20 MB"):
         asyncio.run(Decoder(max_total=20_000_000).read(data, 16))
 
@@ -203,7 +203,7 @@ def test_a_client_waits_for_its_share_while_others_pass():
 def test_the_decoder_gives_what_read_image_gives():
     decoder = Decoder()
     for data in hostile.pictures().values():
-        assert np.array_equal(asyncio.run(decoder.read(data, 16)), images.read_image(data, size=16))
+        assert np.array_equal(asyncio.run(decoder.read(data, 16)), codec.read_image(data, size=16))
 
 
 def connected(client: httpx.Client, head: bytes) -> socket.socket:
@@ -214,7 +214,7 @@ def connected(client: httpx.Client, head: bytes) -> socket.socket:
 
 def test_uploads_that_stall_give_way_to_others(client, monkeypatch):
     """Four of these have announced 0.95 MB, which with copies would be 7.6 of 4 MB, and sent 0.45 MB each."""
-    monkeypatch.setattr("server.bodies.IDLE", 0.1)
+    monkeypatch.setattr("server.middleware.body_limits.IDLE", 0.1)
     head = b"POST /edit HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 950000\r\n\r\n"
     lines = [connected(client, head + bytes(450_000)) for _ in range(4)]
     try:
@@ -234,7 +234,7 @@ def test_uploads_that_stall_give_way_to_others(client, monkeypatch):
 
 
 def test_a_body_must_keep_coming(client, monkeypatch):
-    monkeypatch.setattr("server.bodies.GRACE", 0.3)
+    monkeypatch.setattr("server.middleware.body_limits.GRACE", 0.3)
     head = b"POST /edit HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 950000\r\n\r\n"
     began = time.monotonic()
     with connected(client, head + bytes(100)) as line:

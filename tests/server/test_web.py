@@ -7,9 +7,9 @@ import httpx
 import pytest
 
 from dsd_serve.errors import ConfigError
-from server.hosts import AllowedHosts, parse_hosts
-from server.prefix import is_sane, parse_prefix
-from tests.test_openapi import serving
+from server.middleware.hosts import AllowedHosts, parse_hosts
+from server.middleware.prefix import is_sane, parse_prefix
+from tests.server.test_openapi import serving
 
 KEY = "a-key-of-this-test-0123"
 ORIGIN = "https://a.example"

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from benchmarks import training_speed
+from studies.ablation import COLUMNS, VARIANTS, main, table
 from tests.conftest import ROOT, TINY
-from training import speed
-from training.ablation import COLUMNS, VARIANTS, main, table
 from training.estimate import flops_per_picture
 
 
@@ -51,20 +51,20 @@ def test_only_what_lies_outside_the_seeds_of_the_base_is_marked():
 
 
 def test_speed_is_that_of_whole_steps_over_the_roof(train_config, monkeypatch):
-    monkeypatch.setattr(speed, "PATIENCE", 0.0)
-    monkeypatch.setattr(speed, "SIDE", 64)
+    monkeypatch.setattr(training_speed, "PATIENCE", 0.0)
+    monkeypatch.setattr(training_speed, "SIDE", 64)
     config = train_config()
-    where = speed.choose_device(config)
+    where = training_speed.choose_device(config)
     rates = {"fp32": 1e12, "bf16": 1e12}
-    assert speed.matmul_rate(where, speed.torch.float32) > 1e6
-    row = speed.time_case(where, config, rates)
+    assert training_speed.matmul_rate(where, training_speed.torch.float32) > 1e6
+    row = training_speed.time_case(where, config, rates)
     flops = flops_per_picture(config.model_config(), config.loss)
     assert row["tflops"] >= row["pictures_per_second"] * flops / 1e12 > 0
     assert row["share_of_matmul"] == pytest.approx(row["tflops"])
 
 
 def test_the_committed_page_is_of_these_variants():
-    results = json.loads((ROOT / "docs/ablation.json").read_text())
+    results = json.loads((ROOT / "studies/results/ablation.json").read_text())
     assert list(results) == [name for name in VARIANTS if name in results]
     assert sum(name.startswith("base") for name in results) >= 2 and len(results) >= 6
     for name, row in results.items():

@@ -5,8 +5,8 @@ import json
 import pytest
 from PIL import Image
 
+from studies.collapse import main
 from tests.conftest import ROOT, train_arguments
-from training.study import main
 
 
 @pytest.mark.slow
@@ -38,7 +38,7 @@ def test_the_study_writes_a_picture_and_numbers(picture_folder, tmp_path, capsys
 
 
 def test_the_committed_study_shows_the_collapse():
-    results = json.loads((ROOT / "docs/collapse.json").read_text())
+    results = json.loads((ROOT / "studies/results/collapse.json").read_text())
     for naive, dsd in zip(results["naive"], results["dsd"], strict=True):
         assert dsd["effective_rank"][-1] >= 2 * naive["effective_rank"][-1]
         assert dsd["psnr"][-1] >= naive["psnr"][-1] + 4

@@ -8,14 +8,14 @@ from PIL import Image
 
 from dsd_serve.engines import load_engine
 from dsd_serve.programs import generate, run
-from training import sampler_study
-from training.sampler_study import Setting, latent_psnr, main, program, recommend, settings_of, shifted
+from studies import sampler_choice
+from studies.sampler_choice import Setting, latent_psnr, main, program, recommend, settings_of, shifted
 
 DEFAULTS = {"sampler": "heun", "num_steps": 25, "guidance_scale": 3.0}
 
 
 def test_samplers_are_compared_at_equal_cost():
-    for evaluations in sampler_study.EVALUATIONS:
+    for evaluations in sampler_choice.EVALUATIONS:
         costs = {Setting(sampler, evaluations, 3.0).rows for sampler in ("euler", "heun", "dpmpp_2m")}
         assert costs == {2 * evaluations}
     assert Setting("heun", 19, 1.0).rows == 19
@@ -69,10 +69,10 @@ def test_the_cheapest_of_the_good_is_recommended():
 @pytest.fixture
 def small_study(monkeypatch):
     for name, value in {"EVALUATIONS": (3, 25), "SHIFTS": (2.0,), "GUIDANCE": (1.0,)}.items():
-        monkeypatch.setattr(sampler_study, name, value)
-    monkeypatch.setattr(sampler_study, "INTERVALS", ((0.0, 0.5),))
-    monkeypatch.setattr(sampler_study, "MANY", 7)
-    monkeypatch.setattr(sampler_study, "REFERENCE_STEPS", 40)
+        monkeypatch.setattr(sampler_choice, name, value)
+    monkeypatch.setattr(sampler_choice, "INTERVALS", ((0.0, 0.5),))
+    monkeypatch.setattr(sampler_choice, "MANY", 7)
+    monkeypatch.setattr(sampler_choice, "REFERENCE_STEPS", 40)
 
 
 @pytest.mark.slow

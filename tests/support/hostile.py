@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image, features
 
-from dsd_serve.containers import png_chunk
+from dsd_serve.imaging.sanitize import png_chunk
 
 PNG = b"\x89PNG\r\n\x1a\n"
 MIB = 2**20

@@ -11,7 +11,7 @@ import schemathesis
 from hypothesis import strategies as st
 from PIL import Image
 
-from dsd_serve.latents import write_latents
+from dsd_serve.imaging.latents import write_latents
 
 SHAPE = (4, 8)  # latents of the tiny model of conftest.py
 

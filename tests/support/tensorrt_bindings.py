@@ -1,4 +1,4 @@
-"""python tests/tensorrt_bindings.py WHEEL: the names in NVIDIA's own TensorRT bindings, as JSON.
+"""python tests/support/tensorrt_bindings.py WHEEL: the names in NVIDIA's own TensorRT bindings, as JSON.
 
 The bindings need libraries of gigabytes and a GPU to do anything; to be looked at they only need these to be there. So
 empty ones are made with gcc, in a folder that goes away. Class or enumeration -> names of its members.

@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dsd_serve.images import write_image
+from dsd_serve.imaging.codec import write_image
 from tests.conftest import CLASSES, ROOT, picture
-from training.config import load_config
 from training.estimate import (
     flops_per_picture,
     forget_peak,
@@ -21,6 +20,7 @@ from training.estimate import (
     rows_per_picture,
     state_bytes,
 )
+from training.run_config import load_config
 from training.train import Device, add_gradient, main, new_state, train, update
 
 CPU = Device(torch.device("cpu"), bf16=False, compiled=False, plain_attention=True)

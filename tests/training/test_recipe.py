@@ -8,11 +8,11 @@ from safetensors.torch import save_file
 from dsd_serve.checkpoint import read_checkpoint
 from dsd_serve.config import ModelConfig
 from dsd_serve.errors import CheckpointError, ConfigError
-from dsd_serve.model import DSD
-from tests.test_training import assert_same, train_until
-from training.config import LossSection
-from training.frozen import MEAN, STD, VGG16, Lpips, VisionModel
+from dsd_serve.network import DSD
+from tests.training.test_train import assert_same, train_until
 from training.loss import Draws, Objective, pyramid_distance
+from training.run_config import LossSection
+from training.teachers import MEAN, STD, VGG16, Lpips, VisionModel
 from training.train import new_state, train
 
 NETWORK = ModelConfig(image_size=16, patch_size=8, latent_dim=8, hidden_size=32, depth=2, num_heads=2)

@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 
 from dsd_serve.checkpoint import read_checkpoint
 from dsd_serve.errors import CheckpointError
-from dsd_serve.images import fit_as_adm, write_image
+from dsd_serve.imaging.codec import fit_as_adm, write_image
 from tests.conftest import CLASSES, ROOT, picture, train_arguments
-from tests.test_training import assert_same, launch
-from training.config import load_config
-from training.data import Order, Pictures
+from tests.training.test_train import assert_same, launch
+from training.run_config import load_config
 from training.shards import INDEX, expand
+from training.sources import Order, Pictures
 from training.train import train
 
 

@@ -13,13 +13,13 @@ import torch
 from dsd_serve.checkpoint import read_checkpoint, read_weights
 from dsd_serve.config import ModelConfig
 from dsd_serve.errors import CheckpointError, ConfigError
-from dsd_serve.images import fit, write_image
-from dsd_serve.model import DSD
+from dsd_serve.imaging.codec import fit, write_image
+from dsd_serve.network import DSD
 from tests.conftest import CLASSES, ROOT, picture, train_arguments
-from training.config import LossSection, MonitorSection, TrainConfig, load_config
-from training.data import Order, Pictures, hold_out, micro_batches
 from training.loss import Draws, Objective
-from training.measure import Monitor, centred_rank, effective_rank, latent_metrics
+from training.monitor import Monitor, centred_rank, effective_rank, latent_metrics
+from training.run_config import LossSection, MonitorSection, TrainConfig, load_config
+from training.sources import Order, Pictures, hold_out, micro_batches
 from training.train import load_pictures, lr_at, new_state, start_from, train
 
 NETWORK = ModelConfig(image_size=16, patch_size=8, latent_dim=8, hidden_size=32, depth=2, num_heads=2)

@@ -15,7 +15,7 @@ from PIL import Image
 from dsd_serve import calls
 from dsd_serve.client import AsyncClient, Client
 from dsd_serve.errors import ConfigError, ServerError
-from dsd_serve.images import write_image
+from dsd_serve.imaging.codec import write_image
 from tests.conftest import ROOT, Running, picture
 
 pytest.importorskip("gradio", reason="the page needs gradio: pip install '.[ui]'")
@@ -230,7 +230,7 @@ def test_the_client_streams_previews_and_leaving_cancels(server_url):
 
 
 def test_a_drawing_of_several_wishes_shows_previews_first_and_says_what_went_wrong(server_url):
-    from ui.drawing import Turns, Wish, draw
+    from ui.requests import Turns, Wish, draw
 
     async def look():
         client = AsyncClient(server_url)
@@ -256,15 +256,15 @@ def test_a_drawing_of_several_wishes_shows_previews_first_and_says_what_went_wro
 
 def test_effective_rank_is_that_of_training():
     torch = pytest.importorskip("torch")
-    from training.measure import effective_rank as reference
-    from ui.pictures import effective_rank
+    from training.monitor import effective_rank as reference
+    from ui.display import effective_rank
 
     z = np.random.default_rng(0).normal(size=(5, 16, 8)).astype(np.float32) @ np.diag(np.arange(8)).astype(np.float32)
     assert effective_rank(list(z)) == pytest.approx(reference(torch.tensor(z)), rel=1e-6)
 
 
 def test_principal_components_give_like_tokens_like_colours():
-    from ui.pictures import principal_components
+    from ui.display import principal_components
 
     z = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
     z[3] = z[0]
@@ -275,7 +275,7 @@ def test_principal_components_give_like_tokens_like_colours():
 
 
 def test_settings_are_read_from_pngs_of_ours_only():
-    from ui.pictures import settings_of
+    from ui.display import settings_of
 
     assert settings_of(write_image(picture(1, 0), "png", {"dsd": json.dumps({"seed": 3})})) == {"seed": 3}
     for wrong in (b"", b"no picture", write_image(picture(1, 0)), write_image(picture(1, 0), "png", {"dsd": "[1"})):
@@ -283,7 +283,7 @@ def test_settings_are_read_from_pngs_of_ours_only():
 
 
 def test_names_are_escaped():
-    from ui.parts import callout, picker
+    from ui.html import callout, picker
 
     evil = "<img src=x onerror=alert(1)>"
     assert "<img src=x" not in callout(evil) + picker([{"index": 1, "name": evil}], [], {"fingerprint": evil})

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from dsd_serve.errors import InputError
-from dsd_serve.images import write_image
+from dsd_serve.imaging.codec import write_image
 from tests.conftest import ROOT, Running, picture
 
 pytest.importorskip("gradio", reason="the page needs gradio: pip install '.[ui]'")
@@ -288,12 +288,12 @@ def test_the_folder_is_bounded_and_swept(tmp_path, monkeypatch):
     import asyncio
     import io
 
-    from ui import uploads
+    from ui import private_files
 
     folder = tmp_path / "folder"
     folder.mkdir()
-    monkeypatch.setattr(uploads, "private_folder", lambda: folder)
-    files = uploads.Uploads(max_total=100_000)
+    monkeypatch.setattr(private_files, "private_folder", lambda: folder)
+    files = private_files.Uploads(max_total=100_000)
 
     async def keep(size: int, address: str) -> str:
         with files.receiving(address) as receiving:
@@ -301,10 +301,10 @@ def test_the_folder_is_bounded_and_swept(tmp_path, monkeypatch):
             return await files.keep(io.BytesIO(b"x" * size), "a.png", size, address)
 
     first = asyncio.run(keep(40_000, "a"))
-    with pytest.raises(uploads.FolderFullError, match="your uploads take 0 MB"):
+    with pytest.raises(private_files.FolderFullError, match="your uploads take 0 MB"):
         asyncio.run(keep(20_000, "a"))
     asyncio.run(keep(40_000, "b"))
-    with pytest.raises(uploads.FolderFullError, match="all visitors"):
+    with pytest.raises(private_files.FolderFullError, match="all visitors"):
         asyncio.run(keep(30_000, "c"))
     assert files.own(first, "s") == first
     files.sweep(seconds=1000)
@@ -318,10 +318,10 @@ def test_the_folder_is_bounded_and_swept(tmp_path, monkeypatch):
 
 
 def test_files_that_the_page_makes_push_out_their_oldest(tmp_path, monkeypatch):
-    from ui import uploads
+    from ui import private_files
 
-    monkeypatch.setattr(uploads, "private_folder", lambda: tmp_path)
-    files = uploads.Uploads(max_total=100_000)
+    monkeypatch.setattr(private_files, "private_folder", lambda: tmp_path)
+    files = private_files.Uploads(max_total=100_000)
     made = []
     for number in range(5):
         path = tmp_path / str(number) / "a.png"

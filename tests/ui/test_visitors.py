@@ -19,16 +19,16 @@ from dsd_serve import calls
 from dsd_serve.calls import Event
 from dsd_serve.client import AsyncClient
 from dsd_serve.errors import InputError, ServerError
-from dsd_serve.images import write_image
+from dsd_serve.imaging.codec import write_image
 from tests.conftest import Running
-from tests.test_ui import click_of, settings
+from tests.ui.test_app import click_of, settings
 
 pytest.importorskip("gradio", reason="the page needs gradio: pip install '.[ui]'")
 
-from ui import drawing, visitors
+from ui import requests, visitors
 from ui.app import MOST_WAITING, Thumbnails, create_page
-from ui.checks import number_of, whole
-from ui.drawing import (
+from ui.inputs import number_of, whole
+from ui.requests import (
     AT_A_TIME,
     AT_ONCE,
     OF_A_VISITOR,
@@ -42,8 +42,8 @@ from ui.drawing import (
     draw,
     images_of,
 )
-from ui.generate import CLASSES, check_count, choosing
-from ui.known import Known
+from ui.server_info import Known
+from ui.tabs.generate import CLASSES, check_count, choosing
 
 
 @pytest.fixture(scope="module")
@@ -459,7 +459,7 @@ def test_looks_at_large_drawings_are_rarer():
 
     sent, seconds = asyncio.run(all_of_it())
     assert sent[-1] == 30 * len(png) > 4e6
-    assert sum(sent[:-1]) <= drawing.BYTES_PER_S * seconds + sent[-1]
+    assert sum(sent[:-1]) <= requests.BYTES_PER_S * seconds + sent[-1]
 
 
 # What is kept

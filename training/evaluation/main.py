@@ -29,18 +29,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dsd_serve import __version__, images
+from dsd_serve import __version__
 from dsd_serve.checkpoint import PRECISIONS, atomic
 from dsd_serve.engines import ENGINE_NAMES
 from dsd_serve.errors import CheckpointError, DSDError, InputError
+from dsd_serve.imaging import codec
 from dsd_serve.params import SAMPLER_NAMES, SamplingParams
-from training.data import Pictures
-from training.distances import KernelSet, blur, class_score, frechet_to, kid, moments, precision_recall, ssim
-from training.inception import Inception
-from training.lite0 import FeatureCache, Features, Lite0, default_cache, lite0
-from training.probe import latent_statistics, probe_accuracy, split_every
-from training.sheet import sheet
-from training.subject import Subject, open_subject
+from training.evaluation.classifier import FeatureCache, Features, Lite0, default_cache, lite0
+from training.evaluation.distances import KernelSet, blur, class_score, frechet_to, kid, moments, precision_recall, ssim
+from training.evaluation.inception import Inception
+from training.evaluation.probe import latent_statistics, probe_accuracy, split_every
+from training.evaluation.report import sheet
+from training.evaluation.subject import Subject, open_subject
+from training.sources import Pictures
 
 LIMIT = 50_000  # pictures of a set that are looked at, as many as FID is usually given
 PROBE = 5_000  # pictures that the linear probe learns from at most
@@ -118,7 +119,7 @@ def resized(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     """Square pictures uint8 [N, 3, S, S] at another size."""
     if pixels.shape[-1] == size:
         return pixels
-    return np.stack([images.resize(picture, size) for picture in pixels])
+    return np.stack([codec.resize(picture, size) for picture in pixels])
 
 
 def evaluate(subject: Subject, yardstick: Yardstick, samples: int, params: SamplingParams) -> dict[str, Any]:
@@ -147,7 +148,7 @@ def reconstruction_and_latents(subject: Subject, yardstick: Yardstick) -> dict[s
     features = yardstick.classifier.features(rebuilt, "features of reconstructions")
     reconstruction = {
         "pictures": len(rebuilt),
-        "psnr": images.psnr(held.pixels, rebuilt),
+        "psnr": codec.psnr(held.pixels, rebuilt),
         "ssim": ssim(held.pixels, rebuilt),
         "frechet_lite0": frechet_to(features, moments(held.features)),
         "top1_lite0": yardstick.accuracy(features, held.labels),

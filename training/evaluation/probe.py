@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from dsd_serve.errors import InputError
-from training.measure import centred_rank, effective_rank
+from training.monitor import centred_rank, effective_rank
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the ridge, as shares of the mean energy of a direction
 EVERY = 5  # each fifth picture is kept from the probe where there is no set of its own to test on

@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from dsd_serve import images, programs
+from dsd_serve import programs
 from dsd_serve.checkpoint import read_model_dir
 from dsd_serve.client import Client
 from dsd_serve.engines import Engine, load_engine
 from dsd_serve.errors import EngineUnavailableError, ServerError
+from dsd_serve.imaging import codec
 from dsd_serve.params import SamplingParams
 from dsd_serve.programs import Program, run_all
 from dsd_serve.rows import Latents, Pixels
@@ -132,19 +133,19 @@ class ServerSubject:
 
         def one(number: int) -> Pixels:
             answer = self.client.generate_json(int(labels[number]), index=params.index + number, **settings)
-            return images.read_image(base64.b64decode(answer["images"][0]["base64"]))
+            return codec.read_image(base64.b64decode(answer["images"][0]["base64"]))
 
         return np.stack(self.ask(one, range(len(labels)), "samples"))
 
     def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         def one(picture: Pixels) -> Latents:
-            return self.client.encode(images.write_image(picture))
+            return self.client.encode(codec.write_image(picture))
 
         return np.stack(self.ask(one, pixels, "latents"))
 
     def decode(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
         def one(z: Latents) -> Pixels:
-            return images.read_image(self.client.decode(z, format="png"))
+            return codec.read_image(self.client.decode(z, format="png"))
 
         return np.stack(self.ask(one, latents, "reconstructions"))
 

@@ -9,14 +9,14 @@ import gradio as gr
 
 from dsd_serve import calls
 from dsd_serve.errors import DSDError, InputError
-from ui import parts, snippets
-from ui.checks import number_of
+from ui import html, snippets
 from ui.controls import EVENT, Sampling, Seed, Updates, actions, roll, sampling_of, whole
-from ui.drawing import AT_ONCE, Wish, draw
-from ui.known import Known
-from ui.pictures import drawn_settings
+from ui.display import drawn_settings
+from ui.inputs import number_of
+from ui.private_files import read_upload
+from ui.requests import AT_ONCE, Wish, draw
+from ui.server_info import Known
 from ui.stopping import Stop, until
-from ui.uploads import read_upload
 
 PREVIEWS = 12  # of each picture
 FOUND = 24  # classes that are shown at a time
@@ -42,7 +42,7 @@ class GenerateTab:
         chosen = [known.usual]
         return {
             self.chosen: chosen,
-            self.picker: parts.picker(known.classes[:FOUND], chosen, known.model),
+            self.picker: html.picker(known.classes[:FOUND], chosen, known.model),
             self.n: gr.update(maximum=known.model["limits"]["n"]),
             **self.sampling.fitted(known),
         }
@@ -58,7 +58,7 @@ def build(known: Known, address: Callable[[gr.Request], str]) -> GenerateTab:
                 elem_id="class-search",
                 info="One or several; the pictures are what the model draws for each.",
             )
-            picker = parts.pressable(elem_id="picker")
+            picker = html.pressable(elem_id="picker")
             n = gr.Slider(1, 16, 4, step=1, label="Pictures of each class", elem_id="n")
             seed = Seed.build("generate")
             go, button = actions("generate", "Generate")
@@ -70,10 +70,10 @@ def build(known: Known, address: Callable[[gr.Request], str]) -> GenerateTab:
                 )  # fmt: skip
                 saved = gr.File(label="Drop a PNG that was saved here", elem_id="saved", height=170)
         with gr.Column(scale=3, min_width=320):
-            board = parts.pressable(parts.board(None), elem_id="board")
-            details = parts.pressable(elem_id="details")
+            board = html.pressable(html.board(None), elem_id="board")
+            details = html.pressable(elem_id="details")
             with gr.Accordion("The same from a program", open=False, elem_id="code"):
-                code = parts.shown(parts.hint("No lines yet", "They appear with the pictures."))
+                code = html.shown(html.hint("No lines yet", "They appear with the pictures."))
     stop = Stop(button)
     tab = GenerateTab(drawing, number, chosen, search, picker, n, index, seed, sampling, board, details, code)
 
@@ -89,7 +89,7 @@ def build(known: Known, address: Callable[[gr.Request], str]) -> GenerateTab:
             n_, steps = whole("pictures", count, 1), settings["steps"]
             check_count(n_, len(classes))
         except DSDError as error:
-            yield {board: parts.callout(str(error))}
+            yield {board: html.callout(str(error))}
             return
         wishes = [
             Wish(
@@ -100,18 +100,18 @@ def build(known: Known, address: Callable[[gr.Request], str]) -> GenerateTab:
             )
             for one in classes
         ]
-        lines = parts.code(snippets.lines(address(request), classes, settings, n_))
+        lines = html.code(snippets.lines(address(request), classes, settings, n_))
         pressed, begun = stop.begin()
         now: Updates = {**begun, seed.number: settings["seed"], details: "", code: lines}
         async with contextlib.aclosing(until(pressed, draw(known.server, known.turns, wishes))) as looks:
             async for look in looks:
                 if look.running:
-                    yield {**now, board: parts.board(look), drawing: look, number: 0}
+                    yield {**now, board: html.board(look), drawing: look, number: 0}
                     now = {}
         yield {
             **stop.end(),
-            board: parts.board(look, look.first),
-            details: parts.details(look.pictures[look.first]),
+            board: html.board(look, look.first),
+            details: html.details(look.pictures[look.first]),
             number: look.first,
         }
 
@@ -143,8 +143,8 @@ def finding(known: Known) -> Callable[..., Any]:
         try:
             found = await known.client.do(calls.classes((words or "")[:200]))
         except DSDError as error:
-            return parts.callout(str(error))
-        return parts.picker(found[:FOUND], chosen, known.model)
+            return html.callout(str(error))
+        return html.picker(found[:FOUND], chosen, known.model)
 
     return find
 
@@ -157,7 +157,7 @@ def choosing(known: Known) -> Callable[..., Any]:
         the next press may come meanwhile and must find it changed."""
         one = number_of(event, {one["index"] for one in known.classes}.union(chosen))
         if one not in chosen and len(chosen) >= CLASSES:
-            return chosen, parts.callout(
+            return chosen, html.callout(
                 f"at most {CLASSES} classes can be drawn at once: press one of those chosen to leave it out"
             ) + await find(words, chosen)
         others = [index for index in chosen if index != one]
@@ -177,7 +177,7 @@ def restored(known: Known, tab: GenerateTab, settings: dict[str, Any]) -> Update
     return {
         tab.chosen: [label],
         tab.search: "",
-        tab.picker: parts.picker(known.classes[:FOUND], [label], known.model),
+        tab.picker: html.picker(known.classes[:FOUND], [label], known.model),
         tab.n: 1,
         tab.index: whole("first picture", settings["index"]),
         tab.seed.number: whole("seed", settings["seed"]),
@@ -193,14 +193,14 @@ def restoring(known: Known, tab: GenerateTab) -> Callable[[str | None], Updates]
         try:
             settings = drawn_settings(read_upload(path))
         except DSDError as error:
-            return {tab.board: parts.callout(str(error))}
+            return {tab.board: html.callout(str(error))}
         if settings is None:
             sentence = "this file has no settings of ours: drop a PNG that was saved here or came from /generate"
-            return {tab.board: parts.callout(sentence)}
+            return {tab.board: html.callout(sentence)}
         found = restored(known, tab, settings)
         words = f"seed {settings['seed']}: press Generate to draw it again."
         if settings.get("fingerprint") != known.model["fingerprint"]:
             words = "another model drew it, so this one will draw something else."
-        return {**found, tab.board: parts.hint(f"Settings of a {known.name_of(settings['class']['index'])}", words)}
+        return {**found, tab.board: html.hint(f"Settings of a {known.name_of(settings['class']['index'])}", words)}
 
     return restore

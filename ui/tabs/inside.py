@@ -12,19 +12,20 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from dsd_serve import calls, images
+from dsd_serve import calls
 from dsd_serve.errors import DSDError
+from dsd_serve.imaging import codec
 from dsd_serve.rows import Latents
 from dsd_serve.samplers import initial_noise
-from ui import parts
+from ui import html
 from ui.controls import EVENT, Updates, actions, whole
-from ui.drawing import Drawing
-from ui.known import Known
-from ui.pictures import SHOWN, drawn_settings, effective_rank, enlarged, principal_components
+from ui.display import SHOWN, drawn_settings, effective_rank, enlarged, principal_components
+from ui.private_files import read_upload
+from ui.requests import Drawing
+from ui.server_info import Known
 from ui.stopping import Stop, unless, until
-from ui.uploads import read_upload
 
-EMPTY = parts.hint("No picture yet", "Send one here from Generate, or upload one.")
+EMPTY = html.hint("No picture yet", "Send one here from Generate, or upload one.")
 MOST = 16  # pictures whose latents are compared
 
 
@@ -50,13 +51,13 @@ class InsideTab:
 def build(known: Known, drawn: gr.State) -> InsideTab:
     with gr.Row(elem_classes="sides"):
         with gr.Column(scale=2, min_width=300, elem_classes="controls"):
-            photo = parts.photo(
+            photo = html.photo(
                 label="A picture", sources=["upload", "webcam", "clipboard"],
                 height=300, elem_id="inside-photo", buttons=[],
             )  # fmt: skip
         with gr.Column(scale=3, min_width=320):
             gr.Markdown("### What the network writes down of a picture", elem_classes="title")
-            latents = parts.shown(EMPTY, elem_id="latents")
+            latents = html.shown(EMPTY, elem_id="latents")
     gr.Markdown("### From noise to a picture", elem_classes="title")
     with gr.Row(elem_classes="way", equal_height=True):
         label = gr.Dropdown([("golden retriever", 207)], value=207, label="Class", elem_id="way-class", min_width=230)
@@ -66,15 +67,15 @@ def build(known: Known, drawn: gr.State) -> InsideTab:
         with gr.Column(min_width=250):
             go, button = actions("way", "Watch it")
     stop = Stop(button)
-    way = parts.shown(
-        parts.hint("Nothing watched yet", "After each step, the network's expectation of the clean picture is shown."),
+    way = html.shown(
+        html.hint("Nothing watched yet", "After each step, the network's expectation of the clean picture is shown."),
         elem_id="way",
     )
     with gr.Row(elem_classes="sides"):
         with gr.Column(min_width=320):
             gr.Markdown("### The server now", elem_classes="title")
-            parts.shown('<div id="now" aria-live="off"></div>')
-            model = parts.shown("", elem_id="model-facts")
+            html.shown('<div id="now" aria-live="off"></div>')
+            model = html.shown("", elem_id="model-facts")
         with gr.Column(min_width=320):
             gr.Markdown("### Model card", elem_classes="title")
             card = gr.Markdown("", elem_id="model-card", elem_classes="card-text")
@@ -98,7 +99,7 @@ def looking(known: Known) -> Callable[..., Any]:
             others = await latents_of(known, drawing)
             shown = await known.decoder.read(data, SHOWN)
         except DSDError as error:
-            return parts.callout(str(error)), *unchanged
+            return html.callout(str(error)), *unchanged
         settings = drawn_settings(data)
         found = (
             (settings["class"]["index"], settings["seed"], settings["index"], min(settings["steps"], 50))
@@ -121,8 +122,8 @@ def latents_shown(shown: Any, z: Latents, kept: dict[str, Any], others: list[Lat
         (SHOWN, SHOWN), Image.Resampling.NEAREST
     )
     pictures = [
-        (images.write_image(shown), "the picture"),
-        (images.write_image(np.asarray(colours).transpose(2, 0, 1)), "its latents"),
+        (codec.write_image(shown), "the picture"),
+        (codec.write_image(np.asarray(colours).transpose(2, 0, 1)), "its latents"),
         (enlarged(b64decode(kept["base64"]), SHOWN), f"read back, {kept['psnr']:.1f} dB"),
     ]
     tokens, channels = z.shape
@@ -137,7 +138,7 @@ def latents_shown(shown: Any, z: Latents, kept: dict[str, Any], others: list[Lat
             f"<dt></dt><dd><b>{effective_rank(others):.1f}</b> of {channels} for the {len(others)} pictures on "
             "Generate</dd>"
         )
-    return f'{parts.strip(pictures, "Latents")}<dl class="facts">{words}</dl>'
+    return f'{html.strip(pictures, "Latents")}<dl class="facts">{words}</dl>'
 
 
 def watching(known: Known, way: gr.HTML, stop: Stop) -> Callable[..., Any]:
@@ -153,19 +154,19 @@ def watching(known: Known, way: gr.HTML, stop: Stop) -> Callable[..., Any]:
             decoded = await unless(pressed, known.client.do(calls.decode(noise)))
             if decoded is not None:
                 frames.append((decoded, "noise"))
-                yield {way: parts.strip(frames, "From noise to a picture")}
+                yield {way: html.strip(frames, "From noise to a picture")}
             call = calls.generate_events(label, seed=seed_, index=index_, steps=steps_, preview_every=1)
             async with contextlib.aclosing(until(pressed, known.client.stream(call))) as events:
                 async for event in events:
                     if event.name == "error":
-                        yield {way: parts.callout(event.data["detail"])}
+                        yield {way: html.callout(event.data["detail"])}
                         break
                     if event.name != "done":
                         words = "the picture" if event.name == "image" else str(event.data["step"])
                         frames.append((b64decode(event.data["base64"]), words))
-                        yield {way: parts.strip(frames, "From noise to a picture")}
+                        yield {way: html.strip(frames, "From noise to a picture")}
         except DSDError as error:
-            yield {way: parts.callout(str(error))}
+            yield {way: html.callout(str(error))}
         yield stop.end()
 
     return watch

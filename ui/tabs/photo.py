@@ -12,16 +12,17 @@ import gradio as gr
 import numpy as np
 from gradio.components.image_editor import EditorData
 
-from dsd_serve import calls, images
+from dsd_serve import calls
 from dsd_serve.errors import DSDError, InputError
-from ui import parts
-from ui.checks import number_of
+from dsd_serve.imaging import codec
+from ui import html
 from ui.controls import EVENT, Sampling, Seed, Updates, actions, roll, sampling_of, whole
-from ui.drawing import Drawing, Wish, draw
-from ui.generate import PREVIEWS
-from ui.known import Known
+from ui.inputs import number_of
+from ui.private_files import read_upload
+from ui.requests import Drawing, Wish, draw
+from ui.server_info import Known
 from ui.stopping import Stop, until
-from ui.uploads import read_upload
+from ui.tabs.generate import PREVIEWS
 
 SIDE = 512  # of the photo's centre square, as it is shown and painted on
 MAX_PAINTING = 4 * SIDE**2  # pixels of the editor's canvas, on a screen of twice the usual density
@@ -62,17 +63,17 @@ class PhotoTab:
 def build(known: Known) -> PhotoTab:
     with gr.Row(elem_classes="sides"):
         with gr.Column(scale=2, min_width=300, elem_classes="controls"):
-            photo = parts.photo(
+            photo = html.photo(
                 label="Your photo", sources=["upload", "webcam", "clipboard"],
                 height=340, elem_id="photo", buttons=[],
             )  # fmt: skip
-            parts.shown(
+            html.shown(
                 '<p class="line">Its centre square goes to the server, scaled to the size of the network. '
                 "The file is deleted after an hour.</p>"
             )
         with gr.Column(scale=3, min_width=320), gr.Tabs(elem_classes="inner"):
             with gr.Tab("What it keeps", id="keeps"):
-                words = parts.shown(parts.hint("No photo yet", "Upload one, take one, or paste one."), elem_id="kept")
+                words = html.shown(html.hint("No photo yet", "Upload one, take one, or paste one."), elem_id="kept")
                 slider = gr.ImageSlider(
                     label="Your photo, what is kept", type="numpy", format="png", visible="hidden",
                     elem_id="compare", max_height=SIDE, buttons=["fullscreen"],
@@ -95,14 +96,14 @@ def build(known: Known) -> PhotoTab:
 def keeping(known: Known) -> Callable[..., Any]:
     async def keep(path: str | None) -> tuple[str, Any, Any]:
         if path is None:
-            return parts.hint("No photo yet", "Upload one, take one, or paste one."), gr.update(visible="hidden"), None
+            return html.hint("No photo yet", "Upload one, take one, or paste one."), gr.update(visible="hidden"), None
         try:
             data = read_upload(path)
             answer = await known.client.do(calls.reconstruct(data, size=min(SIDE, known.model["limits"]["size"])))
             shown = await known.decoder.read(data, SIDE)
         except DSDError as error:
-            return parts.callout(str(error)), gr.update(visible="hidden"), None
-        kept = images.resize(images.read_image(b64decode(answer["base64"])), SIDE)
+            return html.callout(str(error)), gr.update(visible="hidden"), None
+        kept = codec.resize(codec.read_image(b64decode(answer["base64"])), SIDE)
         size, (tokens, channels) = known.model["image_size"], known.model["latent_shape"]
         words = (
             f'<p class="figure"><b data-psnr>{answer["psnr"]:.1f} dB</b> PSNR at {size} x {size} pixels. The network '
@@ -130,8 +131,8 @@ def redraw(
             seed = Seed.build(name)
     go, button = actions(name, words)
     stop = Stop(button)
-    board = parts.pressable("", elem_id=f"{name}-board")
-    details = parts.shown("", elem_id=f"{name}-details")
+    board = html.pressable("", elem_id=f"{name}-board")
+    details = html.shown("", elem_id=f"{name}-details")
     sampling = Sampling.build(name)
     tab = Redraw(label, amount, n, seed, sampling, drawing, board, details)
 
@@ -152,7 +153,7 @@ def redraw(
             settings = {"seed": whole("seed", number) if keep else roll(), "strength": part, **sampling_of(*how)}
             n_ = whole("pictures", count, 1)
         except DSDError as error:
-            yield {board: parts.callout(str(error)), details: ""}
+            yield {board: html.callout(str(error)), details: ""}
             return
         if towards < 0:
             settings.pop("guidance")  # there is nothing to guide to
@@ -167,12 +168,12 @@ def redraw(
         async with contextlib.aclosing(until(pressed, drawn)) as looks:
             async for look in looks:
                 if look.running:
-                    yield {**now, board: parts.board(look), drawing: look}
+                    yield {**now, board: html.board(look), drawing: look}
                     now = {}
         yield {
             **stop.end(),
-            board: parts.board(look, look.first),
-            details: parts.edited(look.pictures[look.first]),
+            board: html.board(look, look.first),
+            details: html.edited(look.pictures[look.first]),
         }
 
     mask = gr.State(None)
@@ -193,11 +194,11 @@ def redraw(
 
 def look_closer(drawing: Drawing | None, event: gr.EventData) -> tuple[Any, Any]:
     if drawing is None:
-        return gr.skip(), parts.callout(parts.FORGOTTEN)
+        return gr.skip(), html.callout(html.FORGOTTEN)
     number = number_of(event, range(len(drawing.pictures)))
     if drawing.running or not drawing.pictures[number].done:
         return gr.skip(), gr.skip()
-    return parts.board(drawing, number), parts.edited(drawing.pictures[number])
+    return html.board(drawing, number), html.edited(drawing.pictures[number])
 
 
 def picture_of(path: str | None) -> bytes:
@@ -212,7 +213,7 @@ async def masked(known: Known, picture: bytes, mask: bytes | None) -> bytes:
     if mask is None:
         raise InputError("nothing is painted over yet: paint on the photo what shall be drawn anew")
     shown = await known.decoder.read(picture, SIDE)
-    return await asyncio.to_thread(images.write_image, shown)
+    return await asyncio.to_thread(codec.write_image, shown)
 
 
 def painting(payload: EditorData | None) -> bytes | None:
@@ -231,8 +232,8 @@ def mask_of(layer: bytes | None) -> bytes | None:
     if layer is None:
         return None
     try:
-        opacity = images.decode(images.open_picture(layer, MAX_PAINTING), opacity=True)
+        opacity = codec.decode(codec.open_picture(layer, MAX_PAINTING), opacity=True)
     except InputError as error:
         raise gr.Error(str(error), print_exception=False) from None
     mask = np.where(opacity > 0, np.uint8(255), np.uint8(0))
-    return images.write_image(mask) if mask.any() else None
+    return codec.write_image(mask) if mask.any() else None

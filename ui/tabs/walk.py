@@ -11,14 +11,14 @@ import gradio as gr
 from dsd_serve import calls
 from dsd_serve.calls import Call
 from dsd_serve.errors import DSDError, InputError
-from ui import parts
+from ui import html
 from ui.controls import EVENT, Sampling, Updates, actions, sampling_of, whole
-from ui.known import Known
-from ui.pictures import SHOWN, animation, data_uri, enlarged
+from ui.display import SHOWN, animation, data_uri, enlarged
+from ui.private_files import read_upload
+from ui.server_info import Known
 from ui.stopping import Stop, unless
-from ui.uploads import read_upload
 
-EMPTY = parts.hint("No walk yet", "Choose two ends, then press Walk.")
+EMPTY = html.hint("No walk yet", "Choose two ends, then press Walk.")
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ def build(known: Known) -> WalkTab:
             go, button = actions("walk", "Walk")
             sampling = Sampling.build("walk")
         with gr.Column(scale=3, min_width=320):
-            strip = parts.shown(EMPTY, elem_id="walk-strip")
-            moving = parts.shown("", elem_id="walk-animation")
+            strip = html.shown(EMPTY, elem_id="walk-strip")
+            moving = html.shown("", elem_id="walk-animation")
     stop = Stop(button)
     drawn.select(lambda: "drawn", None, kind, queue=False, **EVENT)
     photos.select(lambda: "photos", None, kind, queue=False, **EVENT)
@@ -81,19 +81,19 @@ def build(known: Known) -> WalkTab:
                 else between_classes((class0, seed0, index0), (class1, seed1, index1), n_, sampling_of(*how))
             )
             pressed, begun = stop.begin()
-            yield {**begun, strip: parts.waiting("Walking"), moving: ""}
+            yield {**begun, strip: html.waiting("Walking"), moving: ""}
             answer = await unless(pressed, known.client.do(call))
         except DSDError as error:
-            yield {**stop.end(), strip: parts.callout(str(error)), moving: ""}
+            yield {**stop.end(), strip: html.callout(str(error)), moving: ""}
             return
         if answer is None:
-            yield {**stop.end(), strip: parts.hint("Stopped", "Nothing was drawn.")}
+            yield {**stop.end(), strip: html.hint("Stopped", "Nothing was drawn.")}
             return
         pngs = [await asyncio.to_thread(enlarged, b64decode(one["base64"]), SHOWN) for one in answer["images"]]
         words = [f"{100 * one['fraction']:.0f} %" for one in answer["images"]]
         moving_ = await asyncio.to_thread(animation, pngs, SHOWN)
         yield {
-            strip: parts.strip(list(zip(pngs, words, strict=True)), "The walk"),
+            strip: html.strip(list(zip(pngs, words, strict=True)), "The walk"),
             moving: moving_picture(moving_),
             **stop.end(),
         }
@@ -117,7 +117,7 @@ def drawn_end(words: str, name: str) -> tuple[gr.Dropdown, gr.Number, gr.Number]
 
 
 def photo_end(words: str, name: str) -> gr.Image:
-    return parts.photo(
+    return html.photo(
         label=words, sources=["upload", "webcam", "clipboard"], height=200,
         elem_id=f"{name}-photo", buttons=[],
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The contestants, each a program: python -m server.bench.servers.NAME --port P --model DIR [--simulated].
+"""The contestants, each a program: python -m benchmarks.serving.servers.NAME --port P --model DIR [--simulated].
 
 All of them answer POST /generate with a PNG, for the same JSON body.
 """
@@ -6,9 +6,9 @@ All of them answer POST /generate with a PNG, for the same JSON body.
 import argparse
 from pathlib import Path
 
+from benchmarks.serving.simulated_engine import SimulatedEngine
 from dsd_serve.checkpoint import read_model_dir
 from dsd_serve.engines import Engine, load_engine
-from server.bench.engine import SimulatedEngine
 
 HOST = "127.0.0.1"
 

@@ -7,11 +7,11 @@ import uvicorn
 from fastapi import FastAPI, Response
 from fastapi.concurrency import run_in_threadpool
 
+from benchmarks.serving.servers import HOST, engine_of, parser
+from benchmarks.serving.workload import program
 from dsd_serve.engines import Engine
-from dsd_serve.images import write_image
+from dsd_serve.imaging.codec import write_image
 from dsd_serve.programs import run
-from server.bench.servers import HOST, engine_of, parser
-from server.bench.workload import program
 
 
 def create_app(engine: Engine) -> FastAPI:

@@ -11,11 +11,11 @@ from typing import Any
 import litserve
 from fastapi import Response
 
-from dsd_serve.images import write_image
+from benchmarks.serving.servers import HOST, engine_of, parser
+from benchmarks.serving.workload import Body, program
+from dsd_serve.imaging.codec import write_image
 from dsd_serve.programs import run_all
 from dsd_serve.rows import Pixels
-from server.bench.servers import HOST, engine_of, parser
-from server.bench.workload import Body, program
 
 
 class GenerateAPI(litserve.LitAPI):

@@ -2,8 +2,8 @@
 
 import uvicorn
 
+from benchmarks.serving.servers import HOST, engine_of, parser
 from server.app import create_app
-from server.bench.servers import HOST, engine_of, parser
 from server.service import Service
 from server.settings import Settings
 

@@ -23,8 +23,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from dsd_serve import wire
-from dsd_serve.batcher import OUTCOMES, Observer
+from dsd_serve.backends import About
+from dsd_serve.backends.batcher import OUTCOMES, Observer
+from dsd_serve.backends.triton import messages
+from dsd_serve.backends.triton.messages import WrongAnswer
 from dsd_serve.config import ModelConfig
 from dsd_serve.errors import (
     CancelledError,
@@ -37,10 +39,8 @@ from dsd_serve.errors import (
     QueueFullError,
     shown,
 )
-from dsd_serve.host import About
 from dsd_serve.rows import Array
 from dsd_serve.tasks import OnPreviews, Task
-from dsd_serve.wire import WrongAnswer
 
 log = logging.getLogger(__name__)
 
@@ -365,10 +365,10 @@ class RemoteBatcher:
     async def describe(self, server: RemoteServer) -> dict[str, Any]:
         server.ask.clear()
         told: dict[str, Any] | None = None
-        async for outputs in self.stream(server, {}, wire.DESCRIBE):
+        async for outputs in self.stream(server, {}, messages.DESCRIBE):
             if told is not None:
                 raise WrongAnswer("a second description follows the first")
-            told = wire.read_description(outputs)
+            told = messages.read_description(outputs)
         if told is None:
             raise WrongAnswer("it ends before the description")
         return told
@@ -447,14 +447,14 @@ class RemoteBatcher:
 
     async def answer(self, server: RemoteServer, job: RemoteJob) -> Any:
         """The result of a job; calls its on_preview."""
-        inputs, parameters = wire.to_wire(job.task)
+        inputs, parameters = messages.to_wire(job.task)
         if not math.isinf(job.deadline):
             parameters["max_seconds"] = max(0.001, job.deadline - time.monotonic())
         result: Array | None = None
-        answers = wire.Answers(job.task, self.config)
+        answers = messages.Answers(job.task, self.config)
         async for outputs in self.stream(server, inputs, parameters):
             told = answers.read(outputs)
-            if isinstance(told, wire.Preview):
+            if isinstance(told, messages.Preview):
                 if job.on_preview is not None:
                     job.on_preview(job.number, told.step, told.pixels)
                 continue
@@ -466,7 +466,7 @@ class RemoteBatcher:
         return result
 
     async def stream(
-        self, server: RemoteServer, inputs: Mapping[str, Array], parameters: wire.Parameters
+        self, server: RemoteServer, inputs: Mapping[str, Array], parameters: messages.Parameters
     ) -> AsyncIterator[dict[str, Array]]:
         """The output tensors of each response. Ended early, it cancels the request.
 
@@ -481,14 +481,14 @@ class RemoteBatcher:
             tensors.append(tensor.set_data_from_numpy(array))
 
         async def one() -> AsyncIterator[dict[str, Any]]:
-            yield {"model_name": wire.MODEL, "inputs": tensors, "parameters": dict(parameters)}
+            yield {"model_name": messages.MODEL, "inputs": tensors, "parameters": dict(parameters)}
 
         call = server.client.stream_infer(one())
         try:
             async for answer, failed in call:
                 if failed is not None:
                     text = str(failed.message())
-                    raise wire.error_from_text(text) or BrokenServer(text)
+                    raise messages.error_from_text(text) or BrokenServer(text)
                 yield tensors_of(answer)
         except BaseException:
             call.cancel()

@@ -4,7 +4,7 @@ import time
 import numpy as np
 import pytest
 
-from dsd_serve.batcher import Batcher, Observer, measure_budget
+from dsd_serve.backends.batcher import Batcher, Observer, measure_budget
 from dsd_serve.engines import load_engine
 from dsd_serve.errors import CancelledError, ClosedError, DeadlineError, EngineError, QueueFullError
 from dsd_serve.params import SAMPLER_NAMES, SamplingParams
@@ -213,7 +213,7 @@ def test_values_that_are_not_finite_fail_one_picture(watched, batcher):
 
 
 def test_an_engine_that_hangs_is_not_ready(watched, batcher, monkeypatch):
-    monkeypatch.setattr("dsd_serve.batcher.STALLED_AFTER", 0.1)
+    monkeypatch.setattr("dsd_serve.backends.batcher.STALLED_AFTER", 0.1)
     watched.go.clear()
     job = batcher.submit(reconstruct(np.zeros(watched.config.pixel_shape, np.uint8)))
     deadline = time.monotonic() + 10

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dsd_serve import images
 from dsd_serve.engines import load_engine, onnx_engine
 from dsd_serve.engines.onnx_engine import OnnxEngine
 from dsd_serve.errors import CheckpointError, EngineUnavailableError, InputError
+from dsd_serve.imaging import codec
 from dsd_serve.rows import OUTPUT_NAMES, Decode, Denoise, Encode, collate
 from export.verify import mixture, verify
 
@@ -70,7 +70,7 @@ def test_onnx_agrees_with_torch(model_dir, engine):
 def test_onnx_agrees_with_torch_on_real_pictures(demo_dir, real_data):
     """Encode, denoise and decode rows of the demo model, from photographs: 1e-4 on latents, 1 grey level on pixels."""
     ours, reference = load_engine("onnx", demo_dir), load_engine("torch", demo_dir)
-    photos = [images.fit(images.read_image(path.read_bytes()), 32) for path in sorted(real_data.glob("photos/*.jpg"))]
+    photos = [codec.fit(codec.read_image(path.read_bytes()), 32) for path in sorted(real_data.glob("photos/*.jpg"))]
     assert len(photos) >= 40
     encode = [Encode(pixels) for pixels in photos]
     latents = reference.run(encode)

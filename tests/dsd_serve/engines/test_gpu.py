@@ -5,14 +5,14 @@ import shutil
 import numpy as np
 import pytest
 
-from dsd_serve.cuda import find_gpu, import_runtime
 from dsd_serve.engines import load_engine
+from dsd_serve.engines.cuda import find_gpu, import_runtime
+from dsd_serve.engines.plan import find_library, plan_path, read_manifest
 from dsd_serve.engines.selftest import invariance, mixture
 from dsd_serve.errors import DSDError
-from dsd_serve.plans import find_library, plan_path, read_manifest
 from dsd_serve.rows import Decode
-from export import gates
 from export.main import main
+from export.tensorrt import gates
 from export.verify import verify
 from tests.conftest import Running
 

@@ -7,18 +7,17 @@ import shutil
 import numpy as np
 import pytest
 
-from dsd_serve import plans
 from dsd_serve.checkpoint import graph_names, read_model_dir, sha256
-from dsd_serve.cuda import find_gpu
-from dsd_serve.engines import load_engine, tensorrt_engine
+from dsd_serve.engines import load_engine, plan, tensorrt_engine
+from dsd_serve.engines.cuda import find_gpu
+from dsd_serve.engines.plan import Manifest, manifest_path, plan_path, read_manifest
 from dsd_serve.engines.selftest import mixture
 from dsd_serve.errors import CheckpointError, EngineError, EngineUnavailableError
-from dsd_serve.plans import Manifest, manifest_path, plan_path, read_manifest
 from dsd_serve.rows import Denoise
-from export import gates
-from export import plans as plan_export
 from export.main import main
-from tests.gpu_double import Cuda, TensorRT
+from export.tensorrt import gates
+from export.tensorrt import plan_files as plan_export
+from tests.support.gpu_double import Cuda, TensorRT
 
 LAYERS = json.dumps({"Layers": [{"Outputs": [{"Format/Datatype": "Row major linear FP32"}]}]})
 PASSED = {name: {"passed": True, "text": ""} for name in gates.NAMES}
@@ -103,7 +102,7 @@ def test_outputs_are_the_callers_own(engine):
 
 
 def test_what_cannot_be_captured_runs_without_a_graph(directory, cuda, tiny_dir, monkeypatch):
-    from tests.gpu_double import Context
+    from tests.support.gpu_double import Context
 
     monkeypatch.setattr(Context, "is_stream_capturable", lambda self, stream: False, raising=False)
     engine = load_engine("tensorrt", directory, "cuda")
@@ -113,7 +112,7 @@ def test_what_cannot_be_captured_runs_without_a_graph(directory, cuda, tiny_dir,
 
 
 def test_a_failing_call_names_itself(engine, cuda, monkeypatch):
-    from tests.gpu_double import Status
+    from tests.support.gpu_double import Status
 
     monkeypatch.setattr(cuda, "cudaGraphLaunch", lambda graph, stream: (Status.cudaErrorInvalidValue,))
     with pytest.raises(EngineError, match="CUDA failed: cudaErrorInvalidValue"):
@@ -216,7 +215,7 @@ def test_a_broken_tensorrt_is_not_replaced(tmp_path, monkeypatch):
     (tmp_path / "tensorrt.py").write_text("raise ImportError('libnvinfer.so.11 is missing')")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(EngineUnavailableError, match=r"libnvinfer\.so\.11 is missing"):
-        plans.find_library()
+        plan.find_library()
 
 
 class Wrong:

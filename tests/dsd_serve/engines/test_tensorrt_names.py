@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-FILES = ("dsd_serve/engines/tensorrt_engine.py", "export/to_tensorrt.py", "export/plans.py")
+FILES = ("dsd_serve/engines/tensorrt_engine.py", "export/tensorrt/compile.py", "export/tensorrt/plan_files.py")
 VERSIONS = ("11.4.0.106", "10.16.1.11")
 # What our variables hold.
 CLASSES = {
@@ -81,7 +81,7 @@ def test_nvidias_bindings_have_every_name(version, tmp_path):
     wheels = list(tmp_path.glob("*.whl"))
     if not wheels:
         pytest.skip(f"the bindings cannot be downloaded: {done.stderr.strip()[-200:]}")
-    command = [sys.executable, str(ROOT / "tests/tensorrt_bindings.py"), str(wheels[0])]
+    command = [sys.executable, str(ROOT / "tests/support/tensorrt_bindings.py"), str(wheels[0])]
     names = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert missing(names) == OF_RTX
 

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from dsd_serve import images
-from dsd_serve.containers import png_chunk
 from dsd_serve.errors import InputError
-from tests import hostile
+from dsd_serve.imaging import codec
+from dsd_serve.imaging.sanitize import png_chunk
+from tests.support import hostile
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -21,48 +21,48 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 
 def test_png_is_lossless_and_keeps_its_text():
     pixels = np.random.default_rng(0).integers(0, 256, (3, 5, 7), dtype=np.uint8)
-    data = images.write_image(pixels, "png", {"seed": "7"})
-    assert np.array_equal(images.read_image(data), pixels)
+    data = codec.write_image(pixels, "png", {"seed": "7"})
+    assert np.array_equal(codec.read_image(data), pixels)
     assert Image.open(io.BytesIO(data)).text == {"seed": "7"}
 
 
 @pytest.mark.parametrize("media", ["jpeg", "webp"])
 def test_lossy_formats_come_near(media):
     pixels = np.full((3, 16, 16), 90, np.uint8)
-    assert abs(images.read_image(images.write_image(pixels, media)).astype(int) - 90).max() <= 3
+    assert abs(codec.read_image(codec.write_image(pixels, media)).astype(int) - 90).max() <= 3
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "1", "RGBA", "LA", "CMYK", "I;16"])
 def test_any_mode_becomes_rgb(mode):
     image = Image.new("L", (4, 6), 255).convert(mode) if mode != "I;16" else Image.new(mode, (4, 6), 65535)
     kind = "JPEG" if mode == "CMYK" else "PNG"
-    assert images.read_image(encoded(image, kind)).shape == (3, 6, 4)
+    assert codec.read_image(encoded(image, kind)).shape == (3, 6, 4)
 
 
 def test_transparency_is_laid_on_white():
-    assert images.read_image(encoded(Image.new("RGBA", (2, 2), (0, 0, 0, 0)))).min() == 255
+    assert codec.read_image(encoded(Image.new("RGBA", (2, 2), (0, 0, 0, 0)))).min() == 255
 
 
 def test_exif_orientation_is_applied():
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn
-    assert images.read_image(encoded(Image.new("RGB", (8, 2)), "JPEG", exif=exif)).shape == (3, 8, 2)
+    assert codec.read_image(encoded(Image.new("RGB", (8, 2)), "JPEG", exif=exif)).shape == (3, 8, 2)
 
 
 def test_too_many_pixels_are_refused_before_decoding():
     with pytest.raises(InputError, match=r"100 x 100 pixels; at most 9,999"):
-        images.read_image(encoded(Image.new("RGB", (100, 100))), max_pixels=9_999)
+        codec.read_image(encoded(Image.new("RGB", (100, 100))), max_pixels=9_999)
 
 
 def test_animations_are_refused():
     frames = [Image.new("RGB", (4, 4), c) for c in ("red", "blue")]
     with pytest.raises(InputError, match="animated"):
-        images.read_image(encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:]))
+        codec.read_image(encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:]))
 
 
 def test_other_formats_are_refused():
     with pytest.raises(InputError, match="PNG, JPEG or WebP"):
-        images.read_image(encoded(Image.new("RGB", (4, 4)), "BMP"))
+        codec.read_image(encoded(Image.new("RGB", (4, 4)), "BMP"))
 
 
 @given(cut=st.integers(0, 300), flips=st.lists(st.tuples(st.integers(0, 10_000), st.integers(1, 255)), max_size=8))
@@ -71,7 +71,7 @@ def test_broken_bytes_give_a_picture_or_an_input_error(cut, flips):
     for place, change in flips:
         data[place % len(data)] ^= change
     try:
-        pixels = images.read_image(bytes(data[: len(data) - cut]))
+        pixels = codec.read_image(bytes(data[: len(data) - cut]))
     except InputError as error:
         assert "picture" in str(error)
     else:
@@ -81,12 +81,12 @@ def test_broken_bytes_give_a_picture_or_an_input_error(cut, flips):
 
 def test_psnr_of_a_known_error():
     zero = np.zeros((2, 3, 4, 4), np.uint8)
-    assert images.psnr(zero, zero + 10) == pytest.approx(20 * np.log10(25.5))
+    assert codec.psnr(zero, zero + 10) == pytest.approx(20 * np.log10(25.5))
 
 
 def test_grid_lays_pictures_row_by_row():
     pictures = [np.full((3, 2, 2), value, np.uint8) for value in (1, 2, 3)]
-    sheet = images.grid(pictures, columns=2)
+    sheet = codec.grid(pictures, columns=2)
     assert sheet.shape == (3, 4, 4)
     assert [sheet[0, 0, 0], sheet[0, 0, 2], sheet[0, 2, 0], sheet[0, 2, 2]] == [1, 2, 3, 255]
 
@@ -102,7 +102,7 @@ def shaded(width: int, height: int) -> Image.Image:
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
 def test_the_centre_of_a_small_picture_is_what_fit_gives(size, kind):
     data = encoded(shaded(*size), kind, lossless=True)
-    centre, fitted = images.read_image(data, size=16), images.fit(images.read_image(data), 16)
+    centre, fitted = codec.read_image(data, size=16), codec.fit(codec.read_image(data), 16)
     # Pillow 13 chooses which side to scale first by the size of all that it is given, and rounds in between.
     assert np.abs(centre.astype(int) - fitted).max() <= 1
 
@@ -111,7 +111,7 @@ def test_the_centre_of_a_small_picture_is_what_fit_gives(size, kind):
 @pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("JPEG", {"quality": 95}), ("JPEG", {"progressive": True})])
 def test_the_centre_of_a_large_picture_comes_near_to_it(size, kind, options):
     data = encoded(shaded(*size), kind, **options)
-    near = images.read_image(data, size=16).astype(int) - images.fit(images.read_image(data), 16)
+    near = codec.read_image(data, size=16).astype(int) - codec.fit(codec.read_image(data), 16)
     assert np.abs(near).max() <= 4
     assert np.abs(near).mean() < 0.7
 
@@ -124,10 +124,10 @@ def test_bands_do_not_show_in_any_mode(mode, monkeypatch):
     elif mode in ("RGBA", "LA"):
         image.putalpha(100)
     data = encoded(image)
-    whole = images.read_image(data, size=16)
-    monkeypatch.setattr(images, "BAND_PIXELS", 1)
-    assert np.array_equal(images.read_image(data, size=16), whole)
-    assert np.abs(whole.astype(int) - images.fit(images.read_image(data), 16)).max() <= 4
+    whole = codec.read_image(data, size=16)
+    monkeypatch.setattr(codec, "BAND_PIXELS", 1)
+    assert np.array_equal(codec.read_image(data, size=16), whole)
+    assert np.abs(whole.astype(int) - codec.fit(codec.read_image(data), 16)).max() <= 4
 
 
 def png_of(depth, colour, values, transparent):
@@ -153,10 +153,10 @@ def test_a_transparent_colour_is_white_at_every_depth(depth, colour, junk):
         channels = 3 if colour else 1
         marked = [chosen | (junk & ~most & 0xFFFF)] * channels
         data = png_of(depth, colour, [chosen] * channels + [near] * channels, marked)
-        pixels = images.read_image(data)[:, 0]
+        pixels = codec.read_image(data)[:, 0]
         assert (pixels[:, 0] == 255).all()
         assert (pixels[:, 1] == (near * 255 // most if depth < 16 else near >> 8)).all()
-        opacity = images.decode(images.open_picture(data), opacity=True)[:, 0]
+        opacity = codec.decode(codec.open_picture(data), opacity=True)[:, 0]
         assert (opacity[:, 0] == 0).all() and (opacity[:, 1] == 255).all()
 
 
@@ -187,21 +187,21 @@ def test_every_mode_is_flattened_as_its_equal_in_rgba(mode, transparent):
         image.info["transparency"] = bytes(0 if index == places[0, -1] else 255 for index in range(256))
     elif transparent and not mode.endswith(("A", "a")):
         image.info["transparency"] = (0, 0, 0) if mode == "RGB" else 0
-    expected = np.asarray(images.flatten(full))
+    expected = np.asarray(codec.flatten(full))
     assert expected[0, -1, 0] == (255 if transparent else 0)
-    assert np.abs(np.asarray(images.flatten(image)).astype(int) - expected).max() <= 1
+    assert np.abs(np.asarray(codec.flatten(image)).astype(int) - expected).max() <= 1
 
 
 def test_an_inverted_cmyk_jpeg_shows_its_colours():
     """Adobe's programs write CMYK inverted, and so does Pillow."""
     image = Image.new("RGB", (16, 16), (200, 40, 90)).convert("CMYK")
-    pixels = images.read_image(hostile.encoded(image, "JPEG", quality=100))
+    pixels = codec.read_image(hostile.encoded(image, "JPEG", quality=100))
     assert np.abs(pixels[:, 8, 8].astype(int) - (200, 40, 90)).max() <= 4
 
 
 def test_sixteen_bits_are_scaled_and_not_clipped():
     data = encoded(Image.fromarray(np.full((4, 4), 0x8000, np.uint16)))
-    assert images.read_image(data).max() == images.read_image(data).min() == 0x80
+    assert codec.read_image(data).max() == codec.read_image(data).min() == 0x80
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
@@ -211,10 +211,10 @@ def test_every_orientation_is_applied_in_every_format(kind, turn):
     exif = Image.Exif()
     exif[0x010E], exif[0x0112], exif[0x0131] = "words", turn, "more words"
     data = encoded(shaded(24, 10), kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
-    upright = images.to_pixels(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
-    assert np.array_equal(images.read_image(data), upright)
-    square = images.read_image(data, size=8).astype(int)  # turned after it was resampled, so rounded otherwise
-    assert np.abs(square - images.fit(upright, 8)).max() <= 2
+    upright = codec.to_pixels(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    assert np.array_equal(codec.read_image(data), upright)
+    square = codec.read_image(data, size=8).astype(int)  # turned after it was resampled, so rounded otherwise
+    assert np.abs(square - codec.fit(upright, 8)).max() <= 2
 
 
 def test_pictures_behind_the_first_of_a_jpeg_are_left_out():
@@ -222,18 +222,18 @@ def test_pictures_behind_the_first_of_a_jpeg_are_left_out():
     first, second = shaded(20, 30), Image.new("RGB", (8, 8))
     data = encoded(first, "MPO", save_all=True, append_images=[second], quality=95)
     assert Image.open(io.BytesIO(data)).n_frames == 2
-    assert np.array_equal(images.read_image(data), images.read_image(encoded(first, "JPEG", quality=95)))
+    assert np.array_equal(codec.read_image(data), codec.read_image(encoded(first, "JPEG", quality=95)))
 
 
 @pytest.mark.parametrize("name", ["png", "jpeg", "progressive", "webp", "lossless", "alpha"])
 def test_taking_a_file_apart_changes_no_pixel(name):
     data = hostile.pictures()[name]
-    assert np.array_equal(images.read_image(data), images.to_pixels(Image.open(io.BytesIO(data))))
+    assert np.array_equal(codec.read_image(data), codec.to_pixels(Image.open(io.BytesIO(data))))
 
 
 def test_no_decoder_sees_metadata():
     for upload in hostile.defused():
-        picture = images.open_picture(upload.body)
+        picture = codec.open_picture(upload.body)
         assert len(picture.data) < 60_000, upload.name
         file = Image.open(io.BytesIO(picture.data))
         file.load()
@@ -245,7 +245,7 @@ def test_a_file_that_is_cut_anywhere_is_refused(name):
     data = hostile.pictures()[name]
     for length in range(len(data)):
         with pytest.raises(InputError):
-            images.read_image(data[:length])
+            codec.read_image(data[:length])
 
 
 @pytest.mark.parametrize("name", ["jpeg", "progressive", "webp", "alpha"])
@@ -256,7 +256,7 @@ def test_damaged_files_give_a_square_or_an_input_error(name, flips):
     for place, change in flips:
         data[place % len(data)] ^= change
     try:
-        pixels = images.read_image(bytes(data), size=8)
+        pixels = codec.read_image(bytes(data), size=8)
     except InputError as error:
         assert len(str(error)) < 300
     else:
@@ -268,12 +268,12 @@ def test_damaged_files_give_a_square_or_an_input_error(name, flips):
 @pytest.mark.parametrize("start", [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF\x40\0\0\0WEBPVP8 "])
 def test_any_bytes_are_a_picture_or_refused(start, data):
     with pytest.raises(InputError):
-        images.read_image(start + data)
+        codec.read_image(start + data)
 
 
 def test_real_photos_come_near_to_fit(real_data):
     """A JPEG that is decoded smaller loses what `fit` averages: differences were 4 levels until enough was left."""
     for path in sorted(real_data.glob("photos/*.jpg"))[:40]:
         data = path.read_bytes()
-        near = np.abs(images.read_image(data, size=32).astype(int) - images.fit(images.read_image(data), 32))
+        near = np.abs(codec.read_image(data, size=32).astype(int) - codec.fit(codec.read_image(data), 32))
         assert near.mean() < 1, path.name

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from dsd_serve.errors import InputError
-from dsd_serve.latents import MEDIA_TYPES, read_latents, write_latents
+from dsd_serve.imaging.latents import MEDIA_TYPES, read_latents, write_latents
 
 SHAPE = (4, 3)
 Z = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)

@@ -12,19 +12,19 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from safetensors.numpy import load_file
 
+from benchmarks import network_memory
 from dsd_serve.checkpoint import read_model_dir, read_weights
 from dsd_serve.engines import load_engine, onnx_engine
 from dsd_serve.engines.onnx_engine import INTEGER_PRODUCT
 from dsd_serve.engines.selftest import invariance, mixture
 from dsd_serve.errors import CheckpointError, EngineUnavailableError
 from dsd_serve.rows import INPUT_NAMES, OUTPUT_NAMES
-from export import memory
-from export.graph import Graph, block_products
-from export.int8 import int8_weights, scale_of
+from export.graph.half import HALVES, ISLANDS, PARTS, half_weights, to_half
+from export.graph.int8 import int8_weights, scale_of
+from export.graph.onnx_graph import Graph, block_products
 from export.main import main
-from export.precision import HALVES, ISLANDS, PARTS, half_weights, to_half
-from export.study import as_on_a_gpu, numerics, pictures, psnr
 from export.verify import verify
+from studies.precision_cost import as_on_a_gpu, numerics, pictures, psnr
 from tests.conftest import ROOT, Running, has_int8, needs_int8
 
 EXPORTED = ["fp16", "bf16", *(["int8"] if has_int8() else [])]
@@ -267,8 +267,8 @@ def test_a_server_without_that_precision_says_what_makes_it(tiny_dir):
 
 
 def test_the_three_graphs_of_one_role_compute_what_the_one_does(directory, tmp_path):
-    graphs = memory.split(directory, tmp_path)
-    one = memory.measure(directory, [directory / "model.ort.onnx"], {})
-    three = memory.measure(directory, graphs, {})
+    graphs = network_memory.split(directory, tmp_path)
+    one = network_memory.measure(directory, [directory / "model.ort.onnx"], {})
+    three = network_memory.measure(directory, graphs, {})
     assert one["outputs"] == three["outputs"]
     assert len(one["outputs"]) == 3

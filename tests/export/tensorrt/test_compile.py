@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from dsd_serve.checkpoint import sha256
+from dsd_serve.engines.plan import find_library, manifest_path, plan_path, read_manifest
 from dsd_serve.errors import CheckpointError, EngineUnavailableError
-from dsd_serve.plans import find_library, manifest_path, plan_path, read_manifest
 from export.main import main
-from export.plans import build
-from export.to_tensorrt import BuildOptions, check_types, compile_graph
+from export.tensorrt.compile import BuildOptions, check_types, compile_graph
+from export.tensorrt.plan_files import build
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'dsd-serve[tensorrt]'")
 
@@ -62,7 +62,7 @@ def test_the_demo_model_has_plans(demo_dir, tmp_path):
 
 @pytest.mark.slow
 def test_a_checkpoint_of_dsd_s_has_plans(tmp_path):
-    from training.config import TrainConfig
+    from training.run_config import TrainConfig
     from training.train import new_state, save
 
     config = TrainConfig.from_dict({"model": {"preset": "dsd-s"}})

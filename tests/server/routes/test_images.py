@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from dsd_serve.engines import load_engine
-from dsd_serve.images import fit, grid, read_image, write_image
+from dsd_serve.imaging.codec import fit, grid, read_image, write_image
 from dsd_serve.params import SamplingParams
 from dsd_serve.programs import edit, encode, generate, reconstruct, run
 from tests.conftest import Running, picture
-from tests.test_server import opened, problem
+from tests.server.test_app import opened, problem
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ from fastapi import FastAPI, HTTPException
 from PIL import Image
 
 from dsd_serve.errors import ClosedError, DeadlineError, EngineError
-from dsd_serve.images import read_image, write_image
-from server import errors
+from dsd_serve.imaging.codec import read_image, write_image
+from server import error_responses
 from tests.conftest import Running, picture
 
 PHOTO = picture(207, 0, size=16)  # of the tiny model's own size, so that nothing is resampled
@@ -385,7 +385,7 @@ def poison(path, name, row) -> None:
 def test_errors_of_middleware_and_of_the_engine_have_openais_form():
     """Errors that no request to a healthy server raises, through the handlers of a real application."""
     app = FastAPI()
-    errors.install(app)
+    error_responses.install(app)
     raised: dict[str, Exception] = {
         "unauthorized": HTTPException(401, "this server needs an API key", {"WWW-Authenticate": "Bearer"}),
         "closed": ClosedError("the server is shutting down"),

@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import generate_latest
 
-from server import logs
-from server.metrics import Metrics
+from server.telemetry import logs
+from server.telemetry.metrics import Metrics
 from tests.conftest import ROOT
-from tests.test_operations import until
+from tests.server.test_operations import until
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from dsd_serve.errors import ConfigError
-from server.traces import load_traces
-from tests.test_operations import QUICK, Server
+from server.telemetry.traces import load_traces
+from tests.server.test_operations import QUICK, Server
 
 ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
 

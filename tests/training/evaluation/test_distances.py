@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dsd_serve.errors import InputError
-from training.distances import (
+from training.evaluation.distances import (
     KernelSet,
     Moments,
     blur,

@@ -6,18 +6,18 @@ import sys
 import numpy as np
 import pytest
 
-from dsd_serve import images
 from dsd_serve.engines import load_engine
 from dsd_serve.errors import CheckpointError, EngineUnavailableError
-from dsd_serve.images import psnr
+from dsd_serve.imaging import codec
+from dsd_serve.imaging.codec import psnr
 from dsd_serve.params import SamplingParams
 from dsd_serve.programs import generate, reconstruct, run, run_all
-from training.data import Pictures
-from training.evaluate import evenly, main
-from training.inception import Inception, read_inception
-from training.lite0 import FeatureCache, lite0, load_network
-from training.sheet import sheet
-from training.subject import open_subject
+from training.evaluation.classifier import FeatureCache, lite0, load_network
+from training.evaluation.inception import Inception, read_inception
+from training.evaluation.main import evenly, main
+from training.evaluation.report import sheet
+from training.evaluation.subject import open_subject
+from training.sources import Pictures
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def classifier():
 def photos(real_data):
     """The photos at 128 pixels, and their labels."""
     files = sorted((real_data / "photos").glob("*.jpg"))
-    pixels = np.stack([images.fit(images.read_image(file.read_bytes()), 128) for file in files])
+    pixels = np.stack([codec.fit(codec.read_image(file.read_bytes()), 128) for file in files])
     return pixels, np.array([int(file.name.split("_")[0]) for file in files])
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from dsd_serve.errors import InputError
-from training.probe import Ridge, latent_statistics, probe_accuracy, split_every
+from training.evaluation.probe import Ridge, latent_statistics, probe_accuracy, split_every
 
 
 def test_the_probe_finds_what_is_linear_and_nothing_in_noise():

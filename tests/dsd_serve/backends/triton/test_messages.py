@@ -7,14 +7,14 @@ import httpx
 import numpy as np
 import pytest
 
+from dsd_serve.backends.triton.messages import error_from_text, error_to_text, from_wire, results_to_wire, to_wire
+from dsd_serve.backends.triton.remote import parse_addresses
 from dsd_serve.checkpoint import read_model_dir
 from dsd_serve.errors import CheckpointError, ConfigError, DeadlineError, InputError, QueueFullError
 from dsd_serve.params import SamplingParams
 from dsd_serve.rows import Decode, Denoise, Encode
 from dsd_serve.tasks import Edit, Generate, Interpolate, Reconstruct, WalkEnd
-from dsd_serve.triton import parse_addresses
-from dsd_serve.wire import error_from_text, error_to_text, from_wire, results_to_wire, to_wire
-from export.triton import write_repository
+from export.triton_repository import write_repository
 from server.main import main
 from tests.conftest import Running, picture
 

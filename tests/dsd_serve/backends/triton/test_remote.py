@@ -16,18 +16,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dsd_serve.batcher import Observer
+from dsd_serve.backends import About
+from dsd_serve.backends.batcher import Observer
+from dsd_serve.backends.triton.messages import from_wire
+from dsd_serve.backends.triton.remote import RemoteBatcher, channel_options, is_local, proxy_of
 from dsd_serve.checkpoint import read_model_dir
 from dsd_serve.engines.selftest import Invariance
 from dsd_serve.errors import CancelledError, ClosedError, DSDError, EngineError, InputError, QueueFullError
-from dsd_serve.host import About
 from dsd_serve.params import SamplingParams
 from dsd_serve.rows import Encode
 from dsd_serve.tasks import Generate
-from dsd_serve.triton import RemoteBatcher, channel_options, is_local, proxy_of
-from dsd_serve.wire import from_wire
 from tests.conftest import ROOT
-from tests.test_operations import until
+from tests.server.test_operations import until
 
 grpc = pytest.importorskip("grpc", reason="the extra triton is not installed")
 pytest.importorskip("tritonclient.grpc", reason="the extra triton is not installed")
@@ -367,7 +367,7 @@ def test_a_triton_of_this_machine_is_reached_beside_a_proxy_and_others_are_not(l
     """In a process of its own: gRPC reads the variables once."""
     liar.told = liar.honest
     code = (
-        "import sys; from dsd_serve.triton import RemoteBatcher\n"
+        "import sys; from dsd_serve.backends.triton.remote import RemoteBatcher\n"
         "local = RemoteBatcher([sys.argv[1]]); local.wait(20); local.close(1)\n"
         "other = RemoteBatcher(['triton.invalid:8001'])\n"
         "import time\n"

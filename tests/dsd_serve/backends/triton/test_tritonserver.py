@@ -15,22 +15,22 @@ import httpx
 import numpy as np
 import pytest
 
-from dsd_serve import images
+from dsd_serve.backends.triton.remote import RemoteBatcher
 from dsd_serve.engines import load_engine
 from dsd_serve.errors import CancelledError
+from dsd_serve.imaging import codec
 from dsd_serve.params import SamplingParams
 from dsd_serve.rows import Denoise
 from dsd_serve.tasks import Generate
-from dsd_serve.triton import RemoteBatcher
-from server.bench.tritonserver import TritonMissing, TritonServer, binary, write_repository
 from tests.conftest import Running, picture
-from tests.test_api import events_of
+from tests.server.routes.test_images import events_of
+from tools.tritonserver import TritonMissing, TritonServer, binary, write_repository
 
 pytestmark = pytest.mark.triton
 
 LONG = "/generate?class=1&steps=500&sampler=euler&guidance=1"  # half a second or so for each picture
-PNG = images.write_image(picture(207, 1, 48))
-MASK = images.write_image(np.repeat(np.triu(np.full((48, 48), 255, np.uint8))[None], 3, 0))
+PNG = codec.write_image(picture(207, 1, 48))
+MASK = codec.write_image(np.repeat(np.triu(np.full((48, 48), 255, np.uint8))[None], 3, 0))
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +211,7 @@ def test_triton_itself_draws_for_curl(triton, embedded):
     assert answer.status_code == 200, answer.text
     drawn = np.array(answer.json()["image"], np.uint8).reshape(3, 32, 32)
     query = {"class": 207, "seed": 4, "steps": 3, "sampler": "euler", "format": "png"}
-    expected = images.read_image(httpx.get(f"{embedded.url}/generate", params=query, timeout=60).content)
+    expected = codec.read_image(httpx.get(f"{embedded.url}/generate", params=query, timeout=60).content)
     assert np.array_equal(drawn, expected)
     events = httpx.post(f"{url}/generate_stream", json={**asked, "preview_every": 1}, timeout=60).text
     assert [("preview" in line, "image" in line) for line in events.splitlines() if line] == [

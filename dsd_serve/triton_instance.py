@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from dsd_serve import wire
-from dsd_serve.batcher import Job
+from dsd_serve.backends.batcher import Job
+from dsd_serve.backends.triton import messages
 from dsd_serve.errors import CancelledError, ClosedError, DSDError, EngineError, InputError, QueueFullError
-from dsd_serve.host import Host, open_host
+from dsd_serve.model import Host, open_host
 from dsd_serve.rows import Array
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class TritonPythonModel:
             self.answers.put(lambda: send(sender, {"text": text}))
             return
         about = self.host.about
-        tasks, seconds = wire.from_wire(inputs, parameters, about.config, about.defaults)
+        tasks, seconds = messages.from_wire(inputs, parameters, about.config, about.defaults)
         timeout = self.max_seconds if seconds is None else min(seconds, self.max_seconds)
 
         def on_preview(_: int, step: int, pixels: Array) -> None:
@@ -155,7 +155,7 @@ class Exchange:
             return
         first, ended = min(job.submitted for job in self.jobs), max(job.ended for job in self.jobs)
         started = min(job.started for job in self.jobs)
-        outputs = wire.results_to_wire([job.future.result() for job in self.jobs])
+        outputs = messages.results_to_wire([job.future.result() for job in self.jobs])
         send(self.sender, {**outputs, "seconds": np.array([started - first, ended - started])})
 
     def cancel_if_asked(self) -> None:
@@ -216,7 +216,7 @@ def send(
     flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0
     if error is not None:
         code = next((CODES[kind] for kind in type(error).__mro__ if kind in CODES), "UNKNOWN")
-        failed = pb_utils.TritonError(wire.error_to_text(error), getattr(pb_utils.TritonError, code))
+        failed = pb_utils.TritonError(messages.error_to_text(error), getattr(pb_utils.TritonError, code))
         sender.send(pb_utils.InferenceResponse([], error=failed), flags=flags)
         return
     tensors = [pb_utils.Tensor.from_dlpack(name, capsule(array)) for name, array in (outputs or {}).items()]
