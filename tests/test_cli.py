@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.support.data import ROOT
 
 COMMANDS = {
     "dsd-serve": "server.main",

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from server.settings import Settings
-from tests.conftest import ROOT
+from tests.support.data import ROOT
 
 DEPLOY = ROOT / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"

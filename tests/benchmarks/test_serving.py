@@ -21,7 +21,7 @@ from dsd_serve.backends.batcher import measure_budget
 from dsd_serve.checkpoint import read_model_dir
 from dsd_serve.programs import reconstruct, run, run_all
 from dsd_serve.rows import Decode, Denoise, Encode
-from tests.conftest import ROOT, picture
+from tests.support.data import ROOT, sample_image
 
 CLASSES = (1, 207, 950)
 
@@ -35,7 +35,7 @@ def test_the_simulated_engine_takes_its_time_and_outputs_depend_on_their_row_alo
     engine = SimulatedEngine(config, step_seconds=0.02, flat_rows=4)
     rng = np.random.default_rng(0)
     z = rng.standard_normal((8, *config.latent_shape), dtype=np.float32)
-    rows = [Denoise(z[i], i / 8, i) for i in range(6)] + [Decode(z[6]), Encode(picture(1, 0, config.image_size))]
+    rows = [Denoise(z[i], i / 8, i) for i in range(6)] + [Decode(z[6]), Encode(sample_image(1, 0, config.image_size))]
     for count, seconds in ((1, 0.02), (4, 0.02), (8, 0.04)):
         began = time.perf_counter()
         outputs = engine.run(rows[:count])
@@ -58,7 +58,7 @@ def test_programs_run_on_the_simulated_engine_alone_and_together(config):
     for body, drawn in zip(bodies, together, strict=True):
         assert np.array_equal(run(engine, program(config, body)), drawn)
     assert len({drawn.tobytes() for drawn in together}) == 12
-    assert run(engine, reconstruct(picture(1, 0, config.image_size))).shape == config.pixel_shape
+    assert run(engine, reconstruct(sample_image(1, 0, config.image_size))).shape == config.pixel_shape
 
 
 def test_requests_are_seeded_and_mixed_as_they_say():

@@ -22,7 +22,8 @@ import httpx
 import pytest
 
 from dsd_serve.imaging.codec import write_image
-from tests.conftest import ROOT, Running, picture
+from tests.support.data import ROOT, sample_image
+from tests.support.servers import serving
 
 T = TypeVar("T")
 
@@ -50,22 +51,6 @@ def output(*command: str, **settings: Any) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, **settings)
     assert done.returncode == 0, f"{command[0]} ended with {done.returncode}:\n{done.stderr}\n{done.stdout}"
     return done.stdout
-
-
-@contextlib.contextmanager
-def serving(*arguments: str, **env: str) -> Iterator[str]:
-    """A server whose log is read all the time, and which must end well and without an error in its log."""
-    running = Running(*arguments, env=env)
-    assert running.process.stderr is not None
-    reader = threading.Thread(target=lambda: running.lines.extend(running.process.stderr))
-    reader.start()
-    try:
-        yield running.url
-    finally:
-        status = running.stop()
-        reader.join(10)
-    assert status == 0
-    assert "Traceback" not in "".join(running.lines)
 
 
 @pytest.fixture(scope="session")
@@ -112,7 +97,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 @pytest.fixture(scope="session")
 def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("photo") / "photo.png"
-    file.write_bytes(write_image(picture(207, 0, size=64)))
+    file.write_bytes(write_image(sample_image(207, 0, size=64)))
     return file
 
 

@@ -3,8 +3,8 @@
 import httpx
 import pytest
 
+from tests.clients.checks import check_events, check_openai
 from tests.clients.conftest import HERE, KEY, bundled, installed
-from tests.clients.test_node import check_events, check_openai
 
 pytestmark = pytest.mark.clients
 

@@ -8,7 +8,8 @@ import pytest
 
 from dsd_serve import calls
 from dsd_serve.client import AsyncClient
-from tests.clients.conftest import in_a_loop, serving, tool
+from tests.clients.conftest import in_a_loop, tool
+from tests.support.servers import serving
 
 pytestmark = pytest.mark.clients
 

@@ -7,8 +7,8 @@ import re
 import httpx
 import pytest
 
+from tests.clients.checks import native
 from tests.clients.conftest import HERE, KEY, installed, output
-from tests.clients.test_node import native
 
 pytestmark = pytest.mark.clients
 

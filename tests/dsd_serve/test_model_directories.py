@@ -16,7 +16,8 @@ from dsd_serve.checkpoint import read_model_dir, read_text, read_weights
 from dsd_serve.config import ModelConfig
 from dsd_serve.errors import CheckpointError, ConfigError, DSDError
 from dsd_serve.model import open_host
-from tests.conftest import ROOT, demo_model
+from server.settings import demo_model
+from tests.support.data import ROOT
 
 HONEST = json.loads((demo_model() / "config.json").read_text())
 GRAPH = next(name for name in ("model.ort.onnx", "model.onnx") if (demo_model() / name).exists())

@@ -21,7 +21,7 @@ from dsd_serve.programs import (
 )
 from dsd_serve.rows import Denoise
 from dsd_serve.samplers import initial_noise
-from tests.conftest import picture
+from tests.support.data import sample_image
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_reconstruct_is_encode_then_decode(engine):
 
 
 def test_encode_and_decode_are_the_halves_of_reconstruct(engine):
-    pixels = picture(207, 0, size=16)
+    pixels = sample_image(207, 0, size=16)
     z = run(engine, encode(pixels))
     assert z.shape == engine.config.latent_shape
     assert np.array_equal(run(engine, decode(z)), run(engine, reconstruct(pixels)))
@@ -92,7 +92,7 @@ def test_what_a_program_costs_is_what_it_takes(engine, sampler, strength, guidan
     if strength is None:
         program = generate(engine.config, 1, params, lambda *_: None)
     else:
-        pixels = picture(1, 1, size=16)
+        pixels = sample_image(1, 1, size=16)
         program = edit(engine.config, pixels, 1, params, strength, on_preview=lambda *_: None)
     ticks, _ = rows_of(program, engine)
     cost = cost_of(params, strength)
@@ -123,7 +123,7 @@ def test_several_labels_are_averaged(engine):
 def test_full_strength_forgets_the_picture_and_less_keeps_more(demo_dir):
     engine = load_engine("onnx", demo_dir)
     params = SamplingParams(seed=1, num_steps=12, sampler="euler")
-    one, other = picture(1, 0, size=32), picture(950, 3, size=32)
+    one, other = sample_image(1, 0, size=32), sample_image(950, 3, size=32)
     forgotten = [run(engine, edit(engine.config, p, 207, params, 1.0)) for p in (one, other)]
     assert np.array_equal(*forgotten)
     assert np.array_equal(forgotten[0], run(engine, generate(engine.config, 207, params)))
@@ -135,7 +135,7 @@ def test_full_strength_forgets_the_picture_and_less_keeps_more(demo_dir):
 
 def test_editing_begins_on_the_path_between_noise_and_picture(engine):
     params = SamplingParams(seed=5, index=2, num_steps=10, sampler="euler")
-    pixels = picture(1, 0, size=16)
+    pixels = sample_image(1, 0, size=16)
     ticks, _ = rows_of(edit(engine.config, pixels, 207, params, 0.3), engine)
     first = ticks[1][0]
     assert first.t == pytest.approx(0.7)
@@ -146,7 +146,7 @@ def test_editing_begins_on_the_path_between_noise_and_picture(engine):
 
 def test_a_mask_draws_inside_and_keeps_every_pixel_outside(engine):
     params = SamplingParams(seed=1, num_steps=6, sampler="heun", guidance_scale=2.0)
-    pixels = picture(1, 0, size=16)
+    pixels = sample_image(1, 0, size=16)
     mask = np.zeros((16, 16), bool)
     mask[2:7, 9:] = True
     ticks, drawn = rows_of(edit(engine.config, pixels, 207, params, 1.0, mask), engine)
@@ -163,7 +163,7 @@ def test_a_mask_draws_inside_and_keeps_every_pixel_outside(engine):
 @pytest.mark.parametrize("strength", [0.0, -0.1, 1.01, float("nan")])
 def test_a_wrong_strength_is_named(engine, strength):
     with pytest.raises(InputError, match="strength must be above 0"):
-        run(engine, edit(engine.config, picture(1, 0, size=16), 1, SamplingParams(), strength))
+        run(engine, edit(engine.config, sample_image(1, 0, size=16), 1, SamplingParams(), strength))
 
 
 @pytest.mark.parametrize("on_sphere", [True, False])

@@ -23,7 +23,8 @@ from export.card import write_card
 from export.commit import Stoppable, commit, drafting
 from export.main import main
 from export.verify import Report, verify
-from tests.conftest import ROOT, needs_int8
+from tests.support.data import ROOT
+from tests.support.processor import needs_int8
 
 
 def test_the_model_directory_is_complete(tiny_dir):

@@ -1,7 +1,6 @@
 """The real server, in a process of its own, over HTTP."""
 
 import base64
-import io
 import json
 import shutil
 import subprocess
@@ -20,21 +19,9 @@ from dsd_serve.errors import ServerError
 from dsd_serve.imaging.codec import fit, read_image, write_image
 from dsd_serve.params import SAMPLER_NAMES, SamplingParams
 from dsd_serve.programs import generate, reconstruct, run
-from tests.conftest import ROOT, Running, picture
-
-
-def opened(answer):
-    assert answer.status_code == 200, answer.text
-    return Image.open(io.BytesIO(answer.content))
-
-
-def problem(answer, status):
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    body = answer.json()
-    assert body["status"] == status
-    assert body["title"]
-    return body["detail"]
+from tests.support.answers import opened, problem
+from tests.support.data import ROOT, sample_image
+from tests.support.servers import Server
 
 
 def test_a_class_becomes_a_png(http):
@@ -133,7 +120,7 @@ def test_other_errors_are_problems_too(http):
 
 
 def test_reconstruct_takes_a_body_or_a_form(http, tiny_dir):
-    pixels = picture(207, 0, size=40)
+    pixels = sample_image(207, 0, size=40)
     data = write_image(pixels)
     engine = load_engine("onnx", tiny_dir)
     expected = run(engine, reconstruct(fit(pixels, 16)))
@@ -156,7 +143,7 @@ def test_reconstruct_takes_real_photos(http, real_data):
 def test_wrong_uploads_are_sentences(http):
     assert "the body is empty" in problem(http.post("/reconstruct"), 422)
     assert "no picture that can be read" in problem(http.post("/reconstruct", content=b"hello"), 422)
-    truncated = write_image(picture(1, 0, size=64))[:-60]
+    truncated = write_image(sample_image(1, 0, size=64))[:-60]
     assert "broken" in problem(http.post("/reconstruct", content=truncated), 422)
     assert "larger than 2 MB" in problem(http.post("/reconstruct", content=b"x" * 2_000_001), 413)
 
@@ -210,7 +197,7 @@ def test_a_seed_gives_the_same_bytes_alone_and_in_a_crowd(server_url):
 
 
 def test_a_full_queue_is_429_with_retry_after(tiny_dir):
-    running = Running("--model", str(tiny_dir), "--max-waiting", "4", "--row-budget", "1")
+    running = Server("--model", str(tiny_dir), "--max-waiting", "4", "--row-budget", "1")
     codes = []
 
     def ask(_):
@@ -228,7 +215,7 @@ def test_a_full_queue_is_429_with_retry_after(tiny_dir):
 
 
 def test_a_full_queue_refuses_at_the_door_what_would_be_work_and_nothing_else(tiny_dir):
-    running = Running("--model", str(tiny_dir), "--max-waiting", "1", "--row-budget", "1", "--max-steps", "1000")
+    running = Server("--model", str(tiny_dir), "--max-waiting", "1", "--row-budget", "1", "--max-steps", "1000")
     with httpx.Client(base_url=running.url, timeout=60) as client, ThreadPoolExecutor(2) as pool:
         known = client.get("/generate", params={"class": 1, "seed": 1, "steps": 1}).headers["etag"]
         # One picture, of 4000 rows, runs; another waits, and the queue is full until the first ends.
@@ -257,7 +244,7 @@ def test_a_full_queue_refuses_at_the_door_what_would_be_work_and_nothing_else(ti
 
 def test_a_client_that_goes_away_frees_its_place(tiny_dir):
     """The second client would wait for minutes behind the first's pictures if these went on."""
-    running = Running("--model", str(tiny_dir), "--row-budget", "1", "--max-steps", "1000")
+    running = Server("--model", str(tiny_dir), "--row-budget", "1", "--max-steps", "1000")
     with httpx.Client(base_url=running.url, timeout=1) as impatient, pytest.raises(httpx.ReadTimeout):
         impatient.get("/generate", params={"class": 1, "n": 16, "steps": 1000})
     with httpx.Client(base_url=running.url, timeout=30) as client:
@@ -292,19 +279,19 @@ def test_a_server_that_cannot_start_says_why_and_exits(arguments, environment, w
 
 def test_after_kill_9_it_serves_again_within_three_seconds():
     """With the demo model, on the same port, to the first picture."""
-    running = Running()
+    running = Server()
     url, port = running.url, running.url.rpartition(":")[2]
     running.process.kill()
     running.process.wait(10)
     began = time.monotonic()
-    again = Running("--port", port)
+    again = Server("--port", port)
     assert httpx.get(url + "/generate", params={"class": 207}).status_code == 200
     assert time.monotonic() - began < 3
     assert again.stop() == 0
 
 
 def test_settings_from_the_environment(tiny_dir):
-    running = Running(env={"DSD_MODEL": str(tiny_dir), "DSD_MAX_IMAGES": "3"})
+    running = Server(env={"DSD_MODEL": str(tiny_dir), "DSD_MAX_IMAGES": "3"})
     assert httpx.get(running.url + "/model").json()["limits"]["n"] == 3
     assert running.stop() == 0
 
@@ -313,7 +300,7 @@ def test_the_client(server_url):
     with Client(server_url) as client:
         assert read_image(client.generate("goldfish", seed=1, steps=1)).shape == (3, 16, 16)
         assert len(client.generate_json(1, n=2, steps=1)["images"]) == 2
-        assert client.reconstruct(write_image(picture(1, 1)))["psnr"] > 5
+        assert client.reconstruct(write_image(sample_image(1, 1)))["psnr"] > 5
         assert client.classes("orange")[0]["index"] == 950
         with pytest.raises(ServerError, match="sampler must be one of") as error:
             client.generate(1, sampler="x")
@@ -323,7 +310,7 @@ def test_the_client(server_url):
 
 
 def test_the_demo_model_draws_every_class(demo_dir):
-    running = Running()
+    running = Server()
     with httpx.Client(base_url=running.url, timeout=60) as client:
         classes = client.get("/classes").json()
         assert 207 in [c["index"] for c in classes]

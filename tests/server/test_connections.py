@@ -18,6 +18,8 @@ from server.front import close, configure, listen
 from server.middleware import drain
 from server.middleware.drain import DoorServer
 from server.settings import Settings
+from tests.support.servers import until
+from tests.support.sockets import OFFERS, read_all, read_answer
 
 HOST = b"Host: localhost\r\n"
 WORK = 1.2  # seconds
@@ -144,24 +146,8 @@ def common():
         yield server
 
 
-def until(condition, seconds=20.0):
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
-    return value
-
-
 def connect(server):
     return socket.create_connection(server.address, timeout=30)
-
-
-def read_all(opened):
-    """What comes until the other side closes."""
-    received = b""
-    while part := opened.recv(65536):
-        received += part
-    return received
 
 
 def talk(server, data, shut=False):
@@ -173,22 +159,6 @@ def talk(server, data, shut=False):
         return read_all(opened)
 
 
-def read_answer(opened):
-    """One answer with a content-length, of a connection that stays open."""
-    received = b""
-    while b"\r\n\r\n" not in received:
-        part = opened.recv(65536)
-        assert part, received
-        received += part
-    head, _, body = received.partition(b"\r\n\r\n")
-    length = int(next(line.split(b":")[1] for line in head.splitlines() if line.lower().startswith(b"content-length")))
-    while len(body) < length:
-        part = opened.recv(65536)
-        assert part, received
-        body += part
-    return int(head.split()[1]), body
-
-
 def refused(received, status):
     head, _, body = received.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 %d " % status), received[:300]
@@ -196,14 +166,6 @@ def refused(received, status):
     document = json.loads(body)
     assert document["status"] == status
     return document["detail"]
-
-
-OFFERS = [
-    b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n",
-    b"Upgrade: websocket\r\nConnection: keep-alive, Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n",
-    b"Connection: upgrade\r\nUpgrade: TLS/1.2, something/else\r\n",
-    b"upgrade: h2c\r\nconnection: UPGRADE\r\nConnection: close\r\n",
-]
 
 
 @pytest.mark.parametrize("offer", OFFERS)

@@ -20,9 +20,9 @@ from dsd_serve.errors import ConfigError
 from dsd_serve.imaging.codec import write_image
 from server import front
 from server.settings import Settings, descriptors, parse_settings
-from tests.conftest import ROOT, picture
-from tests.server.test_connections import OFFERS, read_all, read_answer
-from tests.server.test_operations import Server, until
+from tests.support.data import ROOT, sample_image
+from tests.support.servers import Server, until
+from tests.support.sockets import OFFERS, read_all, read_answer
 
 PROGRAMS = {"dsd-serve": ["server.main"], "dsd-ui": ["ui.main"]}
 KEYS = "first:first-key-0123456789\nsecond:second-key-0123456789:1\n"
@@ -32,26 +32,14 @@ def command(program, *arguments):
     return [sys.executable, "-m", *PROGRAMS[program], *arguments]
 
 
-class Page:
-    """A dsd-ui process."""
-
-    def __init__(self, folder, *arguments):
-        self.stderr = folder / "page"
-        with self.stderr.open("w") as err:
-            self.process = subprocess.Popen(command("dsd-ui", "--port", "0", *arguments), cwd=ROOT, stderr=err)
-        until(lambda: "running on" in self.stderr.read_text() or self.process.poll() is not None, 60)
-        assert self.process.poll() is None, self.stderr.read_text()
-        self.url = self.stderr.read_text().partition("running on ")[2].split()[0]
-
-
 @pytest.fixture
 def launch(tmp_path):
     started = []
 
-    def start(*arguments, kind=Server, **options):
+    def start(*arguments, **options):
         folder = tmp_path / str(len(started))
         folder.mkdir()
-        started.append(kind(folder, *arguments, **options))
+        started.append(Server(*arguments, folder=folder, **options))
         return started[-1]
 
     yield start
@@ -63,10 +51,10 @@ def launch(tmp_path):
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
     """A server that tests share."""
-    server = Server(tmp_path_factory.mktemp("server"), "--max-body-mb", "1", "--head-timeout", "1")
+    server = Server("--max-body-mb", "1", "--head-timeout", "1", "--row-budget", "32")
     yield server
-    assert server.signal_and_wait() == 0
-    assert "Traceback" not in server.stderr.read_text()
+    assert server.stop() == 0
+    assert "Traceback" not in server.log
 
 
 def address(server):
@@ -180,9 +168,9 @@ def test_sighup_reads_the_keys_again(launch, tmp_path):
         return httpx.get(server.url + "/model", headers={"X-API-Key": key}).status_code
 
     def hang_up(words):
-        already = server.stderr.read_text().count(words)
+        already = server.log.count(words)
         server.process.send_signal(signal.SIGHUP)
-        until(lambda: server.stderr.read_text().count(words) > already)
+        until(lambda: server.log.count(words) > already)
 
     assert [status(key) for key in ("first-key-0123456789", "third-key-0123456789")] == [200, 401]
     assert status("second-key-0123456789") == 200  # one a minute
@@ -197,7 +185,7 @@ def test_sighup_reads_the_keys_again(launch, tmp_path):
     file.unlink()
     hang_up("the API keys stay as they were")
     assert [status("third-key-0123456789"), status("")] == [200, 401]
-    assert server.signal_and_wait() == 0
+    assert server.stop() == 0
 
 
 def test_sighup_without_keys_has_no_effect(launch):
@@ -206,7 +194,7 @@ def test_sighup_without_keys_has_no_effect(launch):
         server.process.send_signal(signal.SIGHUP)
         time.sleep(0.15)
     assert httpx.get(server.url + "/generate", params={"class": 207, "steps": 1}).status_code == 200
-    assert server.signal_and_wait() == 0
+    assert server.stop() == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="terminals differ")
@@ -236,7 +224,7 @@ def test_a_terminal_that_closes_ends_the_server_after_its_requests(tmp_path):
 
 
 def test_the_page_takes_signals_and_has_the_same_bounds(launch):
-    page = launch("--server", "http://127.0.0.1:9", "--head-timeout", "1", kind=Page)
+    page = launch("--server", "http://127.0.0.1:9", "--head-timeout", "1", module="ui.main")
     page.process.send_signal(signal.SIGHUP)
     with socket.create_connection(address(page), timeout=30) as opened:
         opened.sendall(b"GET / HTTP/1.1\r\nX-A: ")
@@ -249,7 +237,7 @@ def test_the_page_takes_signals_and_has_the_same_bounds(launch):
         assert read_answer(opened)[0] in (404, 405)
     page.process.send_signal(signal.SIGTERM)
     assert page.process.wait(20) == 0
-    assert "Traceback" not in page.stderr.read_text()
+    assert "Traceback" not in page.log
 
 
 # Descriptors.
@@ -285,18 +273,18 @@ def test_a_server_that_runs_out_of_descriptors_says_so_and_recovers(launch):
     server = launch()
     before = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
     resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (8, before[1]))
-    until(lambda: "no file descriptor is left" in server.stderr.read_text())
+    until(lambda: "no file descriptor is left" in server.log)
     time.sleep(2.5)
     resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, before)
     assert httpx.get(server.url + "/health/live").status_code == 200
-    assert server.stderr.read_text().count("no file descriptor is left") == 1
-    assert server.signal_and_wait() == 0
+    assert server.log.count("no file descriptor is left") == 1
+    assert server.stop() == 0
 
 
 # Requests.
 
 
-PNG = write_image(picture(207, 0, size=24))
+PNG = write_image(sample_image(207, 0, size=24))
 FORM = b'--B\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n' + PNG + b"\r\n--B--\r\n"
 JSON, FORM_TYPE = b"application/json", b"multipart/form-data; boundary=B"
 WALK = json.dumps({"from": {"class": 207}, "to": {"class": 1}, "n": 2, "steps": 1}).encode()
@@ -337,7 +325,7 @@ def test_what_the_door_refuses_is_counted(one):
         name = ("dsd_connections_cut_total", reason)
         assert after[name] == before[name] + 1
     assert after[("dsd_connections",)] >= 1 and after[("dsd_unsent_bytes",)] == 0
-    assert "No supported WebSocket library" not in one.stderr.read_text()
+    assert "No supported WebSocket library" not in one.log
 
 
 def test_a_half_closed_request_is_drawn(one):
@@ -407,4 +395,4 @@ def test_early_refusals_behind_nginx(launch, tmp_path, free_port):
                     answer = httpx.post(url + "/reconstruct", content=body, headers=headers, timeout=60)
                     assert (answer.status_code, words in answer.text) == (status, True), answer.text
             assert httpx.get(url + "/generate", params={"class": 207, "steps": 1}, headers=key).status_code == 200
-    assert server.signal_and_wait() == 0
+    assert server.stop() == 0

@@ -4,7 +4,6 @@ import collections
 import contextlib
 import re
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,23 +12,14 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.conftest import Running
 from tests.support import hostile
+from tests.support.servers import Server
 
 STATED_MB = 200 + 400  # --max-uploads-mb and --max-decode-mb, as the README says of them
 
 
-class Watched(Running):
-    """A server whose log is read as it is written, and whose memory can be asked for."""
-
-    def __init__(self, *arguments: str) -> None:
-        super().__init__(*arguments)
-        self.reader = threading.Thread(target=self.read, daemon=True)
-        self.reader.start()
-
-    def read(self) -> None:
-        assert self.process.stderr is not None
-        self.lines.extend(self.process.stderr)
+class Watched(Server):
+    """A server whose memory can be measured."""
 
     def memory(self, key: str) -> float:
         """VmRSS or VmHWM in megabytes."""
@@ -67,8 +57,7 @@ def server(tiny_dir: Path) -> Iterator[Watched]:
         assert client.get("/generate", params={"class": 207}).status_code == 200
         assert client.get("/health/ready").status_code == 200
     assert running.stop() == 0
-    running.reader.join(10)
-    assert "Traceback" not in "".join(running.lines), "".join(running.lines)
+    assert "Traceback" not in running.log, running.log
 
 
 def send(server: Watched, uploads: list[hostile.Upload], clients: int = 8) -> list[httpx.Response]:

@@ -16,7 +16,7 @@ from dsd_serve.imaging import codec
 from server.request_memory import memory_bound
 from server.routes import images, info, openai
 from server.settings import Settings
-from tests.conftest import Running
+from tests.support.servers import Server
 
 AT_A_TIME = 16
 # Budgets that a short test can fill. `pytest -m slow` fills those that a server has by default.
@@ -98,7 +98,7 @@ class Measured:
     def __init__(self, settings: dict[str, Any], model: Path) -> None:
         self.settings = Settings(**settings)
         flags = [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-        self.running = Running("--model", str(model), *flags)
+        self.running = Server("--model", str(model), *flags)
         self.http = httpx.Client(base_url=self.running.url, timeout=300, limits=httpx.Limits(max_connections=AT_A_TIME))
         self.rest = self.status("VmRSS")
 

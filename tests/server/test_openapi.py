@@ -1,6 +1,5 @@
 """The OpenAPI document against the real server: schemathesis, and every example and curl command in it."""
 
-import contextlib
 import json
 import os
 import re
@@ -8,7 +7,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
@@ -21,22 +19,11 @@ from hypothesis import strategies as st
 from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR
 
 from dsd_serve.imaging.codec import write_image
-from tests.conftest import ROOT, Running, picture
+from tests.support.data import ROOT, sample_image
+from tests.support.servers import serving
 
 SMALL = ("--max-steps", "8", "--max-images", "4", "--max-size", "64", "--max-body-mb", "1")
 METHODS = ("get", "post")
-
-
-@contextlib.contextmanager
-def serving(*arguments: str) -> Iterator[str]:
-    """A server whose log is read all the time, so that it never waits for somebody to; no error may be in it."""
-    running = Running(*arguments)
-    reader = threading.Thread(target=lambda: running.lines.extend(running.process.stderr))
-    reader.start()
-    yield running.url
-    assert running.stop() == 0
-    reader.join(10)
-    assert "Traceback" not in "".join(running.lines)
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +142,7 @@ def test_every_operation_says_what_can_go_wrong(document):
 
 def test_json_answers_and_events_are_as_described(small_url, document):
     """Every JSON answer and event against its own schema; nothing else may be in them."""
-    png = write_image(picture(207, 0))
+    png = write_image(sample_image(207, 0))
 
     def check(model, value):
         jsonschema_rs.validator_for({**document, "$ref": f"#/components/schemas/{model}"}).validate(value)
@@ -208,7 +195,7 @@ def test_every_example_works_with_the_demo_model(demo_url):
 def test_every_curl_command_in_the_document_works(demo_url, tmp_path):
     document = httpx.get(f"{demo_url}/openapi.json").json()
     for name in ("dog.jpg", "cat.jpg"):
-        (tmp_path / name).write_bytes(write_image(picture(207, 0, size=64), "jpeg"))
+        (tmp_path / name).write_bytes(write_image(sample_image(207, 0, size=64), "jpeg"))
     commands = [
         command
         for _, _, operation in operations(document)

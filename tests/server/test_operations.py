@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx
 import pytest
@@ -26,49 +25,10 @@ from server.middleware.security import ApiKey, find, load_keys, parse_origins
 from server.settings import GROUPS, HELP, Settings, parse_settings
 from server.telemetry import logs
 from server.telemetry.metrics import Metrics
-from tests.conftest import ROOT
+from tests.support.data import ROOT
+from tests.support.servers import QUICK, Server, until
 
 ADMIN, SLOW, FEW = "admin-key-0123456789", "slow-key-0123456789", "few-key-0123456789"
-QUICK = {"class": 207, "steps": 1, "sampler": "euler", "guidance": 1}
-
-
-class Server:
-    """A dsd-serve process with the demo model; its stdout and stderr go to files."""
-
-    def __init__(self, folder: Path, *arguments: str, env: dict[str, str] | None = None) -> None:
-        self.stdout, self.stderr = folder / "stdout", folder / "stderr"
-        command = [sys.executable, "-m", "server.main", "--port", "0", "--row-budget", "32", *arguments]
-        with self.stdout.open("w") as out, self.stderr.open("w") as err:
-            self.process = subprocess.Popen(
-                command, cwd=ROOT, stdout=out, stderr=err, env={**os.environ, **(env or {})}
-            )
-        deadline = time.monotonic() + 30
-        while not (found := re.search(r"running on (http://\S+)", self.stderr.read_text())):
-            assert self.process.poll() is None and time.monotonic() < deadline, self.stderr.read_text()
-            time.sleep(0.02)
-        self.url = found[1]
-
-    def metrics(self, **headers: str) -> dict[tuple[str, ...], float]:
-        """(name, label values in the order of their names) -> value."""
-        text = httpx.get(self.url + "/metrics", headers=headers).raise_for_status().text
-        return {
-            (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-        }
-
-    def signal_and_wait(self, seconds: float = 20) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(seconds)
-
-
-def until(condition, seconds=5.0):
-    """Wait for what another process or thread does; returns the condition's first true value."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
-    return value
 
 
 class Collector(http.server.BaseHTTPRequestHandler):
@@ -101,8 +61,8 @@ def server(tmp_path_factory):
     collector = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Collector)
     threading.Thread(target=collector.serve_forever, daemon=True).start()
     running = Server(
-        folder,
-        *("--api-keys", str(keys), "--cors-origins", "https://a.example", "--log-format", "json"),
+        *("--row-budget", "32", "--api-keys", str(keys), "--cors-origins", "https://a.example", "--log-format", "json"),
+        folder=folder,
         env={
             "DSD_API_KEYS": f"few:{FEW}:0:2",
             "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.server_port}",
@@ -110,9 +70,9 @@ def server(tmp_path_factory):
         },
     )
     yield running
-    assert running.signal_and_wait() == 0
+    assert running.stop() == 0
     collector.shutdown()
-    for text in (running.stdout.read_text(), running.stderr.read_text()):
+    for text in (running.stdout.read_text(), running.log):
         assert not [key for key in (ADMIN, SLOW, FEW) if key in text], "a key is in the log"
         assert "never-log-this" not in text
         for line in text.splitlines():
@@ -170,7 +130,7 @@ def test_one_access_line_per_request_without_secrets(server, admin):
     assert access_line(server, answer.headers["x-request-id"])["path"] == "/generate"
     answer = admin.post("/reconstruct", content=b"never-log-this")
     assert access_line(server, answer.headers["x-request-id"])["status"] == 422
-    assert "everybody on this machine can read the API keys" in server.stderr.read_text()
+    assert "everybody on this machine can read the API keys" in server.log
 
 
 def test_a_path_cannot_write_lines_or_fields(server, admin):
@@ -480,7 +440,7 @@ def launch(tmp_path):
     started = []
 
     def start(*arguments):
-        started.append(Server(tmp_path, *arguments))
+        started.append(Server("--row-budget", "32", *arguments, folder=tmp_path))
         return started[-1]
 
     yield start
@@ -521,8 +481,8 @@ def test_sigterm_with_twenty_requests_in_flight(launch):
         assert server.metrics()[("dsd_requests_rejected_total", "draining")] == 2
         assert [answer.result() for answer in answers] == [200] * 20
     assert server.process.wait(5) == 0
-    assert "have 30 s to finish" in server.stderr.read_text()
-    assert "Traceback" not in server.stderr.read_text()
+    assert "have 30 s to finish" in server.log
+    assert "Traceback" not in server.log
 
 
 def test_after_the_grace_what_runs_is_cancelled_with_an_answer(launch):
@@ -532,7 +492,7 @@ def test_after_the_grace_what_runs_is_cancelled_with_an_answer(launch):
         answer = pool.submit(httpx.get, server.url + "/generate", params=query, timeout=60)
         until(lambda: running_images(server) == 4)
         began = time.monotonic()
-        assert server.signal_and_wait(5) == 0
+        assert server.stop(5) == 0
         assert time.monotonic() - began < 2
         assert (answer.result().status_code, answer.result().headers["retry-after"]) == (503, "5")
 

@@ -27,7 +27,8 @@ from server.schemas import (
     PictureQuery,
     WalkQuery,
 )
-from tests.conftest import Running, picture
+from tests.support.data import sample_image
+from tests.support.servers import Server
 
 # A request that is right, for each model; and whether its values come as JSON.
 RIGHT: dict[Any, tuple[dict[str, Any], bool]] = {
@@ -215,7 +216,7 @@ def test_json_may_begin_with_a_byte_order_mark(http, path, body):
 
 
 def test_latents_in_json_may_begin_with_a_byte_order_mark(http):
-    latents = http.post("/encode", params={"format": "json"}, content=write_image(picture(1, 0))).content
+    latents = http.post("/encode", params={"format": "json"}, content=write_image(sample_image(1, 0))).content
     for kind in ("application/json", "application/octet-stream"):
         answers = [
             http.post("/decode", content=data, headers={"content-type": kind})
@@ -349,7 +350,7 @@ def test_what_is_empty_under_v1_is_left_out(http):
     empty = dict.fromkeys(("model", "size", "response_format", "output_format", "user", "sampler", "quality"), "")
     answer = http.post("/v1/images/generations", json={"prompt": "1", **empty, "guidance_interval": ""})
     assert (answer.status_code, answer.json()["size"]) == (200, "16x16")
-    files = {"image": ("a.png", write_image(picture(1, 0)), "image/png")}
+    files = {"image": ("a.png", write_image(sample_image(1, 0)), "image/png")}
     numbers = dict.fromkeys(("n", "seed", "num_inference_steps", "strength", "stream", "output_compression"), "")
     form = {"prompt": "1", **empty, **numbers, "guidance_scale": "", "class_id": "", "guidance_interval": ""}
     assert http.post("/v1/images/edits", data=form, files=files).status_code == 200
@@ -361,7 +362,7 @@ def test_what_is_empty_under_v1_is_left_out(http):
 
 
 def test_types_of_bodies_are_compared_in_any_case(http):
-    png = write_image(picture(1, 0))
+    png = write_image(sample_image(1, 0))
     request = httpx.Request("POST", "http://x", data={"prompt": "1"}, files={"image": ("a.png", png, "image/png")})
     boundary = request.headers["content-type"].partition("boundary=")[2]
     form = {
@@ -421,7 +422,7 @@ def test_the_worst_texts_hold_nobody_up(server_url):
 
 @pytest.fixture(scope="module")
 def large_url(tiny_dir):
-    running = Running("--model", str(tiny_dir), "--max-size", "70000", "--max-images", "64")
+    running = Server("--model", str(tiny_dir), "--max-size", "70000", "--max-images", "64")
     yield running.url
     assert running.stop() == 0
 
@@ -471,9 +472,9 @@ def test_what_a_format_cannot_hold_is_refused_before_drawing(large_url, method, 
         if path in ("/interpolate", "/v1/images/generations"):
             answer = client.post(path, json=asked)
         elif path == "/v1/images/variations":
-            answer = client.post(path, data=asked, files={"image": ("a.png", write_image(picture(1, 0)))})
+            answer = client.post(path, data=asked, files={"image": ("a.png", write_image(sample_image(1, 0)))})
         else:
-            content = write_image(picture(1, 0)) if method == "POST" else None
+            content = write_image(sample_image(1, 0)) if method == "POST" else None
             answer = client.request(method, path, params=asked, content=content)
         assert answer.status_code == (400 if path.startswith("/v1") else 422)
         if method != "HEAD":
@@ -500,10 +501,10 @@ def test_what_a_format_can_hold_is_drawn(large_url):
 @pytest.mark.parametrize("media", list(MAX_SIDES))
 def test_the_limits_of_formats_are_those_of_their_encoders(media):
     most = MAX_SIDES[media]
-    line = grid([picture(1, 0, size=1)] * most, columns=most)
+    line = grid([sample_image(1, 0, size=1)] * most, columns=most)
     assert write_image(line, media)
     check_fits(media, most, 1, columns=most)
     with pytest.raises(Exception, match=r".*"):
-        write_image(grid([picture(1, 0, size=1)] * (most + 1), columns=most + 1), media)
+        write_image(grid([sample_image(1, 0, size=1)] * (most + 1), columns=most + 1), media)
     with pytest.raises(InputError, match=f"at most {most:,} pixels"):
         check_fits(media, most + 1, 1, columns=most + 1)

@@ -14,8 +14,8 @@ import pytest
 
 from dsd_serve.client import Client
 from dsd_serve.imaging.codec import write_image
-from tests.conftest import ROOT, picture
-from tests.server.test_openapi import serving
+from tests.support.data import ROOT, sample_image
+from tests.support.servers import serving
 
 PREFIXES = ("", "/dsd")
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
@@ -107,13 +107,13 @@ def test_the_page_knows_where_it_is(proxy, prefix):
         assert page.status_code == 200 and "gradio" in page.text
         for path in ("/theme.css", "/studio/state", "/gradio_api/info"):
             assert visitor.get(path).status_code == 200, path
-        form = {"files": ("a.png", write_image(picture(207, 0)))}
+        form = {"files": ("a.png", write_image(sample_image(207, 0)))}
         assert visitor.post("/gradio_api/upload", files=form, headers={"Origin": proxy}).status_code == 200
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_uploads_events_and_refusals_pass(proxy, prefix):
-    png = write_image(picture(207, 0))
+    png = write_image(sample_image(207, 0))
     with Client(proxy + prefix) as client:
         assert client.generate(207, seed=1, steps=1)[:4] == b"\x89PNG"
         assert client.reconstruct(png)["psnr"] > 5

@@ -25,7 +25,8 @@ from server.responses import Encoder, Picture, encode_memory, texts_memory
 from server.routes import images, info, openai
 from server.service import Preview, Service, Unread
 from server.settings import Settings
-from tests.conftest import ROOT, Running
+from tests.support.data import ROOT
+from tests.support.servers import Server
 
 REST = 170  # megabytes of a server at rest, as the README says
 
@@ -36,10 +37,10 @@ def process_memory(pid: int | str, key: str) -> float:
 
 
 @pytest.fixture(scope="module")
-def server(demo_dir: Path) -> Iterator[Running]:
+def server(demo_dir: Path) -> Iterator[Server]:
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("the memory of a process can be measured on Linux only")
-    running = Running("--model", str(demo_dir), "--max-encode-mb", "120", "--max-size", "512")
+    running = Server("--model", str(demo_dir), "--max-encode-mb", "120", "--max-size", "512")
     yield running
     assert running.stop() == 0
 

@@ -15,7 +15,7 @@ from dsd_serve.backends.triton.remote import parse_addresses
 from dsd_serve.errors import ConfigError
 from server.middleware.security import find, load_keys
 from server.settings import RANGES, Settings, parse_settings, unknown_variables, variable
-from tests.conftest import ROOT
+from tests.support.data import ROOT
 
 DEFAULTS = vars(Settings())
 NUMBERS = {name: type(value) for name, value in DEFAULTS.items() if type(value) in (int, float)}

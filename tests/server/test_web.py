@@ -9,7 +9,7 @@ import pytest
 from dsd_serve.errors import ConfigError
 from server.middleware.hosts import AllowedHosts, parse_hosts
 from server.middleware.prefix import is_sane, parse_prefix
-from tests.server.test_openapi import serving
+from tests.support.servers import serving
 
 KEY = "a-key-of-this-test-0123"
 ORIGIN = "https://a.example"

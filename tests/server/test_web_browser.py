@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.server.test_openapi import serving
+from tests.support.servers import serving
 
 pytestmark = pytest.mark.browser
 api = pytest.importorskip("playwright.sync_api", reason="the browser tests need playwright: pip install '.[dev]'")

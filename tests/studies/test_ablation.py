@@ -6,24 +6,24 @@ import pytest
 
 from benchmarks import training_speed
 from studies.ablation import COLUMNS, VARIANTS, main, table
-from tests.conftest import ROOT, TINY
+from tests.support.data import ROOT, TINY
 from training.estimate import flops_per_picture
 
 
 @pytest.mark.slow
-def test_the_ablation_turns_switches_and_repeats_nothing(picture_folder, tmp_path, capsys):
+def test_the_ablation_turns_switches_and_repeats_nothing(image_folder, tmp_path, capsys):
     short = [*TINY, "data.classes=[1, 207, 950]", "optim.steps=4", "optim.batch_size=4", "optim.micro_batch_size=4"]
     short += [
         "optim.warmup_steps=0",
         "optim.lr=0.01",
         "run.log_every=1",
         "run.eval_images=4",
-        f"data.validation={picture_folder}",
+        f"data.validation={image_folder}",
         "run.device=cpu",
     ]
 
     def run(*variants):
-        main([*short, "--data", str(picture_folder), "--output", str(tmp_path), "--variants", *variants])
+        main([*short, "--data", str(image_folder), "--output", str(tmp_path), "--variants", *variants])
         return json.loads((tmp_path / "ablation.json").read_text())
 
     first = run("base", "base, seed 1", "Muon")

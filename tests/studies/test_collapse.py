@@ -6,16 +6,16 @@ import pytest
 from PIL import Image
 
 from studies.collapse import main
-from tests.conftest import ROOT, train_arguments
+from tests.support.data import ROOT, train_arguments
 
 
 @pytest.mark.slow
-def test_the_study_writes_a_picture_and_numbers(picture_folder, tmp_path, capsys):
-    short = [o for o in train_arguments(picture_folder) if not o.startswith(("data.path", "data.validation"))]
-    validation = f"data.validation={picture_folder}"
+def test_the_study_writes_a_picture_and_numbers(image_folder, tmp_path, capsys):
+    short = [o for o in train_arguments(image_folder) if not o.startswith(("data.path", "data.validation"))]
+    validation = f"data.validation={image_folder}"
     arguments = [
         "--data",
-        str(picture_folder),
+        str(image_folder),
         "--output",
         str(tmp_path),
         "--seeds",

@@ -76,8 +76,8 @@ def small_study(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_stopped_study_goes_on_and_writes_its_page(small_study, tiny_dir, picture_folder, tmp_path):
-    output, pictures = tmp_path / "docs", str(picture_folder)
+def test_a_stopped_study_goes_on_and_writes_its_page(small_study, tiny_dir, image_folder, tmp_path):
+    output, pictures = tmp_path / "docs", str(image_folder)
     common = [str(tiny_dir), "--real", pictures, "--reference", pictures, "-o", str(output)]
     common += ["--samples", "6", "--compared", "3", "--cache", str(tmp_path / "cache")]
     file = output / "samplers.json"
@@ -105,14 +105,14 @@ def test_a_stopped_study_goes_on_and_writes_its_page(small_study, tiny_dir, pict
     assert len(other["results"]) == 1, "other counts are another study"
 
 
-def test_wrong_counts_get_a_sentence(tiny_dir, picture_folder, tmp_path):
-    pictures = str(picture_folder)
+def test_wrong_counts_get_a_sentence(tiny_dir, image_folder, tmp_path):
+    pictures = str(image_folder)
     common = [str(tiny_dir), "--real", pictures, "--reference", pictures, "-o", str(tmp_path)]
     with pytest.raises(SystemExit, match="--compared must be at most --samples, got 9 and 4"):
         main([*common, "--samples", "4", "--compared", "9"])
 
 
-def test_a_class_without_pictures_gets_a_sentence(demo_dir, picture_folder, tmp_path):
-    pictures = str(picture_folder)
+def test_a_class_without_pictures_gets_a_sentence(demo_dir, image_folder, tmp_path):
+    pictures = str(image_folder)
     with pytest.raises(SystemExit, match="no pictures of class 107"):
         main([str(demo_dir), "--real", pictures, "--reference", pictures, "-o", str(tmp_path)])

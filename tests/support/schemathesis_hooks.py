@@ -27,7 +27,7 @@ REASONS = (
 )
 
 
-def picture(mode: str, size: tuple[int, int], media: str) -> bytes:
+def sample_image(mode: str, size: tuple[int, int], media: str) -> bytes:
     buffer = io.BytesIO()
     Image.new(mode, size, 200 if mode == "L" else (200, 100, 50)).save(buffer, media)
     return buffer.getvalue()
@@ -35,7 +35,7 @@ def picture(mode: str, size: tuple[int, int], media: str) -> bytes:
 
 sizes = st.tuples(st.integers(1, 40), st.integers(1, 40))
 pictures = {
-    media: st.builds(picture, st.sampled_from(["RGB", "L"] if media != "webp" else ["RGB"]), sizes, st.just(media))
+    media: st.builds(sample_image, st.sampled_from(["RGB", "L"] if media != "webp" else ["RGB"]), sizes, st.just(media))
     for media in ("png", "jpeg", "webp")
 }
 numbers = st.floats(-5, 5, width=32)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.support.data import ROOT
 from tools.audit import Holes, holes_found, locks_stale
 from tools.check_image import sbom_faults
 

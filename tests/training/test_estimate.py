@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dsd_serve.imaging.codec import write_image
-from tests.conftest import CLASSES, ROOT, picture
+from tests.support.data import CLASSES, ROOT, sample_image
 from training.estimate import (
     flops_per_picture,
     forget_peak,
@@ -101,7 +101,7 @@ def test_twenty_real_steps_of_dsd_s_at_256_pixels(tmp_path):
     for label in CLASSES:
         (tmp_path / f"pictures/{label}").mkdir(parents=True)
         for number in range(12):
-            pixels = write_image(picture(label, number, size=300))
+            pixels = write_image(sample_image(label, number, size=300))
             (tmp_path / f"pictures/{label}/{number}.png").write_bytes(pixels)
     overrides = [f"data.path={tmp_path}/pictures", f"data.validation={tmp_path}/pictures", f"run.dir={tmp_path}/run"]
     overrides += ["optim.steps=20", "optim.batch_size=2", "optim.micro_batch_size=1", "optim.warmup_steps=5"]
@@ -111,7 +111,7 @@ def test_twenty_real_steps_of_dsd_s_at_256_pixels(tmp_path):
 
     def on_the_same_pictures_and_noise(state):
         batch = random_batch(state.ema.config, 2, 0)
-        pixels = torch.stack([torch.from_numpy(picture(label, 99, size=256)) for label in CLASSES[:2]])
+        pixels = torch.stack([torch.from_numpy(sample_image(label, 99, size=256)) for label in CLASSES[:2]])
         with torch.no_grad():
             losses = add_gradient(
                 state, state.objective, config, CPU, (*batch[:2], pixels, torch.tensor(CLASSES[:2])), 1.0, False

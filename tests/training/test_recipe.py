@@ -9,7 +9,7 @@ from dsd_serve.checkpoint import read_checkpoint
 from dsd_serve.config import ModelConfig
 from dsd_serve.errors import CheckpointError, ConfigError
 from dsd_serve.network import DSD
-from tests.training.test_train import assert_same, train_until
+from tests.support.runs import assert_same, train_until
 from training.loss import Draws, Objective, pyramid_distance
 from training.run_config import LossSection
 from training.teachers import MEAN, STD, VGG16, Lpips, VisionModel

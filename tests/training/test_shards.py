@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from dsd_serve.checkpoint import read_checkpoint
 from dsd_serve.errors import CheckpointError
 from dsd_serve.imaging.codec import fit_as_adm, write_image
-from tests.conftest import CLASSES, ROOT, picture, train_arguments
-from tests.training.test_train import assert_same, launch
+from tests.support.data import CLASSES, ROOT, sample_image, train_arguments
+from tests.support.runs import assert_same, launch
 from training.run_config import load_config
 from training.shards import INDEX, expand
 from training.sources import Order, Pictures
@@ -43,7 +43,7 @@ def write_shards(folder, count=3, each=12):
         members = []
         for number in range(each):
             label = CLASSES[number % 3]
-            members += [(f"{shard}/{number:04d}.png", write_image(picture(label, shard * each + number)))]
+            members += [(f"{shard}/{number:04d}.png", write_image(sample_image(label, shard * each + number)))]
             members += [(f"{shard}/{number:04d}.cls", str(label).encode())]
         write_shard(folder / f"train-{shard:03d}.tar", members)
     return folder
@@ -59,7 +59,7 @@ def test_pictures_are_those_of_the_shards(shards):
     assert len(pictures) == 24
     pixels, label = pictures[8]  # the second class of three, so picture 13 of all: shard 1, number 1
     assert label == 207
-    assert np.array_equal(pixels.numpy(), picture(207, 13))
+    assert np.array_equal(pixels.numpy(), sample_image(207, 13))
     assert pictures.shards().tolist() == [0] * 8 + [1] * 8 + [2] * 8
     some = Pictures(str(shards / "train-{000..001}.tar"), 24)
     assert len(some) == 24 and np.array_equal(some[20][0].numpy(), Pictures(str(shards), 24)[20][0].numpy())
@@ -80,11 +80,11 @@ def test_headers_are_read_once_and_again_where_a_shard_changed(tmp_path, caplog)
     caplog.clear()
     before = Pictures(str(folder), 24)[5]
     assert caplog.text == "" and (folder / INDEX).exists()
-    write_shard(folder / "train-000.tar", [("a.png", write_image(picture(1, 99))), ("a.cls", b"1\n")])
+    write_shard(folder / "train-000.tar", [("a.png", write_image(sample_image(1, 99))), ("a.cls", b"1\n")])
     after = Pictures(str(folder), 24)
     assert "headers of 1 tar files" in caplog.text
     assert len(after) == 4
-    assert np.array_equal(after[0][0].numpy(), picture(1, 99))
+    assert np.array_equal(after[0][0].numpy(), sample_image(1, 99))
     assert torch.equal(after[3][0], before[0])
     (folder / INDEX).write_bytes(b"broken")
     assert len(Pictures(str(folder), 24)) == 4
@@ -143,7 +143,7 @@ def record(key, value):
     return f"{length}{text}".encode()
 
 
-PICTURE = write_image(picture(1, 1))
+PICTURE = write_image(sample_image(1, 1))
 GOOD = member("a.png", PICTURE) + member("a.cls", b"1")
 END = bytes(1024)
 SPARSE_10 = [record("GNU.sparse.major", 1), record("GNU.sparse.minor", 0), record("GNU.sparse.name", "a.cls")]
@@ -206,7 +206,7 @@ def test_links_devices_and_strange_members_are_passed_over(tmp_path):
         b"".join(others) + long + member("y", b"") + text + GOOD
     )  # and no zeros at its end
     pixels, label = Pictures(str(tmp_path / "x.tar"), 24)[0]
-    assert label == 1 and np.array_equal(pixels.numpy(), picture(1, 1))
+    assert label == 1 and np.array_equal(pixels.numpy(), sample_image(1, 1))
 
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -257,7 +257,7 @@ def test_an_index_that_is_a_bomb_or_lies_is_made_again(tmp_path, caplog):
         assert tracemalloc.get_traced_memory()[1] < 30_000_000
         tracemalloc.stop()
         assert "is made again" in caplog.text
-        assert np.array_equal(pictures[0][0].numpy(), picture(1, 1))
+        assert np.array_equal(pictures[0][0].numpy(), sample_image(1, 1))
     caplog.clear()
     assert len(Pictures(str(file), 24)) == 1 and caplog.text == "", "the index is used again"
 

@@ -1,6 +1,4 @@
 import json
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -15,7 +13,8 @@ from dsd_serve.config import ModelConfig
 from dsd_serve.errors import CheckpointError, ConfigError
 from dsd_serve.imaging.codec import fit, write_image
 from dsd_serve.network import DSD
-from tests.conftest import CLASSES, ROOT, picture, train_arguments
+from tests.support.data import CLASSES, ROOT, sample_image, train_arguments
+from tests.support.runs import assert_same, launch, losses, train_until
 from training.loss import Draws, Objective
 from training.monitor import Monitor, centred_rank, effective_rank, latent_metrics
 from training.run_config import LossSection, MonitorSection, TrainConfig, load_config
@@ -23,27 +22,6 @@ from training.sources import Order, Pictures, hold_out, micro_batches
 from training.train import load_pictures, lr_at, new_state, start_from, train
 
 NETWORK = ModelConfig(image_size=16, patch_size=8, latent_dim=8, hidden_size=32, depth=2, num_heads=2)
-
-
-def tensors(values):
-    """All tensors of a checkpoint by place."""
-    found = {}
-
-    def walk(value, place):
-        if isinstance(value, torch.Tensor):
-            found[place] = value
-        elif isinstance(value, dict):
-            for key, item in value.items():
-                walk(item, f"{place}/{key}")
-
-    walk(values, "")
-    return found
-
-
-def assert_same(one, other):
-    a, b = tensors(read_checkpoint(one)), tensors(read_checkpoint(other))
-    assert a.keys() == b.keys()
-    assert [key for key in a if not torch.equal(a[key], b[key])] == []
 
 
 def test_resuming_equals_never_stopping_to_the_bit(train_config, tmp_path):
@@ -63,33 +41,8 @@ def test_resuming_equals_never_stopping_to_the_bit(train_config, tmp_path):
     assert len(losses) == 12
 
 
-def train_until(config, last):
-    """Train, and catch a signal after step `last`, as Ctrl-C would."""
-    from training import train as module
-
-    steps = []
-    original = module.train_step
-
-    def counted(state, *rest):
-        result = original(state, *rest)
-        steps.append(state.step)
-        if state.step == last:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return result
-
-    module.train_step = counted
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        module.train(config)
-    finally:
-        module.train_step = original
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    assert steps[-1] == last
-
-
-def test_sigterm_saves_a_checkpoint_and_exits_in_order(picture_folder, tmp_path):
-    arguments = train_arguments(picture_folder, "optim.steps=100000", f"run.dir={tmp_path}", "run.eval_every=100000")
+def test_sigterm_saves_a_checkpoint_and_exits_in_order(image_folder, tmp_path):
+    arguments = train_arguments(image_folder, "optim.steps=100000", f"run.dir={tmp_path}", "run.eval_every=100000")
     command = [sys.executable, "-m", "training", "training/configs/demo.toml", *arguments, "run.log_every=1"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "metrics.jsonl"
@@ -105,29 +58,10 @@ def test_sigterm_saves_a_checkpoint_and_exits_in_order(picture_folder, tmp_path)
     assert step == json.loads(metrics.read_text().splitlines()[-1])["step"]
 
 
-def launch(processes, arguments, folder, **options):
-    """dsd-train as a process, under torchrun where there are several."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
-    command = [sys.executable, *launcher, "-m", "training", "training/configs/demo.toml", *arguments]
-    return subprocess.Popen(
-        [*command, f"run.dir={folder}"],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **options},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def losses(folder):
-    """(step, loss, gradient norm) of every line of the journal that has them."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [(line["step"], line["loss"], line["grad_norm"]) for line in lines if "loss" in line]
-
-
-def test_two_processes_compute_what_one_does_and_one_goes_on_from_them(picture_folder, tmp_path):
+def test_two_processes_compute_what_one_does_and_one_goes_on_from_them(image_folder, tmp_path):
     """Two gloo processes have the losses of one with the same global batch, up to the order of sums; so has a run that
     two begin and one ends."""
-    common = train_arguments(picture_folder, "optim.steps=40", "run.log_every=1", "run.precision=fp32")
+    common = train_arguments(image_folder, "optim.steps=40", "run.log_every=1", "run.precision=fp32")
     common += ["run.eval_every=1000", "run.save_every=10"]
     alone = launch(1, common, tmp_path / "alone")
     _, output = alone.communicate(timeout=240)
@@ -156,7 +90,7 @@ def test_two_processes_compute_what_one_does_and_one_goes_on_from_them(picture_f
         torch.testing.assert_close(two["ema"][key], value, atol=5e-4, rtol=1e-3)
 
 
-def test_processes_that_do_not_share_the_folder_are_told(picture_folder, checkpoint, tmp_path):
+def test_processes_that_do_not_share_the_folder_are_told(image_folder, checkpoint, tmp_path):
     """As two machines with a disk each, of which one has a checkpoint."""
     for name in ("zero", "one"):
         (tmp_path / name).mkdir()
@@ -165,7 +99,7 @@ def test_processes_that_do_not_share_the_folder_are_told(picture_folder, checkpo
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    arguments = train_arguments(picture_folder, "optim.steps=30")
+    arguments = train_arguments(image_folder, "optim.steps=30")
     processes = [
         launch(1, arguments, tmp_path / name, RANK=rank, LOCAL_RANK=rank, **group)
         for rank, name in (("0", "zero"), ("1", "one"))
@@ -295,8 +229,8 @@ def test_a_run_that_breaks_stops_and_keeps_the_last_good_checkpoint(train_config
 # Data.
 
 
-def test_a_folder_of_folders(picture_folder):
-    pictures = Pictures(str(picture_folder), 16)
+def test_a_folder_of_folders(image_folder):
+    pictures = Pictures(str(image_folder), 16)
     assert len(pictures) == 36
     assert sorted(set(pictures.labels.tolist())) == [1, 207, 950]
     lazy, label = pictures[30]
@@ -315,24 +249,24 @@ def test_real_parquet_shards(real_data):
     assert pictures[499][0].shape == (3, 64, 64)
 
 
-def test_parquet_as_huggingface_writes_it(picture_folder, tmp_path):
+def test_parquet_as_huggingface_writes_it(image_folder, tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     for name in ("train-0.parquet", "train-1.parquet", "validation.parquet"):
-        rows = [{"bytes": write_image(picture(label, 0)), "path": None} for label in CLASSES]
+        rows = [{"bytes": write_image(sample_image(label, 0)), "path": None} for label in CLASSES]
         pq.write_table(pa.table({"image": rows, "label": list(CLASSES)}), tmp_path / name)
     assert len(Pictures(str(tmp_path), 16)) == 6
     assert len(Pictures(str(tmp_path / "validation.parquet"), 16)) == 3
 
 
-def test_huggingface_datasets(picture_folder, tmp_path, monkeypatch):
+def test_huggingface_datasets(image_folder, tmp_path, monkeypatch):
     """The real library on a local folder, offline."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    rows = [{"bytes": write_image(picture(label, 0)), "path": None} for label in CLASSES]
+    rows = [{"bytes": write_image(sample_image(label, 0)), "path": None} for label in CLASSES]
     (tmp_path / "shards").mkdir()
     for split in ("train", "validation"):
         pq.write_table(pa.table({"image": rows, "label": list(CLASSES)}), tmp_path / f"shards/{split}-0.parquet")
@@ -342,12 +276,12 @@ def test_huggingface_datasets(picture_folder, tmp_path, monkeypatch):
     pictures = Pictures(f"hf:{tmp_path}/shards:validation", 16, classes=(207,))
     pixels, label = pictures[0]
     assert (len(pictures), label) == (1, 207)
-    assert np.array_equal(pixels.numpy(), fit(picture(207, 0), 16))
+    assert np.array_equal(pixels.numpy(), fit(sample_image(207, 0), 16))
     with pytest.raises(CheckpointError, match="cannot be loaded"):
         Pictures(f"hf:{tmp_path}/nowhere", 16)
 
 
-def test_what_is_wrong_with_data_is_said(picture_folder, tmp_path):
+def test_what_is_wrong_with_data_is_said(image_folder, tmp_path):
     for path, named in (
         (str(tmp_path / "nowhere"), "there is no"),
         ("", "data.path must be"),
@@ -356,7 +290,7 @@ def test_what_is_wrong_with_data_is_said(picture_folder, tmp_path):
         with pytest.raises(CheckpointError, match=named):
             Pictures(path, 16)
     with pytest.raises(CheckpointError, match="no pictures of class 5"):
-        Pictures(str(picture_folder), 16, classes=(1, 5))
+        Pictures(str(image_folder), 16, classes=(1, 5))
     (tmp_path / "dogs").mkdir()
     with pytest.raises(CheckpointError, match="must be named by a wnid"):
         Pictures(str(tmp_path), 16)
@@ -379,8 +313,8 @@ def test_an_epoch_holds_every_picture_once():
 
 
 @pytest.mark.parametrize("held", [True, False])
-def test_processes_share_a_step_without_overlap(picture_folder, held):
-    pictures = Pictures(str(picture_folder), 16)
+def test_processes_share_a_step_without_overlap(image_folder, held):
+    pictures = Pictures(str(image_folder), 16)
     if held:
         pictures.hold()
     whole = list(micro_batches(pictures, Order(36, 12, 0), 2, 4, 4, rank=0, world=1, num_workers=0))

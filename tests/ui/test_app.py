@@ -16,7 +16,9 @@ from dsd_serve import calls
 from dsd_serve.client import AsyncClient, Client
 from dsd_serve.errors import ConfigError, ServerError
 from dsd_serve.imaging.codec import write_image
-from tests.conftest import ROOT, Running, picture
+from tests.support.data import ROOT, sample_image
+from tests.support.page_events import click_of, generate_inputs, pressed
+from tests.support.servers import Server
 
 pytest.importorskip("gradio", reason="the page needs gradio: pip install '.[ui]'")
 
@@ -24,7 +26,7 @@ pytest.importorskip("gradio", reason="the page needs gradio: pip install '.[ui]'
 @pytest.fixture(scope="module")
 def page_url(tiny_dir):
     """A server with the page, in a process of its own."""
-    running = Running("--ui", "--model", str(tiny_dir), "--max-images", "8", "--port", "0", "--grace", "20")
+    running = Server("--ui", "--model", str(tiny_dir), "--max-images", "8", "--port", "0", "--grace", "20")
     yield running.url
     began = time.monotonic()
     assert running.stop() == 0
@@ -43,7 +45,7 @@ def photo(tmp_path):
     from gradio_client import handle_file
 
     file = tmp_path / "photo.png"
-    file.write_bytes(write_image(picture(207, 0, size=50)))
+    file.write_bytes(write_image(sample_image(207, 0, size=50)))
     return handle_file(str(file))
 
 
@@ -105,38 +107,12 @@ def test_the_api_beside_the_page_is_as_it_was(page_url, http):
         assert beside.get("/studio/class/5.png").status_code == 503  # not trained on
 
 
-async def click_of(http, element):
-    """The number of the event that a press of this button is."""
-    config = (await http.get("/config")).json()
-    button = next(one["id"] for one in config["components"] if one["props"].get("elem_id") == element)
-    return next(one["id"] for one in config["dependencies"] if [button, "click"] in one["targets"])
-
-
-def settings(seed, n, steps):
-    """What Generate takes, in its order."""
-    return [None, seed, True, n, 0, steps, "heun", 1.5, 0, 1]
-
-
-async def pressed(http, session, event, data):
-    """The messages that a browser gets about an event of its, the last of them `process_completed`."""
-    ours = {"session_hash": session}
-    body = {"data": data, "fn_index": event, "event_data": None}
-    joined = (await http.post("/gradio_api/queue/join", json={**body, **ours})).raise_for_status().json()
-    async with http.stream("GET", "/gradio_api/queue/data", params=ours) as stream:
-        async for line in stream.aiter_lines():
-            message = json.loads(line[5:]) if line.startswith("data:") else {}
-            if message.get("event_id") == joined["event_id"]:
-                yield message
-            if message.get("msg") == "process_completed":
-                break
-
-
 def test_what_is_stopped_says_so_itself_and_last(page_url):
     """So no update that is on its way can hide it."""
 
     async def stop_one(http, go, stop, seed):
         said = []
-        async for message in pressed(http, f"stop-{seed}", go, settings(seed, n=8, steps=250)):
+        async for message in pressed(http, f"stop-{seed}", go, generate_inputs(seed, n=8, steps=250)):
             said.append(message)
             if message["msg"] == "process_generating" and len(said) == 4 + seed:
                 body = {"data": [None], "fn_index": stop, "session_hash": f"stop-{seed}"}
@@ -162,7 +138,9 @@ def test_twenty_visitors_neither_block_the_page_nor_starve_the_api(page_url):
 
     async def visitor(http, name, event):
         for seed in range(2):
-            messages = [one async for one in pressed(http, f"{name}-{seed}", event, settings(seed, n=4, steps=8))]
+            messages = [
+                one async for one in pressed(http, f"{name}-{seed}", event, generate_inputs(seed, n=4, steps=8))
+            ]
             assert messages[-1]["success"], messages[-1]
             assert any("step" in str(one["output"]) for one in messages if one["msg"] == "process_generating")
 
@@ -205,13 +183,15 @@ def test_the_client_streams_previews_and_leaving_cancels(server_url):
         events = list(client.generate_events(207, seed=1, n=2, steps=4, preview_every=1))
         assert [event.name for event in events].count("preview") == 6
         assert events[-1].name == "done"
-        z = client.encode(write_image(picture(1, 0)))
+        z = client.encode(write_image(sample_image(1, 0)))
         assert z.shape == tuple(client.model()["latent_shape"])
         assert client.decode(z).startswith(b"\x89PNG")
         assert client.debug()["not_ready"] is None
         mask = np.zeros((3, 24, 24), np.uint8)
         mask[:, 12:] = 255
-        assert client.edit(write_image(picture(1, 0)), write_image(mask), class_=207, strength=1.0)["strength"] == 1
+        assert (
+            client.edit(write_image(sample_image(1, 0)), write_image(mask), class_=207, strength=1.0)["strength"] == 1
+        )
         with pytest.raises(ServerError, match="n must be at most 8"):
             next(iter(client.generate_events(207, n=99)))
 
@@ -277,8 +257,13 @@ def test_principal_components_give_like_tokens_like_colours():
 def test_settings_are_read_from_pngs_of_ours_only():
     from ui.display import settings_of
 
-    assert settings_of(write_image(picture(1, 0), "png", {"dsd": json.dumps({"seed": 3})})) == {"seed": 3}
-    for wrong in (b"", b"no picture", write_image(picture(1, 0)), write_image(picture(1, 0), "png", {"dsd": "[1"})):
+    assert settings_of(write_image(sample_image(1, 0), "png", {"dsd": json.dumps({"seed": 3})})) == {"seed": 3}
+    for wrong in (
+        b"",
+        b"no picture",
+        write_image(sample_image(1, 0)),
+        write_image(sample_image(1, 0), "png", {"dsd": "[1"}),
+    ):
         assert settings_of(wrong) is None
 
 

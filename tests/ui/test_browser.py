@@ -12,7 +12,8 @@ import httpx
 import pytest
 
 from dsd_serve.imaging.codec import write_image
-from tests.conftest import ROOT, Running, picture
+from tests.support.data import ROOT, sample_image
+from tests.support.servers import Server
 from ui.display import settings_of
 
 pytestmark = pytest.mark.browser
@@ -41,8 +42,8 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[Running]:
-    running = Running("--ui", "--grace", "20")
+def running() -> Iterator[Server]:
+    running = Server("--ui", "--grace", "20")
     yield running
     assert running.stop() == 0
 
@@ -77,7 +78,7 @@ def page(opened):
 @pytest.fixture
 def photo(tmp_path):
     file = tmp_path / "photo.png"
-    file.write_bytes(write_image(picture(207, 0, size=200)))
+    file.write_bytes(write_image(sample_image(207, 0, size=200)))
     return file
 
 
@@ -382,7 +383,7 @@ def test_a_server_that_is_down_is_said_to_be_down_and_the_page_recovers(opened, 
         page.wait_for_selector("#down:has-text('cannot be reached')")
         page.click("#generate-go")
         page.wait_for_selector("#board .callout:has-text('cannot be reached')")
-        started = Running("--port", str(server))
+        started = Server("--port", str(server))
         page.wait_for_selector("#pill[data-up=true]")
         page.wait_for_selector("#picker .class")
         number(page, "n", 1)
@@ -397,7 +398,7 @@ def test_a_server_that_is_down_is_said_to_be_down_and_the_page_recovers(opened, 
 
 def test_a_page_outlives_the_server_that_brought_it(opened, free_port):
     port = str(free_port())
-    first = Running("--ui", "--port", port)
+    first = Server("--ui", "--port", port)
     page = opened(first.url)
     page.wait_for_selector("#picker .class")
     number(page, "n", 2)
@@ -405,7 +406,7 @@ def test_a_page_outlives_the_server_that_brought_it(opened, free_port):
     page.wait_for_selector("#details .details")
     assert first.stop() == 0
     page.wait_for_selector("#down:has-text('does not answer')")
-    second = Running("--ui", "--port", port)
+    second = Server("--ui", "--port", port)
     page.wait_for_selector("#pill[data-up=true]")
     page.click("#board button.card >> nth=1")
     page.wait_for_selector("#details .callout:has-text('forgotten these pictures')")

@@ -5,9 +5,6 @@ The page runs in a process of its own that notes every file that it opens, so th
 
 import json
 import os
-import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,7 +13,8 @@ import pytest
 
 from dsd_serve.errors import InputError
 from dsd_serve.imaging.codec import write_image
-from tests.conftest import ROOT, Running, picture
+from tests.support.data import ROOT, sample_image
+from tests.support.servers import Server
 
 pytest.importorskip("gradio", reason="the page needs gradio: pip install '.[ui]'")
 
@@ -67,7 +65,7 @@ class Page:
         link = folder / "link-to-forbidden.png"
         if not link.is_symlink():
             link.symlink_to(secret)
-        others = self.upload(write_image(picture(1, 1)))
+        others = self.upload(write_image(sample_image(1, 1)))
         assert "process_completed" in self.event(self.named("inspect"), [file(others)], "somebody-else")
         return [
             str(secret),
@@ -99,18 +97,15 @@ def page(request, tiny_dir, tmp_path_factory, server_url):
     for name in ("hook", "tmp", "secrets"):
         (folder / name).mkdir()
     (folder / "hook/sitecustomize.py").write_text(HOOK)
-    secret = write_image(picture(207, 3), text={"dsd": SECRET})
+    secret = write_image(sample_image(207, 3), text={"dsd": SECRET})
     (folder / "secrets/forbidden.png").write_bytes(secret)
     os.mkfifo(folder / "secrets/forbidden-pipe")
     env = {"PYTHONPATH": f"{folder}/hook:{ROOT}", "TMPDIR": f"{folder}/tmp", "OPENED": f"{folder}/opened"}
     if request.param == "dsd-ui":
-        command = [sys.executable, "-m", "ui.main", "--server", server_url, "--port", "0"]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, **env})
-        lines = iter(process.stderr.readline, "")
-        url = next(found[1] for line in lines if (found := re.search(r"running on (http://\S+)", line)))
+        running = Server("--server", server_url, module="ui.main", env=env)
     else:
-        running = Running("--ui", "--model", str(tiny_dir), env=env)
-        process, url = running.process, running.url
+        running = Server("--ui", "--model", str(tiny_dir), env=env)
+    process, url = running.process, running.url
     yield Page(url, folder / "tmp", folder / "secrets", folder / "opened")
     process.terminate()
     assert process.wait(30) == 0
@@ -171,7 +166,7 @@ def test_other_ways_to_an_event_are_closed_too(page, route):
 
 
 def test_what_a_session_uploaded_is_its_own(page):
-    path = page.upload(write_image(picture(207, 0)))
+    path = page.upload(write_image(sample_image(207, 0)))
     number = page.named("inspect")
     assert "effective_rank" in page.event(number, [file(path)], "mine")
     assert "effective_rank" in page.event(number, [file(path)], "mine")
@@ -252,8 +247,8 @@ def test_pages_of_other_sites_may_not_send_events(page, headers, status):
 
 def test_the_editor_takes_one_small_layer_of_an_image(page):
     event = page.config["dependencies"][page.named("mask_of")]
-    big = page.upload(write_image(picture(1, 1, size=1500)))
-    small = page.upload(write_image(picture(1, 1)))
+    big = page.upload(write_image(sample_image(1, 1, size=1500)))
+    small = page.upload(write_image(sample_image(1, 1)))
     text = page.upload(b"no image")
 
     def painted(*layers: str) -> str:

@@ -20,11 +20,11 @@ from dsd_serve.calls import Event
 from dsd_serve.client import AsyncClient
 from dsd_serve.errors import InputError, ServerError
 from dsd_serve.imaging.codec import write_image
-from tests.conftest import Running
-from tests.ui.test_app import click_of, settings
 
 pytest.importorskip("gradio", reason="the page needs gradio: pip install '.[ui]'")
 
+from tests.support.page_events import click_of, generate_inputs
+from tests.support.servers import Server
 from ui import requests, visitors
 from ui.app import MOST_WAITING, Thumbnails, create_page
 from ui.inputs import number_of, whole
@@ -48,16 +48,11 @@ from ui.tabs.generate import CLASSES, check_count, choosing
 
 @pytest.fixture(scope="module")
 def page(tiny_dir):
-    """A server with the page, in a process of its own, whose log is read."""
-    running = Running("--ui", "--model", str(tiny_dir), "--max-images", "8", "--grace", "20")
-    lines = []
-    reader = threading.Thread(target=lambda: lines.extend(running.process.stderr))
-    reader.start()
+    """A server with the page, in a process of its own."""
+    running = Server("--ui", "--model", str(tiny_dir), "--max-images", "8", "--grace", "20")
     yield running
     assert running.stop() == 0
-    reader.join(10)
-    first = next((number for number, line in enumerate(lines) if "Traceback" in line), None)
-    assert first is None, "".join(lines[first : first + 80])
+    assert "Traceback" not in running.log, running.log[running.log.index("Traceback") :][:8000]
 
 
 @pytest.fixture
@@ -176,7 +171,7 @@ def test_a_press_on_a_board_must_be_one_that_is_there(page):
             config = (await http.get("/config")).json()
             board = next(one["id"] for one in config["components"] if one["props"].get("elem_id") == "board")
             details = next(one["id"] for one in config["components"] if one["props"].get("elem_id") == "details")
-            (await join(http, "one", go, settings(1, n=2, steps=2))).raise_for_status()
+            (await join(http, "one", go, generate_inputs(1, n=2, steps=2))).raise_for_status()
             await outcomes(http, "one", 1)
             said = {}
             for place, pressed in (
@@ -209,15 +204,15 @@ def test_what_nobody_listens_to_does_not_begin_and_holds_nobody_up(page):
             go = await click_of(http, "generate-go")
             statuses = Counter()
             for number in range(30):
-                answer = await join(http, "silent", go, settings(number, n=8, steps=250))
+                answer = await join(http, "silent", go, generate_inputs(number, n=8, steps=250))
                 statuses[answer.status_code] += 1
-                await join(http, f"silent-{number}", go, settings(number, n=8, steps=250))
+                await join(http, f"silent-{number}", go, generate_inputs(number, n=8, steps=250))
                 await http.post("/gradio_api/call/generate", json={"data": ["207", 1, 8, 250, "heun", 3]})
             await asyncio.sleep(0.5)
             begun = (await http.get("/debug/batcher")).json()
-            (await join(http, "listener", go, settings(1, n=2, steps=2))).raise_for_status()
+            (await join(http, "listener", go, generate_inputs(1, n=2, steps=2))).raise_for_status()
             (answer,) = (await outcomes(http, "listener", 1)).values()
-            return statuses, answer_of(await join(http, "silent", go, settings(1, 1, 1))), begun, answer
+            return statuses, answer_of(await join(http, "silent", go, generate_inputs(1, 1, 1))), begun, answer
 
     statuses, refused, begun, answer = asyncio.run(all_of_it())
     assert statuses == {200: visitors.EVENTS, 429: 30 - visitors.EVENTS}
@@ -244,7 +239,7 @@ def test_who_leaves_takes_along_what_waits_for_its_turn(page):
     """Three visitors want 8 images each and at most 16 are under way: when they leave none of the 24 goes on."""
 
     async def visitor(http, go, name, begun):
-        (await join(http, name, go, settings(3, n=8, steps=250))).raise_for_status()
+        (await join(http, name, go, generate_inputs(3, n=8, steps=250))).raise_for_status()
         async with http.stream("GET", "/gradio_api/queue/data", params={"session_hash": name}) as stream:
             async for line in stream.aiter_lines():
                 if "process_generating" in line:
@@ -278,9 +273,9 @@ def test_who_never_opens_the_stream_is_dismissed(inside, monkeypatch):
         go = next(
             one["id"]
             for one in http.get("/config").json()["dependencies"]
-            if len(one["inputs"]) == len(settings(1, 1, 1))
+            if len(one["inputs"]) == len(generate_inputs(1, 1, 1))
         )
-        join(http, "silent", go, settings(1, 1, 1)).raise_for_status()
+        join(http, "silent", go, generate_inputs(1, 1, 1)).raise_for_status()
         assert queue.event_ids_to_events
         eventually(lambda: not queue.event_ids_to_events)
         assert not queue.pending_messages_per_session
@@ -500,7 +495,7 @@ def test_a_visitor_costs_kilobytes_and_one_who_is_forgotten_reads_so(inside):
             board = next(one["id"] for one in config["components"] if one["props"].get("elem_id") == "board")
             choose = next(one["id"] for one in config["dependencies"] if [board, "click"] in one["targets"])
             go = await click_of(http, "generate-go")
-            (await join(http, "one", go, settings(1, n=4, steps=2))).raise_for_status()
+            (await join(http, "one", go, generate_inputs(1, n=4, steps=2))).raise_for_status()
             await outcomes(http, "one", 1)
             visit = inside.app.state_holder.session_data["one"]
             assert 4 * 1000 < visit.size < 4 * 200_000

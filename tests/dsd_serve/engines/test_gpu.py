@@ -14,7 +14,7 @@ from dsd_serve.rows import Decode
 from export.main import main
 from export.tensorrt import gates
 from export.verify import verify
-from tests.conftest import Running
+from tests.support.servers import Server
 
 pytestmark = pytest.mark.gpu
 
@@ -69,7 +69,7 @@ def test_the_server_draws_with_it(planned):
     import httpx
 
     directory, precision = planned
-    running = Running("--model", str(directory), "--engine", "tensorrt", "--device", "cuda", "--precision", precision)
+    running = Server("--model", str(directory), "--engine", "tensorrt", "--device", "cuda", "--precision", precision)
     with httpx.Client(base_url=running.url, timeout=60) as client:
         assert client.get("/generate", params={"class": 207}).headers["content-type"] == "image/png"
         assert client.get("/model").json()["engine"]["engine"] == "tensorrt"

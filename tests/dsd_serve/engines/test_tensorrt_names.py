@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.support.data import ROOT
 
 FILES = ("dsd_serve/engines/tensorrt_engine.py", "export/tensorrt/compile.py", "export/tensorrt/plan_files.py")
 VERSIONS = ("11.4.0.106", "10.16.1.11")

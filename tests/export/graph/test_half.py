@@ -25,7 +25,9 @@ from export.graph.onnx_graph import Graph, block_products
 from export.main import main
 from export.verify import verify
 from studies.precision_cost import as_on_a_gpu, numerics, pictures, psnr
-from tests.conftest import ROOT, Running, has_int8, needs_int8
+from tests.support.data import ROOT
+from tests.support.processor import has_int8, needs_int8
+from tests.support.servers import Server
 
 EXPORTED = ["fp16", "bf16", *(["int8"] if has_int8() else [])]
 
@@ -247,7 +249,7 @@ def test_a_cpu_whose_products_overflow_is_refused():
 def test_a_server_serves_a_precision_and_says_so(directory):
     import httpx
 
-    running = Running("--model", str(directory), "--precision", "int8")
+    running = Server("--model", str(directory), "--precision", "int8")
     try:
         model = httpx.get(f"{running.url}/model").json()
         assert model["engine"]["precision"] == "int8"

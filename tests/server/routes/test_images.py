@@ -16,27 +16,14 @@ from dsd_serve.engines import load_engine
 from dsd_serve.imaging.codec import fit, grid, read_image, write_image
 from dsd_serve.params import SamplingParams
 from dsd_serve.programs import edit, encode, generate, reconstruct, run
-from tests.conftest import Running, picture
-from tests.server.test_app import opened, problem
+from tests.support.answers import events_of, opened, pixels_of, problem
+from tests.support.data import sample_image
+from tests.support.servers import Server
 
 
 @pytest.fixture(scope="module")
 def engine(tiny_dir):
     return load_engine("onnx", tiny_dir)
-
-
-def events_of(answer):
-    """Server-sent events as (name, value), from a text."""
-    found = []
-    for block in answer.text.strip().split("\n\n"):
-        fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
-        if fields:
-            found.append((fields["event"], json.loads(fields["data"])))
-    return found
-
-
-def pixels_of(text):
-    return read_image(base64.b64decode(text))
 
 
 # Generate.
@@ -114,7 +101,7 @@ def test_events_by_format_show_some_previews_by_themselves(http):
 
 
 def test_previews_arrive_while_it_samples(tiny_dir):
-    running = Running("--model", str(tiny_dir), "--max-steps", "1000")
+    running = Server("--model", str(tiny_dir), "--max-steps", "1000")
     url = f"{running.url}/generate?class=1&steps=1000&format=events&preview_every=100"
     with httpx.stream("GET", url, timeout=60) as answer:
         times = [time.monotonic() for line in answer.iter_lines() if line.startswith("event: ")]
@@ -124,7 +111,7 @@ def test_previews_arrive_while_it_samples(tiny_dir):
 
 
 def test_a_stream_whose_reader_leaves_stops_the_work(tiny_dir):
-    running = Running("--model", str(tiny_dir), "--max-steps", "1000", "--row-budget", "1")
+    running = Server("--model", str(tiny_dir), "--max-steps", "1000", "--row-budget", "1")
     url = f"{running.url}/generate?class=1&steps=1000&n=16&format=events&preview_every=10"
     with httpx.stream("GET", url, timeout=60) as answer:
         next(answer.iter_lines())
@@ -141,7 +128,7 @@ def test_wrong_requests_for_events_are_answered_before_the_stream(http):
 
 
 def test_a_timeout_that_cannot_be_met_is_504_at_once(tiny_dir):
-    running = Running("--model", str(tiny_dir), "--max-steps", "1000", "--row-budget", "1")
+    running = Server("--model", str(tiny_dir), "--max-steps", "1000", "--row-budget", "1")
     query = {"class": 1, "steps": 1000, "n": 16}
     http = httpx.Client(base_url=running.url, timeout=60)
     http.get("/generate", params={"class": 1}).raise_for_status()
@@ -156,7 +143,7 @@ def test_a_timeout_that_cannot_be_met_is_504_at_once(tiny_dir):
 
 
 def test_encode_gives_the_latents_in_three_forms_and_decode_takes_them(http, engine):
-    data = write_image(picture(207, 0, size=40))
+    data = write_image(sample_image(207, 0, size=40))
     pixels = fit(read_image(data), 16)
     z = run(engine, encode(pixels))
     expected = run(engine, reconstruct(pixels))
@@ -191,7 +178,7 @@ def test_wrong_latents_are_sentences(http):
 
 
 def test_edit_is_the_program(http, engine):
-    data = write_image(picture(1, 0, size=40))
+    data = write_image(sample_image(1, 0, size=40))
     query = {"class": 207, "seed": 2, "steps": 6, "strength": 0.5, "guidance": 2, "sampler": "euler"}
     params = SamplingParams(seed=2, num_steps=6, sampler="euler", guidance_scale=2.0)
     expected = run(engine, edit(engine.config, fit(read_image(data), 16), 207, params, 0.5))
@@ -202,7 +189,7 @@ def test_edit_is_the_program(http, engine):
 
 
 def test_edit_with_a_mask_keeps_what_is_black(http):
-    image, mask = picture(1, 0, size=16), np.zeros((3, 16, 16), np.uint8)
+    image, mask = sample_image(1, 0, size=16), np.zeros((3, 16, 16), np.uint8)
     mask[:, :, 8:] = 255
     files = {"image": ("a.png", write_image(image), "image/png"), "mask": ("m.png", write_image(mask), "image/png")}
     drawn = read_image(http.post("/edit", params={"class": 207, "strength": 1, "steps": 3}, files=files).content)
@@ -211,7 +198,7 @@ def test_edit_with_a_mask_keeps_what_is_black(http):
 
 
 def test_edit_without_a_class_makes_variations(http):
-    data = write_image(picture(1, 0, size=16))
+    data = write_image(sample_image(1, 0, size=16))
     answer = http.post("/edit", params={"strength": 0.5, "n": 3, "seed": 1, "format": "json"}, content=data).json()
     assert answer["class"] is None
     assert len({image["base64"] for image in answer["images"]}) == 3
@@ -236,7 +223,7 @@ def test_a_walk_between_classes_begins_and_ends_with_what_generate_draws(http):
 
 
 def test_a_walk_between_pictures_begins_and_ends_with_their_reconstructions(http, engine):
-    ends = [picture(1, 0, size=16), picture(950, 1, size=16)]
+    ends = [sample_image(1, 0, size=16), sample_image(950, 1, size=16)]
     files = {name: ("x.png", write_image(p), "image/png") for name, p in zip(("from", "to"), ends, strict=True)}
     strip = read_image(http.post("/interpolate", params={"n": 4}, files=files).content)
     assert strip.shape == (3, 16, 64)
@@ -269,7 +256,7 @@ def test_model_tells_the_self_test(http):
 def test_two_hundred_random_requests_alone_and_all_at_once_are_identical(tiny_dir):
     """Same seed, same bytes, under any traffic: every kind of drawing at once."""
     rng = np.random.default_rng(0)
-    data = write_image(picture(1, 0, size=16))
+    data = write_image(sample_image(1, 0, size=16))
 
     def random_request():
         query = {
@@ -290,7 +277,7 @@ def test_two_hundred_random_requests_alone_and_all_at_once_are_identical(tiny_di
         return {"method": "POST", "url": "/reconstruct", "content": data}
 
     requests = [random_request() for _ in range(200)]
-    running = Running("--model", str(tiny_dir), "--max-waiting", "1000")
+    running = Server("--model", str(tiny_dir), "--max-waiting", "1000")
     limits = httpx.Limits(max_connections=200)
     with httpx.Client(base_url=running.url, timeout=120, limits=limits) as http:
         alone = [http.request(**request).raise_for_status().content for request in requests]

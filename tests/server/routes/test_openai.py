@@ -21,9 +21,10 @@ from PIL import Image
 from dsd_serve.errors import ClosedError, DeadlineError, EngineError
 from dsd_serve.imaging.codec import read_image, write_image
 from server import error_responses
-from tests.conftest import Running, picture
+from tests.support.data import sample_image
+from tests.support.servers import Server
 
-PHOTO = picture(207, 0, size=16)  # of the tiny model's own size, so that nothing is resampled
+PHOTO = sample_image(207, 0, size=16)  # of the tiny model's own size, so that nothing is resampled
 DRAW = slice(4, 12), slice(4, 12)  # a square of whole tokens
 
 
@@ -315,7 +316,7 @@ def test_bodies_that_the_client_cannot_send(http, body, param, words):
 
 
 def test_a_full_queue_is_a_rate_limit_and_the_client_comes_back(tiny_dir):
-    running = Running("--model", str(tiny_dir), "--max-waiting", "1", "--row-budget", "1", "--max-steps", "1000")
+    running = Server("--model", str(tiny_dir), "--max-waiting", "1", "--row-budget", "1", "--max-steps", "1000")
     crowd = [threading.Thread(target=hold, args=(running.url, 1000, seed)) for seed in range(2)]
     with connect(running.url) as hasty, connect(running.url, max_retries=8) as patient:
         hasty.models.list()
@@ -356,7 +357,7 @@ def test_a_picture_that_fails_is_not_tried_again(tiny_dir, tmp_path):
     model = tmp_path / "broken"
     shutil.copytree(tiny_dir, model)
     poison(model / "model.safetensors", "y_embed.embedding.weight", row=950)
-    running = Running("--model", str(model))
+    running = Server("--model", str(model))
     with connect(running.url, max_retries=2) as client:
         with pytest.raises(openai.InternalServerError, match="not finite") as caught:
             client.images.generate(prompt="950")

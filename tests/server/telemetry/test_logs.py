@@ -19,8 +19,8 @@ from prometheus_client import generate_latest
 
 from server.telemetry import logs
 from server.telemetry.metrics import Metrics
-from tests.conftest import ROOT
-from tests.server.test_operations import until
+from tests.support.data import ROOT
+from tests.support.servers import until
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 from dsd_serve.errors import ConfigError
 from server.telemetry.traces import load_traces
-from tests.server.test_operations import QUICK, Server
+from tests.support.servers import QUICK, Server
 
 ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
 
@@ -75,10 +75,12 @@ def test_wrong_values_are_one_sentence(monkeypatch, environment, words):
 
 def test_a_collector_that_does_not_answer_does_not_hold_up_the_end(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        running = Server(tmp_path, env={"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}"})
+        running = Server(
+            folder=tmp_path, env={"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}"}
+        )
         assert httpx.get(running.url + "/generate", params=QUICK, timeout=30).status_code == 200
         began = time.monotonic()
         running.process.send_signal(signal.SIGTERM)
         assert running.process.wait(20) == 0
         assert time.monotonic() - began < 6  # 30 s without a limit; 1.5 s, and what a busy machine adds
-    assert "Traceback" not in running.stderr.read_text()
+    assert "Traceback" not in running.log

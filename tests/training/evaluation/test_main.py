@@ -115,9 +115,9 @@ def test_an_engine_and_a_server_of_the_same_model_are_the_same_subject(tiny_dir,
 
 
 @pytest.mark.parametrize("place", ["engine", "server"])
-def test_a_sheet_has_everything_with_its_counts(place, tiny_dir, server_url, picture_folder, tmp_path, capsys):
+def test_a_sheet_has_everything_with_its_counts(place, tiny_dir, server_url, image_folder, tmp_path, capsys):
     model = tiny_dir if place == "engine" else server_url
-    numbers = numbers_of(tmp_path, model, "--real", picture_folder, "--samples", 12, "--steps", 2)
+    numbers = numbers_of(tmp_path, model, "--real", image_folder, "--samples", 12, "--steps", 2)
     (found,) = numbers["models"]
     assert numbers["classes"] == [1, 207, 950]
     assert numbers["size"] == found["image_size"] == 16
@@ -138,8 +138,8 @@ def test_a_sheet_has_everything_with_its_counts(place, tiny_dir, server_url, pic
     assert " FID" not in shown
 
 
-def test_two_models_are_measured_on_the_same_pictures(tiny_dir, demo_dir, picture_folder, tmp_path, capsys):
-    arguments = ["--real", picture_folder, "--reference", picture_folder, "--samples", 6, "--steps", 2]
+def test_two_models_are_measured_on_the_same_pictures(tiny_dir, demo_dir, image_folder, tmp_path, capsys):
+    arguments = ["--real", image_folder, "--reference", image_folder, "--samples", 6, "--steps", 2]
     numbers = numbers_of(tmp_path, tiny_dir, "--beside", demo_dir, *arguments)
     tiny, demo = numbers["models"]
     assert numbers["size"] == 32, "the larger of the two"
@@ -169,10 +169,10 @@ def test_two_models_are_measured_on_the_same_pictures(tiny_dir, demo_dir, pictur
         (["{model}", "--real", "{others}"], "no class that the models were trained on"),
     ],
 )
-def test_what_cannot_be_evaluated_gets_a_sentence(arguments, sentence, tiny_dir, picture_folder, tmp_path, capsys):
+def test_what_cannot_be_evaluated_gets_a_sentence(arguments, sentence, tiny_dir, image_folder, tmp_path, capsys):
     (tmp_path / "others/5").mkdir(parents=True)
-    (tmp_path / "others/5/a.png").write_bytes((picture_folder / "1/0.png").read_bytes())
-    places = {"pictures": picture_folder, "model": tiny_dir, "others": tmp_path / "others"}
+    (tmp_path / "others/5/a.png").write_bytes((image_folder / "1/0.png").read_bytes())
+    places = {"pictures": image_folder, "model": tiny_dir, "others": tmp_path / "others"}
     with pytest.raises(SystemExit) as stopped:
         main([argument.format(**places) for argument in arguments] + ["--no-cache"])
     said = str(stopped.value) if stopped.value.code != 2 else capsys.readouterr().err
@@ -206,7 +206,7 @@ def test_without_torch_fidelity_there_is_a_sentence(tmp_path, monkeypatch):
         Inception(tmp_path / "weights.pth")
 
 
-def test_torch_fidelity_measures_with_weights_of_the_user(tmp_path, picture_folder):
+def test_torch_fidelity_measures_with_weights_of_the_user(tmp_path, image_folder):
     """With random weights, so the values mean nothing; that equal sets are at distance 0 holds all the same."""
     import torch
 
@@ -222,7 +222,7 @@ def test_torch_fidelity_measures_with_weights_of_the_user(tmp_path, picture_fold
         patch.setattr(torch, "load", lambda *_, **__: {})
         network.__init__("random", ["2048"], feature_extractor_weights_path="none")
     torch.save(network.state_dict(), tmp_path / "inception.pth")
-    pixels = Pictures(str(picture_folder), 32)
+    pixels = Pictures(str(image_folder), 32)
     pixels.hold()
     inception = Inception(tmp_path / "inception.pth")
     same = inception.compare(pixels.pixels[:12], pixels.pixels[:12])

@@ -16,7 +16,8 @@ from dsd_serve.rows import Decode, Denoise, Encode
 from dsd_serve.tasks import Edit, Generate, Interpolate, Reconstruct, WalkEnd
 from export.triton_repository import write_repository
 from server.main import main
-from tests.conftest import Running, picture
+from tests.support.data import sample_image
+from tests.support.servers import Server
 
 PARAMS = SamplingParams(2**63 - 1, 3, 7, "dpmpp_2m", 1.1 + 0.2, 0.1, 0.7, 2)
 
@@ -27,7 +28,7 @@ def directory(demo_dir):
 
 
 def tasks_of(config):
-    pixels = picture(1, 1, size=config.image_size)
+    pixels = sample_image(1, 1, size=config.image_size)
     z = np.random.default_rng(0).standard_normal(config.latent_shape, dtype=np.float32)
     mask = pixels[0] > 100
     return [
@@ -66,7 +67,7 @@ def test_what_is_left_out_is_what_the_model_recommends(directory):
 
 
 def test_several_rows_are_several_tasks(directory):
-    pixels = np.stack([picture(1, i, size=32) for i in range(3)])
+    pixels = np.stack([sample_image(1, i, size=32) for i in range(3)])
     tasks, _ = from_wire({"pixels": pixels}, {"operation": "encode"}, directory.config, directory.defaults)
     assert [np.array_equal(task.pixels, one) for task, one in zip(tasks, pixels, strict=True)] == [True] * 3
     assert results_to_wire([np.zeros((16, 16), np.float32)] * 3)["latents"].shape == (3, 16, 16)
@@ -177,7 +178,7 @@ def test_a_repository_is_replaced_as_a_whole(demo_dir, tmp_path):
 def test_a_front_without_any_triton_answers_503_with_a_sentence_and_ends_in_order(free_port):
     pytest.importorskip("tritonclient", reason="the extra triton is not installed")
     address = f"127.0.0.1:{free_port()}"
-    running = Running("--triton", address)
+    running = Server("--triton", address)
     with httpx.Client(base_url=running.url, timeout=10) as client:
         assert client.get("/health/live").status_code == 200
         for path in ("/health/ready", "/generate?class=207", "/model"):

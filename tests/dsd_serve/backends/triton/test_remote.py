@@ -26,8 +26,8 @@ from dsd_serve.errors import CancelledError, ClosedError, DSDError, EngineError,
 from dsd_serve.params import SamplingParams
 from dsd_serve.rows import Encode
 from dsd_serve.tasks import Generate
-from tests.conftest import ROOT
-from tests.server.test_operations import until
+from tests.support.data import ROOT
+from tests.support.servers import until
 
 grpc = pytest.importorskip("grpc", reason="the extra triton is not installed")
 pytest.importorskip("tritonclient.grpc", reason="the extra triton is not installed")

@@ -22,14 +22,15 @@ from dsd_serve.imaging import codec
 from dsd_serve.params import SamplingParams
 from dsd_serve.rows import Denoise
 from dsd_serve.tasks import Generate
-from tests.conftest import Running, picture
-from tests.server.routes.test_images import events_of
+from tests.support.answers import events_of
+from tests.support.data import sample_image
+from tests.support.servers import Server
 from tools.tritonserver import TritonMissing, TritonServer, binary, write_repository
 
 pytestmark = pytest.mark.triton
 
 LONG = "/generate?class=1&steps=500&sampler=euler&guidance=1"  # half a second or so for each picture
-PNG = codec.write_image(picture(207, 1, 48))
+PNG = codec.write_image(sample_image(207, 1, 48))
 MASK = codec.write_image(np.repeat(np.triu(np.full((48, 48), 255, np.uint8))[None], 3, 0))
 
 
@@ -74,7 +75,7 @@ def front(triton):
 
 @pytest.fixture(scope="module")
 def embedded(demo_dir):
-    running = Running("--model", str(demo_dir), "--max-steps", "1000")
+    running = Server("--model", str(demo_dir), "--max-steps", "1000")
     yield running
     assert running.stop() == 0
 
@@ -85,9 +86,9 @@ def http(front):
         yield client
 
 
-def front_of(*servers: TritonServer) -> Running:
+def front_of(*servers: TritonServer) -> Server:
     """A front before these servers, ready."""
-    running = Running("--triton", ",".join(server.grpc for server in servers), "--max-steps", "1000")
+    running = Server("--triton", ",".join(server.grpc for server in servers), "--max-steps", "1000")
     until(lambda: httpx.get(f"{running.url}/health/ready").status_code == 200)
     return running
 
@@ -101,7 +102,7 @@ def until(holds, seconds=15.0):
     return value
 
 
-def ask(server: Running, number: int) -> bytes:
+def ask(server: Server, number: int) -> bytes:
     """The body of one of many mixed requests."""
     query = {"class": (1, 207, 950)[number % 3], "seed": number, "steps": 2 + number % 5}
     query["sampler"] = ("euler", "heun", "dpmpp_2m")[number % 3]

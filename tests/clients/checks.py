@@ -1,0 +1,43 @@
+"""What every client must get: the same images as plain requests, and the same refusals."""
+
+import json
+
+import httpx
+
+
+def native(url: str, photo=None, **query) -> str:
+    """The base64 of what the native routes give."""
+    query = {"seed": 7, **query, "format": "json"}
+    if photo is None:
+        answer = httpx.get(f"{url}/generate", params=query)
+    else:
+        answer = httpx.post(f"{url}/edit", params=query, content=photo.read_bytes())
+    return answer.raise_for_status().json()["images"][0]["base64"]
+
+
+def check_openai(found, plain, photo) -> None:
+    """What openai.mjs's exercise gave, in Node and in Chromium."""
+    assert found["drawn"] == [native(plain, **{"class": 207, "index": index}) for index in (0, 1)]
+    assert found["request_id"]
+    assert found["types"] == ["image_generation.partial_image"] * 2 + ["image_generation.completed"]
+    assert found["last"] == found["drawn"][0]
+    assert found["edited"] == native(plain, photo, **{"class": 1})
+    assert found["varied"] == native(plain, photo)
+    assert found["models"] == ["dsd-demo"]
+    refused = found["refused"]
+    assert {why: refused[why] and refused[why]["status"] for why in refused} == {
+        "unknown": 400,
+        "big": 413,
+        "key": 401,
+        "bigAndKey": 401,
+    }
+    assert "class must be" in refused["unknown"]["message"]
+
+
+def check_events(url, found) -> None:
+    """That what an EventSource got is one drawing, and that it is done; also in Chromium."""
+    # An `error` without data is EventSource's own: the end of a connection.
+    told = [(event["name"], json.loads(event["data"])) for event in found["events"] if event["data"]]
+    ends = [(name, data["seed"]) for name, data in told if name != "preview"]
+    assert ends == [("image", ends[0][1]), ("image", ends[0][1]), ("done", ends[0][1])]
+    assert found["closed"]

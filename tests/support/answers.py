@@ -1,0 +1,37 @@
+"""Answers of the HTTP API, taken apart."""
+
+import base64
+import io
+import json
+
+from PIL import Image
+
+from dsd_serve.imaging.codec import read_image
+
+
+def opened(answer):
+    assert answer.status_code == 200, answer.text
+    return Image.open(io.BytesIO(answer.content))
+
+
+def problem(answer, status):
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    body = answer.json()
+    assert body["status"] == status
+    assert body["title"]
+    return body["detail"]
+
+
+def events_of(answer):
+    """Server-sent events as (name, value), from a text."""
+    found = []
+    for block in answer.text.strip().split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
+        if fields:
+            found.append((fields["event"], json.loads(fields["data"])))
+    return found
+
+
+def pixels_of(text):
+    return read_image(base64.b64decode(text))

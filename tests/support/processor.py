@@ -1,0 +1,18 @@
+"""What the processor of this machine can compute."""
+
+import pytest
+
+
+def has_int8() -> bool:
+    """Whether this machine computes int8 right: x86 without VNNI does not, and the engine refuses it there."""
+    from dsd_serve.engines import onnx_engine
+    from dsd_serve.errors import EngineUnavailableError
+
+    try:
+        onnx_engine.check_integers(onnx_engine.import_onnxruntime())
+    except EngineUnavailableError:
+        return False
+    return True
+
+
+needs_int8 = pytest.mark.skipif(not has_int8(), reason="this CPU adds 8-bit products wrongly (x86 without VNNI)")

@@ -1,0 +1,103 @@
+"""Real dsd-serve processes for tests, and waiting for what they do."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support.data import ROOT
+
+T = TypeVar("T")
+
+QUICK = {"class": 207, "steps": 1, "sampler": "euler", "guidance": 1}  # the cheapest image
+
+
+class Server:
+    """A dsd-serve process, or dsd-ui by its `module`. Its output goes to files, so it never waits for a reader.
+
+    arguments: flags; the port is a free one unless they name one. folder: for the files of output, a new one unless
+    given. url: its address.
+    """
+
+    def __init__(
+        self,
+        *arguments: str,
+        module: str = "server.main",
+        folder: Path | None = None,
+        env: dict[str, str] | None = None,
+    ) -> None:
+        folder = folder or Path(tempfile.mkdtemp(prefix="dsd-test-"))
+        self.stdout, self.stderr = folder / "stdout", folder / "stderr"
+        command = [sys.executable, "-m", module, "--port", "0", *arguments]
+        with self.stdout.open("w") as out, self.stderr.open("w") as err:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, stdout=out, stderr=err, env={**os.environ, **(env or {})}
+            )
+        try:
+            self.url = until(self.started, 60)
+        except BaseException:
+            self.process.kill()
+            raise
+
+    def started(self) -> str | None:
+        found = re.search(r"running on (http://\S+)", self.log)
+        assert found or self.process.poll() is None, f"the server did not start:\n{self.log}"
+        return found and found[1]
+
+    @property
+    def log(self) -> str:
+        """What it has written to stderr."""
+        return self.stderr.read_text()
+
+    def metrics(self, **headers: str) -> dict[tuple[str, ...], float]:
+        """(name, label values in the order of their names) -> value."""
+        text = httpx.get(self.url + "/metrics", headers=headers).raise_for_status().text
+        return {
+            (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+    def stop(self, seconds: float = 30) -> int:
+        """Send SIGTERM; returns the exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(seconds)
+
+
+@contextlib.contextmanager
+def serving(*arguments: str, **env: str) -> Iterator[str]:
+    """The URL of a server that must stop cleanly and without a traceback in its log."""
+    server = Server(*arguments, env=env)
+    try:
+        yield server.url
+    finally:
+        status = server.stop()
+    assert status == 0
+    assert "Traceback" not in server.log
+
+
+def until(condition: Callable[[], T | None], seconds: float = 20.0) -> T:
+    """Wait for what another process or thread does; returns the condition's first true value."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+    return value
+
+
+def find_free_port() -> int:
+    """A port of this machine on which nothing listens."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
