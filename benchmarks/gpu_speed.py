@@ -26,7 +26,7 @@ from dsd_serve.checkpoint import ModelDir, read_model_dir
 from dsd_serve.engines import Engine, load_engine
 from dsd_serve.engines.torch_engine import TorchEngine
 from dsd_serve.errors import DSDError
-from dsd_serve.programs import cost_of
+from dsd_serve.programs import sampling_cost
 from dsd_serve.rows import Array, Row
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -120,7 +120,7 @@ def speed(
             "absent": absent,
             "versions": {name: str(engine.describe()["version"]) for name, engine in engines.items()},
         }
-    cost = cost_of(model.defaults)
+    cost = sampling_cost(model.defaults)
     return found | {"flops_per_row": model.config.flops_per_row(), "rows_per_picture": cost.rows}
 
 

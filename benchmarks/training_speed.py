@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from dsd_serve.checkpoint import atomic
 from dsd_serve.errors import DSDError
+from dsd_serve.files import atomic
 from training.estimate import flops_per_picture, random_batch
 from training.run_config import TrainConfig, load_config
 from training.sources import Order, Pictures, micro_batches

@@ -17,11 +17,10 @@ A .pt is read with `weights_only`, so that it can hold tensors and plain values 
 import errno
 import hashlib
 import json
-import os
 import pickle
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +29,14 @@ from numpy.typing import NDArray
 
 from dsd_serve.config import ModelConfig
 from dsd_serve.errors import CheckpointError, DSDError, shown
-from dsd_serve.params import SamplingParams
+from dsd_serve.files import atomic
+from dsd_serve.params import SamplingParams, to_config, with_values
 
 FORMAT = "dsd-model-1"
 CHECKPOINT_FORMAT = "dsd-checkpoint-1"
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 MAX_TEXT = 10_000_000  # bytes of config.json, of a manifest, of card.md
 MAX_NAME = 200  # characters of a model's name
-DEFAULT_KEYS = ("num_steps", "sampler", "guidance_scale")
 
 
 @dataclass(frozen=True)
@@ -194,8 +193,7 @@ def model_dir_of(path: Path, values: Mapping[str, Any]) -> ModelDir:
         raise CheckpointError(f"network must be an object, got {shown(network)}")
     if not isinstance(sampling, dict | None):
         raise CheckpointError(f"sampling must be an object, got {shown(sampling)}")
-    known = {item.name for item in fields(SamplingParams)}
-    defaults = SamplingParams(**{key: value for key, value in (sampling or {}).items() if key in known})
+    defaults = with_values(SamplingParams(), sampling or {})
     artefacts = values.get("artefacts", {})
     if not isinstance(artefacts, dict):
         raise CheckpointError(f"artefacts must be an object, got {shown(artefacts)}")
@@ -213,8 +211,7 @@ def config_json(
     name: str, config: ModelConfig, defaults: SamplingParams, artefacts: Mapping[str, Any] | None = None
 ) -> str:
     """The text of config.json."""
-    sampling = {key: getattr(defaults, key) for key in DEFAULT_KEYS}
-    values = {"format": FORMAT, "name": name, "network": config.to_dict(), "sampling": sampling}
+    values = {"format": FORMAT, "name": name, "network": config.to_dict(), "sampling": to_config(defaults)}
     if artefacts:
         values["artefacts"] = dict(artefacts)
     return json.dumps(values, indent=2) + "\n"
@@ -265,22 +262,3 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict) or values.get("format") != CHECKPOINT_FORMAT:
         raise CheckpointError(f"{path} is no checkpoint of dsd-train")
     return values
-
-
-class atomic:
-    """`with atomic(path) as temporary`: write the temporary file; it takes the place of `path` if all went well."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.temporary = path, path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-    def __enter__(self) -> Path:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        return self.temporary
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self.temporary.unlink(missing_ok=True)
-            return
-        with open(self.temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        self.temporary.replace(self.path)

@@ -126,6 +126,7 @@ class ModelConfig:
             raise ConfigError(f"the model configuration is incomplete: {error}") from None
 
 
+LATENT_EPS = 1e-5  # of the normalisation of each latent token over its channels
 FREQUENCIES = 256  # width of the sinusoidal features of t, as in DiT
 
 

@@ -24,7 +24,21 @@ class DSDError(Exception):
 
 
 class InputError(DSDError, ValueError):
-    """A request that cannot be carried out as it is; the text names what is allowed."""
+    """A request that cannot be carried out as it is; the text names what is allowed.
+
+    param: the parameter that is wrong, with which the text begins; None where it is not a single parameter.
+    """
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+    def renamed(self, param: str | None) -> "InputError":
+        """The same error under the name that the parameter has for another caller."""
+        text = str(self)
+        if self.param is not None and param is not None:
+            text = param + text.removeprefix(self.param)
+        return InputError(text, param)
 
 
 class ConfigError(DSDError, ValueError):

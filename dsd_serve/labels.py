@@ -109,7 +109,7 @@ def resolve(text: str, among: Sequence[int], what: str = "class") -> ImageClass:
     the class is unknown, ambiguous or not among them.
     """
     if len(text) > MAX_TEXT:
-        raise InputError(f"{what} must have at most {MAX_TEXT} characters, got {len(text):,}: {shown(text)}")
+        raise InputError(f"{what} must have at most {MAX_TEXT} characters, got {len(text):,}: {shown(text)}", what)
     text = text.strip()
     exact = exactly(text)
     allowed = set(among)
@@ -119,14 +119,15 @@ def resolve(text: str, among: Sequence[int], what: str = "class") -> ImageClass:
     if len(usable) == 1:
         return usable[0]
     if len(usable) > 1:
-        raise InputError(f"{what} {shown(text)} is ambiguous: it may mean {listed(usable)}; give the index")
+        raise InputError(f"{what} {shown(text)} is ambiguous: it may mean {listed(usable)}; give the index", what)
     if exact:
         raise InputError(
-            f"{what} {shown(text)} is {exact[0].name}, which this model was not trained on; {offer(among)}"
+            f"{what} {shown(text)} is {exact[0].name}, which this model was not trained on; {offer(among)}",
+            what,
         )
     close = nearest(text, among)
     hint = f"did you mean {listed(close)}?" if close else offer(among)
-    raise InputError(f"{what} must be an index, a wnid like n02099601 or a name, got {shown(text)}; {hint}")
+    raise InputError(f"{what} must be an index, a wnid like n02099601 or a name, got {shown(text)}; {hint}", what)
 
 
 def nearest(text: str, among: Iterable[int]) -> list[ImageClass]:

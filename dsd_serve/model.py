@@ -1,45 +1,421 @@
-"""A model directory on an engine behind a batcher: what dsd-serve has in its process, and each instance in Triton."""
+"""A model to draw with from Python: a model directory on an engine behind a batcher. The server and Triton open it too.
 
+import dsd_serve
+with dsd_serve.load() as model:                                   # the demo model
+    model.generate("golden retriever", seed=7).save("dog.png")
+    model.edit("photo.jpg", "alp", strength=0.6, seed=1)
+    z = model.encode("photo.jpg")                                 # float32 [L, C]
+    model.decode(z)
+"""
+
+import math
+import secrets
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast, overload
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
-from dsd_serve.backends import About
-from dsd_serve.backends.batcher import Batcher, Observer
+from dsd_serve import labels
+from dsd_serve.backends import Backend, Job, ModelInfo, Observer
+from dsd_serve.backends.batcher import Batcher
 from dsd_serve.checkpoint import read_model_dir, read_text
-from dsd_serve.engines import Engine, load_engine
+from dsd_serve.engines import load_engine
 from dsd_serve.engines.selftest import invariance, mixture
-from dsd_serve.errors import CheckpointError
+from dsd_serve.errors import CheckpointError, ClosedError, InputError, shown
+from dsd_serve.files import demo_model
+from dsd_serve.imaging import codec
+from dsd_serve.labels import ImageClass
+from dsd_serve.params import FIELDS, MAX_SEED, SamplingParams, to_api, whole, with_values
+from dsd_serve.programs import Edit, Generate, Interpolate, OnPreviews, Reconstruct, Task, WalkEnd, between
+from dsd_serve.rows import Decode, Encode, Engine, Latents, Pixels
+
+ImageInput = str | Path | bytes | Image.Image | NDArray[np.uint8]
+ClassName = str | int
+OnImagePreview = Callable[[int, int, Image.Image], None]
+
+MAX_IMAGES = 1_000_000  # of one call
+UNDER_WAY = 256  # tasks of one call that are with the backend at a time
 
 
-@dataclass(frozen=True)
-class Host:
-    """A batcher that runs, and what it serves."""
+class Model:
+    """Draws, edits, encodes and decodes images with one network. All methods may be called from any thread; the rows of
+    concurrent calls share batches. `load` opens one; `close` or a `with` block ends it.
 
-    batcher: Batcher
-    about: About
+    Classes are given by index, wnid or name. Images are given as a path, the bytes of a PNG, JPEG or WebP file, a PIL
+    image, or uint8 [H, W, 3]; their centre square is scaled to the network's size. Images are returned as PIL images
+    in RGB, [S, S] at the network's size unless `size` scales them, with `info["dsd"]`, the JSON of the settings that
+    draw them again; `dsd_serve.to_png` writes it into a file. `settings` are fields of SamplingParams, by default the
+    model's recommendation. Without a seed a random one is used. Raises InputError for a wrong argument, ClosedError
+    after `close`, EngineError when the network fails.
+
+    info: name, config, defaults and fingerprint of the model. backend: what carries out its tasks.
+    """
+
+    def __init__(self, backend: Backend, info: ModelInfo) -> None:
+        self.backend, self.info = backend, info
+        self.closed = False
+
+    @property
+    def classes(self) -> list[ImageClass]:
+        """The classes that the model was trained on."""
+        return [labels.all_classes()[index] for index in self.info.config.trained_classes]
+
+    @overload
+    def generate(
+        self,
+        classes: ClassName,
+        *,
+        n: None = None,
+        seed: int | None = None,
+        size: int | None = None,
+        on_preview: OnImagePreview | None = None,
+        **settings: Any,
+    ) -> Image.Image: ...
+
+    @overload
+    def generate(
+        self,
+        classes: ClassName | Sequence[ClassName],
+        *,
+        n: int | None = None,
+        seed: int | None = None,
+        size: int | None = None,
+        on_preview: OnImagePreview | None = None,
+        **settings: Any,
+    ) -> list[Image.Image]: ...
+
+    def generate(
+        self,
+        classes: ClassName | Sequence[ClassName],
+        *,
+        n: int | None = None,
+        seed: int | None = None,
+        size: int | None = None,
+        on_preview: OnImagePreview | None = None,
+        **settings: Any,
+    ) -> Image.Image | list[Image.Image]:
+        """Draw images of classes: one image for one class, a list if `n` or a list of classes is given.
+
+        n: images of each class; image i has index `index + i` of the seed, as those of one request to a server.
+        on_preview(number, step, image): called from another thread with the clean estimate of image `number` every
+        `preview_every` steps, by default after each.
+        """
+        several = [classes] if isinstance(classes, str | int) else list(classes)
+        found = [labels.resolve(str(name), self.info.config.trained_classes) for name in several]
+        params = self.params(seed, n, on_preview, settings)
+        tasks = [Generate(wanted.index, p) for wanted in found for p in params]
+        about = [self.settings_of(wanted, p) for wanted in found for p in params]
+        images = self.draw(tasks, about, size, on_preview)
+        return images[0] if isinstance(classes, str | int) and n is None else images
+
+    @overload
+    def edit(
+        self,
+        image: ImageInput,
+        class_: ClassName | None = None,
+        *,
+        strength: float = 0.6,
+        mask: ImageInput | None = None,
+        n: None = None,
+        seed: int | None = None,
+        size: int | None = None,
+        on_preview: OnImagePreview | None = None,
+        **settings: Any,
+    ) -> Image.Image: ...
+
+    @overload
+    def edit(
+        self,
+        image: ImageInput,
+        class_: ClassName | None = None,
+        *,
+        strength: float = 0.6,
+        mask: ImageInput | None = None,
+        n: int,
+        seed: int | None = None,
+        size: int | None = None,
+        on_preview: OnImagePreview | None = None,
+        **settings: Any,
+    ) -> list[Image.Image]: ...
+
+    def edit(
+        self,
+        image: ImageInput,
+        class_: ClassName | None = None,
+        *,
+        strength: float = 0.6,
+        mask: ImageInput | None = None,
+        n: int | None = None,
+        seed: int | None = None,
+        size: int | None = None,
+        on_preview: OnImagePreview | None = None,
+        **settings: Any,
+    ) -> Image.Image | list[Image.Image]:
+        """Redraw an image towards a class, or towards none; a list of `n` variants if `n` is given.
+
+        strength: the amount of noise in (0, 1]; 1 keeps nothing of the image. mask: an image, white where to redraw;
+        the rest keeps its pixels. n, on_preview: as in `generate`.
+        """
+        config = self.info.config
+        if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 < strength <= 1:
+            raise InputError(f"strength must be above 0 and at most 1, got {shown(strength)}", "strength")
+        wanted = None if class_ is None else labels.resolve(str(class_), config.trained_classes)
+        if wanted is None:
+            if settings.get("guidance_scale") not in (None, 1):
+                raise InputError("guidance_scale needs a class to guide to: give class_, or leave it out")
+            settings["guidance_scale"] = 1.0
+        params = self.params(seed, n, on_preview, settings)
+        pixels = self.read(image)
+        drawn = None if mask is None else self.read(mask).mean(0) >= 128
+        label = config.null_label if wanted is None else wanted.index
+        tasks = [Edit(pixels, label, p, float(strength), drawn) for p in params]
+        about = [{**self.settings_of(wanted, p), "strength": strength} for p in params]
+        images = self.draw(tasks, about, size, on_preview)
+        return images[0] if n is None else images
+
+    def walk(
+        self,
+        start: ClassName | ImageInput,
+        end: ClassName | ImageInput,
+        *,
+        n: int = 8,
+        seed: int | None = None,
+        end_seed: int | None = None,
+        size: int | None = None,
+        **settings: Any,
+    ) -> list[Image.Image]:
+        """`n` images from `start` to `end`, both included: between two classes, or between two images.
+
+        A str or an int is a class, so a file is given as a Path. Between classes the noise goes from that of `seed` to
+        that of `end_seed`, the same unless given, and the clean estimates of both classes are averaged. Between images
+        the latents are interpolated; nothing is sampled, so seeds and settings are refused.
+        """
+        whole("n", n, 2, MAX_IMAGES)
+        fractions = [i / (n - 1) for i in range(n)]
+        ends = [start, end]
+        if all(isinstance(one, str | int) for one in ends):
+            (params,) = self.params(seed, None, None, settings)
+            whole("end_seed", params.seed if end_seed is None else end_seed, 0, MAX_SEED)
+            trained = self.info.config.trained_classes
+            first, last = (
+                labels.resolve(str(one), trained, name) for one, name in zip(ends, ("start", "end"), strict=True)
+            )
+            from_ = WalkEnd(first.index, params.seed, params.index)
+            to = WalkEnd(last.index, params.seed if end_seed is None else end_seed, params.index)
+            tasks: list[Task] = [Interpolate(from_, to, fraction, params) for fraction in fractions]
+            common = {
+                "from": {"class": from_.label, "seed": from_.seed},
+                "to": {"class": to.label, "seed": to.seed},
+                **{name: value for name, value in self.settings_of(None, params).items() if name not in OF_AN_END},
+            }
+        elif any(isinstance(one, str | int) for one in ends):
+            raise InputError("start and end must be two classes or two images, got one of each")
+        else:
+            if seed is not None or end_seed is not None or settings:
+                raise InputError(
+                    "a walk between images samples nothing, so it takes no seed or settings; leave them out"
+                )
+            z, z_end = self.run([Encode(self.read(cast(ImageInput, one))) for one in ends])
+            tasks = [Decode(between(z, z_end, fraction, on_sphere=False)) for fraction in fractions]
+            common = {"model": self.info.name}
+        about = [{**common, "fraction": round(fraction, 6)} for fraction in fractions]
+        return self.draw(tasks, about, size)
+
+    @overload
+    def encode(self, images: ImageInput) -> Latents: ...
+
+    @overload
+    def encode(self, images: list[ImageInput] | tuple[ImageInput, ...]) -> list[Latents]: ...
+
+    def encode(self, images: ImageInput | list[ImageInput] | tuple[ImageInput, ...]) -> Latents | list[Latents]:
+        """Latents float32 [L, C] of an image, or a list of them: L tokens in row-major order, zero mean and unit
+        variance over the C channels of each."""
+        several = list(images) if isinstance(images, list | tuple) else [images]
+        results = self.run(Encode(self.read(image)) for image in several)
+        return results if isinstance(images, list | tuple) else cast(Latents, results[0])
+
+    @overload
+    def decode(self, latents: Latents, *, size: int | None = None) -> Image.Image: ...
+
+    @overload
+    def decode(self, latents: Sequence[Latents], *, size: int | None = None) -> list[Image.Image]: ...
+
+    def decode(
+        self, latents: Latents | Sequence[Latents], *, size: int | None = None
+    ) -> Image.Image | list[Image.Image]:
+        """The image of latents [L, C]; a list of images for a list of them or for [N, L, C]."""
+        one = isinstance(latents, np.ndarray) and latents.ndim == 2
+        several = [self.checked(z) for z in ([latents] if one else latents)]
+        images = self.draw([Decode(z) for z in several], [{} for _ in several], size)
+        return images[0] if one else images
+
+    def reconstruct(self, image: ImageInput, *, size: int | None = None) -> Image.Image:
+        """Encode an image and decode its latents. `info["psnr"]` is the PSNR to the network's input, in dB."""
+        pixels = self.read(image)
+        (result,) = self.run([Reconstruct(pixels)])
+        made = codec.resized(result, checked_size(size))
+        made.info["psnr"] = round(codec.psnr(pixels[None], result[None]), 2)
+        return made
+
+    def close(self) -> None:
+        """Finish the work that is under way and free the engine. Later calls raise ClosedError."""
+        self.closed = True
+        self.backend.close()
+
+    def __enter__(self) -> "Model":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = " (closed)" if self.closed else ""
+        return f"<Model {self.info.name}, {len(self.classes)} classes, {self.info.config.image_size} pixels{state}>"
+
+    # Shared by the methods above.
+
+    def params(
+        self, seed: int | None, n: int | None, on_preview: OnImagePreview | None, settings: Mapping[str, Any]
+    ) -> list[SamplingParams]:
+        """The parameters of each of n images."""
+        if unknown := sorted(set(settings) - set(FIELDS)):
+            known = ", ".join(name for name in FIELDS if name != "seed")
+            raise InputError(f"there is no setting {shown(unknown[0])}; the settings are {known}", unknown[0])
+        whole("n", 1 if n is None else n, 1, MAX_IMAGES)
+        values = {**settings, "seed": secrets.randbelow(2**32) if seed is None else seed}
+        values["preview_every"] = 0 if on_preview is None else settings.get("preview_every", 1)
+        first = with_values(self.info.defaults, values)
+        return [replace(first, index=first.index + i) for i in range(1 if n is None else n)]
+
+    def settings_of(self, wanted: ImageClass | None, params: SamplingParams) -> dict[str, Any]:
+        """The settings that draw an image again, under the names of the HTTP API."""
+        return settings_of(self.info, wanted, params)
+
+    def read(self, image: ImageInput) -> Pixels:
+        """The centre square of an image at the network's size, uint8 [3, H, W]. Raises InputError."""
+        size = self.info.config.image_size
+        if isinstance(image, np.ndarray):
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+                raise InputError(
+                    f"an image as an array must be uint8 [H, W, 3], got {image.dtype.name} {shown(list(image.shape))}"
+                )
+            image = Image.fromarray(image)
+        if isinstance(image, Image.Image):
+            return codec.to_pixels(codec.centre(image, size, codec.flatten))
+        if isinstance(image, str | Path):
+            try:
+                image = Path(image).read_bytes()
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or error
+                raise InputError(f"the image {shown(str(image))} cannot be read: {reason}") from None
+        if not isinstance(image, bytes | bytearray):
+            raise InputError(
+                f"an image must be a path, bytes, a PIL image or uint8 [H, W, 3], got {type(image).__name__}"
+            )
+        return codec.read_image(bytes(image), size=size)
+
+    def checked(self, latents: object) -> Latents:
+        shape = self.info.config.latent_shape
+        z = np.asarray(latents)
+        if z.dtype.kind not in "fiu" or z.shape != shape or not np.isfinite(z).all():
+            raise InputError(
+                f"latents must be finite numbers of shape {list(shape)}, got {z.dtype.name} {shown(list(z.shape))}"
+            )
+        return np.ascontiguousarray(z, np.float32)
+
+    def draw(
+        self,
+        tasks: Sequence[Task],
+        about: Sequence[Mapping[str, Any]],
+        size: int | None,
+        on_preview: OnImagePreview | None = None,
+    ) -> list[Image.Image]:
+        """The images of tasks, each with its settings in `info`."""
+        side = checked_size(size)
+
+        def tell(number: int, step: int, pixels: Pixels) -> None:
+            assert on_preview is not None
+            on_preview(number, step, codec.resized(pixels, side))
+
+        images = [codec.resized(pixels, side) for pixels in self.run(tasks, None if on_preview is None else tell)]
+        for image, settings in zip(images, about, strict=True):
+            codec.attach_settings(image, settings)
+        return images
+
+    def run(self, tasks: Iterable[Task], on_preview: OnPreviews | None = None) -> list[Any]:
+        """The results of tasks, in order. At most UNDER_WAY of them are with the backend at a time."""
+        if self.closed:
+            raise ClosedError("the model is closed; load it again")
+        results: list[Any] = []
+        jobs: list[Job] = []
+
+        def submit(number: int, task: Task) -> Job:
+            def tell(_: int, step: int, pixels: Pixels) -> None:
+                assert on_preview is not None
+                on_preview(number, step, pixels)
+
+            return self.backend.submit_tasks([task], on_preview=None if on_preview is None else tell)[0]
+
+        try:
+            for number, task in enumerate(tasks):
+                jobs.append(submit(number, task))
+                if len(jobs) >= UNDER_WAY:
+                    results.append(jobs.pop(0).future.result())
+            while jobs:
+                results.append(jobs.pop(0).future.result())
+        finally:
+            for job in jobs:
+                job.cancel()  # only after an error
+        return results
 
 
-def open_host(
-    model_dir: Path,
+OF_AN_END = ("class", "seed", "index")  # settings that each end of a walk has for itself
+
+
+def settings_of(info: ModelInfo, wanted: ImageClass | None, params: SamplingParams) -> dict[str, Any]:
+    """The settings that draw an image of a model again, under the names of the HTTP API."""
+    return {
+        "class": None if wanted is None else {"index": wanted.index, "wnid": wanted.wnid, "name": wanted.name},
+        **to_api(params),
+        "model": info.name,
+        "fingerprint": info.fingerprint,
+    }
+
+
+def checked_size(size: int | None) -> int | None:
+    if size is not None:
+        whole("size", size, 8, 16_384)
+    return size
+
+
+def load(
+    model: str | Path | None = None,
     engine: Engine | str = "onnx",
     *,
     device: str = "cpu",
     precision: str = "fp32",
     threads: int = 0,
     row_budget: int = 0,
-    max_waiting: int = 256,
-    max_seconds: float = 60.0,
+    max_waiting: int = 1_000_000,
+    max_seconds: float = math.inf,
     observer: Observer | None = None,
-) -> Host:
+) -> Model:
     """Load a model directory, test its engine, warm it up, and start its batcher.
 
-    engine: a name, or one that is loaded. The rest is as in `load_engine` and `Batcher`, and raises what they raise.
+    model: the directory, by default that of the demo model, which comes with the package. engine: onnx, torch or
+    tensorrt, or one that is loaded. device: cpu, cuda or cuda:N. precision: of those that the directory has. threads:
+    of the CPU, 0 for all cores. row_budget: rows a tick, 0 measures the best. max_waiting, max_seconds: limits of the
+    queue, as `Batcher` has them. Raises CheckpointError when the directory is wrong, EngineUnavailableError when the
+    engine cannot run here.
     """
+    model_dir = demo_model() if model is None else Path(model)
 
-    def load() -> Host:
+    def open_it() -> Model:
         directory = read_model_dir(model_dir)
         loaded = engine
         if isinstance(loaded, str):
@@ -53,7 +429,7 @@ def open_host(
             loaded, budget=row_budget, max_waiting=max_waiting, max_seconds=max_seconds, observer=observer
         )
         card = model_dir / "card.md"
-        about = About(
+        info = ModelInfo(
             directory.name,
             loaded.config,
             directory.defaults,
@@ -64,12 +440,12 @@ def open_host(
             read_text(card) if card.exists() else None,
             int((model_dir / "config.json").stat().st_mtime),
         )
-        return Host(batcher, about)
+        return Model(batcher, info)
 
     # In a thread that ends: flushing denormals holds for the whole thread, and the caller's goes on.
     with ThreadPoolExecutor(1) as thread:
         try:
-            return thread.submit(load).result()
+            return thread.submit(open_it).result()
         except OSError as error:
             raise CheckpointError(f"{error.filename or model_dir} cannot be read: {error.strerror or error}") from None
         except MemoryError:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dsd_serve.config import FREQUENCIES, ModelConfig, mlp_size
+from dsd_serve.config import FREQUENCIES, LATENT_EPS, ModelConfig, mlp_size
 from dsd_serve.flow import from_velocity
 
 ENCODE, DENOISE, DECODE = range(3)  # rows of the role embedding
@@ -207,7 +207,7 @@ class DSD(nn.Module):
 
     def to_latents(self, hidden: Tensor) -> Tensor:
         """Hidden states of encode rows -> latents [E, L, C] of zero mean and unit variance over the channels."""
-        return F.layer_norm(self.latent_head(hidden).float(), (self.config.latent_dim,))
+        return F.layer_norm(self.latent_head(hidden).float(), (self.config.latent_dim,), eps=LATENT_EPS)
 
     def to_z_hat(self, hidden: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
         """Hidden states of denoise rows -> clean estimates [M, L, C].

@@ -1,6 +1,8 @@
-"""Programs: what a request does, as a generator that yields rows and is sent their outputs.
+"""Programs and tasks. A program is a generator that yields rows, is sent their outputs and returns its result.
 
-Programs are plain maths: no queue, no thread, no engine. `run` is the obvious way to run them; batcher.py the fast one.
+Programs are plain maths: no queue, no thread, no engine. `run` is the obvious way to run them, the batcher the fast
+one. A task is a program before it starts: plain values that can travel to another process, and know their cost. Rows
+are tasks too.
 """
 
 import math
@@ -10,29 +12,38 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dsd_serve.config import ModelConfig
+from dsd_serve.config import LATENT_EPS, ModelConfig
 from dsd_serve.errors import InputError
 from dsd_serve.flow import add_noise
 from dsd_serve.params import SamplingParams
-from dsd_serve.rows import Array, Decode, Encode, Latents, Pixels, Row
-from dsd_serve.samplers import SAMPLERS, Denoiser, Rows, guided, initial_noise, keeping, num_rows, timesteps
+from dsd_serve.rows import Array, Cost, Decode, Encode, Engine, Latents, OnPreview, Pixels, Program, Row
+from dsd_serve.samplers import (
+    SAMPLERS,
+    Denoiser,
+    Rows,
+    evaluation_times,
+    guided,
+    initial_noise,
+    keeping,
+    num_rows,
+    timesteps,
+)
 
-Program = Generator[list[Row], list[Array], Any]
-OnPreview = Callable[[int, Pixels], None]
+# on_preview(number of the task in its request, step, pixels)
+OnPreviews = Callable[[int, int, Pixels], None]
 
 
-class RunsRows(Protocol):
-    """The part of an engine that programs need."""
+class Task(Protocol):
+    """Anything that a backend carries out: plain values that know their cost and their program."""
 
-    def run(self, rows: Sequence[Row]) -> list[Array]: ...
+    @property
+    def cost(self) -> Cost:
+        """Rows and ticks, previews included."""
+        ...
 
-
-@dataclass(frozen=True)
-class Cost:
-    """What a program takes: rows of the network, and ticks, of which it waits for one after the other."""
-
-    rows: int
-    ticks: int
+    def program(self, config: ModelConfig, on_preview: OnPreview | None = None) -> Program:
+        """The program that computes the result. on_preview: see `generate`; ignored where there are no previews."""
+        ...
 
 
 def generate(
@@ -42,9 +53,9 @@ def generate(
     on_preview: OnPreview | None = None,
     noise: Latents | None = None,
 ) -> Generator[list[Row], list[Array], Pixels]:
-    """Draw one picture: uint8 [3, H, W].
+    """Draw one image: uint8 [3, H, W].
 
-    label: a class, or several with weights that sum to 1. noise: what to begin with, float32 [L, C], instead of that of
+    label: a class, or several with weights that sum to 1. noise: the start, float32 [L, C], instead of that of
     the seed. on_preview(step, pixels) is called with the decoded clean estimate of every `params.preview_every`-th
     step, counted from 1; its Decode row rides along with the rows of the evaluation that follows.
     """
@@ -66,7 +77,7 @@ def sample(
 def with_previews(denoise: Denoiser, ts: list[float], every: int, on_preview: OnPreview) -> Denoiser:
     """`denoise` that also decodes the clean estimate after every `every`-th step, in the tick of its next evaluation.
 
-    It counts the first evaluation at each timestep; the last step gets no preview, because the picture itself follows.
+    It counts the first evaluation at each timestep; the last step gets no preview, because the image itself follows.
     """
     steps = {t: step for step, t in enumerate(ts[:-1], start=1)}
     pending: list[tuple[int, Latents]] = []
@@ -92,26 +103,20 @@ def with_previews(denoise: Denoiser, ts: list[float], every: int, on_preview: On
     return observed
 
 
-def row(row: Row) -> Rows:
-    """One row by itself; returns its output."""
-    (output,) = yield [row]
-    return output
-
-
 def encode(pixels: Pixels) -> Rows:
-    """A picture, uint8 [3, H, W] of the network's size -> latents float32 [L, C]."""
+    """An image, uint8 [3, H, W] of the network's size -> latents float32 [L, C]."""
     (z,) = yield [Encode(pixels)]
     return z
 
 
 def decode(z: Latents) -> Generator[list[Row], list[Array], Pixels]:
-    """Latents float32 [L, C] -> a picture, uint8 [3, H, W]."""
+    """Latents float32 [L, C] -> an image, uint8 [3, H, W]."""
     (pixels,) = yield [Decode(z)]
     return pixels
 
 
 def reconstruct(pixels: Pixels) -> Generator[list[Row], list[Array], Pixels]:
-    """Encode a picture, uint8 [3, H, W] of the network's size, and decode its latents."""
+    """Encode an image, uint8 [3, H, W] of the network's size, and decode its latents."""
     z = yield from encode(pixels)
     return (yield from decode(z))
 
@@ -125,11 +130,11 @@ def edit(
     mask: Array | None = None,
     on_preview: OnPreview | None = None,
 ) -> Generator[list[Row], list[Array], Pixels]:
-    """Noise a picture and sample on from there towards a class (SDEdit, arXiv 2108.01073): uint8 [3, H, W].
+    """Noise an image and sample on from there towards a class (SDEdit, arXiv 2108.01073): uint8 [3, H, W].
 
     pixels: uint8 [3, H, W] of the network's size. label: a class, or the null label for none. strength in (0, 1]: how
-    much noise; 1 keeps nothing. It takes that share of `params.num_steps`. mask: bool [H, W], True where to draw; the
-    rest of the picture stays as it is, to the pixel.
+    much noise; 1 keeps nothing. It runs that share of `params.num_steps`. mask: bool [H, W], True where to redraw; the
+    rest of the image keeps its pixels.
     """
     z = yield from encode(pixels)
     ts = edit_timesteps(params.num_steps, strength)
@@ -154,13 +159,15 @@ def tokens_of(mask: Array, patch_size: int) -> Array:
     return mask.reshape(grid, patch_size, grid, patch_size).any((1, 3)).reshape(-1, 1)
 
 
-def cost_of(params: SamplingParams, strength: float | None = None, num_labels: int = 1) -> Cost:
-    """What `generate` costs, or with a strength `edit`; previews included."""
+def sampling_cost(params: SamplingParams, strength: float | None = None, num_labels: int = 1) -> Cost:
+    """The cost of `generate`, or with a strength of `edit`; previews included."""
     ts = timesteps(params.num_steps) if strength is None else edit_timesteps(params.num_steps, strength)
-    evaluations = 2 * len(ts) - 3 if params.sampler == "heun" else len(ts) - 1
     previews = (len(ts) - 2) // params.preview_every if params.preview_every else 0
-    borders = 1 if strength is None else 2
-    return Cost(num_rows(params, ts, num_labels) + previews + borders, evaluations + borders)
+    codec_rows = 1 if strength is None else 2  # a decode row, and for an edit an encode row
+    return Cost(
+        num_rows(params, ts, num_labels) + previews + codec_rows,
+        len(evaluation_times(params.sampler, ts)) + codec_rows,
+    )
 
 
 def between(start: Latents, end: Latents, fraction: float, *, on_sphere: bool) -> Latents:
@@ -180,15 +187,15 @@ def between(start: Latents, end: Latents, fraction: float, *, on_sphere: bool) -
         return mixed.reshape(start.shape).astype(np.float32)
     z = (1 - fraction) * start.astype(np.float64) + fraction * end
     z -= z.mean(-1, keepdims=True)
-    return (z / np.sqrt(z.var(-1, keepdims=True) + 1e-5)).astype(np.float32)
+    return (z / np.sqrt(z.var(-1, keepdims=True) + LATENT_EPS)).astype(np.float32)
 
 
-def run(engine: RunsRows, program: Program) -> Any:
+def run(engine: Engine, program: Program) -> Any:
     """Run one program to its end, alone: the reference that the batcher must agree with."""
     return run_all(engine, [program])[0]
 
 
-def run_all(engine: RunsRows, programs: Sequence[Program]) -> list[Any]:
+def run_all(engine: Engine, programs: Sequence[Program]) -> list[Any]:
     """Run programs in lockstep, all their rows in one call of the engine; returns their results in order."""
     results: dict[int, Any] = {}
     waiting = {number: next(program) for number, program in enumerate(programs)}
@@ -201,3 +208,93 @@ def run_all(engine: RunsRows, programs: Sequence[Program]) -> list[Any]:
                 results[number] = stop.value
                 del waiting[number]
     return [results[number] for number in range(len(programs))]
+
+
+# Tasks.
+
+
+@dataclass(frozen=True, slots=True)
+class Generate:
+    """Draw an image of a class: uint8 [3, H, W]."""
+
+    label: int
+    params: SamplingParams
+
+    @property
+    def cost(self) -> Cost:
+        return sampling_cost(self.params)
+
+    def program(self, config: ModelConfig, on_preview: OnPreview | None = None) -> Program:
+        return generate(config, self.label, self.params, on_preview)
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """Redraw an image, uint8 [3, H, W] of the network's size, towards a class; see `edit`."""
+
+    pixels: Pixels
+    label: int
+    params: SamplingParams
+    strength: float
+    mask: Array | None = None  # bool [H, W], True where to redraw
+
+    @property
+    def cost(self) -> Cost:
+        return sampling_cost(self.params, self.strength)
+
+    def program(self, config: ModelConfig, on_preview: OnPreview | None = None) -> Program:
+        return edit(config, self.pixels, self.label, self.params, self.strength, self.mask, on_preview)
+
+
+@dataclass(frozen=True, slots=True)
+class Reconstruct:
+    """Encode an image, uint8 [3, H, W] of the network's size, and decode its latents."""
+
+    pixels: Pixels
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(2, 2)
+
+    def program(self, config: ModelConfig, on_preview: OnPreview | None = None) -> Program:
+        return reconstruct(self.pixels)
+
+
+@dataclass(frozen=True, slots=True)
+class WalkEnd:
+    """One end of a walk: a class, and the noise of an image."""
+
+    label: int
+    seed: int
+    index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Interpolate:
+    """Draw the image at `fraction` of the way between two ends, 0 to 1: uint8 [3, H, W].
+
+    Noises go along the great circle, and the clean estimates of both classes are averaged. The seed and index of
+    `params` are not used.
+    """
+
+    start: WalkEnd
+    end: WalkEnd
+    fraction: float
+    params: SamplingParams
+
+    @property
+    def labels(self) -> dict[int, float]:
+        """Labels with their weights; at either end only one, which saves the other's rows."""
+        start, end = self.start.label, self.end.label
+        if start == end or self.fraction in (0, 1):
+            return {end if self.fraction == 1 else start: 1.0}
+        return {start: 1 - self.fraction, end: self.fraction}
+
+    @property
+    def cost(self) -> Cost:
+        return sampling_cost(self.params, num_labels=len(self.labels))
+
+    def program(self, config: ModelConfig, on_preview: OnPreview | None = None) -> Program:
+        noises = [initial_noise(end.seed, end.index, config.latent_shape) for end in (self.start, self.end)]
+        noise = between(noises[0], noises[1], self.fraction, on_sphere=True)
+        return generate(config, self.labels, self.params, noise=noise)

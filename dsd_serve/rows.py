@@ -4,9 +4,11 @@ The network takes three kinds of rows in one call. This file is the contract bet
 the programs; the names below are written nowhere else.
 """
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,16 +24,38 @@ INPUT_NAMES = ("encode_pixels", "denoise_latents", "denoise_t", "denoise_labels"
 OUTPUT_NAMES = ("encoded_latents", "denoised_latents", "decoded_pixels")
 
 
+@dataclass(frozen=True)
+class Cost:
+    """Work of a task: rows of the network, and ticks, which follow one another."""
+
+    rows: int
+    ticks: int
+
+
+class SingleRow:
+    """A row as a task: its result is the row's output."""
+
+    __slots__ = ()
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(1, 1)
+
+    def program(self, config: ModelConfig, on_preview: OnPreview | None = None) -> Program:
+        (output,) = yield [cast(Row, self)]
+        return output
+
+
 @dataclass(frozen=True, slots=True)
-class Encode:
-    """A picture, uint8 [3, H, W], to be turned into latents [L, C]."""
+class Encode(SingleRow):
+    """An image, uint8 [3, H, W], to be encoded into latents [L, C]."""
 
     pixels: Pixels
 
 
 @dataclass(frozen=True, slots=True)
-class Denoise:
-    """Noised latents [L, C] at time t in [0, 1) with a label, to be turned into the clean estimate [L, C]."""
+class Denoise(SingleRow):
+    """Noised latents [L, C] at time t in [0, 1) with a label, for the clean estimate [L, C]."""
 
     z_t: Latents
     t: float
@@ -39,13 +63,32 @@ class Denoise:
 
 
 @dataclass(frozen=True, slots=True)
-class Decode:
-    """Latents [L, C] to be turned into a picture, uint8 [3, H, W]."""
+class Decode(SingleRow):
+    """Latents [L, C] to be decoded into an image, uint8 [3, H, W]."""
 
     z: Latents
 
 
 Row = Encode | Denoise | Decode
+Program = Generator[list[Row], list[Array], Any]
+OnPreview = Callable[[int, Pixels], None]  # (step, counted from 1; clean estimate, uint8 [3, H, W])
+
+
+class Engine(Protocol):
+    """One network on one device. `run` is called by one thread at a time."""
+
+    config: ModelConfig
+
+    def run(self, rows: Sequence[Row]) -> list[Array]:
+        """One forward pass over rows of any kinds; one output per row, in their order.
+
+        Encode -> latents float32 [L, C], Denoise -> z_hat float32 [L, C], Decode -> pixels uint8 [3, H, W].
+        """
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What runs: engine, device, precision, version; plain values for /model."""
+        ...
 
 
 def collate(rows: Sequence[Row], config: ModelConfig) -> dict[str, Array]:

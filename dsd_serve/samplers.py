@@ -74,10 +74,14 @@ def keeping(denoise: Denoiser, z: Latents, drawn: Array) -> Denoiser:
     return inpainted
 
 
+def evaluation_times(sampler: str, ts: list[float]) -> list[float]:
+    """The times at which a sampler evaluates the network; heun does so twice a step, except in the last."""
+    return [*ts[:-1], *(ts[1:-1] if sampler == "heun" else [])]
+
+
 def num_rows(params: SamplingParams, ts: list[float], num_labels: int = 1) -> int:
-    """Denoise rows that sampling over the timesteps `ts` takes."""
-    times = [*ts[:-1], *(ts[1:-1] if params.sampler == "heun" else [])]
-    return sum(num_labels + params.is_guided(t) for t in times)
+    """Denoise rows needed to sample over the timesteps `ts`."""
+    return sum(num_labels + params.is_guided(t) for t in evaluation_times(params.sampler, ts))
 
 
 def euler(z: Latents, ts: list[float], denoise: Denoiser) -> Rows:

@@ -1,8 +1,8 @@
-"""What runs inside Triton: one instance of the model `dsd`, with an engine and a batcher of its own.
+"""The code that runs inside Triton: one instance of the model `dsd`, with an engine and a batcher of its own.
 
 The model repository that `dsd-export --triton` writes names this class; Triton's Python backend loads it. The model is
 decoupled: `execute` only puts tasks in the batcher's queue, and one thread sends what comes of them, so that steps of
-all requests share batches. wire.py describes requests and responses.
+all requests share batches. backends/triton/messages.py describes requests and responses.
 """
 
 import ctypes
@@ -20,16 +20,16 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from dsd_serve.backends.batcher import Job
+from dsd_serve.backends import Job
 from dsd_serve.backends.triton import messages
 from dsd_serve.errors import CancelledError, ClosedError, DSDError, EngineError, InputError, QueueFullError
-from dsd_serve.model import Host, open_host
+from dsd_serve.model import Model, load
 from dsd_serve.rows import Array
 
 log = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.1  # between two questions whether a client has gone away
-PARENT_SECONDS = 1.0  # between two questions whether Triton is there
+POLL_SECONDS = 0.1  # disconnect poll interval
+PARENT_SECONDS = 1.0  # interval of the check that Triton is alive
 
 CODES = {  # names of attributes that the module above gets only after this file is loaded
     InputError: "INVALID_ARG",
@@ -41,7 +41,7 @@ CODES = {  # names of attributes that the module above gets only after this file
 
 
 class TritonPythonModel:
-    """Triton's name for it, and its three methods."""
+    """The class and the three methods that Triton's Python backend calls."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Load the model, test the engine and warm it up; Triton calls the instance ready when this returns."""
@@ -50,10 +50,10 @@ class TritonPythonModel:
         given = {key: value["string_value"] for key, value in json.loads(args["model_config"])["parameters"].items()}
         self.name = args["model_instance_name"]
         self.max_seconds = float(given["max_seconds"])
-        self.host = open_instance(Path(args["model_repository"]), given, args)
-        self.answers = Answers()
-        about = self.host.about
-        log.info("%s: %s on %s, %d rows a tick", self.name, about.name, about.described, about.budget)
+        self.model = open_instance(Path(args["model_repository"]), given, args)
+        self.responses = ResponseSender()
+        info = self.model.info
+        log.info("%s: %s on %s, %d rows a tick", self.name, info.name, info.described, info.budget)
 
     def execute(self, requests: Sequence[Any]) -> None:
         for request in requests:
@@ -63,7 +63,7 @@ class TritonPythonModel:
             except Exception as error:
                 if not isinstance(error, DSDError):
                     log.exception("a request failed")
-                self.answers.put(partial(send, sender, error=error))
+                self.responses.put(partial(send, sender, error=error))
 
     def take(self, request: Any, sender: Any) -> None:
         # Copied: the tensors lie in memory that is Triton's again once the request is over. By DLPack, because
@@ -72,40 +72,40 @@ class TritonPythonModel:
         parameters = json.loads(request.parameters() or "{}")
         if parameters.get("operation") == "describe":
             text = np.frombuffer(json.dumps(self.describe()).encode(), np.uint8)
-            self.answers.put(lambda: send(sender, {"text": text}))
+            self.responses.put(lambda: send(sender, {"text": text}))
             return
-        about = self.host.about
-        tasks, seconds = messages.from_wire(inputs, parameters, about.config, about.defaults)
+        info = self.model.info
+        tasks, seconds = messages.from_wire(inputs, parameters, info.config, info.defaults)
         timeout = self.max_seconds if seconds is None else min(seconds, self.max_seconds)
 
         def on_preview(_: int, step: int, pixels: Array) -> None:
-            self.answers.put(lambda: exchange.preview(step, pixels))
+            self.responses.put(lambda: request_.preview(step, pixels))
 
-        exchange = Exchange(sender, len(tasks), self.answers)
-        exchange.begin(self.host.batcher.submit_tasks(tasks, timeout=timeout, on_preview=on_preview))
+        request_ = TritonRequest(sender, len(tasks), self.responses)
+        request_.begin(self.model.backend.submit_tasks(tasks, timeout=timeout, on_preview=on_preview))
 
     def describe(self) -> dict[str, Any]:
-        batcher = self.host.batcher
+        backend = self.model.backend
         return {
             "instance": self.name,
-            "about": self.host.about.to_dict(),
-            "not_ready": batcher.not_ready,
-            "running": batcher.num_running,
-            "waiting": batcher.num_waiting,
-            "seconds_ahead": batcher.seconds_ahead(),
+            "about": self.model.info.to_dict(),
+            "not_ready": backend.not_ready,
+            "running": backend.num_running,
+            "waiting": backend.num_waiting,
+            "seconds_ahead": backend.seconds_ahead(),
         }
 
     def finalize(self) -> None:
-        self.host.batcher.close(5)
-        self.answers.close()
+        self.model.backend.close(5)
+        self.responses.close()
 
 
-def open_instance(repository: Path, given: Mapping[str, str], args: Mapping[str, str]) -> Host:
-    """The host that the parameters of config.pbtxt ask for, on the device that Triton gives this instance."""
+def open_instance(repository: Path, given: Mapping[str, str], args: Mapping[str, str]) -> Model:
+    """The model with the parameters of config.pbtxt, on the device that Triton gives this instance."""
     device = given["device"]
     if device == "cuda" and args["model_instance_kind"] == "GPU":
         device = f"cuda:{args['model_instance_device_id']}"
-    return open_host(
+    return load(
         repository / given["model"],
         given["engine"],
         device=device,
@@ -124,21 +124,21 @@ def end_with(parent: int) -> None:
     """
     while os.getppid() == parent:
         time.sleep(PARENT_SECONDS)
-    os._exit(1)  # nobody is there to hear of anything
+    os._exit(1)  # there is no one to report to
 
 
-class Exchange:
-    """One request, until its last response. Only the thread of `answers` sends and asks."""
+class TritonRequest:
+    """One request, until its last response. Only the thread of `responses` uses the sender."""
 
-    def __init__(self, sender: Any, count: int, answers: "Answers") -> None:
-        self.sender, self.remaining, self.answers = sender, count, answers
+    def __init__(self, sender: Any, count: int, responses: "ResponseSender") -> None:
+        self.sender, self.remaining, self.responses = sender, count, responses
         self.jobs: Sequence[Job] = ()
 
     def begin(self, jobs: Sequence[Job]) -> None:
         self.jobs = jobs
-        self.answers.put(lambda: self.answers.watched.add(self))
+        self.responses.put(lambda: self.responses.watched.add(self))
         for job in jobs:
-            job.future.add_done_callback(lambda _: self.answers.put(self.one_ended))
+            job.future.add_done_callback(lambda _: self.responses.put(self.one_ended))
 
     def preview(self, step: int, pixels: Array) -> None:
         send(self.sender, {"preview": pixels, "step": np.array([step], np.int64)}, final=False)
@@ -148,7 +148,7 @@ class Exchange:
         if self.remaining:
             return
         # Not after the last response: Triton 24.10 crashes when it is asked then whether a request is cancelled.
-        self.answers.watched.discard(self)
+        self.responses.watched.discard(self)
         errors = [error for job in self.jobs if (error := job.future.exception()) is not None]
         if errors:
             send(self.sender, error=errors[0])
@@ -164,13 +164,13 @@ class Exchange:
                 job.cancel()
 
 
-class Answers:
-    """The thread that sends responses and asks whether requests were cancelled, so that ticks wait for neither."""
+class ResponseSender:
+    """The thread that sends responses and polls for cancelled requests, so that ticks wait for neither."""
 
     def __init__(self) -> None:
         self.calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self.watched: set[Exchange] = set()
-        self.thread = threading.Thread(target=self.loop, name="answers", daemon=True)
+        self.watched: set[TritonRequest] = set()
+        self.thread = threading.Thread(target=self.loop, name="responses", daemon=True)
         self.thread.start()
 
     def put(self, call: Callable[[], None]) -> None:
@@ -194,8 +194,8 @@ class Answers:
             except Exception:  # of one response: the others must be sent
                 log.exception("a response could not be sent")
             if time.monotonic() >= due:
-                for exchange in list(self.watched):
-                    exchange.cancel_if_asked()
+                for request_ in list(self.watched):
+                    request_.cancel_if_asked()
                 due = time.monotonic() + POLL_SECONDS
 
 

@@ -37,7 +37,7 @@ from dsd_serve.config import PRESETS, ModelConfig
 from dsd_serve.engines.plan import HARDWARE
 from dsd_serve.errors import CheckpointError, DSDError, EngineUnavailableError
 from dsd_serve.network import DSD
-from dsd_serve.params import SAMPLER_NAMES, SamplingParams
+from dsd_serve.params import SAMPLER_NAMES, SamplingParams, from_api
 from export.build import DTYPES, Network, State, export, network_of
 from export.card import training_lines, write_card
 from export.commit import Stoppable
@@ -72,10 +72,8 @@ def read_network(options: argparse.Namespace, target: Path) -> Network:
 
 
 def sampling(options: argparse.Namespace, defaults: SamplingParams) -> SamplingParams:
-    """What the command line recommends, else `defaults`."""
-    given = {"num_steps": options.steps, "sampler": options.sampler, "guidance_scale": options.guidance}
-    known = {key: getattr(defaults, key) for key in given}
-    return SamplingParams(**(known | {key: value for key, value in given.items() if value is not None}))
+    """`defaults` with the settings of the command line."""
+    return from_api(vars(options), defaults)
 
 
 def untrained(preset: str) -> dict[str, Any]:

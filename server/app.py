@@ -28,7 +28,7 @@ def create_app(service: Service) -> FastAPI:
             for open_ in beside:
                 await stack.enter_async_context(open_(app))
             yield
-        await run_in_threadpool(service.batcher.close, service.settings.grace)
+        await run_in_threadpool(service.backend.close, service.settings.grace)
 
     app = FastAPI(
         title="DSD",
@@ -44,7 +44,7 @@ def create_app(service: Service) -> FastAPI:
     app.state.service = service
     error_responses.install(app)
     app.add_middleware(BodyLimits, settings=service.settings, memory=service.uploads)
-    shedding.install(app, (images.router, openai.router), service.batcher.queue_full)
+    shedding.install(app, (images.router, openai.router), service.backend.queue_full)
     install_operations(app, service)
     app.include_router(images.router)
     app.include_router(openai.router)
@@ -70,7 +70,7 @@ def install_operations(app: FastAPI, service: Service) -> None:
     request_id.install(app, logs.access_line, counters.answered)
     model = {name: service.model.described.get(name, "") for name in ("engine", "device", "provider", "precision")}
     counters.watch(
-        service.batcher,
+        service.backend,
         service.drain,
         {"model": service.model.name, **model, "fingerprint": service.model.fingerprint},
         {

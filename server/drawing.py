@@ -6,9 +6,9 @@ from urllib.parse import quote
 
 from dsd_serve import labels
 from dsd_serve.labels import ImageClass
-from dsd_serve.params import SamplingParams
+from dsd_serve.params import SamplingParams, to_api
+from dsd_serve.programs import Edit, Task
 from dsd_serve.rows import Array, Pixels
-from dsd_serve.tasks import Edit, Task
 from server.service import Service
 
 
@@ -34,13 +34,7 @@ def described(service: Service, wanted: ImageClass | None, params: SamplingParam
     """The settings of a picture under the names of the request."""
     return {
         "class": None if wanted is None else {"index": wanted.index, "wnid": wanted.wnid, "name": wanted.name},
-        "seed": params.seed,
-        "index": params.index,
-        "steps": params.num_steps,
-        "sampler": params.sampler,
-        "guidance": params.guidance_scale,
-        "guidance_start": params.guidance_start,
-        "guidance_stop": params.guidance_stop,
+        **to_api(params),
         "model": service.model.name,
         "fingerprint": service.model.fingerprint,
     }

@@ -51,12 +51,12 @@ def serve(settings: Settings) -> None:
                 service.wait_for_triton()
                 return create_app(service)
 
-            opening = Opening(make, lambda: service.batcher.not_ready, service.batcher.close)
+            opening = Opening(make, lambda: service.backend.not_ready, service.backend.close)
         config = configure(opening or create_app(service), door)
         # What is there by now stays: a full collection looks at requests only, so it comes sooner and is short.
         gc.collect()
         gc.freeze()
-        DrainingServer(config, door, service.drain, service.batcher, settings.grace, service.reload_keys).run(sockets)
+        DrainingServer(config, door, service.drain, service.backend, settings.grace, service.reload_keys).run(sockets)
     if opening is not None and opening.failed is not None:
         raise opening.failed
 

@@ -39,7 +39,6 @@ WEIGHT = re.compile(r"(?=\.?[0-9])[0-9]?(\.[0-9]*)?", re.ASCII)
 QUOTES = re.compile(r'(\\.|")', re.DOTALL)  # what begins and ends a quoted string, and what is escaped in it
 MAX_ACCEPT = 2000  # characters; browsers send some hundred, and each takes its time
 QUICK_PIXELS = 64 * 64  # up to here encoding takes less than a millisecond, and a thread would cost more than it saves
-TEXT_KEY = "dsd"  # of the PNG chunk that holds the settings as JSON
 
 
 @dataclass(frozen=True)
@@ -238,7 +237,7 @@ def encode_answer(
 
 
 def text_of(settings: Mapping[str, Any]) -> dict[str, str]:
-    return {TEXT_KEY: json.dumps(settings)}
+    return {codec.TEXT_KEY: json.dumps(settings)}
 
 
 def to_png(picture: Picture, size: int | None) -> bytes:

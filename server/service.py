@@ -8,24 +8,25 @@ import secrets
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import Request
 
 from dsd_serve import labels
-from dsd_serve.backends import About
-from dsd_serve.backends.batcher import MAX_BUDGET, Batcher, Job, Observer
-from dsd_serve.backends.triton.remote import RemoteBatcher, RemoteJob, parse_addresses
+from dsd_serve.backends import Backend, Job, ModelInfo, Observer
+from dsd_serve.backends.row_budget import MAX_BUDGET
+from dsd_serve.backends.triton.addresses import parse_addresses
+from dsd_serve.backends.triton.remote import TritonBackend
 from dsd_serve.engines import Engine
 from dsd_serve.errors import CancelledError, ConfigError, InputError, QueueFullError, shown
 from dsd_serve.imaging import codec
 from dsd_serve.imaging.decoding import Decoder
 from dsd_serve.memory import Memory
-from dsd_serve.model import Host, open_host
-from dsd_serve.params import SamplingParams
+from dsd_serve.model import Model, load
+from dsd_serve.params import SamplingParams, from_api
+from dsd_serve.programs import OnPreviews, Task
 from dsd_serve.rows import Pixels
-from dsd_serve.tasks import OnPreviews, Task
 from server.middleware.drain import Drain
 from server.middleware.security import claim_images, load_keys, parse_origins, renew
 from server.request_memory import MAX_PREVIEWS, Held, held_by
@@ -37,7 +38,6 @@ from server.telemetry.traces import load_traces
 
 log = logging.getLogger(__name__)
 
-AnyJob = Job | RemoteJob
 PING_SECONDS = 15  # proxies close streams that are silent for longer
 
 
@@ -89,13 +89,13 @@ class Service:
         self.unanswered = 0  # images of requests whose answer has not been sent
         self.shares: Counter[str] = Counter()  # the same, of each client
         self.previews = 0  # bytes of previews that wait to be sent
-        self.batcher: Batcher | RemoteBatcher
+        self.backend: Backend
         if settings.triton:
-            self.batcher = open_remote(settings, self.metrics)
+            self.backend = open_remote(settings, self.metrics)
         else:
-            host = open_embedded(settings, engine, self.metrics)
-            self.batcher = host.batcher
-            self.serve(host.about)
+            opened = open_embedded(settings, engine, self.metrics)
+            self.backend = opened.backend
+            self.serve(opened.info)
 
     def reload_keys(self) -> None:
         """Read the API keys again; those from before stay when that fails, or when there were none."""
@@ -111,11 +111,11 @@ class Service:
 
     def wait_for_triton(self) -> None:
         """Wait until a server of --triton is ready, however long it takes. Raises ClosedError if closed meanwhile."""
-        if isinstance(self.batcher, RemoteBatcher):
+        if isinstance(self.backend, TritonBackend):
             log.info("waiting for Triton at %s", self.settings.triton)
-            self.serve(self.batcher.wait())
+            self.serve(self.backend.wait())
 
-    def serve(self, model: About) -> None:
+    def serve(self, model: ModelInfo) -> None:
         self.model, self.config = model, model.config
         labels.spellings(), labels.by_name()  # made now, so that the first request does not wait for them
         (log.info if model.invariance.holds else log.warning)("self-test: %s", model.invariance)
@@ -172,7 +172,7 @@ class Service:
 
     def submit(
         self, request: Request, asked: Sequence[Task], timeout: float | None, on_preview: OnPreviews | None = None
-    ) -> Sequence[AnyJob]:
+    ) -> Sequence[Job]:
         """Put tasks of one request in the queue. Raises what `submit_tasks`, `claim_images` and `count` raise.
 
         They count until the answer has been sent, or until more tasks of the same request follow.
@@ -182,7 +182,7 @@ class Service:
         held.drop("key")
         held.put("key", claim_images(len(asked)))
         self.count(held, len(asked))
-        jobs = self.batcher.submit_tasks(asked, timeout=within_limit, on_preview=on_preview)
+        jobs = self.backend.submit_tasks(asked, timeout=within_limit, on_preview=on_preview)
         held.deadline = asyncio.get_running_loop().time() + within_limit
         self.traces.follow(jobs)
         return jobs
@@ -205,7 +205,7 @@ class Service:
             raise QueueFullError(
                 f"{who} has {self.shares[who]} images under way, and half of the {limit} that may wait is the most for "
                 "one; try again when some are done",
-                max(1.0, self.batcher.seconds_ahead() / 2),
+                max(1.0, self.backend.seconds_ahead() / 2),
             )
         self.add_images(who, count)
         held.put("images", lambda: self.add_images(who, -count))
@@ -225,19 +225,8 @@ class Service:
         at_most("steps", steps, limits.max_steps)
         self.check_size(query.size)
         seed = secrets.randbelow(2**32) if query.seed is None else query.seed
-        return [
-            SamplingParams(
-                seed=seed,
-                index=query.index + i,
-                num_steps=steps,
-                sampler=defaults.sampler if query.sampler is None else query.sampler,
-                guidance_scale=defaults.guidance_scale if query.guidance is None else query.guidance,
-                guidance_start=query.guidance_start,
-                guidance_stop=query.guidance_stop,
-                preview_every=query.preview_every,
-            )
-            for i in range(query.n)
-        ]
+        first = from_api({**query.model_dump(), "seed": seed, "steps": steps}, defaults)
+        return [replace(first, index=first.index + i) for i in range(query.n)]
 
     def side(self, size: int | None) -> int:
         """Of the images of an answer, in pixels; None is the network's own size."""
@@ -291,16 +280,16 @@ class Unread:
             self.count(self.events.popleft(), -1)
 
 
-def open_remote(settings: Settings, observer: Observer) -> RemoteBatcher:
-    return RemoteBatcher(
+def open_remote(settings: Settings, observer: Observer) -> TritonBackend:
+    return TritonBackend(
         parse_addresses(settings.triton),
         max_waiting=settings.max_waiting,
         observer=observer,
     )
 
 
-def open_embedded(settings: Settings, engine: Engine | None, observer: Observer) -> Host:
-    return open_host(
+def open_embedded(settings: Settings, engine: Engine | None, observer: Observer) -> Model:
+    return load(
         settings.model,
         engine or settings.engine,
         device=settings.device,
@@ -319,13 +308,13 @@ def soon(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
         loop.call_soon_threadsafe(call)
 
 
-def watch(request: Request, jobs: Sequence[AnyJob]) -> "asyncio.Task[None]":
+def watch(request: Request, jobs: Sequence[Job]) -> "asyncio.Task[None]":
     watcher = asyncio.create_task(cancel_on_disconnect(request, jobs))
     watcher.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody else may ask for it
     return watcher
 
 
-async def cancel_on_disconnect(request: Request, jobs: Sequence[AnyJob]) -> None:
+async def cancel_on_disconnect(request: Request, jobs: Sequence[Job]) -> None:
     """Cancel the jobs when the client closes the connection: they end before the batcher's next tick."""
     try:
         while (await request.receive())["type"] != "http.disconnect":
@@ -344,4 +333,4 @@ async def within(seconds: float, awaitable: Awaitable[Event]) -> Event:
 
 def at_most(name: str, value: int, limit: int) -> None:
     if value > limit:
-        raise InputError(f"{name} must be at most {limit} on this server, got {shown(value)}")
+        raise InputError(f"{name} must be at most {limit} on this server, got {shown(value)}", name)

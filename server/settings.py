@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,13 +13,8 @@ from dsd_serve import __version__
 from dsd_serve.checkpoint import PRECISIONS
 from dsd_serve.engines import ENGINE_NAMES
 from dsd_serve.errors import ConfigError, shown
+from dsd_serve.files import demo_model
 from dsd_serve.params import MAX_STEPS
-
-
-def demo_model() -> Path:
-    """The model directory that comes with the package."""
-    return Path(str(resources.files("dsd_serve").joinpath("demo")))
-
 
 SPARE_DESCRIPTORS = 64  # for files, and for connections that are refused
 MOST_CONNECTIONS = 1024  # by default; a head in each of them takes 64 KiB

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dsd_serve.checkpoint import atomic
 from dsd_serve.errors import DSDError
+from dsd_serve.files import atomic
 from training.estimate import flops_per_picture
 from training.evaluation.classifier import SIZE, load_network
 from training.monitor import denoised_psnr, latent_metrics

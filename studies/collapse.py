@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dsd_serve.checkpoint import atomic
 from dsd_serve.errors import DSDError
+from dsd_serve.files import atomic
 from training.run_config import OBJECTIVES, load_config
 from training.train import train
 

@@ -24,13 +24,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dsd_serve.checkpoint import atomic, read_model_dir
+from dsd_serve.checkpoint import read_model_dir
 from dsd_serve.config import ModelConfig
 from dsd_serve.engines import Engine, load_engine
 from dsd_serve.errors import DSDError, InputError
+from dsd_serve.files import atomic
 from dsd_serve.params import SAMPLER_NAMES, SamplingParams
-from dsd_serve.programs import Program, run_all
-from dsd_serve.rows import Decode
+from dsd_serve.programs import run_all
+from dsd_serve.rows import Decode, Program
 from dsd_serve.samplers import SAMPLERS, guided, initial_noise, num_rows, timesteps
 from studies.sampler_report import document, draw
 from training.evaluation.classifier import FeatureCache, Lite0, default_cache, lite0

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dsd_serve.checkpoint import atomic
+from dsd_serve.files import atomic
 
 STYLES = {"euler": "o-", "heun": "s-", "dpmpp_2m": "^-"}
 TITLES = {

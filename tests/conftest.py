@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
+from dsd_serve.files import demo_model
 from dsd_serve.imaging import codec
-from server.settings import demo_model
 from tests.support.data import REAL_DATA, ROOT, sample_image, train_arguments
 from tests.support.servers import Server, find_free_port
 

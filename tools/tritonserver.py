@@ -21,7 +21,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from server.settings import demo_model
+from dsd_serve.files import demo_model
 
 WHEEL = "nvidia-pytriton==0.7.0"
 FOLDER = Path(os.environ.get("DSD_TRITON_FOLDER", ".triton"))  # DSD_TRITON is a setting of the server

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dsd_serve.checkpoint import atomic
 from dsd_serve.errors import CheckpointError, shown
+from dsd_serve.files import atomic
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from benchmarks.serving.load import Summary
 from benchmarks.serving.tables import Result, describe_machine, describe_versions, now, replace_section, section
 from dsd_serve.checkpoint import read_model_dir
 from dsd_serve.errors import DSDError
-from server.settings import demo_model
+from dsd_serve.files import demo_model
 
 NAMES = ("ours", "litserve", "fastapi", "diffusers")
 BATCH_SIZES = {False: (1, 2, 4, 8), True: (32, 64)}  # of LitServe; by whether the accelerator is simulated

@@ -23,11 +23,11 @@ import numpy as np
 from benchmarks.serving.load import closed
 from benchmarks.serving.overload import start
 from benchmarks.serving.workload import Body, program, request, requests
-from dsd_serve.backends.batcher import measure_budget
+from dsd_serve.backends.row_budget import measure_budget
 from dsd_serve.engines import load_engine
+from dsd_serve.files import demo_model
 from dsd_serve.imaging.codec import write_image
 from dsd_serve.programs import run, run_all
-from server.settings import demo_model
 
 ROUNDS = 5
 

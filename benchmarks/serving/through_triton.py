@@ -20,8 +20,8 @@ import numpy as np
 
 from benchmarks.serving.overhead import Single, rate_of, singles
 from benchmarks.serving.overload import MEMORY_SLACK, resident_mb, start
+from dsd_serve.files import demo_model
 from dsd_serve.imaging.codec import write_image
-from server.settings import demo_model
 from tools.tritonserver import TritonMissing, TritonServer, write_repository
 
 ROUNDS = 5

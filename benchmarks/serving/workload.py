@@ -9,7 +9,8 @@ import numpy as np
 
 from dsd_serve.config import ModelConfig
 from dsd_serve.params import SamplingParams
-from dsd_serve.programs import Program, generate
+from dsd_serve.programs import generate
+from dsd_serve.rows import Program
 
 STEPS = (10, 25, 50)
 SHORT = 10

@@ -1,21 +1,30 @@
-"""What runs tasks: the batcher on an engine of this process, or Triton servers; and what each says of its model."""
+"""Backends carry out tasks: the batcher on an engine of this process, or Triton servers. This file is their interface.
+
+A backend takes tasks, gives a job for each, and describes the model that it serves.
+"""
 
 import math
 import re
-from dataclasses import asdict, dataclass
-from typing import Any
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
 
 from dsd_serve.config import ModelConfig
 from dsd_serve.engines.selftest import Invariance
-from dsd_serve.errors import ConfigError
+from dsd_serve.errors import CancelledError, ConfigError, DeadlineError, QueueFullError
 from dsd_serve.params import SamplingParams
+from dsd_serve.programs import OnPreviews, Task
+from dsd_serve.rows import Row
 
 
 @dataclass(frozen=True)
-class About:
-    """A model and what runs it, as plain values that can travel.
+class ModelInfo:
+    """A model and the engine that runs it, as plain values that can travel.
 
-    described: the engine's words. budget: rows a tick. card: the text of card.md. created: of its config.json, in
+    described: the engine's `describe`. budget: rows a tick. card: the text of card.md. created: of its config.json, in
     seconds since 1970.
     """
 
@@ -33,9 +42,9 @@ class About:
         return {**asdict(self), "config": self.config.to_dict()}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "About":
-        """The inverse of `to_dict`. Raises ConfigError, KeyError, TypeError for values that cannot be one."""
-        about = cls(
+    def from_dict(cls, values: dict[str, Any]) -> "ModelInfo":
+        """The inverse of `to_dict`. Raises ConfigError, KeyError or TypeError for impossible values."""
+        info = cls(
             **{
                 **values,
                 "config": ModelConfig.from_dict(values["config"]),
@@ -43,20 +52,133 @@ class About:
                 "invariance": Invariance(**values["invariance"]),
             }
         )
-        tested, card = about.invariance, about.card
-        words = (about.name, *about.described, *about.described.values())
+        tested, card = info.invariance, info.card
+        words = (info.name, *info.described, *info.described.values())
         sane = (
             all(isinstance(word, str) and len(word) <= 1000 for word in words)
-            and len(about.described) <= 100
-            and re.fullmatch("[0-9a-f]{64}", about.fingerprint)
-            and all(type(number) is int for number in (about.budget, about.created))
-            and 1 <= about.budget <= 1_000_000
-            and 0 <= about.created < 2**53
+            and len(info.described) <= 100
+            and re.fullmatch("[0-9a-f]{64}", info.fingerprint)
+            and all(type(number) is int for number in (info.budget, info.created))
+            and 1 <= info.budget <= 1_000_000
+            and 0 <= info.created < 2**53
             and (card is None or (isinstance(card, str) and len(card) <= 1_000_000))
             and all(type(number) is int for number in (tested.num_rows, tested.dependent_rows))
             and isinstance(tested.max_difference, int | float)
             and math.isfinite(tested.max_difference)
         )
         if not sane:
-            raise ConfigError("the description of a model holds values that cannot be")
-        return about
+            raise ConfigError("the description of a model holds impossible values")
+        return info
+
+
+class Observer:
+    """Hooks into the work of a backend. The methods do nothing; override those of interest. They must not block."""
+
+    def tick(self, rows: Sequence[Row], seconds: float) -> None:
+        """The engine ran these rows, from the batcher's thread."""
+
+    def started(self, waited: float) -> None:
+        """A task left the queue after `waited` seconds."""
+
+    def finished(self, outcome: str) -> None:
+        """A task ended: done, failed, cancelled or late."""
+
+    def rejected(self, reason: str) -> None:
+        """A request was refused: queue_full, deadline, draining or dead."""
+
+
+def outcome_of(error: BaseException | None) -> str:
+    """The outcome of a task for `Observer.finished`: done, failed, cancelled or late."""
+    if error is None:
+        return "done"
+    if isinstance(error, CancelledError):
+        return "cancelled"
+    return "late" if isinstance(error, DeadlineError) else "failed"
+
+
+@dataclass(eq=False)
+class Job(ABC):
+    """A task under way. `future` gets its result, or an error.
+
+    number: its order. submitted, started, ended and deadline are times of `time.monotonic`; 0 is not yet.
+    """
+
+    number: int
+    deadline: float
+    future: "Future[Any]" = field(default_factory=Future, kw_only=True)
+    cancelled: bool = field(default=False, kw_only=True)
+    submitted: float = field(default_factory=time.monotonic, kw_only=True)
+    started: float = field(default=0.0, kw_only=True)
+    ended: float = field(default=0.0, kw_only=True)
+
+    @abstractmethod
+    def cancel(self) -> None:
+        """Give it up: its future gets CancelledError, unless it ends first."""
+
+    def resolve(self, result: Any, error: BaseException | None) -> None:
+        """Note the end, and give the future its result or its error."""
+        self.ended = time.monotonic()
+        if not self.future.set_running_or_notify_cancel():
+            return  # the caller cancelled the future itself
+        if error is None:
+            self.future.set_result(result)
+        else:
+            self.future.set_exception(error)
+
+
+class Backend(Protocol):
+    """Carries out tasks. All methods may be called from any thread."""
+
+    @property
+    def budget(self) -> int:
+        """Rows a tick; 0 while unknown."""
+        ...
+
+    @property
+    def not_ready(self) -> str | None:
+        """Why no task would be carried out now, or None."""
+        ...
+
+    @property
+    def ready(self) -> bool: ...
+
+    @property
+    def num_running(self) -> int:
+        """Tasks that have begun."""
+        ...
+
+    @property
+    def num_waiting(self) -> int:
+        """Tasks in the queue."""
+        ...
+
+    def submit_tasks(
+        self, tasks: Sequence[Task], *, timeout: float | None = None, on_preview: OnPreviews | None = None
+    ) -> Sequence[Job]:
+        """Take all tasks or none; a job for each, in their order.
+
+        timeout: seconds after which their results are useless. on_preview: called from a thread of the backend; must
+        not block. Raises QueueFullError, DeadlineError where the results cannot be expected in time, and ClosedError
+        where nothing is taken any more.
+        """
+        ...
+
+    def queue_full(self, count: int = 1) -> QueueFullError | None:
+        """The error that `count` more tasks would get now for want of room, or None."""
+        ...
+
+    def seconds_ahead(self) -> float:
+        """Estimated seconds until everything queued and running now is done."""
+        ...
+
+    def snapshot(self) -> dict[str, Any]:
+        """What runs and waits now, as plain values."""
+        ...
+
+    def drain(self) -> None:
+        """Take nothing more, and finish what is there."""
+        ...
+
+    def close(self, timeout: float | None = None) -> bool:
+        """Drain, and after `timeout` seconds cancel what is left. True if all finished."""
+        ...

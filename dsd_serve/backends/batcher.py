@@ -13,70 +13,39 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from dsd_serve import tasks
-from dsd_serve.engines import Engine
+from dsd_serve.backends import Job, Observer, outcome_of
+from dsd_serve.backends.row_budget import measure_budget
 from dsd_serve.errors import CancelledError, ClosedError, DeadlineError, DSDError, EngineError, QueueFullError
-from dsd_serve.programs import Cost, Program
-from dsd_serve.rows import Array, Denoise, Row
-from dsd_serve.tasks import OnPreviews, Task
+from dsd_serve.programs import OnPreviews, Task
+from dsd_serve.rows import Array, Cost, Denoise, Engine, OnPreview, Program, Row
 
 log = logging.getLogger(__name__)
 
-MAX_BUDGET = 64
-NEARLY_BEST = 0.95  # of the best rate: more rows than that would only delay everyone
-MEASURE_ROUNDS = 10
 DEAD_AFTER = 3  # failed ticks in a row
 STALLED_AFTER = 10.0  # seconds of one engine call, and twenty usual ticks: then it counts as hanging
 ONE_ROW = Cost(1, 1)
-OUTCOMES: dict[type, str] = {type(None): "done", CancelledError: "cancelled", DeadlineError: "late"}
-
-
-class Observer:
-    """What a batcher tells of its work. The methods do nothing; override those of interest. They must not block."""
-
-    def tick(self, rows: Sequence[Row], seconds: float) -> None:
-        """The engine ran these rows, from the batcher's thread."""
-
-    def started(self, waited: float) -> None:
-        """A program left the queue after `waited` seconds."""
-
-    def finished(self, outcome: str) -> None:
-        """A program ended: done, failed, cancelled or late."""
-
-    def rejected(self, reason: str) -> None:
-        """A request was not taken: queue_full, deadline, draining or dead."""
 
 
 @dataclass(eq=False)
-class Job:
-    """A program on its way. `future` gets its result, or an error; `cancel` takes effect at the next tick.
-
-    rows_left: what remains of its cost. submitted, started, ended and deadline are times of `time.monotonic`.
-    """
+class ProgramJob(Job):
+    """A program in the batcher. rows_left: what remains of its cost."""
 
     program: Program
     rows_left: int
-    number: int
-    deadline: float
-    future: "Future[Any]" = field(default_factory=Future)
     rows: list[Row] = field(default_factory=list)
-    cancelled: bool = False
-    submitted: float = field(default_factory=time.monotonic)
-    started: float = 0.0
-    ended: float = 0.0
 
     def cancel(self) -> None:
+        """Cancel it; takes effect at the next tick."""
         self.cancelled = True
 
     @property
-    def is_border(self) -> bool:
-        """Whether it waits for encode or decode rows only: these go first, they end or begin a picture."""
+    def only_codes(self) -> bool:
+        """Whether it waits for encode or decode rows only. These go first, because they begin or end an image."""
         return not any(isinstance(row, Denoise) for row in self.rows)
 
 
@@ -103,8 +72,8 @@ class Batcher:
         self.budget = budget
         if not budget:
             self.budget, self.tick_seconds, self.row_seconds = measure_budget(engine)
-        self.waiting: deque[Job] = deque()
-        self.running: list[Job] = []
+        self.waiting: deque[ProgramJob] = deque()
+        self.running: list[ProgramJob] = []
         self.condition = threading.Condition()
         self.numbers = itertools.count()
         self.closed = False
@@ -118,11 +87,11 @@ class Batcher:
 
     # What callers use.
 
-    def submit(self, program: Program, cost: Cost = ONE_ROW, *, timeout: float | None = None) -> Job:
+    def submit(self, program: Program, cost: Cost = ONE_ROW, *, timeout: float | None = None) -> ProgramJob:
         """Put a program in the queue: `submit_all` of one."""
         return self.submit_all([(program, cost)], timeout=timeout)[0]
 
-    def submit_all(self, programs: Sequence[tuple[Program, Cost]], *, timeout: float | None = None) -> list[Job]:
+    def submit_all(self, programs: Sequence[tuple[Program, Cost]], *, timeout: float | None = None) -> list[ProgramJob]:
         """Put several programs with their costs in the queue, all or none.
 
         timeout: seconds after which their results are of no use. Raises QueueFullError; DeadlineError when the results
@@ -136,16 +105,22 @@ class Batcher:
                     program.close()
                 raise
             deadline = math.inf if timeout is None else time.monotonic() + timeout
-            jobs = [Job(program, cost.rows, next(self.numbers), deadline) for program, cost in programs]
+            jobs = [ProgramJob(next(self.numbers), deadline, program, cost.rows) for program, cost in programs]
             self.waiting.extend(jobs)
             self.condition.notify()
             return jobs
 
     def submit_tasks(
-        self, asked: Sequence[Task], *, timeout: float | None = None, on_preview: OnPreviews | None = None
-    ) -> list[Job]:
+        self, tasks: Sequence[Task], *, timeout: float | None = None, on_preview: OnPreviews | None = None
+    ) -> list[ProgramJob]:
         """`submit_all` with the programs of these tasks. on_preview: is called from the batcher's thread."""
-        return self.submit_all(tasks.all_of(asked, self.engine.config, on_preview), timeout=timeout)
+
+        def previews_of(number: int) -> OnPreview | None:
+            return None if on_preview is None else lambda step, pixels: on_preview(number, step, pixels)
+
+        config = self.engine.config
+        programs = [(task.program(config, previews_of(number)), task.cost) for number, task in enumerate(tasks)]
+        return self.submit_all(programs, timeout=timeout)
 
     def queue_full(self, count: int = 1) -> QueueFullError | None:
         """Why `count` more programs would not be taken now, for want of room; None when there is room."""
@@ -294,7 +269,7 @@ class Batcher:
             if all(np.isfinite(output).all() for output in own if output.dtype != np.uint8):
                 self.advance(job, own)
             else:
-                self.end(job, error=EngineError("the network gave values that are not finite for this picture"))
+                self.end(job, error=EngineError("the network gave values that are not finite for this image"))
 
     def note(self, rows: Sequence[Row], seconds: float) -> None:
         """Update counts and averages. Only full ticks tell what a row costs under load."""
@@ -306,12 +281,12 @@ class Batcher:
             self.row_seconds += (seconds / len(rows) - self.row_seconds) * weight
         self.failures, self.num_ticks, self.num_rows = 0, self.num_ticks + 1, self.num_rows + len(rows)
 
-    def choose(self) -> list[Job]:
-        """The jobs whose rows make up this tick: borders first, then first come, first served, within the budget."""
+    def choose(self) -> list[ProgramJob]:
+        """The jobs of this tick: encode and decode rows first, then first come, first served, within the budget."""
         self.drop_ended()
-        chosen: list[Job] = []
+        chosen: list[ProgramJob] = []
         used = 0
-        for job in sorted(self.running, key=lambda job: (not job.is_border, job.number)):
+        for job in sorted(self.running, key=lambda job: (not job.only_codes, job.number)):
             if not chosen or used + len(job.rows) <= self.budget:
                 chosen.append(job)
                 used += len(job.rows)
@@ -333,7 +308,7 @@ class Batcher:
             else:
                 self.end(job, error=DeadlineError("the result was not there in time and was given up"))
 
-    def start_next(self) -> Job | None:
+    def start_next(self) -> ProgramJob | None:
         """Move the first waiting job to the running ones; jobs that end at once do not count."""
         while True:
             with self.condition:
@@ -347,7 +322,7 @@ class Batcher:
             if job.rows:
                 return job
 
-    def advance(self, job: Job, outputs: list[Array] | None) -> None:
+    def advance(self, job: ProgramJob, outputs: list[Array] | None) -> None:
         """Send a program its outputs; note the rows that it yields next, or its end."""
         job.rows = []
         try:
@@ -362,7 +337,7 @@ class Batcher:
                 log.exception("a program failed")
             self.end(job, error=error)
 
-    def end(self, job: Job, result: Any = None, *, error: Exception | None = None) -> None:
+    def end(self, job: ProgramJob, result: Any = None, *, error: Exception | None = None) -> None:
         """Take a job out and resolve its future."""
         with self.condition:
             if job in self.running:
@@ -370,16 +345,10 @@ class Batcher:
             elif job in self.waiting:
                 self.waiting.remove(job)
         job.program.close()
-        job.ended = time.monotonic()
-        self.observer.finished(OUTCOMES.get(type(error), "failed"))
-        if not job.future.set_running_or_notify_cancel():
-            return  # the caller cancelled the future itself
-        if error is None:
-            job.future.set_result(result)
-        else:
-            job.future.set_exception(error)
+        self.observer.finished(outcome_of(error))
+        job.resolve(result, error)
 
-    def engine_failed(self, chosen: list[Job], error: Exception) -> None:
+    def engine_failed(self, chosen: list[ProgramJob], error: Exception) -> None:
         """Fail the programs of this tick; after several such ticks in a row the engine counts as dead."""
         log.error("the engine failed", exc_info=error)
         self.failures += 1
@@ -394,32 +363,3 @@ class Batcher:
             jobs = [*self.running, *self.waiting]
         for job in jobs:
             self.end(job, error=ClosedError(reason))
-
-
-def measure_budget(engine: Engine, seconds: float = 0.6) -> tuple[int, float, float]:
-    """The smallest number of denoise rows within 5 % of the best rows per second, from 1, 2, 4 ... 64.
-
-    Also gives the seconds of a tick with one row, and the seconds per row at that number. Warms the engine up. Takes
-    about `seconds`, or two ticks of one row where these take longer. All numbers are tried in turns and the best time
-    of each counts, so that a moment in which the machine was busy does not decide.
-    """
-    rng = np.random.default_rng(0)
-    config = engine.config
-    row = Denoise(rng.standard_normal(config.latent_shape, dtype=np.float32), 0.5, config.null_label)
-    engine.run([row])
-    deadline = time.perf_counter() + seconds
-    best = {1: timed(engine, [row])}
-    for _ in range(MEASURE_ROUNDS):
-        for size in (2**power for power in range(MAX_BUDGET.bit_length())):
-            if time.perf_counter() + best.get(size, 2 * best[max(1, size // 2)]) > deadline:
-                break
-            best[size] = min(best.get(size, math.inf), timed(engine, [row] * size))
-    rates = {size: size / duration for size, duration in best.items()}
-    budget = min(size for size, rate in rates.items() if rate >= NEARLY_BEST * max(rates.values()))
-    return budget, best[1], best[budget] / budget
-
-
-def timed(engine: Engine, rows: Sequence[Row]) -> float:
-    began = time.perf_counter()
-    engine.run(rows)
-    return time.perf_counter() - began

@@ -1,31 +1,13 @@
 """Engines: something that runs rows. `load_engine` picks one by name and never replaces it by another."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
 
-from dsd_serve.config import ModelConfig
 from dsd_serve.errors import EngineUnavailableError
-from dsd_serve.rows import Array, Row
+from dsd_serve.rows import Engine
+
+__all__ = ["ENGINE_NAMES", "Engine", "load_engine"]
 
 ENGINE_NAMES = ("onnx", "torch", "tensorrt")
-
-
-class Engine(Protocol):
-    """One network on one device. `run` is called by one thread at a time."""
-
-    config: ModelConfig
-
-    def run(self, rows: Sequence[Row]) -> list[Array]:
-        """One forward pass over rows of any kinds; one output per row, in their order.
-
-        Encode -> latents float32 [L, C], Denoise -> z_hat float32 [L, C], Decode -> pixels uint8 [3, H, W].
-        """
-        ...
-
-    def describe(self) -> dict[str, Any]:
-        """What runs: engine, device, precision, version; plain values for /model."""
-        ...
 
 
 def load_engine(

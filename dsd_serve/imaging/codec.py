@@ -1,8 +1,10 @@
 """Bytes <-> uint8 pixels [3, H, W]: the only file that knows Pillow, and the limits on what it is given."""
 
 import io
+import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,7 @@ MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 MAX_PIXELS = 40_000_000
 MAX_SIDES = {"jpeg": 65_500, "webp": 16_383}  # pixels that a file of the format can be wide or high; png has room
 QUALITY = 92
+TEXT_KEY = "dsd"  # of the PNG text chunk that holds the settings of an image as JSON
 # Larger than what glibc ever takes from its heap, so that the memory of a large picture goes back to the system.
 Image.core.set_block_size(64 * 2**20)  # type: ignore[attr-defined]
 GAP = 3  # a large picture is averaged down to this many times the wanted size before it is resampled
@@ -235,6 +238,17 @@ def psnr(pixels: Pixels, others: Pixels) -> float:
     """Mean over pictures of the peak signal-to-noise ratio in dB; uint8 [N, 3, H, W] both."""
     error = ((pixels.astype(np.float64) - others.astype(np.float64)) ** 2).reshape(len(pixels), -1).mean(1)
     return float(np.mean(10 * np.log10(255**2 / np.maximum(error, 1e-3))))
+
+
+def attach_settings(image: Image.Image, settings: Mapping[str, Any]) -> None:
+    """Keep the settings that draw an image again in its `info`, where `to_png` finds them."""
+    image.info[TEXT_KEY] = json.dumps(settings)
+
+
+def to_png(image: Image.Image) -> bytes:
+    """The PNG file of an image, with the settings in its `info["dsd"]`: the bytes that a server sends of it."""
+    text = image.info.get(TEXT_KEY)
+    return encode(image, "png", None if text is None else {TEXT_KEY: text})
 
 
 def write_image(

@@ -17,9 +17,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dsd_serve.checkpoint import atomic
 from dsd_serve.engines.plan import HARDWARE
 from dsd_serve.errors import CheckpointError, EngineUnavailableError
+from dsd_serve.files import atomic
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from dsd_serve import __version__
-from dsd_serve.checkpoint import ModelDir, atomic, graph_names, read_model_dir, sha256
+from dsd_serve.checkpoint import ModelDir, graph_names, read_model_dir, sha256
 from dsd_serve.engines.cuda import find_gpu, import_runtime
 from dsd_serve.engines.onnx_engine import OnnxEngine
 from dsd_serve.engines.plan import (
@@ -26,6 +26,7 @@ from dsd_serve.engines.plan import (
 )
 from dsd_serve.engines.tensorrt_engine import TensorRTEngine
 from dsd_serve.errors import CheckpointError, EngineUnavailableError
+from dsd_serve.files import atomic
 from export.commit import drafting, held_signals
 from export.tensorrt import gates
 from export.tensorrt.compile import ROWS, BuildOptions, check_options, check_types, compile_graph

@@ -26,8 +26,7 @@ from server.connections import Door
 from server.front import LAST_ANSWERS
 
 if TYPE_CHECKING:  # dsd-ui has neither
-    from dsd_serve.backends.batcher import Batcher
-    from dsd_serve.backends.triton.remote import RemoteBatcher
+    from dsd_serve.backends import Backend
 
 log = logging.getLogger(__name__)
 
@@ -171,12 +170,12 @@ class DrainingServer(DoorServer):
         config: uvicorn.Config,
         door: Door,
         drain: Drain,
-        batcher: Batcher | RemoteBatcher,
+        backend: Backend,
         grace: float,
         reload: Callable[[], None],
     ) -> None:
         super().__init__(config, door, at_end=drain.at_end, reload=reload)
-        self.drain, self.batcher, self.grace = drain, batcher, grace
+        self.drain, self.backend, self.grace = drain, backend, grace
         self.told = False
 
     def leave(self) -> None:
@@ -189,7 +188,7 @@ class DrainingServer(DoorServer):
             over = time.monotonic() - self.drain.began >= self.grace
             if over and self.drain.in_flight:
                 log.warning("%d requests did not finish in time and are cancelled", self.drain.in_flight)
-                await asyncio.to_thread(self.batcher.close, 0)  # their clients get 503
+                await asyncio.to_thread(self.backend.close, 0)  # their clients get 503
             self.should_exit = over or not self.drain.in_flight
         return await super().on_tick(counter)
 

@@ -14,9 +14,8 @@ from dsd_serve.imaging import codec
 from dsd_serve.imaging.latents import read_latents, write_latents
 from dsd_serve.labels import ImageClass
 from dsd_serve.params import SamplingParams
-from dsd_serve.programs import between
+from dsd_serve.programs import Generate, Interpolate, Reconstruct, Task, WalkEnd, between
 from dsd_serve.rows import Decode, Encode
-from dsd_serve.tasks import Generate, Interpolate, Reconstruct, Task, WalkEnd
 from server import error_responses
 from server.drawing import (
     described,

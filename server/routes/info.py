@@ -91,7 +91,7 @@ async def live() -> Health:
 @router.get("/health/ready", response_model=Health, responses=problems(503, words={503: "nothing would be served now"}))
 async def ready(request: Request) -> Response:
     """Requests will be served: the model is loaded, the engine works, the server is not shutting down."""
-    if reason := request.app.state.service.batcher.not_ready:
+    if reason := request.app.state.service.backend.not_ready:
         return error_responses.problem(503, reason, {"Retry-After": "5"})
     return JSONResponse({"status": "ready"})
 
@@ -99,7 +99,7 @@ async def ready(request: Request) -> Response:
 @router.get("/debug/batcher")
 async def debug_batcher(request: Request) -> dict[str, Any]:
     """What runs and waits at this moment: programs by number, rows left, seconds since they came."""
-    return request.app.state.service.batcher.snapshot()
+    return request.app.state.service.backend.snapshot()
 
 
 @router.get("/", include_in_schema=False)

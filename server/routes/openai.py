@@ -16,9 +16,8 @@ from dsd_serve.errors import InputError, shown
 from dsd_serve.imaging import codec
 from dsd_serve.labels import ImageClass
 from dsd_serve.params import SamplingParams
-from dsd_serve.programs import edit_timesteps
+from dsd_serve.programs import Generate, Task, edit_timesteps
 from dsd_serve.rows import Array, Pixels
-from dsd_serve.tasks import Generate, Task
 from server import drawing, error_responses, openai_errors
 from server.drawing import (
     described,
@@ -208,10 +207,9 @@ def sampling(service: Service, query: Options) -> list[SamplingParams]:
         native.guidance_start, native.guidance_stop = query.guidance_interval
     try:
         params = service.params(native)
-    except InputError as error:  # begins with the name of what is wrong
-        name, _, rest = str(error).partition(" ")
-        name = NAMES.get(name, name)
-        raise Refused(400, f"{name} {rest}", name) from None
+    except InputError as error:
+        error = error.renamed(NAMES.get(error.param or "", error.param))
+        raise Refused(400, str(error), error.param) from None
     with about("size"):
         service.check_fits(query.output_format, 1, query.side)
     return params

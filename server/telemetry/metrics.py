@@ -20,8 +20,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from dsd_serve import __version__
-from dsd_serve.backends.batcher import Batcher, Observer
-from dsd_serve.backends.triton.remote import RemoteBatcher
+from dsd_serve.backends import Backend, Observer
 from dsd_serve.errors import CancelledError
 from dsd_serve.rows import Decode, Denoise, Encode, Row
 from server.connections import CUTS, Door
@@ -139,7 +138,7 @@ class Metrics(Observer):
 
     def watch(
         self,
-        batcher: Batcher | RemoteBatcher,
+        backend: Backend,
         drain: Drain,
         model: dict[str, str],
         memory: Mapping[str, Callable[[], float]] = {},  # never changed
@@ -149,12 +148,12 @@ class Metrics(Observer):
         used = Gauge("dsd_memory_bytes", "Bytes taken of a budget of memory.", ["budget"], registry=self.registry)
         for name, value in memory.items():
             used.labels(name).set_function(value)
-        self.gauge("dsd_images_running", "Images whose program has begun.", lambda: batcher.num_running)
-        self.gauge("dsd_images_waiting", "Images in the queue.", lambda: batcher.num_waiting)
-        self.gauge("dsd_seconds_ahead", "Estimated seconds until all of them are done.", batcher.seconds_ahead)
-        self.gauge("dsd_row_budget", "Rows that a tick may take.", lambda: batcher.budget)
+        self.gauge("dsd_images_running", "Images whose program has begun.", lambda: backend.num_running)
+        self.gauge("dsd_images_waiting", "Images in the queue.", lambda: backend.num_waiting)
+        self.gauge("dsd_seconds_ahead", "Estimated seconds until all of them are done.", backend.seconds_ahead)
+        self.gauge("dsd_row_budget", "Rows that a tick may take.", lambda: backend.budget)
         self.gauge(
-            "dsd_ready", "1 when requests are served, as /health/ready.", lambda: batcher.ready and not drain.draining
+            "dsd_ready", "1 when requests are served, as /health/ready.", lambda: backend.ready and not drain.draining
         )
 
 

@@ -17,7 +17,7 @@ from benchmarks.serving.scaling import capacity, simulate
 from benchmarks.serving.simulated_engine import SimulatedEngine
 from benchmarks.serving.tables import replace_section
 from benchmarks.serving.workload import arrivals, program, requests
-from dsd_serve.backends.batcher import measure_budget
+from dsd_serve.backends.row_budget import measure_budget
 from dsd_serve.checkpoint import read_model_dir
 from dsd_serve.programs import reconstruct, run, run_all
 from dsd_serve.rows import Decode, Denoise, Encode

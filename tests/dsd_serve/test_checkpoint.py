@@ -5,8 +5,9 @@ import pickle
 import pytest
 import torch
 
-from dsd_serve.checkpoint import atomic, read_checkpoint, read_model_dir, read_weights, write_checkpoint
+from dsd_serve.checkpoint import read_checkpoint, read_model_dir, read_weights, write_checkpoint
 from dsd_serve.errors import CheckpointError
+from dsd_serve.files import atomic
 
 
 def pickle_to(value, path):

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from dsd_serve.checkpoint import read_model_dir, read_text, read_weights
 from dsd_serve.config import ModelConfig
 from dsd_serve.errors import CheckpointError, ConfigError, DSDError
-from dsd_serve.model import open_host
-from server.settings import demo_model
+from dsd_serve.files import demo_model
+from dsd_serve.model import load
 from tests.support.data import ROOT
 
 HONEST = json.loads((demo_model() / "config.json").read_text())
@@ -216,7 +216,7 @@ def test_a_damaged_file_is_a_sentence(model, name, damage, recorded):
             shutil.copy(demo_model() / GRAPH, model / GRAPH)
     damage(model / name)
     try:
-        open_host(model, row_budget=1).batcher.close()
+        load(model, row_budget=1).close()
     except DSDError as error:
         assert len(str(error)) < 700 + 2 * len(str(model)) and "\n" not in str(error)
     else:
@@ -230,7 +230,7 @@ def test_a_graph_of_another_network_is_refused(model):
     values["network"] |= {"image_size": 64, "patch_size": 16}
     (model / "config.json").write_text(json.dumps(values))
     with pytest.raises(CheckpointError, match=r"does not belong to its config\.json: encode_pixels is"):
-        open_host(model, row_budget=1)
+        load(model, row_budget=1)
 
 
 def test_weights_that_are_not_numbers_are_refused(model):
@@ -241,7 +241,7 @@ def test_weights_that_are_not_numbers_are_refused(model):
     data[start:] = b"\xff" * (len(data) - start)
     file.write_bytes(data)
     with pytest.raises(CheckpointError, match="not finite"):
-        open_host(model, row_budget=1)
+        load(model, row_budget=1)
 
 
 @pytest.mark.parametrize("damage", [directory, pipe, device, half, empty, zeros], ids=lambda damage: damage.__name__)
@@ -266,4 +266,4 @@ def test_paths_that_cannot_be(tmp_path):
     (tmp_path / "loop").symlink_to("loop")
     for path in (tmp_path / "loop", tmp_path / ("x" * 5000), tmp_path / "a\nb", ROOT / "README.md"):
         with pytest.raises(CheckpointError):
-            open_host(path)
+            load(path)

@@ -9,7 +9,6 @@ from dsd_serve.flow import add_noise
 from dsd_serve.params import MAX_SEED, SamplingParams
 from dsd_serve.programs import (
     between,
-    cost_of,
     decode,
     edit,
     encode,
@@ -17,6 +16,7 @@ from dsd_serve.programs import (
     reconstruct,
     run,
     run_all,
+    sampling_cost,
     tokens_of,
 )
 from dsd_serve.rows import Denoise
@@ -95,7 +95,7 @@ def test_what_a_program_costs_is_what_it_takes(engine, sampler, strength, guidan
         pixels = sample_image(1, 1, size=16)
         program = edit(engine.config, pixels, 1, params, strength, on_preview=lambda *_: None)
     ticks, _ = rows_of(program, engine)
-    cost = cost_of(params, strength)
+    cost = sampling_cost(params, strength)
     assert (sum(map(len, ticks)), len(ticks)) == (cost.rows, cost.ticks)
 
 

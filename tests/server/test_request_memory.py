@@ -129,13 +129,13 @@ def test_nothing_of_a_body_is_held_while_its_images_are_drawn(name, client, monk
     """Derived from the routes: a new one that takes a body is asked too."""
     service = client.app.state.service
     seen: list[int] = []
-    submit = service.batcher.submit_tasks
+    submit = service.backend.submit_tasks
 
     def watched(*arguments, **options):
         seen.append(service.uploads.total)
         return submit(*arguments, **options)
 
-    monkeypatch.setattr(service.batcher, "submit_tasks", watched)
+    monkeypatch.setattr(service.backend, "submit_tasks", watched)
     answer = client.post(name, **uploads(name))
     assert answer.status_code == (422 if name == "/decode" else 200), answer.text[:300]
     assert service.uploads.total == service.encoder.memory.total == service.decoder.memory.total == 0

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsd_serve.backends.triton.remote import parse_addresses
+from dsd_serve.backends.triton.addresses import parse_addresses
 from dsd_serve.errors import ConfigError
 from server.middleware.security import find, load_keys
 from server.settings import RANGES, Settings, parse_settings, unknown_variables, variable

@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from tqdm import tqdm
 
-from dsd_serve.checkpoint import atomic
 from dsd_serve.errors import EngineUnavailableError
+from dsd_serve.files import atomic
 
 INSTALL = "pip install 'dsd-serve[eval]'"
 VERSION = "lite0-128-1"  # names cached features: change it with anything that changes a feature

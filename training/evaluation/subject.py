@@ -19,8 +19,8 @@ from dsd_serve.engines import Engine, load_engine
 from dsd_serve.errors import EngineUnavailableError, ServerError
 from dsd_serve.imaging import codec
 from dsd_serve.params import SamplingParams
-from dsd_serve.programs import Program, run_all
-from dsd_serve.rows import Latents, Pixels
+from dsd_serve.programs import run_all
+from dsd_serve.rows import Latents, Pixels, Program
 
 T = TypeVar("T")
 BATCH = 50  # programs that go through an engine together

@@ -1,9 +1,9 @@
 """The form of a request to the Triton model: tasks <-> parameters and tensors, errors <-> their text.
 
-Arrays are input tensors, everything else is a request parameter of KServe v2, so that `curl` needs no tensor to draw a
-picture. One request is one task; encode, decode and denoise take M rows, the first axis of their tensors.
+Arrays are input tensors, everything else is a request parameter of KServe v2, so that `curl` needs no tensor to draw an
+image. One request is one task; encode, decode and denoise take M rows, the first axis of their tensors.
 
-    operation     what it needs                                            answers with
+    operation     inputs                                                   answers with
     generate      label; settings                                          image
     edit          pixels, strength; mask, label, settings                  image
     reconstruct   pixels                                                   image
@@ -13,16 +13,16 @@ picture. One request is one task; encode, decode and denoise take M rows, the fi
     denoise       latents, t, labels                                       latents
     describe                                                               text, JSON: the model, and its queue
 
-Settings are the fields of SamplingParams, by default what the model recommends, and max_seconds. A label is an index, a
-wnid or a name. A preview comes as a response of its own, with `preview` and `step`. The last response has `seconds`: in
-the queue, and from the first tick to the end.
+Settings are the fields of SamplingParams, by default the model's recommendation, and max_seconds. A label is an index,
+a wnid or a name. A preview is a response of its own, with `preview` and `step`. The last response has `seconds`: in the
+queue, and from the first tick to the end.
 """
 
 import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,17 +30,17 @@ import numpy as np
 from dsd_serve import errors, labels
 from dsd_serve.config import ModelConfig
 from dsd_serve.errors import DSDError, EngineError, InputError, QueueFullError, shown
-from dsd_serve.params import SamplingParams
+from dsd_serve.params import FIELDS, SamplingParams, to_fields
+from dsd_serve.programs import Edit, Generate, Interpolate, Reconstruct, Task, WalkEnd
 from dsd_serve.rows import Array, Decode, Denoise, Encode, stack
-from dsd_serve.tasks import Edit, Generate, Interpolate, Reconstruct, Task, WalkEnd
 
 MODEL = "dsd"
 DESCRIBE = {"operation": "describe"}
-SETTINGS = tuple(field.name for field in fields(SamplingParams))
 TRITONS_OWN = ("priority", "timeout", "sequence_id", "sequence_start", "sequence_end")  # it may pass them on
 
 Parameters = Mapping[str, str | int | float | bool]
 Inputs = Mapping[str, Array]
+Message = tuple[dict[str, Array], dict[str, Any]]  # input tensors and parameters
 
 
 def input_shapes(config: ModelConfig) -> dict[str, tuple[type[np.generic], tuple[int, ...]]]:
@@ -66,51 +66,31 @@ def output_shapes(config: ModelConfig) -> dict[str, tuple[type[np.generic], tupl
     }
 
 
-def to_wire(task: Task) -> tuple[dict[str, Array], dict[str, str | int | float | bool]]:
+def to_wire(task: Task) -> Message:
     """Input tensors and parameters of a task."""
-    if isinstance(task, Generate):
-        return {}, {"operation": "generate", "label": task.label, **settings(task.params)}
-    if isinstance(task, Edit):
-        mask = {} if task.mask is None else {"mask": task.mask.astype(np.uint8)}
-        told = {"operation": "edit", "label": task.label, "strength": task.strength, **settings(task.params)}
-        return {"pixels": task.pixels[None], **mask}, told
-    if isinstance(task, Reconstruct):
-        return {"pixels": task.pixels[None]}, {"operation": "reconstruct"}
-    if isinstance(task, Interpolate):
-        start, end = task.start, task.end
-        ends = {"label": start.label, "to_label": end.label, "to_seed": end.seed, "to_index": end.index}
-        own = {"seed": start.seed, "index": start.index, "fraction": task.fraction}
-        return {}, {"operation": "interpolate", **settings(task.params), **ends, **own}
-    if isinstance(task, Encode):
-        return {"pixels": task.pixels[None]}, {"operation": "encode"}
-    if isinstance(task, Decode):
-        return {"latents": task.z[None]}, {"operation": "decode"}
-    row = {"latents": task.z_t[None], "t": np.array([task.t]), "labels": np.array([task.label], np.int64)}
-    return row, {"operation": "denoise"}
-
-
-def settings(params: SamplingParams) -> dict[str, Any]:
-    return {name: getattr(params, name) for name in SETTINGS}
+    name = NAMES[type(task)]
+    inputs, parameters = OPERATIONS[name].write(task)
+    return inputs, {"operation": name, **parameters}
 
 
 def from_wire(
     inputs: Inputs, parameters: Parameters, config: ModelConfig, defaults: SamplingParams
 ) -> tuple[list[Task], float | None]:
     """The tasks of a request, one for each row, and its `max_seconds`. Raises InputError."""
-    asked = Asked(inputs, parameters, config, defaults)
-    operation = asked.parameter("operation", str)
-    if operation not in MAKERS:
-        raise InputError(f"operation must be one of {', '.join(MAKERS)}, describe, got {shown(operation)}")
-    seconds = asked.parameter("max_seconds", float, None)
+    reader = RequestReader(inputs, parameters, config, defaults)
+    operation = reader.parameter("operation", str)
+    if operation not in OPERATIONS:
+        raise InputError(f"operation must be one of {', '.join(OPERATIONS)}, describe, got {shown(operation)}")
+    seconds = reader.parameter("max_seconds", float, None)
     if seconds is not None and not seconds > 0:
         raise InputError(f"max_seconds must be above 0, got {seconds}")
-    tasks = MAKERS[operation](asked)
-    asked.check_all_used(operation)
+    tasks = OPERATIONS[operation].read(reader)
+    reader.check_all_used(operation)
     return tasks, seconds
 
 
-class Asked:
-    """What a request says, taken piece by piece."""
+class RequestReader:
+    """Takes the parts of a request one by one, and checks each."""
 
     def __init__(self, inputs: Inputs, parameters: Parameters, config: ModelConfig, defaults: SamplingParams) -> None:
         self.inputs, self.parameters = dict(inputs), dict(parameters)
@@ -144,7 +124,7 @@ class Asked:
         return SamplingParams(
             **{
                 name: self.parameter(name, type(getattr(self.defaults, name)), getattr(self.defaults, name))
-                for name in SETTINGS
+                for name in FIELDS
             }
         )
 
@@ -177,51 +157,94 @@ class Asked:
     def check_all_used(self, operation: str) -> None:
         known = set(TRITONS_OWN)
         if unknown := [*(set(self.parameters) - known), *self.inputs]:
-            raise InputError(f"{operation} takes no {', '.join(sorted(unknown))[:200]}; misspelt?")
+            raise InputError(f"{operation} does not take {', '.join(sorted(unknown))[:200]}; is it misspelt?")
 
 
-def make_edit(asked: Asked) -> list[Task]:
-    pixels, label = asked.row("pixels"), asked.label("label", asked.config.null_label)
-    return [Edit(pixels, label, asked.params(), asked.parameter("strength", float), asked.mask())]
+def read_edit(reader: RequestReader) -> list[Task]:
+    pixels, label = reader.row("pixels"), reader.label("label", reader.config.null_label)
+    return [Edit(pixels, label, reader.params(), reader.parameter("strength", float), reader.mask())]
 
 
-def make_interpolate(asked: Asked) -> list[Task]:
-    params, fraction = asked.params(), asked.parameter("fraction", float)
+def read_interpolate(reader: RequestReader) -> list[Task]:
+    params, fraction = reader.params(), reader.parameter("fraction", float)
     if not 0 <= fraction <= 1:
         raise InputError(f"fraction must be from 0 to 1, got {fraction}")
-    start = WalkEnd(asked.label("label"), params.seed, params.index)
-    to_seed, to_index = asked.parameter("to_seed", int, params.seed), asked.parameter("to_index", int, params.index)
+    start = WalkEnd(reader.label("label"), params.seed, params.index)
+    to_seed, to_index = reader.parameter("to_seed", int, params.seed), reader.parameter("to_index", int, params.index)
     SamplingParams(seed=to_seed, index=to_index)  # raises InputError for what is out of range
-    return [Interpolate(start, WalkEnd(asked.label("to_label"), to_seed, to_index), fraction, params)]
+    return [Interpolate(start, WalkEnd(reader.label("to_label"), to_seed, to_index), fraction, params)]
 
 
-def make_denoise(asked: Asked) -> list[Task]:
-    latents, ts, numbers = asked.rows("latents"), asked.rows("t"), asked.rows("labels")
+def read_denoise(reader: RequestReader) -> list[Task]:
+    latents, ts, numbers = reader.rows("latents"), reader.rows("t"), reader.rows("labels")
     if not len(latents) == len(ts) == len(numbers):
         raise InputError(
             f"latents, t and labels must have as many rows, got {len(latents)}, {len(ts)} and {len(numbers)}"
         )
     for t, label in zip(ts, numbers, strict=True):
-        if not 0 <= t < 1 or not 0 <= label <= asked.config.null_label:
+        if not 0 <= t < 1 or not 0 <= label <= reader.config.null_label:
             raise InputError(
-                f"t must be from 0 to below 1 and labels from 0 to {asked.config.null_label}, got {t} and {label}"
+                f"t must be from 0 to below 1 and labels from 0 to {reader.config.null_label}, got {t} and {label}"
             )
     return [Denoise(z, float(t), int(label)) for z, t, label in zip(latents, ts, numbers, strict=True)]
 
 
-MAKERS: dict[str, Callable[[Asked], list[Task]]] = {
-    "generate": lambda asked: [Generate(asked.label("label"), asked.params())],
-    "edit": make_edit,
-    "reconstruct": lambda asked: [Reconstruct(asked.row("pixels"))],
-    "interpolate": make_interpolate,
-    "encode": lambda asked: [Encode(pixels) for pixels in asked.rows("pixels")],
-    "decode": lambda asked: [Decode(z) for z in asked.rows("latents")],
-    "denoise": make_denoise,
+def write_edit(task: Edit) -> Message:
+    mask = {} if task.mask is None else {"mask": task.mask.astype(np.uint8)}
+    own = {"label": task.label, "strength": task.strength}
+    return {"pixels": task.pixels[None], **mask}, {**own, **to_fields(task.params)}
+
+
+def write_interpolate(task: Interpolate) -> Message:
+    start, end = task.start, task.end
+    ends = {"label": start.label, "to_label": end.label, "to_seed": end.seed, "to_index": end.index}
+    own = {"seed": start.seed, "index": start.index, "fraction": task.fraction}
+    return {}, {**to_fields(task.params), **ends, **own}
+
+
+def write_denoise(row: Denoise) -> Message:
+    return {"latents": row.z_t[None], "t": np.array([row.t]), "labels": np.array([row.label], np.int64)}, {}
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One value of the parameter `operation`: the tasks that it stands for, and both directions of the wire."""
+
+    task: type
+    read: Callable[[RequestReader], list[Task]]
+    write: Callable[[Any], Message]
+
+
+OPERATIONS: dict[str, Operation] = {
+    "generate": Operation(
+        Generate,
+        lambda reader: [Generate(reader.label("label"), reader.params())],
+        lambda task: ({}, {"label": task.label, **to_fields(task.params)}),
+    ),
+    "edit": Operation(Edit, read_edit, write_edit),
+    "reconstruct": Operation(
+        Reconstruct,
+        lambda reader: [Reconstruct(reader.row("pixels"))],
+        lambda task: ({"pixels": task.pixels[None]}, {}),
+    ),
+    "interpolate": Operation(Interpolate, read_interpolate, write_interpolate),
+    "encode": Operation(
+        Encode,
+        lambda reader: [Encode(pixels) for pixels in reader.rows("pixels")],
+        lambda row: ({"pixels": row.pixels[None]}, {}),
+    ),
+    "decode": Operation(
+        Decode,
+        lambda reader: [Decode(z) for z in reader.rows("latents")],
+        lambda row: ({"latents": row.z[None]}, {}),
+    ),
+    "denoise": Operation(Denoise, read_denoise, write_denoise),
 }
+NAMES = {operation.task: name for name, operation in OPERATIONS.items()}
 
 
 class WrongAnswer(Exception):
-    """A server answered with something that no server of this version sends; the text says what."""
+    """A server sent a response that this version never sends; the text says which."""
 
 
 @dataclass(frozen=True)
@@ -241,8 +264,8 @@ class Result:
     ran: float
 
 
-class Answers:
-    """What the responses to one task say: previews, and one result. Nothing of them is believed."""
+class ResponseReader:
+    """Reads the responses to one task: previews, and one result. Each is checked, because a server may be broken."""
 
     def __init__(self, task: Task, config: ModelConfig) -> None:
         self.shapes = output_shapes(config)
@@ -271,7 +294,7 @@ class Answers:
             raise WrongAnswer(f"seconds of {queued:g} and {ran:g}")
         result = outputs[self.kind][0]
         if dtype is np.float32 and not np.isfinite(result).all():
-            raise EngineError("the network gave values that are not finite for this picture")
+            raise EngineError("the network gave values that are not finite for this image")
         self.ended = True
         return Result(result, queued, ran)
 
@@ -289,10 +312,10 @@ class Answers:
 
 
 def read_description(outputs: Mapping[str, Array]) -> dict[str, Any]:
-    """What an instance answers to `describe`: `about` as it is, the rest checked. Raises WrongAnswer."""
+    """The answer to `describe`: `about` unchecked, the rest checked. Raises WrongAnswer."""
     text = outputs.get("text")
     if text is None or text.dtype != np.uint8 or text.ndim != 1:
-        raise WrongAnswer("it has no text, which describes it")
+        raise WrongAnswer("the output text with the description is missing")
     try:
         told = json.loads(text.tobytes())
     except (ValueError, RecursionError):
@@ -317,9 +340,9 @@ def results_to_wire(results: Sequence[Array]) -> dict[str, Array]:
 
 
 def error_to_text(error: BaseException) -> str:
-    """An error as Triton's clients see it: its kind, and its sentence. Of a bug of ours they learn nothing."""
+    """An error as Triton's clients see it: its kind and its sentence. The details of a bug stay in the log."""
     if not isinstance(error, DSDError):
-        error = EngineError("the server made a mistake; its log has the details")
+        error = EngineError("internal error; see the server log")
     more = f"({error.retry_after:.3f})" if isinstance(error, QueueFullError) else ""
     return f"{type(error).__name__}{more}: {error}"
 

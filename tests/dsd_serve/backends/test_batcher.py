@@ -4,7 +4,9 @@ import time
 import numpy as np
 import pytest
 
-from dsd_serve.backends.batcher import Batcher, Observer, measure_budget
+from dsd_serve.backends import Observer
+from dsd_serve.backends.batcher import Batcher
+from dsd_serve.backends.row_budget import measure_budget
 from dsd_serve.engines import load_engine
 from dsd_serve.errors import CancelledError, ClosedError, DeadlineError, EngineError, QueueFullError
 from dsd_serve.params import SAMPLER_NAMES, SamplingParams

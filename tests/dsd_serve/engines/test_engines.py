@@ -131,10 +131,10 @@ def test_serving_imports_no_torch():
     """The server's module and an ONNX engine, in a process where torch cannot be imported."""
     code = (
         "import sys; sys.modules.update({'torch': None, 'onnx': None, 'safetensors': None})\n"
-        "import server.app, server.settings\n"
+        "import server.app, server.settings, dsd_serve.files\n"
         "from dsd_serve.engines import load_engine\n"
-        "load_engine('onnx', server.settings.demo_model())\n"
-        "try: load_engine('torch', server.settings.demo_model())\n"
+        "load_engine('onnx', dsd_serve.files.demo_model())\n"
+        "try: load_engine('torch', dsd_serve.files.demo_model())\n"
         "except Exception as error: print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -145,7 +145,7 @@ def test_without_onnxruntime_a_sentence():
     code = (
         "import sys; sys.modules['onnxruntime'] = None\n"
         "from dsd_serve.engines import load_engine\n"
-        "from server.settings import demo_model\n"
+        "from dsd_serve.files import demo_model\n"
         "load_engine('onnx', demo_model())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -7,13 +7,13 @@ import httpx
 import numpy as np
 import pytest
 
+from dsd_serve.backends.triton.addresses import parse_addresses
 from dsd_serve.backends.triton.messages import error_from_text, error_to_text, from_wire, results_to_wire, to_wire
-from dsd_serve.backends.triton.remote import parse_addresses
 from dsd_serve.checkpoint import read_model_dir
 from dsd_serve.errors import CheckpointError, ConfigError, DeadlineError, InputError, QueueFullError
 from dsd_serve.params import SamplingParams
+from dsd_serve.programs import Edit, Generate, Interpolate, Reconstruct, WalkEnd
 from dsd_serve.rows import Decode, Denoise, Encode
-from dsd_serve.tasks import Edit, Generate, Interpolate, Reconstruct, WalkEnd
 from export.triton_repository import write_repository
 from server.main import main
 from tests.support.data import sample_image
@@ -89,9 +89,9 @@ def test_several_rows_are_several_tasks(directory):
         ({"label": "金"}, "label must be an index, a wnid"),
         ({"operation": "interpolate", "fraction": 0.5, "to_label": "²"}, "to_label must be an index, a wnid"),
         ({"sampler": "x" * 1_000_000}, "sampler must be one of"),
-        ({"x" * 1_000_000: 1}, "generate takes no x"),
+        ({"x" * 1_000_000: 1}, "generate does not take x"),
         ({"guidance_scale": float("nan")}, "guidance_scale must be between 0"),
-        ({"guidence": 2.0}, "generate takes no guidence; misspelt?"),
+        ({"guidence": 2.0}, "generate does not take guidence; is it misspelt?"),
         ({"max_seconds": 0}, "max_seconds must be above 0"),
         ({"operation": "interpolate", "to_label": 1, "fraction": 1.5}, "fraction must be from 0 to 1"),
         ({"operation": "edit", "strength": 0.5}, "the input pixels is missing"),
@@ -112,7 +112,7 @@ def test_wrong_parameters_are_sentences(directory, change, words):
         ("encode", {"pixels": np.zeros((1, 3, 32, 32), np.float32)}, "got float32"),
         ("reconstruct", {"pixels": np.zeros((2, 3, 32, 32), np.uint8)}, "must have one row for this operation, got 2"),
         ("decode", {"latents": np.zeros((0, 16, 16), np.float32)}, "the input latents is missing"),
-        ("decode", {"latents": np.zeros((1, 16, 16), np.float32), "t": np.zeros(1)}, "decode takes no t"),
+        ("decode", {"latents": np.zeros((1, 16, 16), np.float32), "t": np.zeros(1)}, "decode does not take t"),
         (
             "denoise",
             {"latents": np.zeros((1, 16, 16), np.float32), "t": np.ones(1), "labels": np.ones(1, np.int64)},

@@ -16,16 +16,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dsd_serve.backends import About
-from dsd_serve.backends.batcher import Observer
+from dsd_serve.backends import ModelInfo, Observer
+from dsd_serve.backends.triton.addresses import channel_options, is_local, proxy_of
 from dsd_serve.backends.triton.messages import from_wire
-from dsd_serve.backends.triton.remote import RemoteBatcher, channel_options, is_local, proxy_of
+from dsd_serve.backends.triton.remote import TritonBackend
 from dsd_serve.checkpoint import read_model_dir
 from dsd_serve.engines.selftest import Invariance
 from dsd_serve.errors import CancelledError, ClosedError, DSDError, EngineError, InputError, QueueFullError
 from dsd_serve.params import SamplingParams
+from dsd_serve.programs import Generate
 from dsd_serve.rows import Encode
-from dsd_serve.tasks import Generate
 from tests.support.data import ROOT
 from tests.support.servers import until
 
@@ -92,7 +92,9 @@ def config(demo_dir):
 @pytest.fixture(scope="module")
 def liar(demo_dir, config):
     directory = read_model_dir(demo_dir)
-    about = About("demo", config, directory.defaults, "0" * 64, {"engine": "onnx"}, Invariance(4, 0, 0.0), 8, "card", 1)
+    about = ModelInfo(
+        "demo", config, directory.defaults, "0" * 64, {"engine": "onnx"}, Invariance(4, 0, 0.0), 8, "card", 1
+    )
     liar = Liar(
         {"about": about.to_dict(), "not_ready": None, "running": 0, "waiting": 0, "seconds_ahead": 0.0, "instance": "x"}
     )
@@ -106,10 +108,10 @@ def liar(demo_dir, config):
 
 @pytest.fixture
 def remote(liar):
-    """A RemoteBatcher before the liar, which is honest at first; with its Count."""
+    """A TritonBackend before the liar, which is honest at first; with its Count."""
     liar.told, liar.answers = liar.honest, []
     count = Count()
-    batcher = count.batcher = RemoteBatcher([liar.address], observer=count)
+    batcher = count.batcher = TritonBackend([liar.address], observer=count)
     batcher.wait(10)
     yield batcher, count
     assert batcher.close(5)
@@ -284,8 +286,8 @@ def test_a_description_that_cannot_be_leaves_the_server_out_until_it_is_right(re
         merged = {**liar.honest["about"], **about} if isinstance(about, dict) else about
         lie = {**liar.honest, **lie, "about": merged}
     liar.told = lie
-    batcher.servers[0].told = {}
-    batcher.soon(batcher.servers[0].ask.set)
+    batcher.servers[0].description = {}
+    batcher.wake(batcher.servers[0].check_now.set)
     until(lambda: not batcher.ready, 10)
     assert len(batcher.not_ready) < 500 and "\n" not in batcher.not_ready
     assert (batcher.num_running, batcher.num_waiting, batcher.seconds_ahead()) == (0, 0, 0.0)
@@ -319,7 +321,7 @@ def test_a_broken_stream_ends_its_own_job_only(remote, liar, config):
 
 def test_jobs_that_come_while_it_closes_end_too(liar, config):
     liar.told, liar.answers = liar.honest, [good(config)]
-    batcher = RemoteBatcher([liar.address])
+    batcher = TritonBackend([liar.address])
     batcher.wait(10)
     with futures.ThreadPoolExecutor(1) as pool:
         jobs = []
@@ -367,9 +369,9 @@ def test_a_triton_of_this_machine_is_reached_beside_a_proxy_and_others_are_not(l
     """In a process of its own: gRPC reads the variables once."""
     liar.told = liar.honest
     code = (
-        "import sys; from dsd_serve.backends.triton.remote import RemoteBatcher\n"
-        "local = RemoteBatcher([sys.argv[1]]); local.wait(20); local.close(1)\n"
-        "other = RemoteBatcher(['triton.invalid:8001'])\n"
+        "import sys; from dsd_serve.backends.triton.remote import TritonBackend\n"
+        "local = TritonBackend([sys.argv[1]]); local.wait(20); local.close(1)\n"
+        "other = TritonBackend(['triton.invalid:8001'])\n"
         "import time\n"
         "end = time.monotonic() + 20\n"
         "while 'does not answer' not in str(other.not_ready) and time.monotonic() < end: time.sleep(0.1)\n"

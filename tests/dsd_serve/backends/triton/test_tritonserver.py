@@ -15,13 +15,13 @@ import httpx
 import numpy as np
 import pytest
 
-from dsd_serve.backends.triton.remote import RemoteBatcher
+from dsd_serve.backends.triton.remote import TritonBackend
 from dsd_serve.engines import load_engine
 from dsd_serve.errors import CancelledError
 from dsd_serve.imaging import codec
 from dsd_serve.params import SamplingParams
+from dsd_serve.programs import Generate
 from dsd_serve.rows import Denoise
-from dsd_serve.tasks import Generate
 from tests.support.answers import events_of
 from tests.support.data import sample_image
 from tests.support.servers import Server
@@ -185,7 +185,7 @@ def test_a_client_that_goes_away_stops_the_work_inside_triton(http, triton):
 
 
 def test_jobs_that_are_cancelled_at_once_end_too(triton):
-    batcher = RemoteBatcher([triton.grpc])
+    batcher = TritonBackend([triton.grpc])
     batcher.wait(30)
     for number in range(60):
         params = SamplingParams(seed=number, num_steps=50, sampler="euler")
@@ -316,10 +316,10 @@ def test_a_full_instance_is_a_429_and_a_host_with_another_model_is_left_out(trit
             assert int(refused.headers["retry-after"]) >= 1
             assert busy.result().status_code == 200
         assert front.stop() == 0
-        batcher = RemoteBatcher([triton.grpc])
+        batcher = TritonBackend([triton.grpc])
         batcher.wait(30)
-        both = RemoteBatcher([triton.grpc, other.grpc])
-        both.about = batcher.about  # as if the first had answered first
+        both = TritonBackend([triton.grpc, other.grpc])
+        both.info = batcher.info  # as if the first had answered first
         until(lambda: "serves another model (another, " in str(both.servers[1].not_ready))
         assert both.ready
         assert both.close(5)
