@@ -9,11 +9,12 @@ from fastapi.concurrency import run_in_threadpool
 
 from dsd_serve import __version__
 from server import error_responses, openapi, ui_mount
-from server.middleware import drain, hosts, request_id, security, shedding
+from server.middleware import drain, request_id, security, shedding
 from server.middleware.body_limits import BodyLimits
-from server.middleware.prefix import RootPath, parse_prefix
+from server.middleware.prefix import RootPath
 from server.routes import images, info, openai
 from server.service import Service
+from server.site import parse_hosts, parse_prefix
 from server.telemetry import logs, metrics
 
 
@@ -63,7 +64,7 @@ def install_operations(app: FastAPI, service: Service) -> None:
         app,
         keys=service.keys,
         origins=service.origins,
-        hosts=[*hosts.parse_hosts(service.settings.allowed_hosts), service.settings.host],
+        hosts=[*parse_hosts(service.settings.allowed_hosts), service.settings.host],
         used=lambda name: counters.key_requests.labels(name).inc(),
         rejected=counters.rejected,
     )

@@ -26,8 +26,7 @@ from dsd_serve.errors import (
     QueueFullError,
     shown,
 )
-from server import openai_errors
-from server.routes import router
+from server import openai_errors, router
 
 log = logging.getLogger(__name__)
 

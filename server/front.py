@@ -39,7 +39,6 @@ BOUNDS = (
     "allowed_hosts",
     "root_path",
 )
-LAST_ANSWERS = 5  # seconds for answers on their way once everything else is over
 # One address stands for both families: a socket of its own for each keeps IPv4 addresses what they are in logs.
 EVERYWHERE = {"::": ("::", "0.0.0.0"), "": ("::", "0.0.0.0")}
 
@@ -155,6 +154,7 @@ def configure(app: ASGIApp, door: Door) -> uvicorn.Config:
     import uvicorn
 
     from server.connections import BoundedProtocol
+    from server.lifecycle import LAST_ANSWERS
 
     def connection(*args: Any, **kwargs: Any) -> BoundedProtocol:
         return BoundedProtocol(door, *args, **kwargs)
@@ -175,8 +175,9 @@ def guarded(app: ASGIApp, settings: Settings) -> ASGIApp:
     """An application behind the limits on bodies and the names of hosts that dsd-serve has, below the same prefix."""
     from dsd_serve.memory import Memory
     from server.middleware.body_limits import BodyLimits
-    from server.middleware.hosts import AllowedHosts, parse_hosts
-    from server.middleware.prefix import RootPath, below_prefix, parse_prefix
+    from server.middleware.hosts import AllowedHosts
+    from server.middleware.prefix import RootPath, below_prefix
+    from server.site import parse_hosts, parse_prefix
 
     names = [*parse_hosts(settings.allowed_hosts), settings.host]
     limited = AllowedHosts(BodyLimits(below_prefix(app), settings, Memory(int(settings.max_uploads_mb * 1e6))), names)
@@ -191,7 +192,7 @@ def serve_page(make: Callable[[], tuple[ASGIApp, Sequence[Callable[[], None]]]],
     """
     from server import settings
     from server.connections import Door
-    from server.middleware.drain import DoorServer
+    from server.lifecycle import DoorServer
     from server.telemetry import logs
 
     flags, defaults = vars(options), settings.Settings()

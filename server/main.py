@@ -30,7 +30,7 @@ def serve(settings: Settings) -> None:
     from server.app import create_app
     from server.connections import Door
     from server.front import configure, listening
-    from server.middleware.drain import DrainingServer
+    from server.lifecycle import DrainingServer
     from server.service import Service
     from server.settings import unknown_variables
     from server.startup import Opening

@@ -14,23 +14,15 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from dsd_serve.params import SAMPLER_NAMES
+from server.answers import DoneEvent, ErrorEvent, ImageEvent, LatentsAnswer, PreviewEvent, Problem
 from server.error_responses import MEDIA_TYPE, body_of
-from server.middleware.prefix import root_path
 from server.middleware.security import needs_no_key
 from server.openai_schemas import GenerationRequest
 from server.responses import BYTES
-from server.routes.router import Router
-from server.schemas import (
-    DoneEvent,
-    ErrorEvent,
-    GenerateRequest,
-    ImageEvent,
-    InterpolateRequest,
-    LatentsAnswer,
-    PreviewEvent,
-    Problem,
-)
+from server.router import Router
+from server.schemas import GenerateRequest, InterpolateRequest
 from server.service import Service
+from server.site import root_path
 
 Responses = dict[int | str, dict[str, Any]]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from starlette.types import Scope
 
 from dsd_serve.memory import Claim
-from server.middleware.security import current_key
+from server.keys import current_key
 from server.settings import Settings
 
 MAX_PREVIEWS = 32_000_000  # bytes of previews that wait to be sent

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from fastapi import HTTPException, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -24,6 +25,7 @@ from dsd_serve.imaging import codec
 from dsd_serve.memory import Claim, Memory, after
 from dsd_serve.rows import Pixels
 from server import error_responses
+from server.answers import Answer, fill
 from server.request_memory import held_by
 from server.settings import Settings
 
@@ -203,15 +205,16 @@ async def answer(
     size: int | None,
     common: Mapping[str, Any],
     headers: dict[str, str],
+    shape: type[Answer],
     columns: int | None = None,
 ) -> Response:
-    """Pictures as one file (several side by side in `columns`), as a zip of PNGs, or with `common` as JSON."""
+    """Images as one file (several side by side in `columns`), as a zip, or with `common` as the JSON of `shape`."""
     drawn = pictures[0].pixels.shape[-1]
     side = size or drawn
     if len(pictures) * max(side, drawn) ** 2 <= QUICK_PIXELS:
-        return encode_answer(pictures, chosen, size, common, headers, columns)
+        return encode_answer(pictures, chosen, size, common, headers, shape, columns)
     needed = encode_memory(chosen, len(pictures), side, columns)
-    make = partial(encode_answer, pictures, chosen, size, common, headers, columns)
+    make = partial(encode_answer, pictures, chosen, size, common, headers, shape, columns)
     response, claim = await encoder.run(request, needed, make)
     claim.shrink(len(response.body))
     return response
@@ -223,17 +226,28 @@ def encode_answer(
     size: int | None,
     common: Mapping[str, Any],
     headers: dict[str, str],
+    shape: type[Answer],
     columns: int | None,
 ) -> Response:
     if chosen == "json":
         shown = [{**picture.settings, "base64": to_base64(picture, size)} for picture in pictures]
-        return JSONResponse({**common, "images": shown}, headers=headers)
+        return JSONResponse(fill(shape, {**common, "images": shown}), headers=headers)
     if chosen == "zip":
         return Response(to_zip(pictures, size), media_type="application/zip", headers=headers)
     settings = pictures[0].settings if len(pictures) == 1 else {**common, "n": len(pictures)}
     sheet = codec.sheet([picture.pixels for picture in pictures], size, columns)
     body = codec.encode(sheet, chosen, text_of(settings))
     return Response(body, media_type=codec.MEDIA_TYPES[chosen], headers=headers)
+
+
+def settings_headers(settings: Mapping[str, Any]) -> dict[str, str]:
+    wanted = settings["class"]
+    return {
+        "X-DSD-Class": "none" if wanted is None else str(wanted["index"]),
+        **{f"X-DSD-{name.title()}": str(settings[name]) for name in ("seed", "steps", "sampler")},
+        "X-DSD-Model": quote(settings["model"], safe=" "),  # a folder may have any name
+        "X-DSD-Guidance": f"{settings['guidance']:g}",
+    }
 
 
 def text_of(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -22,17 +22,19 @@ from dsd_serve.engines import Engine
 from dsd_serve.errors import CancelledError, ConfigError, InputError, QueueFullError, shown
 from dsd_serve.imaging import codec
 from dsd_serve.imaging.decoding import Decoder
+from dsd_serve.labels import ImageClass
 from dsd_serve.memory import Memory
-from dsd_serve.model import Model, load
+from dsd_serve.model import Model, load, settings_of
 from dsd_serve.params import SamplingParams, from_api
-from dsd_serve.programs import OnPreviews, Task
-from dsd_serve.rows import Pixels
+from dsd_serve.programs import Edit, OnPreviews, Task
+from dsd_serve.rows import Array, Pixels
+from server.keys import claim_images, load_keys, renew
 from server.middleware.drain import Drain
-from server.middleware.security import claim_images, load_keys, parse_origins, renew
 from server.request_memory import MAX_PREVIEWS, Held, held_by
 from server.responses import Encoder
 from server.schemas import SamplingQuery
 from server.settings import Settings
+from server.site import parse_origins
 from server.telemetry.metrics import Metrics
 from server.telemetry.traces import load_traces
 
@@ -227,6 +229,26 @@ class Service:
         seed = secrets.randbelow(2**32) if query.seed is None else query.seed
         first = from_api({**query.model_dump(), "seed": seed, "steps": steps}, defaults)
         return [replace(first, index=first.index + i) for i in range(query.n)]
+
+    def find_class(self, name: str | int, param: str = "class") -> ImageClass:
+        """The class that a request names in its parameter `param`. Raises InputError."""
+        return labels.resolve(str(name), self.config.trained_classes, param)
+
+    def edits(
+        self,
+        pixels: Pixels,
+        wanted: ImageClass | None,
+        params: Sequence[SamplingParams],
+        strength: float,
+        mask: Array | None = None,
+    ) -> list[Task]:
+        """Redraw an image towards a class, or towards none, once for each of `params`."""
+        label = self.config.null_label if wanted is None else wanted.index
+        return [Edit(pixels, label, p, strength, mask) for p in params]
+
+    def settings_of(self, wanted: ImageClass | None, params: SamplingParams) -> dict[str, Any]:
+        """The settings that draw an image again, under the names of the API."""
+        return settings_of(self.model, wanted, params)
 
     def side(self, size: int | None) -> int:
         """Of the images of an answer, in pixels; None is the network's own size."""

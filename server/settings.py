@@ -262,8 +262,7 @@ def check(settings: Settings) -> None:
             f"max_uploads_mb must be at least twice max_body_mb, got {settings.max_uploads_mb:g} "
             f"and {settings.max_body_mb:g}"
         )
-    from server.middleware.hosts import parse_hosts  # here and not above: --help needs none of it
-    from server.middleware.prefix import parse_prefix
+    from server.site import parse_hosts, parse_prefix
 
     parse_hosts(settings.allowed_hosts)
     parse_prefix(settings.root_path)

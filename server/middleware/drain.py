@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import errno
 import logging
-import os
-import signal
-import socket
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from types import FrameType
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dsd_serve.errors import ClosedError
 from server import error_responses
-from server.connections import Door
-from server.front import LAST_ANSWERS
 
 if TYPE_CHECKING:  # dsd-ui has neither
-    from dsd_serve.backends import Backend
+    pass
 
 log = logging.getLogger(__name__)
 
@@ -72,156 +60,6 @@ class DrainMiddleware:
             await self.app(scope, receive, send)
         finally:
             self.drain.in_flight -= 1
-
-
-class DoorServer(uvicorn.Server):
-    """Uvicorn with a door. SIGTERM or SIGINT ends it in order and with exit code 0, a second one at once.
-
-    SIGHUP calls `reload`, and ends it in order only when its terminal is gone. at_end: called before connections are
-    closed.
-    """
-
-    def __init__(
-        self,
-        config: uvicorn.Config,
-        door: Door,
-        *,
-        at_end: Sequence[Callable[[], None]] = (),
-        reload: Callable[[], None] = lambda: None,
-    ) -> None:
-        super().__init__(config)
-        self.door, self.at_end, self.reload = door, at_end, reload
-        self.leaving = self.hung_up = False
-        self.on_terminal = on_terminal()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        with super().capture_signals(), handled("SIGHUP", self.handle_hangup):
-            yield
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self.leaving:
-            signal.signal(sig, signal.SIG_DFL)
-            signal.raise_signal(sig)
-        self.leaving = True
-        self.leave()  # a signal handler must not log, and may have interrupted anything
-
-    def leave(self) -> None:
-        self.should_exit = True
-
-    def handle_hangup(self, sig: int, frame: FrameType | None) -> None:
-        self.hung_up = True
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started and sockets:
-            host, port = sockets[0].getsockname()[:2]
-            log.info("running on http://%s:%d (Ctrl-C ends it)", f"[{host}]" if ":" in host else host, port)
-
-    async def on_tick(self, counter: int) -> bool:
-        """Called by uvicorn every 0.1 s; True ends the server."""
-        if counter % 5 == 0:
-            self.door.check(asyncio.get_running_loop().time())
-        if counter % 10 == 0:
-            self.check_descriptors()
-        if self.hung_up:
-            self.hung_up = False
-            if self.on_terminal and not on_terminal():
-                self.handle_exit(signal.SIGHUP, None)
-            else:
-                self.reload()
-        if self.should_exit:
-            for call in self.at_end:
-                call()
-        return await super().on_tick(counter)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        closing = asyncio.get_running_loop().call_later(LAST_ANSWERS, self.close_connections)
-        await super().shutdown(sockets)
-        closing.cancel()
-
-    def close_connections(self) -> None:
-        """Close what is left, before uvicorn cancels it with a traceback for each."""
-        log.warning("%d connections are closed in the middle of their answers", len(self.door.open))
-        for connection in list(self.door.open):
-            connection.abort()
-
-    def check_descriptors(self) -> None:
-        """Log that the process has no file descriptor left: uvloop then closes new connections without a word."""
-        try:
-            os.close(os.open(os.devnull, os.O_RDONLY))
-        except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE):
-                self.door.say(
-                    "descriptors",
-                    f"no file descriptor is left with {len(self.door.open)} connections open, so new ones are closed; "
-                    "raise ulimit -n, or lower --max-connections",
-                )
-
-
-class DrainingServer(DoorServer):
-    """Uvicorn closes its socket at SIGTERM, so that clients find nobody; this one answers until the last request ends.
-
-    After `grace` seconds what still runs is cancelled. A second signal ends the process at once.
-    """
-
-    def __init__(
-        self,
-        config: uvicorn.Config,
-        door: Door,
-        drain: Drain,
-        backend: Backend,
-        grace: float,
-        reload: Callable[[], None],
-    ) -> None:
-        super().__init__(config, door, at_end=drain.at_end, reload=reload)
-        self.drain, self.backend, self.grace = drain, backend, grace
-        self.told = False
-
-    def leave(self) -> None:
-        self.drain.begin()
-
-    async def on_tick(self, counter: int) -> bool:
-        """Called by uvicorn every 0.1 s; True ends the server."""
-        if self.drain.began is not None and not self.should_exit:
-            self.tell(f"shutting down; {self.drain.in_flight} requests in flight have {self.grace:g} s to finish")
-            over = time.monotonic() - self.drain.began >= self.grace
-            if over and self.drain.in_flight:
-                log.warning("%d requests did not finish in time and are cancelled", self.drain.in_flight)
-                await asyncio.to_thread(self.backend.close, 0)  # their clients get 503
-            self.should_exit = over or not self.drain.in_flight
-        return await super().on_tick(counter)
-
-    def tell(self, sentence: str) -> None:
-        if not self.told:
-            log.info(sentence)
-        self.told = True
-
-
-@contextlib.contextmanager
-def handled(name: str, handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Handle a signal, where the system has it and nobody has it ignored, as nohup does with SIGHUP.
-
-    Signals are the main thread's; elsewhere this does nothing.
-    """
-    number = getattr(signal, name, None)
-    before = None if number is None else signal.getsignal(number)
-    if number is None or before is signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    signal.signal(number, handler)
-    try:
-        yield
-    finally:
-        signal.signal(number, before)
-
-
-def on_terminal() -> bool:
-    """Whether standard input is a terminal that is still there."""
-    try:
-        return sys.stdin is not None and os.isatty(sys.stdin.fileno())
-    except (OSError, ValueError):
-        return False
 
 
 def install(app: FastAPI, drain: Drain, rejected: Callable[[str], None]) -> None:

@@ -4,7 +4,6 @@ A page may reach the server through a name of its own: it this name point to it 
 are then one site, to which CORS does not apply. The name stands in the Host header, which a page cannot forge.
 """
 
-import ipaddress
 import re
 import socket
 from collections.abc import Callable, Sequence
@@ -14,49 +13,13 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from dsd_serve.errors import ConfigError
 from server import error_responses
+from server.site import NAME, is_address
 
-LABEL = "[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
-NAME = re.compile(rf"{LABEL}(\.{LABEL})*")
 HEADER = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(:[0-9]*)?")
 UNASKED = ("", "application/x-www-form-urlencoded", "multipart/form-data", "text/plain")  # content types
 # Endings that nobody can register: this machine, the host of a container, services of a Kubernetes cluster.
 PRIVATE = (".localhost", ".internal", ".svc", ".svc.cluster.local")
-
-
-def parse_hosts(text: str) -> list[str]:
-    """Names of --allowed-hosts: `images.example.com,*.example.org`, or `*` for any. Raises ConfigError."""
-    names = [item.strip() for item in text.split(",") if item.strip()]
-    if "*" in names:
-        if len(names) > 1:
-            raise ConfigError("allowed_hosts must be either * or a list of names, got both")
-        return names
-    return [parse_host(name) for name in names]
-
-
-def parse_host(text: str) -> str:
-    star = "*." if text.startswith("*.") else ""
-    name = text[len(star) :].lower().rstrip(".")
-    try:
-        name = name if is_address(name) or name.isascii() else name.encode("idna").decode()  # as browsers send it
-    except UnicodeError:
-        name = ""
-    if not (NAME.fullmatch(name) or (is_address(name) and not star)):
-        raise ConfigError(
-            "allowed_hosts must be names like images.example.com,*.example.org (no https://, no port, no path) or *, "
-            f"got {text[:80]!r}"
-        )
-    return star + name
-
-
-def is_address(name: str) -> bool:
-    """Whether a host is an IP address, an IPv6 one with or without brackets."""
-    try:
-        ipaddress.ip_address(name[1:-1] if name.startswith("[") and name.endswith("]") else name)
-    except ValueError:
-        return False
-    return True
 
 
 class AllowedHosts:

@@ -3,37 +3,10 @@
 Inside the application paths are without it, whether the proxy takes it off or not.
 """
 
-import re
-
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from dsd_serve.errors import ConfigError
-
-KEY = "dsd.root_path"
-SEGMENT = r"/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+"
-PREFIX = re.compile(f"({SEGMENT})+")
-LONGEST = 200
-
-
-def parse_prefix(text: str) -> str:
-    """The prefix of --root-path, empty for none. Raises ConfigError."""
-    prefix = text.strip().rstrip("/")
-    if prefix and not is_sane(prefix):
-        raise ConfigError(
-            f"root_path must be a path like /dsd, of letters, digits and ._~- between slashes, got {text[:80]!r}"
-        )
-    return prefix
-
-
-def is_sane(prefix: str) -> bool:
-    """Whether a link may begin with this: a path, and neither another host nor a way up."""
-    return len(prefix) <= LONGEST and bool(PREFIX.fullmatch(prefix))
-
-
-def root_path(scope: Scope) -> str:
-    """What links of this request must begin with, as /dsd; empty where the server is at the root."""
-    return str(scope.get(KEY, ""))
+from server.site import KEY, is_sane, root_path
 
 
 class RootPath:

@@ -13,7 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import error_responses
-from server.routes.router import template
+from server.router import template
 
 log = logging.getLogger(__name__)
 

@@ -17,11 +17,20 @@ from dsd_serve.params import SamplingParams
 from dsd_serve.programs import Generate, Interpolate, Reconstruct, Task, WalkEnd, between
 from dsd_serve.rows import Decode, Encode
 from server import error_responses
-from server.drawing import (
-    described,
-    edits,
-    find_class,
-    settings_headers,
+from server.answers import (
+    AnyWalkAnswer,
+    DecodedAnswer,
+    DoneEvent,
+    DrawnAnswer,
+    EditedAnswer,
+    ErrorEvent,
+    ImageEvent,
+    LatentsAnswer,
+    LatentWalkAnswer,
+    PreviewEvent,
+    ReconstructedAnswer,
+    WalkAnswer,
+    fill,
 )
 from server.error_responses import refuse_repeated
 from server.openapi import (
@@ -49,21 +58,16 @@ from server.responses import (
     event_stream,
     is_fresh,
     resumes,
+    settings_headers,
     to_base64,
 )
-from server.routes.router import Router
+from server.router import Router
 from server.schemas import (
-    AnyWalkAnswer,
-    DecodedAnswer,
-    DrawnAnswer,
-    EditedAnswer,
     EditQuery,
     EncodeQuery,
     GenerateRequest,
     InterpolateRequest,
-    LatentsAnswer,
     PictureQuery,
-    ReconstructedAnswer,
     SamplingQuery,
     WalkQuery,
 )
@@ -142,7 +146,7 @@ async def edit_post(request: Request, query: Annotated[EditQuery, Query()]) -> R
     service: Service = request.app.state.service
     params = with_previews(service.params(query), chosen := choose(request, query.format, EVENTS))
     service.check_fits(chosen, query.n, query.size)
-    wanted = None if query.class_ is None else find_class(service, query.class_)
+    wanted = None if query.class_ is None else service.find_class(query.class_)
     if wanted is None:
         if query.guidance not in (None, 1):
             raise InputError("guidance needs a class to guide to: give class, or leave guidance out")
@@ -150,7 +154,7 @@ async def edit_post(request: Request, query: Annotated[EditQuery, Query()]) -> R
     service.encoder.check_images(chosen, query.n, service.side(query.size))
     sent = await read_images(request, service.decoder, service.config.image_size, ("image", "mask"))
     mask = sent["mask"].mean(0) >= 128 if "mask" in sent else None
-    tasks = edits(service, sent["image"], wanted, params, query.strength, mask)
+    tasks = service.edits(sent["image"], wanted, params, query.strength, mask)
     return await answer_drawn(request, query, chosen, wanted, params, tasks, {"strength": query.strength})
 
 
@@ -257,7 +261,7 @@ async def draw(request: Request, query: GenerateRequest) -> Response:
     chosen = choose(request, query.format, EVENTS)
     if chosen == "events" and resumes(request):
         return Response(status_code=204, headers={"Cache-Control": "no-store", "Vary": "Accept"})
-    wanted = find_class(service, query.class_)
+    wanted = service.find_class(query.class_)
     params = with_previews(service.params(query), chosen)
     service.check_fits(chosen, query.n, query.size)
     service.encoder.check_images(chosen, query.n, service.side(query.size))
@@ -279,7 +283,7 @@ async def draw(request: Request, query: GenerateRequest) -> Response:
         if is_fresh(request, etag):
             return Response(status_code=304, headers=headers)
     if request.method == "HEAD":
-        return head(chosen, {**headers, **settings_headers(described(service, wanted, params[0]))})
+        return head(chosen, {**headers, **settings_headers(service.settings_of(wanted, params[0]))})
     return await answer_drawn(request, query, chosen, wanted, params, tasks, {}, headers)
 
 
@@ -295,7 +299,7 @@ async def answer_drawn(
 ) -> Response:
     """Draw one picture for each of `params`, and answer with them or with events."""
     service: Service = request.app.state.service
-    settings = [{**described(service, wanted, p), **more} for p in params]
+    settings = [{**service.settings_of(wanted, p), **more} for p in params]
     used = {**headers, **settings_headers(settings[0])}
     if chosen == "events":
         events = service.stream(request, tasks, query.timeout)
@@ -304,7 +308,8 @@ async def answer_drawn(
     pictures = [Picture(pixels, setting) for pixels, setting in zip(done.results, settings, strict=True)]
     common = {**settings[0], "size": query.size or service.config.image_size}
     headers = {**used, "Server-Timing": done.server_timing}
-    return await answer(request, service.encoder, pictures, chosen, query.size, common, headers)
+    shape = EditedAnswer if "strength" in more else DrawnAnswer
+    return await answer(request, service.encoder, pictures, chosen, query.size, common, headers, shape)
 
 
 async def native_events(
@@ -319,14 +324,15 @@ async def native_events(
         elif isinstance(event, Preview):
             steps = settings[event.number]["steps"]
             async with encoding(partial(to_base64, Picture(event.pixels, {"preview": True}), size)) as text:
-                yield "preview", {"image": event.number, "step": event.step, "steps": steps, "base64": text}
+                values = {"image": event.number, "step": event.step, "steps": steps, "base64": text}
+                yield "preview", fill(PreviewEvent, values)
         elif isinstance(event, Ended) and (error := event.future.exception()) is not None:
-            yield "error", {"image": event.number, **error_responses.document(error)}
+            yield "error", fill(ErrorEvent, {"image": event.number, **error_responses.document(error)})
         else:
             setting = settings[event.number]
             async with encoding(partial(to_base64, Picture(event.future.result(), setting), size)) as text:
-                yield "image", {"image": event.number, **setting, "base64": text}
-    yield "done", {"images": len(settings), **settings[0]}
+                yield "image", fill(ImageEvent, {"image": event.number, **setting, "base64": text})
+    yield "done", fill(DoneEvent, {"images": len(settings), **settings[0]})
 
 
 def with_previews(params: list[SamplingParams], chosen: str) -> list[SamplingParams]:
@@ -343,15 +349,16 @@ async def answer_shown(
     headers = {"Server-Timing": done.server_timing, **{f"X-DSD-{name.upper()}": str(more[name]) for name in more}}
     common = {"size": query.size or service.config.image_size, **more, "model": service.model.name}
     shown = [Picture(done.results[0], {**more})]
-    return await answer(request, service.encoder, shown, chosen, query.size, common, headers)
+    shape = ReconstructedAnswer if more else DecodedAnswer
+    return await answer(request, service.encoder, shown, chosen, query.size, common, headers, shape)
 
 
 async def walk_classes(request: Request, service: Service, query: InterpolateRequest) -> Response:
     chosen = choose(request, query.format, ANSWERS)
     params = service.params(query)[0]
     service.check_fits(chosen, query.n, query.size, columns=query.n)
-    start = find_class(service, query.from_.class_, "from.class")
-    end = find_class(service, query.to.class_, "to.class")
+    start = service.find_class(query.from_.class_, "from.class")
+    end = service.find_class(query.to.class_, "to.class")
     service.encoder.check_images(chosen, query.n, service.side(query.size), query.n)
     seeds = [end.seed for end in (query.from_, query.to) if end.seed is not None] or [params.seed]
     ends = [
@@ -364,7 +371,7 @@ async def walk_classes(request: Request, service: Service, query: InterpolateReq
     common = {
         "from": {"class": start.index, "seed": ends[0].seed},
         "to": {"class": end.index, "seed": ends[1].seed},
-        **{name: value for name, value in described(service, None, params).items() if name not in OF_AN_END},
+        **{name: value for name, value in service.settings_of(None, params).items() if name not in OF_AN_END},
     }
     return await answer_walk(request, service, chosen, query.size, fractions, done, common)
 
@@ -401,7 +408,8 @@ async def answer_walk(
     ]
     common["size"] = size or service.config.image_size
     headers = {"Server-Timing": done.server_timing, "Cache-Control": "no-store"}
-    return await answer(request, service.encoder, pictures, chosen, size, common, headers, columns=len(pictures))
+    shape = WalkAnswer if "from" in common else LatentWalkAnswer
+    return await answer(request, service.encoder, pictures, chosen, size, common, headers, shape, columns=len(pictures))
 
 
 def head(chosen: str, headers: Mapping[str, str]) -> Response:

@@ -8,12 +8,13 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from dsd_serve import __version__, labels
 from dsd_serve.params import SAMPLER_NAMES
 from server import error_responses
+from server.answers import Defaults, Health, ImageClassAnswer, ModelAnswer, SelfTest
 from server.error_responses import refuse_repeated
-from server.middleware.prefix import root_path
 from server.openapi import problems
-from server.routes.router import Router
-from server.schemas import ClassesQuery, Defaults, Health, ImageClassAnswer, ModelAnswer, SelfTest
+from server.router import Router
+from server.schemas import ClassesQuery
 from server.service import Service
+from server.site import root_path
 
 router = Router()
 

@@ -18,12 +18,7 @@ from dsd_serve.labels import ImageClass
 from dsd_serve.params import SamplingParams
 from dsd_serve.programs import Generate, Task, edit_timesteps
 from dsd_serve.rows import Array, Pixels
-from server import drawing, error_responses, openai_errors
-from server.drawing import (
-    described,
-    find_class,
-    settings_headers,
-)
+from server import error_responses, openai_errors
 from server.openai_errors import Refused
 from server.openai_schemas import (
     EditForm,
@@ -39,8 +34,8 @@ from server.openai_schemas import (
 )
 from server.openapi import events, takes
 from server.reading import media_type, read_settings
-from server.responses import Picture, event_stream, text_of, texts_memory
-from server.routes.router import Router
+from server.responses import Picture, event_stream, settings_headers, text_of, texts_memory
+from server.router import Router
 from server.schemas import SamplingQuery
 from server.service import Event, Preview, Service
 from server.uploads import Form, read_form
@@ -112,7 +107,7 @@ async def variations(request: Request) -> Response:
     params = [replace(p, guidance_scale=1.0) for p in sampling(service, query)]
     check_answer(service, query)
     pixels = await uploaded(service, form, "image")
-    tasks = drawing.edits(service, pixels, None, params, query.strength)
+    tasks = service.edits(pixels, None, params, query.strength)
     more = {"strength": query.strength}
     return await answer_drawn(request, query, None, params, tasks, "image_variation", more)
 
@@ -132,7 +127,7 @@ async def edits(request: Request) -> Response:
     check_answer(service, query)
     pixels = await uploaded(service, form, "image")
     mask = await transparent(service, form) if "mask" in form.files else None
-    tasks = drawing.edits(service, pixels, wanted, params, query.strength, mask)
+    tasks = service.edits(pixels, wanted, params, query.strength, mask)
     more = {"strength": query.strength}
     return await answer_drawn(request, query, wanted, params, tasks, "image_edit", more)
 
@@ -183,9 +178,9 @@ def prompted(service: Service, query: GenerationRequest) -> ImageClass:
     """The class that `class_id` or the prompt names."""
     if query.class_id is not None:
         with about("class_id"):
-            return find_class(service, query.class_id)
+            return service.find_class(query.class_id)
     with about("prompt", "the prompt must name a class that this model draws; "):
-        return find_class(service, query.prompt.strip().removeprefix("class:"))
+        return service.find_class(query.prompt.strip().removeprefix("class:"))
 
 
 @contextmanager
@@ -266,7 +261,7 @@ async def answer_drawn(
 ) -> Response:
     """Draw one picture for each of `params`, and answer with them or with events named by `kind`."""
     service: Service = request.app.state.service
-    settings = [{**described(service, wanted, p), **more} for p in params]
+    settings = [{**service.settings_of(wanted, p), **more} for p in params]
     headers = {"Cache-Control": "no-store", **settings_headers(settings[0])}
     side = query.side or service.config.image_size
     common = {"output_format": query.output_format, "size": f"{side}x{side}", "background": "opaque"}

@@ -26,7 +26,7 @@ from dsd_serve.rows import Decode, Denoise, Encode, Row
 from server.connections import CUTS, Door
 from server.middleware.drain import Drain
 from server.middleware.request_id import Exchange
-from server.routes.router import Router
+from server.router import Router
 from server.telemetry.logs import lines_dropped
 
 KINDS: dict[type[Row], str] = {Encode: "encode", Denoise: "denoise", Decode: "decode"}

@@ -15,8 +15,8 @@ import pytest
 from server import connections
 from server.connections import Door
 from server.front import close, configure, listen
+from server.lifecycle import DoorServer
 from server.middleware import drain
-from server.middleware.drain import DoorServer
 from server.settings import Settings
 from tests.support.servers import until
 from tests.support.sockets import OFFERS, read_all, read_answer

@@ -20,9 +20,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from dsd_serve.errors import CancelledError, ConfigError
 from server import error_responses
+from server.keys import ApiKey, find, load_keys
 from server.middleware import request_id
-from server.middleware.security import ApiKey, find, load_keys, parse_origins
 from server.settings import GROUPS, HELP, Settings, parse_settings
+from server.site import parse_origins
 from server.telemetry import logs
 from server.telemetry.metrics import Metrics
 from tests.support.data import ROOT

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dsd_serve.backends.triton.addresses import parse_addresses
 from dsd_serve.errors import ConfigError
-from server.middleware.security import find, load_keys
+from server.keys import find, load_keys
 from server.settings import RANGES, Settings, parse_settings, unknown_variables, variable
 from tests.support.data import ROOT
 

@@ -7,8 +7,8 @@ import httpx
 import pytest
 
 from dsd_serve.errors import ConfigError
-from server.middleware.hosts import AllowedHosts, parse_hosts
-from server.middleware.prefix import is_sane, parse_prefix
+from server.middleware.hosts import AllowedHosts
+from server.site import is_sane, parse_hosts, parse_prefix
 from tests.support.servers import serving
 
 KEY = "a-key-of-this-test-0123"

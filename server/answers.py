@@ -1,0 +1,258 @@
+"""The answers in JSON and the events: the server fills these models, and the OpenAPI document describes them.
+
+Fields are in the order in which they are sent.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    RootModel,
+)
+
+from dsd_serve.params import MAX_GUIDANCE, MAX_SEED
+from server.schemas import SamplerName, Time
+
+
+class Answer(BaseModel):
+    """A part of an answer. Only described fields are in it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class ImageClassAnswer(Answer):
+    index: Annotated[int, Field(ge=0, le=999, examples=[207])]
+    wnid: Annotated[str, Field(pattern="^n[0-9]{8}$", examples=["n02099601"])]
+    name: Annotated[str, Field(examples=["Golden Retriever"])]
+
+
+Base64 = Annotated[str, Field(description="a PNG", json_schema_extra={"contentEncoding": "base64"})]
+Fingerprint = Annotated[
+    str, Field(pattern="^[0-9a-f]{64}$", description="sha256 of the model's configuration, graph and weights")
+]
+
+
+class ClassAndSeed(Answer):
+    """The class of an image, None for an edit towards none, and its noise."""
+
+    class_: Annotated[ImageClassAnswer | None, Field(alias="class")]
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)]
+    index: Annotated[int, Field(ge=0, le=MAX_SEED)]
+
+
+class SamplingUsed(Answer):
+    """The settings of the sampler, and the model."""
+
+    steps: Annotated[int, Field(ge=1)]
+    sampler: SamplerName
+    guidance: Annotated[float, Field(ge=0, le=MAX_GUIDANCE)]
+    guidance_start: Time
+    guidance_stop: Time
+    model: str
+    fingerprint: Fingerprint
+
+
+class DrawnSettings(SamplingUsed, ClassAndSeed):
+    """The settings that draw an image again."""
+
+
+class EditedSettings(DrawnSettings):
+    """The settings that make an edit of the same image again."""
+
+    strength: Annotated[float, Field(gt=0, le=1)]
+
+
+class DrawnImage(DrawnSettings):
+    base64: Base64
+
+
+class EditedImage(EditedSettings):
+    base64: Base64
+
+
+class DrawnAnswer(DrawnSettings):
+    """`format=json` of /generate: the settings of the first image, and each image with its own."""
+
+    size: Annotated[int, Field(ge=1, description="side of the images in pixels")]
+    images: list[DrawnImage]
+
+
+class EditedAnswer(EditedSettings):
+    """`format=json` of /edit: the settings of the first image, and each image with its own."""
+
+    size: Annotated[int, Field(ge=1, description="side of the images in pixels")]
+    images: list[EditedImage]
+
+
+class EndUsed(Answer):
+    """The class and seed of one end of a walk."""
+
+    class_: Annotated[int, Field(alias="class")]
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)]
+
+
+class Ends(Answer):
+    from_: Annotated[EndUsed, Field(alias="from")]
+    to: EndUsed
+
+
+class WalkSettings(SamplingUsed, Ends):
+    """The settings of a walk; one between equal seeds keeps its noise."""
+
+
+class WalkImage(WalkSettings):
+    """An image of a walk between classes; `fraction` is its place, 0 is from and 1 is to."""
+
+    fraction: Time
+    base64: Base64
+
+
+class WalkAnswer(WalkSettings):
+    """`format=json` of /interpolate between classes or seeds."""
+
+    size: Annotated[int, Field(ge=1)]
+    images: list[WalkImage]
+
+
+class LatentWalkImage(Answer):
+    """An image of a walk between two images; `fraction` is its place, 0 is from and 1 is to."""
+
+    model: str
+    fraction: Time
+    base64: Base64
+
+
+class LatentWalkAnswer(Answer):
+    """`format=json` of /interpolate between two images."""
+
+    model: str
+    size: Annotated[int, Field(ge=1)]
+    images: list[LatentWalkImage]
+
+
+class AnyWalkAnswer(RootModel[WalkAnswer | LatentWalkAnswer]):
+    """Between classes and seeds, or between images."""
+
+
+class DecodedImage(Answer):
+    base64: Base64
+
+
+class DecodedAnswer(Answer):
+    """`format=json` of /decode."""
+
+    size: Annotated[int, Field(ge=1)]
+    model: str
+    images: Annotated[list[DecodedImage], Field(min_length=1, max_length=1)]
+
+
+class ReconstructedImage(Answer):
+    psnr: float
+    base64: Base64
+
+
+class ReconstructedAnswer(Answer):
+    """`format=json` of /reconstruct; psnr is that of the answer against the network's input, in dB."""
+
+    size: Annotated[int, Field(ge=1)]
+    psnr: float
+    model: str
+    images: Annotated[list[ReconstructedImage], Field(min_length=1, max_length=1)]
+
+
+class ImageNumber(Answer):
+    image: Annotated[int, Field(ge=0, description="number of the image in its request")]
+
+
+class PreviewEvent(ImageNumber):
+    """The network's estimate of image `image` after `step` of `steps`."""
+
+    step: Annotated[int, Field(ge=1)]
+    steps: Annotated[int, Field(ge=1)]
+    base64: Base64
+
+
+class OfAnEdit(Answer):
+    strength: Annotated[float, Field(gt=0, le=1, description="after /edit only")] = 1.0
+
+
+class Encoded(Answer):
+    base64: Base64
+
+
+class ImageEvent(Encoded, OfAnEdit, DrawnSettings, ImageNumber):
+    """Image `image` of the request is ready. `strength` is there after /edit."""
+
+
+class ImageCount(Answer):
+    images: Annotated[int, Field(ge=1, description="how many were requested")]
+
+
+class DoneEvent(OfAnEdit, DrawnSettings, ImageCount):
+    """The last event: every image had its own. The settings are those of the first."""
+
+
+class LatentsAnswer(Answer):
+    """Latents of one image: a row of channels for each token, in row-major order."""
+
+    latents: list[list[float]]
+
+
+class Defaults(Answer):
+    """The values for requests that do not give them: the model's recommendation, within the server's limits."""
+
+    steps: Annotated[int, Field(ge=1)]
+    sampler: SamplerName
+    guidance: Annotated[float, Field(ge=0, le=MAX_GUIDANCE)]
+
+
+class SelfTest(Answer):
+    """Whether a row's result depends on the other rows of its batch, tested at start."""
+
+    batch_invariant: bool
+    rows: Annotated[int, Field(ge=1)]
+    max_difference: float
+
+
+class ModelAnswer(Answer):
+    """The model, and the engine that runs it."""
+
+    name: str
+    fingerprint: Fingerprint
+    version: str
+    image_size: Annotated[int, Field(ge=1, description="side of the network's images, in pixels")]
+    latent_shape: Annotated[list[int], Field(min_length=2, max_length=2, description="tokens and channels")]
+    num_classes: Annotated[int, Field(ge=1)]
+    classes: Annotated[list[int], Field(description="labels of the training classes")]
+    defaults: Defaults
+    samplers: list[SamplerName]
+    engine: Annotated[dict[str, str], Field(description="the engine and its device")]
+    row_budget: Annotated[int, Field(ge=1, description="rows of a forward pass")]
+    self_test: SelfTest
+    limits: Annotated[dict[str, int | float], Field(description="the largest values that this server accepts")]
+
+
+class Health(Answer):
+    status: Literal["live", "ready"]
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem document: `detail` says what is wrong and how to mend it."""
+
+    type: Annotated[str, Field(json_schema_extra={"format": "uri-reference"})] = "about:blank"
+    title: str
+    status: Annotated[int, Field(ge=400, le=599)]
+    detail: str
+    request_id: Annotated[str, Field(description="as in the header X-Request-ID and in the log")] = ""
+
+
+class ErrorEvent(Problem, ImageNumber):
+    """Why image `image` was not drawn; the others go on."""
+
+
+def fill(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON values of an answer. A value that the model does not describe is a bug, which raises."""
+    return model.model_validate(values).model_dump(by_alias=True, exclude_unset=True)

@@ -1,0 +1,161 @@
+"""API keys: reading them, finding the one that was sent, and the limits of its holder.
+
+A key is written name:key[:requests_per_minute[:images_at_once]], where 0 is no limit; see `load_keys`.
+"""
+
+import hashlib
+import hmac
+import logging
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dsd_serve.errors import ConfigError, InputError, QueueFullError
+
+log = logging.getLogger(__name__)
+
+VARIABLE = "DSD_API_KEYS"
+FORM = "name:key[:requests_per_minute[:images_at_once]]"
+MIN_KEY = 16  # characters; guessing must be hopeless, nothing slows it down
+MAX_KEY = 1024  # characters; it must fit into a header
+MAX_FILE = 1_000_000  # bytes of a file of keys
+
+
+@dataclass(eq=False)
+class ApiKey:
+    """A key, of which only the digest is kept, and what its holder may do. 0 is no limit."""
+
+    name: str
+    digest: bytes = field(repr=False)
+    per_minute: int = 0
+    images_at_once: int = 0
+    images: int = 0  # in the batcher now
+    tokens: float = 0.0
+    filled: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.tokens = self.per_minute
+
+    def take(self, now: float) -> float:
+        """Take a token of the bucket, which holds those of a minute: 0, or the seconds until there is one."""
+        if not self.per_minute:
+            return 0.0
+        rate = self.per_minute / 60
+        self.tokens = min(self.per_minute, self.tokens + (now - self.filled) * rate)
+        self.filled = now
+        if self.tokens < 1:
+            return (1 - self.tokens) / rate
+        self.tokens -= 1
+        return 0.0
+
+
+current_key: ContextVar[ApiKey | None] = ContextVar("current_key", default=None)
+
+
+def load_keys(path: str, environment: Mapping[str, str]) -> list[ApiKey]:
+    """The keys of a file (empty path: none) and those of DSD_API_KEYS, comma separated. Raises ConfigError.
+
+    In the file `#` begins a comment, at the start of a line or after a space.
+    """
+    keys = []
+    if path:
+        keys += [parse_key(text, where) for where, text in read_file(Path(path))]
+    items = [item.strip() for item in environment.get(VARIABLE, "").split(",")]
+    keys += [parse_key(item, f"key {i} of {VARIABLE}") for i, item in enumerate(items, 1) if item]
+    for what, values in (("names", [key.name for key in keys]), ("keys", [key.digest for key in keys])):
+        if len(set(values)) < len(values):
+            raise ConfigError(f"the {what} of API keys must differ, and two of {len(keys)} are the same")
+    return keys
+
+
+def renew(keys: list[ApiKey], read: Sequence[ApiKey]) -> None:
+    """Put keys that were read again in the place of those before. Who stays keeps what he has used up."""
+    if not read:
+        raise ConfigError("there is no API key any more, and without one everybody could send requests")
+    before = {(key.name, key.digest): key for key in keys}
+    renewed = []
+    for key in read:
+        kept = before.get((key.name, key.digest), key)
+        kept.per_minute, kept.images_at_once = key.per_minute, key.images_at_once
+        kept.tokens = min(kept.tokens, kept.per_minute)
+        renewed.append(kept)
+    keys[:] = renewed
+
+
+def read_file(path: Path) -> list[tuple[str, str]]:
+    """(where, text) of each key in a file."""
+    # A key given where the file's name belongs must not reach the log.
+    file = "the file that api_keys names" if ":" in str(path) else str(path)
+    try:
+        with path.open("rb") as opened:
+            data = opened.read(MAX_FILE + 1)
+        text = data.decode("utf-8-sig")
+        readable_by_all = path.stat().st_mode & 0o004
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ConfigError(f"the API keys in {file} cannot be read: {reason}") from None
+    if len(data) > MAX_FILE:
+        raise ConfigError(f"{file} is not a file of API keys: it is larger than {MAX_FILE // 1_000_000} MB")
+    if readable_by_all:
+        log.warning("everybody on this machine can read the API keys in %s: chmod 600 it", file)
+    lines = re.split("\r\n|\r|\n", text)
+    found = [(f"line {i} of {file}", re.split(r"(?:^|\s)#", line)[0].strip(" \t")) for i, line in enumerate(lines, 1)]
+    found = [(where, line) for where, line in found if line]
+    if not found:
+        raise ConfigError(f"{file} holds no API key; each line must be {FORM}")
+    return found
+
+
+def parse_key(text: str, where: str) -> ApiKey:
+    parts = [part.strip(" \t") for part in text.split(":")]
+    if not 2 <= len(parts) <= 4 or not all(re.fullmatch("[0-9]{1,6}", part) for part in parts[2:]):
+        raise ConfigError(f"{where} must be {FORM}, the numbers from 0 to 999999")
+    name, secret = parts[:2]
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name):
+        raise ConfigError(f"the name in {where} must be 1 to 64 letters, digits, dots, dashes or underscores")
+    if not re.fullmatch(f"[!-~]{{{MIN_KEY},{MAX_KEY}}}", secret):
+        raise ConfigError(
+            f"the key in {where} must have at least {MIN_KEY} ASCII characters, at most {MAX_KEY}, and no spaces; "
+            "this makes one: python3 -c 'import secrets; print(secrets.token_urlsafe(32))'"
+        )
+    return ApiKey(name, digest(secret), *map(int, parts[2:]))
+
+
+def digest(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode("latin-1", "replace")).digest()
+
+
+def find(keys: Sequence[ApiKey], secret: str) -> ApiKey | None:
+    """The key that was sent. Looks at all of them in constant time, so that the time taken tells nothing."""
+    sent, found = digest(secret), None
+    for key in keys:
+        if hmac.compare_digest(sent, key.digest):
+            found = key
+    return found
+
+
+def claim_images(count: int) -> Callable[[], None]:
+    """Count `count` images of the key of this request as under way, until the function that this returns is called.
+
+    Raises InputError when the key may never have so many at once, QueueFullError when not now.
+    """
+    key = current_key.get()
+    if key is None or not key.images_at_once:
+        return lambda: None
+    if count > key.images_at_once:
+        raise InputError(f"the key {key.name} may have {key.images_at_once} images at once, got {count}")
+    if key.images + count > key.images_at_once:
+        raise QueueFullError(
+            f"the key {key.name} may have {key.images_at_once} images at once and {key.images} are under way; "
+            "try again when they are done",
+            1.0,
+        )
+    key.images += count
+
+    def release() -> None:
+        key.images -= count
+
+    return release
