@@ -90,7 +90,7 @@ demo: $(DEV)/.done
 		data.validation=$(DATA)/validation-00000-of-00001.parquet
 
 study: $(DEV)/.done
-	$(DEV)/bin/python -m studies.collapse --data $(DATA) --output docs --seeds 3
+	$(DEV)/bin/python -m studies.collapse --data $(DATA) --seeds 3
 
 eval: $(DEV)/.done
 	$(DEV)/bin/dsd-eval dsd_serve/demo --real $(DATA)/validation-00000-of-00001.parquet --reference $(DATA) \
@@ -98,7 +98,7 @@ eval: $(DEV)/.done
 
 samplers: $(DEV)/.done
 	$(DEV)/bin/python -m studies.sampler_choice dsd_serve/demo --real $(DATA)/validation-00000-of-00001.parquet \
-		--reference $(DATA) -o docs $(ARGS)
+		--reference $(DATA) $(ARGS)
 
 bench: $(DEV)/.done
 	$(DEV)/bin/python -m benchmarks.engine_speed

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.engine_speed import denoise_rows
+from benchmarks.output import add_flag, output_of
 from dsd_serve.checkpoint import ModelDir, read_model_dir
 from dsd_serve.engines import Engine, load_engine
 from dsd_serve.engines.torch_engine import TorchEngine
@@ -166,15 +167,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--precision", nargs="+", choices=tuple(DTYPES), default=list(DTYPES))
     parser.add_argument("--rows", nargs="+", type=int, default=list(SIZES))
     parser.add_argument("--engines", nargs="+", choices=NAMES, default=list(NAMES))
-    parser.add_argument("-o", "--output", type=Path, default=Path("docs"))
+    add_flag(parser, "benchmarks/results")
     options = parser.parse_args(arguments)
     try:
         found = speed(options.model, options.device, options.precision, options.rows, options.engines)
     except (DSDError, RuntimeError, AssertionError) as error:
         raise SystemExit(f"benchmarks.gpu_speed: {' '.join(str(error).split())[:300]}") from None
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "speed.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    (options.output / "speed.md").write_text(markdown(found), encoding="utf-8")
+    output = output_of(options)
+    (output.results / "speed.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (output.pages / "speed.md").write_text(markdown(found), encoding="utf-8")
     print(markdown(found))
 
 

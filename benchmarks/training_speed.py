@@ -1,4 +1,4 @@
-"""python -m benchmarks.training_speed --data tiny-imagenet-200 --output docs
+"""python -m benchmarks.training_speed --data tiny-imagenet-200
 
 How fast training is against what the device multiplies: pictures a second and FLOP/s, counted by training/estimate.py,
 beside the measured rate of a large matrix product in the same precision. Writes training-speed.md and .json. About four
@@ -19,12 +19,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.output import add_flag, output_of
 from dsd_serve.errors import DSDError
 from dsd_serve.files import atomic
+from training.device import Device, choose_device
 from training.estimate import flops_per_picture, random_batch
+from training.order import Order, micro_batches
 from training.run_config import TrainConfig, load_config
-from training.sources import Order, Pictures, micro_batches
-from training.train import Batch, Device, choose_device, new_state, train_step
+from training.sources import Images
+from training.state import new_state
+from training.step import Batch, train_step
 
 CONFIGS = Path(__file__).parents[1] / "training/configs"
 PATIENCE = 2.0  # seconds that a case is repeated for, at least twice
@@ -98,7 +102,7 @@ def time_reading(where: Device, data: str, rates: dict[str, float]) -> dict[str,
     """Whole steps of the demo with pictures from memory, and decoded by the process itself or by workers."""
     results = {}
     config = configured("demo", 64, ())
-    training = Pictures(data, config.model_config().image_size, config.data.classes)
+    training = Images(data, config.model_config().image_size, config.data.classes)
     held = training.subset(np.arange(len(training)))
     held.hold()
     for name, workers in READING.items():
@@ -136,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m benchmarks.training_speed", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--data", required=True, help="folder of Tiny-ImageNet parquet files, or another source")
-    parser.add_argument("--output", type=Path, default=Path("docs"), help="folder for the page and the numbers")
+    add_flag(parser, "benchmarks/results")
     parser.add_argument("--cases", nargs="*", default=list(CASES), help="names of cases; default: all")
     options = parser.parse_args(arguments)
     if unknown := sorted(set(options.cases) - set(CASES)):
@@ -160,10 +164,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "cases": cases,
         "reading": reading,
     }
-    options.output.mkdir(parents=True, exist_ok=True)
-    with atomic(options.output / "training-speed.json") as temporary:
+    output = output_of(options)
+    with atomic(output.results / "training-speed.json") as temporary:
         temporary.write_text(json.dumps(results, indent=1) + "\n")
-    with atomic(options.output / "training-speed.md") as temporary:
+    with atomic(output.pages / "training-speed.md") as temporary:
         temporary.write_text(report(results))
     print(report(results))
 

@@ -1,4 +1,4 @@
-"""python -m studies.ablation --data tiny-imagenet-200 --output docs
+"""python -m studies.ablation --data tiny-imagenet-200
 
 Each switch of the recipe turned alone from the same base, on the same pictures with the same seed: a small network, 100
 steps. Writes ablation.md and ablation.json. The base is run with three seeds, for what chance does. About a minute a
@@ -22,14 +22,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.output import Output, add_flag, output_of
 from dsd_serve.errors import DSDError
 from dsd_serve.files import atomic
 from training.estimate import flops_per_picture
 from training.evaluation.classifier import SIZE, load_network
 from training.monitor import denoised_psnr, latent_metrics
 from training.run_config import TrainConfig, load_config
+from training.sources import open_images
+from training.state import State
 from training.teachers import MEAN, STD
-from training.train import State, open_pictures, train
+from training.train import train
 
 CONFIG = Path(__file__).with_name("configs") / "ablation.toml"
 TIMES = (0.3, 0.5, 0.7)
@@ -93,7 +96,7 @@ def cost(config: TrainConfig, base: TrainConfig) -> float:
 
 def measure(state: State, config: TrainConfig) -> dict[str, float]:
     """The numbers of a trained network on the held-out pictures."""
-    _, held = open_pictures(config)
+    _, held = open_images(config)
     held.hold()
     assert held.pixels is not None
     pixels, labels = torch.from_numpy(held.pixels), torch.from_numpy(held.labels)
@@ -141,42 +144,22 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write(results: dict[str, dict[str, Any]], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic(folder / "ablation.json") as temporary:
+def write(results: dict[str, dict[str, Any]], output: Output) -> None:
+    with atomic(output.results / "ablation.json") as temporary:
         temporary.write_text(json.dumps(results, indent=1) + "\n")
-    with atomic(folder / "ablation.md") as temporary:
-        temporary.write_text(HEAD + table(results) + missing(results) + NOTES)
+    with atomic(output.pages / "ablation.md") as temporary:
+        temporary.write_text(HEAD + table(results) + missing(results))
 
 
 HEAD = """# What each switch of the recipe does, in the small
 
-`python -m studies.ablation --data tiny-imagenet-200 --output docs` makes this page. Every line turns one switch of the
+`python -m studies.ablation --data tiny-imagenet-200` makes this page. Every line turns one switch of the
 base, `studies/configs/ablation.toml`: 0.9M parameters, ten classes at 32 x 32, 100 steps of 64 pictures. PSNR in dB on
 500 held-out pictures; "denoised from t" encodes them, noises the latents to t (0 is noise), denoises once with the
 right class and decodes. A `+` or `-` marks what lies above or below all seeds of the base: within these it may be
 chance. Cost is that of the matrix products of a step against the base's; Muon's own and a vision model's are not
 counted; `python -m benchmarks.training_speed` measures seconds.
 
-"""
-NOTES = """
-What follows. Four noise draws for each encoding do good, and two more than one: the demo is trained with four.
-Without the gradient through z_t denoising loses 0.4 dB, with a target from the online encoder 0.1 dB at t = 0.3, with
-a uniform denoise weight rank and denoising from noise: the base has all three. The pyramid loss beside l1 lifts
-reconstruction and denoising; in place of l1 it lifts denoising alone, so most of the gain in PSNR is the added weight
-on reconstruction, and l2 gains PSNR because that is what PSNR measures. In the demo model 6,500 further steps with
-the pyramid loss made pictures that a classifier finds more often (docs/demo); what the steps alone would have done
-was not tried. The three auxiliary losses and the vision model make no difference that 100 steps show, hiding patches
-costs 0.3 dB, shifting t and Muon gain nothing.
-
-Nothing was deleted for that. The auxiliary losses and hidden patches are stated by the paper, the shift, Muon, LPIPS
-and the noise on the decoder's input by UNITE (arXiv 2603.22283), the vision model by REPA (arXiv 2410.06940), each
-with results of far longer runs, and whoever tries for the paper's figures will want to turn them. Shift, Muon, hidden
-patches and the vision model are off by default.
-
-What this cannot tell: samples. So early they are at chance (after 200 steps of the base, of 300 samples a classifier
-found the class asked for in 12.0, 11.7 and 9.7 %, of ten), so no variant was judged by them. Nor can two or three seeds
-of the base tell small differences from chance.
 """
 
 
@@ -191,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m studies.ablation", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--data", required=True, help="folder of Tiny-ImageNet parquet files, or another source")
-    parser.add_argument("--output", type=Path, default=Path("docs"), help="folder for the table and the numbers")
+    add_flag(parser, "studies/results")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no other run after so many minutes")
     parser.add_argument("--variants", nargs="*", help="names of variants; default: all")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=f"changes of {CONFIG.name}")
@@ -199,7 +182,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     if unknown := sorted(set(options.variants or ()) - set(VARIANTS)):
         sys.exit(f"ablation: --variants must be of {', '.join(VARIANTS)}; got {unknown[0]!r}")
-    file, began = options.output / "ablation.json", time.monotonic()
+    output, began = output_of(options), time.monotonic()
+    file = output.results / "ablation.json"
     results = json.loads(file.read_text()) if file.exists() else {}
     try:
         for name in options.variants or VARIANTS:
@@ -210,8 +194,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 break
             results[name] = run_variant(name, options.data, options.overrides)
             results = {key: results[key] for key in VARIANTS if key in results}
-            write(results, options.output)  # after each, so that nothing is lost
-        write(results, options.output)
+            write(results, output)  # after each, so that nothing is lost
+        write(results, output)
     except DSDError as error:
         sys.exit(f"ablation: {error}")
     print(table(results))

@@ -1,4 +1,4 @@
-"""python -m studies.collapse --data tiny-imagenet-200 --output docs
+"""python -m studies.collapse --data tiny-imagenet-200
 
 The collapse study: trains the same small network three times, with the objectives naive, stop_gradient and dsd, on the
 same pictures with the same seed, and draws effective rank and reconstruction PSNR on held-out pictures against steps.
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.output import add_flag, output_of
 from dsd_serve.errors import DSDError
 from dsd_serve.files import atomic
 from training.run_config import OBJECTIVES, load_config
@@ -62,7 +63,7 @@ def draw(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m studies.collapse", description=__doc__)
     parser.add_argument("--data", required=True, help="folder of Tiny-ImageNet parquet files, or another source")
-    parser.add_argument("--output", type=Path, default=Path("docs"), help="folder for the picture and the numbers")
+    add_flag(parser, "studies/results")
     parser.add_argument("--seeds", type=int, default=1, help="repeat with the seeds 0 to SEEDS - 1 (default 1)")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=f"changes of {CONFIG.name}")
     options = parser.parse_args(arguments)
@@ -79,10 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 for objective in reversed(OBJECTIVES)
             }
     except DSDError as error:
-        sys.exit(f"study: {error}")
-    options.output.mkdir(parents=True, exist_ok=True)
-    draw(results, options.output / "collapse.png")
-    (options.output / "collapse.json").write_text(json.dumps(results, indent=1) + "\n")
+        sys.exit(f"collapse: {error}")
+    output = output_of(options)
+    draw(results, output.pages / "collapse.png")
+    (output.results / "collapse.json").write_text(json.dumps(results, indent=1) + "\n")
     print(f"| objective | seed | {' | '.join(NUMBERS)} | seconds |")
     print("|---" * (len(NUMBERS) + 3) + "|")
     for objective, runs in results.items():

@@ -27,6 +27,7 @@ import onnx
 
 from benchmarks import network_memory
 from benchmarks.engine_speed import denoise_rows
+from benchmarks.output import add_flag, output_of
 from dsd_serve.checkpoint import ModelDir, graph_names, read_model_dir, read_weights
 from dsd_serve.engines import Engine
 from dsd_serve.engines.onnx_engine import OnnxEngine, choose_provider, import_onnxruntime, open_session
@@ -226,7 +227,7 @@ def memory_section(values: dict[str, Any]) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m studies.precision_cost", description=__doc__)
     parser.add_argument("models", type=Path, nargs="+", metavar="DIR", help="model directories with all precisions")
-    parser.add_argument("-o", "--output", type=Path, default=Path("docs"), metavar="FOLDER")
+    add_flag(parser, "studies/results")
     parser.add_argument("--rows", type=int, default=4, help="denoise rows a call, for speed (default 4)")
     parser.add_argument("--large", type=int, default=2, help="pictures of a model of 256 tokens or more (default 2)")
     options = parser.parse_args(arguments)
@@ -242,9 +243,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "islands": islands(options.models[0]),
         "memory": network_memory.study(options.models[-1]),
     }
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "precision.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    (options.output / "precision.md").write_text(document(values), encoding="utf-8")
+    output = output_of(options)
+    (output.results / "precision.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    (output.pages / "precision.md").write_text(document(values), encoding="utf-8")
 
 
 if __name__ == "__main__":

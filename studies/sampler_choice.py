@@ -1,4 +1,4 @@
-"""python -m studies.sampler_choice MODEL --real PICTURES --reference PICTURES -o docs
+"""python -m studies.sampler_choice MODEL --real PICTURES --reference PICTURES
 
 The sampler study: what quality costs. For each sampler, number of network evaluations, shift of the timesteps,
 guidance scale and guidance interval it draws the same samples and measures
@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.output import add_flag, output_of
 from dsd_serve.checkpoint import read_model_dir
 from dsd_serve.config import ModelConfig
 from dsd_serve.engines import Engine, load_engine
@@ -38,7 +39,7 @@ from training.evaluation.classifier import FeatureCache, Lite0, default_cache, l
 from training.evaluation.distances import KernelSet, frechet_to, kid, moments
 from training.evaluation.main import LIMIT, RealSet, count, read_real
 from training.evaluation.subject import BATCH
-from training.sources import Pictures
+from training.sources import Images
 
 log = logging.getLogger(__name__)
 
@@ -286,7 +287,7 @@ def read_pictures(
     """The reference, and what real pictures get against it: the floor, at the count of the samples."""
     sets, cache = [], FeatureCache(options.cache)
     for path in (options.real, options.reference):
-        pictures = Pictures(path, config.image_size)
+        pictures = Images(path, config.image_size)
         if missing := set(config.trained_classes) - set(pictures.labels.tolist()):
             raise InputError(f"{path} has no pictures of class {min(missing)}, which the model draws")
         limit = options.samples if path == options.real else LIMIT
@@ -309,17 +310,18 @@ def run(options: argparse.Namespace) -> int:
         raise InputError(f"--compared must be at most --samples, got {options.compared} and {options.samples}")
     engine, classifier = load_engine("onnx", options.model), lite0()
     real, floor = read_pictures(options, engine.config, classifier)
-    file = options.output / "samplers.json"
+    output = output_of(options)
+    file = output.results / "samplers.json"
     values = begin(file, conditions(options, engine, floor))
     study = Study(engine, classifier, real, (options.samples, options.compared), file)
     left = work(study, values, options.minutes)
     if not left:
         values["recommended"] = recommend(values["results"], options.samples, floor["frechet_lite0"])
         save(file, values)
-        for old in options.output.glob(f".{file.stem}-*.npy"):
+        for old in output.results.glob(f".{file.stem}-*.npy"):
             old.unlink()
-    draw(values, options.output / "samplers.png")
-    (options.output / "samplers.md").write_text(document(values), encoding="utf-8")
+    draw(values, output.pages / "samplers.png")
+    (output.pages / "samplers.md").write_text(document(values), encoding="utf-8")
     return left
 
 
@@ -330,7 +332,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL", help="a model directory")
     parser.add_argument("--real", required=True, metavar="PICTURES", help="held-out pictures: the floor")
     parser.add_argument("--reference", required=True, metavar="PICTURES", help="what samples are compared with")
-    parser.add_argument("-o", "--output", type=Path, default=Path("docs"), metavar="FOLDER")
+    add_flag(parser, "studies/results")
     parser.add_argument("--samples", type=count, default=200, help="pictures of each setting (default 200)")
     parser.add_argument("--compared", type=count, default=20, help="of them compared with 500 steps (default 20)")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so many; run it again to go on")
@@ -340,12 +342,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         left = run(options)
     except KeyboardInterrupt:
-        sys.exit("sampler_study: stopped; the same command goes on from here")
+        sys.exit("sampler_choice: stopped; the same command goes on from here")
     except (DSDError, OSError) as error:
-        sys.exit(f"sampler_study: {error}")
+        sys.exit(f"sampler_choice: {error}")
     if left:
-        sys.exit(f"sampler_study: {left} settings are left; the same command goes on from here")
-    log.info("%s is written", options.output / "samplers.md")
+        sys.exit(f"sampler_choice: {left} settings are left; the same command goes on from here")
+    log.info("%s is written", output_of(options).pages / "samplers.md")
 
 
 if __name__ == "__main__":

@@ -12,4 +12,4 @@ python -m pytest -m gpu -rs
 cp -r dsd_serve/demo "$work/demo"
 python -m export "$work/demo" --trt --precision fp32 fp16 bf16
 python -m export --untrained "$preset" -o "$work/$preset" --trt --precision fp32 fp16 bf16
-python -m benchmarks.gpu_speed "$work/$preset" --device cuda -o docs
+python -m benchmarks.gpu_speed "$work/$preset" --device cuda

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from dsd_serve.config import ModelConfig
+from training.device import Device, choose_device
 from training.loss import Objective
 from training.run_config import LossSection, OptimSection, TrainConfig
-from training.train import Batch, Device, State, add_gradient, choose_device, new_state, update
+from training.state import State, new_state
+from training.step import Batch, add_gradient, update
 
 H100_PEAK = 989e12  # dense bf16 FLOP/s of an H100 SXM, by its data sheet
 H100_SHARE = 0.35  # of the peak that we assume is reached: our guess for a network of this size, compiled

@@ -1,4 +1,4 @@
-"""Pictures and labels for training, as uint8 [3, S, S] in a deterministic order.
+"""Images and labels for training, uint8 [3, S, S], from the sources that a configuration may name.
 
 A source is one of
   - a parquet file, or a folder of them, with the columns of Hugging Face `datasets`: `image` {bytes, path} and `label`;
@@ -6,11 +6,10 @@ A source is one of
   - webdataset shards: a tar file, a folder of them (names as above), or a pattern like shards/{0000..0127}.tar;
   - a folder with one folder per class, named by wnid (n02099601) or by label (207);
   - `hf:NAME` or `hf:NAME:SPLIT`, a data set that the `datasets` package finds.
-The order is a function of (seed, step) alone, so that a run resumes exactly and any number of processes can share it.
 """
 
-import signal
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,11 +18,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from dsd_serve.errors import CheckpointError, InputError
 from dsd_serve.imaging import codec
 from dsd_serve.labels import all_classes
+from training.run_config import TrainConfig
 from training.shards import TarSource, expand
 
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
@@ -127,7 +127,7 @@ def open_source(path: str) -> Source:
     return source
 
 
-class Pictures(Dataset[tuple[Tensor, int]]):
+class Images(Dataset[tuple[Tensor, int]]):
     """The pictures of a source that are of the wanted classes, cut to squares of `size` pixels.
 
     Index i gives (uint8 [3, S, S], label). `hold()` decodes all of them into memory. resize: "fit" or "adm".
@@ -187,15 +187,15 @@ class Pictures(Dataset[tuple[Tensor, int]]):
                 pass
         self.pixels = held
 
-    def subset(self, keep: NDArray[np.int64]) -> "Pictures":
+    def subset(self, keep: NDArray[np.int64]) -> "Images":
         """The pictures at these indices only, sharing the source."""
-        part = object.__new__(Pictures)
+        part = object.__new__(Images)
         part.__dict__ = {**self.__dict__, "indices": self.indices[keep], "labels": self.labels[keep]}
         part.pixels = None if self.pixels is None else self.pixels[keep]
         return part
 
 
-def hold_out(pictures: Pictures, share: float = 0.01) -> tuple[Pictures, Pictures]:
+def hold_out(pictures: Images, share: float = 0.01) -> tuple[Images, Images]:
     """Split off every 1/share-th picture: (the rest, the held out)."""
     every = round(1 / share)
     index = np.arange(len(pictures))
@@ -207,109 +207,24 @@ def hold_out(pictures: Pictures, share: float = 0.01) -> tuple[Pictures, Picture
     return pictures.subset(index[~held]), pictures.subset(index[held])
 
 
-class Order:
-    """Which pictures make up which micro-batch: each epoch is a fresh permutation, and steps run across its border.
-
-    With `together` the shards are permuted and the pictures of so many of them at a time: nearly as random, and read
-    nearly in a row. shards [num_pictures]: the shard of each picture.
-    """
-
-    def __init__(
-        self,
-        num_pictures: int,
-        batch_size: int,
-        seed: int,
-        shards: NDArray[np.int64] | None = None,
-        together: int = 0,
-    ) -> None:
-        self.num_pictures, self.batch_size, self.seed = num_pictures, batch_size, seed
-        self.shards, self.together = shards, together
-        self.epoch = -1
-        self.permutation = np.empty(0, np.int64)
-
-    def indices(self, step: int) -> NDArray[np.int64]:
-        """Indices [batch_size] of the pictures of a step, over all processes."""
-        positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        epochs, offsets = np.divmod(positions, self.num_pictures)
-        found = np.empty(self.batch_size, np.int64)
-        for epoch in np.unique(epochs):
-            found[epochs == epoch] = self.permuted(int(epoch))[offsets[epochs == epoch]]
-        return found
-
-    def permuted(self, epoch: int) -> NDArray[np.int64]:
-        if epoch != self.epoch:
-            generator = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
-            self.permutation, self.epoch = self.shuffle(generator), epoch
-        return self.permutation
-
-    def shuffle(self, generator: np.random.Generator) -> NDArray[np.int64]:
-        if self.shards is None or not self.together:
-            return generator.permutation(self.num_pictures)
-        names = np.unique(self.shards)
-        place = np.empty(names[-1] + 1, np.int64)
-        place[names] = generator.permutation(len(names)) // self.together
-        # one random key for each picture, sorted within the group that its shard is in
-        return np.lexsort((generator.permutation(self.num_pictures), place[self.shards]))
+def load_images(config: TrainConfig) -> tuple[Images, Images]:
+    """(training, held-out) pictures, in memory where they fit."""
+    training, held = open_images(config)
+    held.hold()
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # each process of the machine would hold its own
+    if training.num_bytes() * here <= config.data.memory_gb * 1e9:
+        training.hold()
+    return training, held
 
 
-def micro_batches(
-    pictures: Pictures,
-    order: Order,
-    first_step: int,
-    last_step: int,
-    micro: int,
-    rank: int,
-    world: int,
-    num_workers: int,
-) -> Iterator[tuple[int, int, Tensor, Tensor]]:
-    """Yield (step, number of the micro-batch, pixels uint8 [micro, 3, S, S], labels [micro]) of one process.
-
-    Micro-batches of a step are dealt out to the processes in turn, so that their contents do not depend on how many
-    processes there are.
-    """
-    per_step = order.batch_size // micro
-    keys = [(step, number) for step in range(first_step, last_step) for number in range(rank, per_step, world)]
-
-    def indices(key: tuple[int, int]) -> list[int]:
-        step, number = key
-        return order.indices(step)[number * micro : (number + 1) * micro].tolist()
-
-    batches: Iterator[tuple[Tensor, Tensor]]
-    if pictures.pixels is not None:
-        batches = (gather(pictures, indices(key)) for key in keys)
+def open_images(config: TrainConfig) -> tuple[Images, Images]:
+    """(training, held-out) pictures, not yet decoded."""
+    network, data = config.model_config(), config.data
+    shape = network.image_size, data.classes, network.num_classes, data.resize
+    training = Images(data.path, *shape)
+    if data.validation:
+        held = Images(data.validation, *shape)
     else:
-        sampler = (indices(key) for key in keys)
-        loader = DataLoader(
-            pictures,
-            batch_sampler=Batches(sampler, len(keys)),
-            num_workers=num_workers,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=leave_signals,
-        )
-        batches = iter(loader)
-    for (step, number), (pixels, labels) in zip(keys, batches, strict=True):
-        yield step, number, pixels, labels
-
-
-def leave_signals(worker: int) -> None:
-    """Let a worker outlive Ctrl-C and a SIGTERM to the whole group: the process that trains saves, then ends it."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-
-
-class Batches:
-    """A batch sampler over ready-made lists of indices."""
-
-    def __init__(self, lists: Iterator[list[int]], length: int) -> None:
-        self.lists, self.length = lists, length
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return self.lists
-
-    def __len__(self) -> int:
-        return self.length
-
-
-def gather(pictures: Pictures, indices: list[int]) -> tuple[Tensor, Tensor]:
-    assert pictures.pixels is not None
-    return torch.from_numpy(pictures.pixels[indices]), torch.from_numpy(pictures.labels[indices])
+        training, held = hold_out(training)
+    generator = np.random.Generator(np.random.Philox(key=[config.run.seed, 0]))
+    return training, held.subset(np.sort(generator.permutation(len(held))[: config.run.eval_images]))

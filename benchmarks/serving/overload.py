@@ -64,7 +64,7 @@ class Abuse:
             self.failures.append(sentence)
 
     async def rate(self, seconds: float) -> float:
-        """Pictures a second with enough clients to keep it busy, from a process of their own.
+        """Images a second with enough clients to keep it busy, from a process of their own.
 
         With 8 clients the same idle server gave 24 to 41 on two cores: they, too, wait for a core.
         """

@@ -327,7 +327,7 @@ def hostile() -> list[Upload]:
 
 @functools.cache
 def defused() -> list[Upload]:
-    """Pictures whose metadata would take gigabytes or minutes, if anything looked at them."""
+    """Images whose metadata would take gigabytes or minutes, if anything looked at them."""
     text = [png_chunk(b"zTXt", b"k%d\0\0" % i + zlib.compress(bytes(900_000), 9)) for i in range(60)]
     large_text = png_chunk(b"tEXt", b"k\0" + b"x" * 15_000_000)
     exif = exif_bomb(60_000, 450)
@@ -358,7 +358,7 @@ def defused() -> list[Upload]:
 
 @functools.cache
 def large() -> list[Upload]:
-    """Pictures that are as large as allowed, or as dear."""
+    """Images that are as large as allowed, or as dear."""
     plain = Image.new("RGB", (6320, 6320), (200, 30, 90))
     return [
         Upload("png, 40 MP", encoded(plain, "PNG", compress_level=1)),

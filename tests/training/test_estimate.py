@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dsd_serve.imaging.codec import write_image
 from tests.support.data import CLASSES, ROOT, sample_image
+from training.device import Device
 from training.estimate import (
     flops_per_picture,
     forget_peak,
@@ -21,7 +22,9 @@ from training.estimate import (
     state_bytes,
 )
 from training.run_config import load_config
-from training.train import Device, add_gradient, main, new_state, train, update
+from training.state import new_state
+from training.step import add_gradient, update
+from training.train import main, train
 
 CPU = Device(torch.device("cpu"), bf16=False, compiled=False, plain_attention=True)
 

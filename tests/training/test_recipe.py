@@ -12,8 +12,9 @@ from dsd_serve.network import DSD
 from tests.support.runs import assert_same, train_until
 from training.loss import Draws, Objective, pyramid_distance
 from training.run_config import LossSection
+from training.state import new_state
 from training.teachers import MEAN, STD, VGG16, Lpips, VisionModel
-from training.train import new_state, train
+from training.train import train
 
 NETWORK = ModelConfig(image_size=16, patch_size=8, latent_dim=8, hidden_size=32, depth=2, num_heads=2)
 
@@ -125,7 +126,7 @@ def write_graph(path, prefix_tokens=0, size=32, pooled=False):
 
 @pytest.mark.parametrize("prefix_tokens", [0, 1])
 def test_a_vision_model_sees_the_pictures_on_the_grid_of_the_latents(tmp_path, prefix_tokens):
-    """Pictures of 16 pixels go to the graph's 32; four patches are the four tokens, the class token is left out."""
+    """Images of 16 pixels go to the graph's 32; four patches are the four tokens, the class token is left out."""
     graph = write_graph(tmp_path / "vision.onnx", prefix_tokens)
     model = VisionModel(graph, 2, torch.device("cpu"))
     assert model.width == 3

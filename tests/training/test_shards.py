@@ -22,9 +22,10 @@ from dsd_serve.errors import CheckpointError
 from dsd_serve.imaging.codec import fit_as_adm, write_image
 from tests.support.data import CLASSES, ROOT, sample_image, train_arguments
 from tests.support.runs import assert_same, launch
+from training.order import Order
 from training.run_config import load_config
 from training.shards import INDEX, expand
-from training.sources import Order, Pictures
+from training.sources import Images
 from training.train import train
 
 
@@ -55,14 +56,14 @@ def shards(tmp_path_factory):
 
 
 def test_pictures_are_those_of_the_shards(shards):
-    pictures = Pictures(str(shards), 24, classes=(207, 950))
+    pictures = Images(str(shards), 24, classes=(207, 950))
     assert len(pictures) == 24
     pixels, label = pictures[8]  # the second class of three, so picture 13 of all: shard 1, number 1
     assert label == 207
     assert np.array_equal(pixels.numpy(), sample_image(207, 13))
     assert pictures.shards().tolist() == [0] * 8 + [1] * 8 + [2] * 8
-    some = Pictures(str(shards / "train-{000..001}.tar"), 24)
-    assert len(some) == 24 and np.array_equal(some[20][0].numpy(), Pictures(str(shards), 24)[20][0].numpy())
+    some = Images(str(shards / "train-{000..001}.tar"), 24)
+    assert len(some) == 24 and np.array_equal(some[20][0].numpy(), Images(str(shards), 24)[20][0].numpy())
 
 
 def test_brace_patterns():
@@ -75,25 +76,25 @@ def test_headers_are_read_once_and_again_where_a_shard_changed(tmp_path, caplog)
     caplog.set_level("INFO")
     folder = write_shards(tmp_path / "shards", count=2, each=3)
     write_shard(folder / "val-0.tar", [("a.png", b""), ("a.cls", b"1")])
-    Pictures(str(folder), 24)
+    Images(str(folder), 24)
     assert "headers of 2 tar files" in caplog.text, "validation is not mixed in"
     caplog.clear()
-    before = Pictures(str(folder), 24)[5]
+    before = Images(str(folder), 24)[5]
     assert caplog.text == "" and (folder / INDEX).exists()
     write_shard(folder / "train-000.tar", [("a.png", write_image(sample_image(1, 99))), ("a.cls", b"1\n")])
-    after = Pictures(str(folder), 24)
+    after = Images(str(folder), 24)
     assert "headers of 1 tar files" in caplog.text
     assert len(after) == 4
     assert np.array_equal(after[0][0].numpy(), sample_image(1, 99))
     assert torch.equal(after[3][0], before[0])
     (folder / INDEX).write_bytes(b"broken")
-    assert len(Pictures(str(folder), 24)) == 4
+    assert len(Images(str(folder), 24)) == 4
     assert "is made again" in caplog.text
 
 
 def test_what_is_wrong_with_shards_is_said(tmp_path):
     with pytest.raises(CheckpointError, match=r"names .*b-1\.tar, which is not there"):
-        Pictures(str(tmp_path / "b-{1..2}.tar"), 16)
+        Images(str(tmp_path / "b-{1..2}.tar"), 16)
     for members, named in (
         ([("a.png", b"x")], r"picture a needs a member a\.cls"),
         ([("a.png", b"x"), ("a.cls", b"dog")], r"picture a needs a member a\.cls"),
@@ -101,13 +102,13 @@ def test_what_is_wrong_with_shards_is_said(tmp_path):
     ):
         write_shard(tmp_path / "x.tar", members)
         with pytest.raises(CheckpointError, match=named):
-            Pictures(str(tmp_path / "x.tar"), 16)
+            Images(str(tmp_path / "x.tar"), 16)
     (tmp_path / "x.tar").write_bytes(b"no tar" * 1000)
     with pytest.raises(CheckpointError, match=r"x\.tar is no tar file"):
-        Pictures(str(tmp_path), 16)
+        Images(str(tmp_path), 16)
     write_shard(tmp_path / "x.tar", [("a.png", b"no picture"), ("a.cls", b"1")])
     with pytest.raises(CheckpointError, match=r"picture at byte 512 of x\.tar"):
-        Pictures(str(tmp_path), 16)[0]
+        Images(str(tmp_path), 16)[0]
 
 
 # Shards that are damaged, or were made to do harm.
@@ -190,7 +191,7 @@ def test_a_shard_that_is_damaged_is_refused_in_a_sentence_at_once(tmp_path, what
     tracemalloc.start()
     try:
         with pytest.raises(CheckpointError, match=r"x\.tar") as error:
-            Pictures(str(tmp_path / "x.tar"), 16)
+            Images(str(tmp_path / "x.tar"), 16)
         assert tracemalloc.get_traced_memory()[1] < 30_000_000
     finally:
         tracemalloc.stop()
@@ -205,7 +206,7 @@ def test_links_devices_and_strange_members_are_passed_over(tmp_path):
     (tmp_path / "x.tar").write_bytes(
         b"".join(others) + long + member("y", b"") + text + GOOD
     )  # and no zeros at its end
-    pixels, label = Pictures(str(tmp_path / "x.tar"), 24)[0]
+    pixels, label = Images(str(tmp_path / "x.tar"), 24)[0]
     assert label == 1 and np.array_equal(pixels.numpy(), sample_image(1, 1))
 
 
@@ -221,7 +222,7 @@ def test_bytes_changed_anywhere(tmp_path, changes, cut):
     (tmp_path / "x.tar").write_bytes(data[: len(data) - cut])
     (tmp_path / INDEX).unlink(missing_ok=True)
     with contextlib.suppress(CheckpointError):
-        pictures = Pictures(str(tmp_path / "x.tar"), 16)
+        pictures = Images(str(tmp_path / "x.tar"), 16)
         for index in range(len(pictures)):
             pictures[index]
 
@@ -253,13 +254,13 @@ def test_an_index_that_is_a_bomb_or_lies_is_made_again(tmp_path, caplog):
         lie()
         caplog.clear()
         tracemalloc.start()
-        pictures = Pictures(str(file), 24)
+        pictures = Images(str(file), 24)
         assert tracemalloc.get_traced_memory()[1] < 30_000_000
         tracemalloc.stop()
         assert "is made again" in caplog.text
         assert np.array_equal(pictures[0][0].numpy(), sample_image(1, 1))
     caplog.clear()
-    assert len(Pictures(str(file), 24)) == 1 and caplog.text == "", "the index is used again"
+    assert len(Images(str(file), 24)) == 1 and caplog.text == "", "the index is used again"
 
 
 def test_patterns_that_name_too_much():

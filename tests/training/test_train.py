@@ -17,9 +17,12 @@ from tests.support.data import CLASSES, ROOT, sample_image, train_arguments
 from tests.support.runs import assert_same, launch, losses, train_until
 from training.loss import Draws, Objective
 from training.monitor import Monitor, centred_rank, effective_rank, latent_metrics
+from training.order import Order, micro_batches
 from training.run_config import LossSection, MonitorSection, TrainConfig, load_config
-from training.sources import Order, Pictures, hold_out, micro_batches
-from training.train import load_pictures, lr_at, new_state, start_from, train
+from training.sources import Images, hold_out, load_images
+from training.state import new_state, start_from
+from training.step import lr_at
+from training.train import train
 
 NETWORK = ModelConfig(image_size=16, patch_size=8, latent_dim=8, hidden_size=32, depth=2, num_heads=2)
 
@@ -230,7 +233,7 @@ def test_a_run_that_breaks_stops_and_keeps_the_last_good_checkpoint(train_config
 
 
 def test_a_folder_of_folders(image_folder):
-    pictures = Pictures(str(image_folder), 16)
+    pictures = Images(str(image_folder), 16)
     assert len(pictures) == 36
     assert sorted(set(pictures.labels.tolist())) == [1, 207, 950]
     lazy, label = pictures[30]
@@ -244,7 +247,7 @@ def test_a_folder_of_folders(image_folder):
 
 
 def test_real_parquet_shards(real_data):
-    pictures = Pictures(str(real_data / "tiny-imagenet-200"), 64, classes=(207,))
+    pictures = Images(str(real_data / "tiny-imagenet-200"), 64, classes=(207,))
     assert len(pictures) == 500  # validation is not mixed in
     assert pictures[499][0].shape == (3, 64, 64)
 
@@ -256,8 +259,8 @@ def test_parquet_as_huggingface_writes_it(image_folder, tmp_path):
     for name in ("train-0.parquet", "train-1.parquet", "validation.parquet"):
         rows = [{"bytes": write_image(sample_image(label, 0)), "path": None} for label in CLASSES]
         pq.write_table(pa.table({"image": rows, "label": list(CLASSES)}), tmp_path / name)
-    assert len(Pictures(str(tmp_path), 16)) == 6
-    assert len(Pictures(str(tmp_path / "validation.parquet"), 16)) == 3
+    assert len(Images(str(tmp_path), 16)) == 6
+    assert len(Images(str(tmp_path / "validation.parquet"), 16)) == 3
 
 
 def test_huggingface_datasets(image_folder, tmp_path, monkeypatch):
@@ -273,12 +276,12 @@ def test_huggingface_datasets(image_folder, tmp_path, monkeypatch):
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    pictures = Pictures(f"hf:{tmp_path}/shards:validation", 16, classes=(207,))
+    pictures = Images(f"hf:{tmp_path}/shards:validation", 16, classes=(207,))
     pixels, label = pictures[0]
     assert (len(pictures), label) == (1, 207)
     assert np.array_equal(pixels.numpy(), fit(sample_image(207, 0), 16))
     with pytest.raises(CheckpointError, match="cannot be loaded"):
-        Pictures(f"hf:{tmp_path}/nowhere", 16)
+        Images(f"hf:{tmp_path}/nowhere", 16)
 
 
 def test_what_is_wrong_with_data_is_said(image_folder, tmp_path):
@@ -288,19 +291,19 @@ def test_what_is_wrong_with_data_is_said(image_folder, tmp_path):
         (str(tmp_path), "holds neither"),
     ):
         with pytest.raises(CheckpointError, match=named):
-            Pictures(path, 16)
+            Images(path, 16)
     with pytest.raises(CheckpointError, match="no pictures of class 5"):
-        Pictures(str(image_folder), 16, classes=(1, 5))
+        Images(str(image_folder), 16, classes=(1, 5))
     (tmp_path / "dogs").mkdir()
     with pytest.raises(CheckpointError, match="must be named by a wnid"):
-        Pictures(str(tmp_path), 16)
+        Images(str(tmp_path), 16)
     (tmp_path / "dogs").rename(tmp_path / "207")
     (tmp_path / "207/broken.png").write_bytes(b"no picture")
     with pytest.raises(CheckpointError, match=r"broken\.png: the bytes are no picture"):
-        Pictures(str(tmp_path), 16).hold()
+        Images(str(tmp_path), 16).hold()
     (tmp_path / "x.parquet").write_bytes(b"no parquet")
     with pytest.raises(CheckpointError, match=r"x\.parquet is no parquet file"):
-        Pictures(str(tmp_path), 16)
+        Images(str(tmp_path), 16)
 
 
 def test_an_epoch_holds_every_picture_once():
@@ -314,7 +317,7 @@ def test_an_epoch_holds_every_picture_once():
 
 @pytest.mark.parametrize("held", [True, False])
 def test_processes_share_a_step_without_overlap(image_folder, held):
-    pictures = Pictures(str(image_folder), 16)
+    pictures = Images(str(image_folder), 16)
     if held:
         pictures.hold()
     whole = list(micro_batches(pictures, Order(36, 12, 0), 2, 4, 4, rank=0, world=1, num_workers=0))
@@ -390,7 +393,7 @@ def test_a_run_may_begin_with_the_weights_of_a_model_directory(tiny_dir, train_c
         assert all(np.array_equal(value, weights[name]) for name, value in network.state_dict().items())
     train(config)
     first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
-    held_out = torch.from_numpy(np.stack([pixels for pixels, _ in load_pictures(config)[1]]))
+    held_out = torch.from_numpy(np.stack([pixels for pixels, _ in load_images(config)[1]]))
     assert first["psnr"] == pytest.approx(latent_metrics(state.ema, held_out)[0]["psnr"], abs=1e-3)
     with pytest.raises(CheckpointError, match="is another network"):
         start_from(new_state(train_config("model.depth=1"), torch.device("cpu")), tiny_dir)

@@ -43,7 +43,7 @@ class Lite0:
 
     @torch.inference_mode()
     def features(self, pixels: NDArray[np.uint8], title: str = "") -> Features:
-        """Pictures uint8 [N, 3, S, S] of any size -> float32 [N, 1280]. title: shown with the progress."""
+        """Images uint8 [N, 3, S, S] of any size -> float32 [N, 1280]. title: shown with the progress."""
         parts = []
         with tqdm(total=len(pixels), desc=title, unit="picture", disable=not title, leave=False) as bar:
             for begin in range(0, len(pixels), BATCH):

@@ -147,7 +147,7 @@ def smoothed(x: torch.Tensor, line: torch.Tensor) -> torch.Tensor:
 
 @torch.inference_mode()
 def blur(pixels: NDArray[np.uint8], sigma: float) -> NDArray[np.uint8]:
-    """Pictures uint8 [N, 3, H, W] under a Gaussian of `sigma` pixels, their borders repeated outwards."""
+    """Images uint8 [N, 3, H, W] under a Gaussian of `sigma` pixels, their borders repeated outwards."""
     if sigma <= 0:
         raise InputError(f"the sigma of a blur must be above 0 pixels, got {sigma:g}")
     reach = int(np.ceil(3 * sigma))

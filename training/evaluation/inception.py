@@ -73,7 +73,7 @@ def read_inception(path: Path) -> io.BytesIO:
 
 
 class Pixels(Dataset[Tensor]):
-    """Pictures uint8 [N, 3, S, S] as torch-fidelity wants them."""
+    """Images uint8 [N, 3, S, S] as torch-fidelity wants them."""
 
     def __init__(self, pixels: NDArray[np.uint8]) -> None:
         self.pixels = pixels

@@ -42,7 +42,7 @@ from training.evaluation.inception import Inception
 from training.evaluation.probe import latent_statistics, probe_accuracy, split_every
 from training.evaluation.report import sheet
 from training.evaluation.subject import Subject, open_subject
-from training.sources import Pictures
+from training.sources import Images
 
 LIMIT = 50_000  # pictures of a set that are looked at, as many as FID is usually given
 PROBE = 5_000  # pictures that the linear probe learns from at most
@@ -181,12 +181,12 @@ def evenly(count: int, limit: int) -> NDArray[np.int64]:
     return np.arange(kept) * count // kept
 
 
-def open_pictures(path: str, size: int) -> Pictures:
+def open_images(path: str, size: int) -> Images:
     """The pictures at a path, before any is decoded."""
-    return Pictures(path, size)
+    return Images(path, size)
 
 
-def read_real(pictures: Pictures, classes: Sequence[int], limit: int, sigma: float = 0.0) -> RealSet:
+def read_real(pictures: Images, classes: Sequence[int], limit: int, sigma: float = 0.0) -> RealSet:
     """The pictures of some classes, at most `limit`, decoded and perhaps blurred; their features are yet to come."""
     kept = np.flatnonzero(np.isin(pictures.labels, classes))
     chosen = pictures.subset(kept[evenly(len(kept), limit)])
@@ -196,7 +196,7 @@ def read_real(pictures: Pictures, classes: Sequence[int], limit: int, sigma: flo
     return RealSet(Path(pictures.path).name, pixels, chosen.labels, np.empty((0, 0), np.float32))
 
 
-def common_classes(subjects: Sequence[Subject], real: Sequence[Pictures]) -> tuple[int, ...]:
+def common_classes(subjects: Sequence[Subject], real: Sequence[Images]) -> tuple[int, ...]:
     """The classes that all models were trained on and all picture sets hold."""
     groups = [set(subject.classes) for subject in subjects] + [set(pictures.labels.tolist()) for pictures in real]
     classes = sorted(set.intersection(*groups))
@@ -214,7 +214,7 @@ def make_yardstick(options: argparse.Namespace, subjects: Sequence[Subject]) -> 
     inception = Inception(options.inception, device) if options.inception else None
     classifier = lite0(device)
     cache = FeatureCache(None if options.no_cache else options.cache)
-    real = [open_pictures(path, size) for path in (options.real, options.reference) if path]
+    real = [open_images(path, size) for path in (options.real, options.reference) if path]
     classes = common_classes(subjects, real)
     held = options.limit if subjects else min(options.limit, options.samples or options.limit)
     sets = [

@@ -47,7 +47,7 @@ class Subject(Protocol):
         ...
 
     def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Pictures uint8 [N, 3, S, S] -> latents float32 [N, L, C]."""
+        """Images uint8 [N, 3, S, S] -> latents float32 [N, L, C]."""
         ...
 
     def decode(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:

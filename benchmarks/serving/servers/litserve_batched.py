@@ -1,7 +1,7 @@
 """LitServe with request-level batching: whole requests form a batch, and the next batch waits for its last step.
 
 LitServe's batched loop calls `predict` with the batch and sends the answers when it returns, so a short request is
-answered with the longest of its batch. Pictures that are finished drop out of the calls of the engine, which is more
+answered with the longest of its batch. Images that are finished drop out of the calls of the engine, which is more
 than a pipeline of diffusers does for its batch.
 """
 

@@ -63,7 +63,7 @@ def test_the_demo_model_has_plans(demo_dir, tmp_path):
 @pytest.mark.slow
 def test_a_checkpoint_of_dsd_s_has_plans(tmp_path):
     from training.run_config import TrainConfig
-    from training.train import new_state, save
+    from training.state import new_state, save
 
     config = TrainConfig.from_dict({"model": {"preset": "dsd-s"}})
     save(new_state(config, torch.device("cpu")), config, tmp_path / "checkpoint.pt")

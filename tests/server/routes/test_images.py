@@ -139,7 +139,7 @@ def test_a_timeout_that_cannot_be_met_is_504_at_once(tiny_dir):
     assert running.stop() == 0
 
 
-# Pictures in.
+# Images in.
 
 
 def test_encode_gives_the_latents_in_three_forms_and_decode_takes_them(http, engine):

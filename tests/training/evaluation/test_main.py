@@ -17,7 +17,7 @@ from training.evaluation.inception import Inception, read_inception
 from training.evaluation.main import evenly, main
 from training.evaluation.report import sheet
 from training.evaluation.subject import open_subject
-from training.sources import Pictures
+from training.sources import Images
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +222,7 @@ def test_torch_fidelity_measures_with_weights_of_the_user(tmp_path, image_folder
         patch.setattr(torch, "load", lambda *_, **__: {})
         network.__init__("random", ["2048"], feature_extractor_weights_path="none")
     torch.save(network.state_dict(), tmp_path / "inception.pth")
-    pixels = Pictures(str(image_folder), 32)
+    pixels = Images(str(image_folder), 32)
     pixels.hold()
     inception = Inception(tmp_path / "inception.pth")
     same = inception.compare(pixels.pixels[:12], pixels.pixels[:12])
@@ -237,7 +237,7 @@ def test_torch_fidelity_measures_with_weights_of_the_user(tmp_path, image_folder
 def test_the_demo_model_reconstructs_held_out_pictures(demo_dir, real_data):
     engine = load_engine("onnx", demo_dir)
     path = real_data / "tiny-imagenet-200/validation-00000-of-00001.parquet"
-    held = Pictures(str(path), engine.config.image_size, engine.config.classes)
+    held = Images(str(path), engine.config.image_size, engine.config.classes)
     held.hold()
     rebuilt = np.stack(run_all(engine, [reconstruct(pixels) for pixels in held.pixels]))
     quality = psnr(held.pixels, rebuilt)

@@ -1,0 +1,96 @@
+"""The record of a run: metrics.jsonl, TensorBoard, and grids of images at every evaluation."""
+
+import contextlib
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dsd_serve.engines.torch_engine import TorchEngine
+from dsd_serve.imaging import codec
+from dsd_serve.params import SamplingParams
+from dsd_serve.programs import generate, run_all
+from training.monitor import Monitor, denoised_psnr, latent_metrics
+from training.run_config import TrainConfig
+from training.sources import Images
+from training.state import State
+
+
+def evaluate(state: State, config: TrainConfig, held: Images, folder: Path) -> dict[str, float]:
+    """Measure the EMA network on held-out pictures; write grids of reconstructions and of samples."""
+    assert held.pixels is not None
+    pixels, labels = torch.from_numpy(held.pixels), torch.from_numpy(held.labels)
+    numbers, reconstructed = latent_metrics(state.ema, pixels)
+    numbers["psnr_0.5"] = denoised_psnr(state.ema, pixels, labels, 0.5)
+    pairs = [part.numpy() for pair in zip(pixels[:32], reconstructed[:32], strict=True) for part in pair]
+    write_png(folder / f"reconstructions-{state.step:07d}.png", pairs, columns=8)
+    if not config.run.samples_per_class:
+        return numbers
+    classes = state.ema.config.trained_classes[:10]
+    params = [
+        SamplingParams(
+            seed=config.run.seed,
+            index=i,
+            num_steps=config.run.sample_steps,
+            guidance_scale=config.run.sample_guidance,
+        )
+        for i in range(config.run.samples_per_class)
+    ]
+    programs = [generate(state.ema.config, label, p) for label in classes for p in params]
+    pictures = run_all(TorchEngine(state.ema), programs)
+    write_png(folder / f"samples-{state.step:07d}.png", pictures, columns=config.run.samples_per_class)
+    return numbers
+
+
+def write_png(path: Path, pictures: Sequence[Any], columns: int) -> None:
+    path.write_bytes(codec.write_image(codec.grid(list(pictures), columns)))
+
+
+class Journal:
+    """metrics.jsonl, and TensorBoard where it is installed; silent on all but the first process."""
+
+    def __init__(self, folder: Path, first: bool, step: int) -> None:
+        self.file = self.board = None
+        self.best_psnr = -math.inf
+        if not first:
+            return
+        path = folder / "metrics.jsonl"
+        kept = (
+            [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+            if path.exists()
+            else []
+        )
+        path.write_text("".join(line + "\n" for line in kept))  # what was logged after the checkpoint happens again
+        self.best_psnr = max((json.loads(line).get("psnr", -math.inf) for line in kept), default=-math.inf)
+        self.file = path.open("a", encoding="utf-8")
+        with contextlib.suppress(ImportError):
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(folder), purge_step=step)
+
+    def write(self, step: int, numbers: dict[str, float]) -> None:
+        if self.file is not None:
+            self.file.write(json.dumps({"step": step, **{k: round(v, 6) for k, v in numbers.items()}}) + "\n")
+            self.file.flush()
+        if self.board is not None:
+            for name, value in numbers.items():
+                self.board.add_scalar(name, value, step)
+
+    def warn(self, step: int, sentence: str) -> None:
+        if self.file is not None:
+            self.file.write(json.dumps({"step": step, "warning": sentence}) + "\n")
+            self.file.flush()
+        if self.board is not None:
+            self.board.add_text("warning", sentence, step)
+
+
+def report(step: int, numbers: dict[str, float], journal: Journal, monitor: Monitor, bar: Any) -> None:
+    """Write down and show an evaluation, and say which thresholds it crosses. Step 0 is not judged."""
+    journal.write(step, {**numbers, **monitor.floors()})
+    bar.write(f"step {step}: " + ", ".join(f"{name} {value:.3f}" for name, value in numbers.items()))
+    for sentence in monitor.judge(numbers) if step else ():
+        journal.warn(step, sentence)
+        bar.write(f"WARNING: {sentence}")

@@ -1,0 +1,135 @@
+"""The order of the images: a function of (seed, step), and the micro-batches that follow it.
+
+So a run resumes exactly, and any number of processes can share it.
+"""
+
+import signal
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from training.device import Device
+from training.run_config import TrainConfig
+from training.sources import Images
+from training.step import Batch
+
+
+class Order:
+    """Which pictures make up which micro-batch: each epoch is a fresh permutation, and steps run across its border.
+
+    With `together` the shards are permuted and the pictures of so many of them at a time: nearly as random, and read
+    nearly in a row. shards [num_pictures]: the shard of each picture.
+    """
+
+    def __init__(
+        self,
+        num_pictures: int,
+        batch_size: int,
+        seed: int,
+        shards: NDArray[np.int64] | None = None,
+        together: int = 0,
+    ) -> None:
+        self.num_pictures, self.batch_size, self.seed = num_pictures, batch_size, seed
+        self.shards, self.together = shards, together
+        self.epoch = -1
+        self.permutation = np.empty(0, np.int64)
+
+    def indices(self, step: int) -> NDArray[np.int64]:
+        """Indices [batch_size] of the pictures of a step, over all processes."""
+        positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        epochs, offsets = np.divmod(positions, self.num_pictures)
+        found = np.empty(self.batch_size, np.int64)
+        for epoch in np.unique(epochs):
+            found[epochs == epoch] = self.permuted(int(epoch))[offsets[epochs == epoch]]
+        return found
+
+    def permuted(self, epoch: int) -> NDArray[np.int64]:
+        if epoch != self.epoch:
+            generator = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
+            self.permutation, self.epoch = self.shuffle(generator), epoch
+        return self.permutation
+
+    def shuffle(self, generator: np.random.Generator) -> NDArray[np.int64]:
+        if self.shards is None or not self.together:
+            return generator.permutation(self.num_pictures)
+        names = np.unique(self.shards)
+        place = np.empty(names[-1] + 1, np.int64)
+        place[names] = generator.permutation(len(names)) // self.together
+        # one random key for each picture, sorted within the group that its shard is in
+        return np.lexsort((generator.permutation(self.num_pictures), place[self.shards]))
+
+
+def micro_batches(
+    pictures: Images,
+    order: Order,
+    first_step: int,
+    last_step: int,
+    micro: int,
+    rank: int,
+    world: int,
+    num_workers: int,
+) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+    """Yield (step, number of the micro-batch, pixels uint8 [micro, 3, S, S], labels [micro]) of one process.
+
+    Micro-batches of a step are dealt out to the processes in turn, so that their contents do not depend on how many
+    processes there are.
+    """
+    per_step = order.batch_size // micro
+    keys = [(step, number) for step in range(first_step, last_step) for number in range(rank, per_step, world)]
+
+    def indices(key: tuple[int, int]) -> list[int]:
+        step, number = key
+        return order.indices(step)[number * micro : (number + 1) * micro].tolist()
+
+    batches: Iterator[tuple[Tensor, Tensor]]
+    if pictures.pixels is not None:
+        batches = (gather(pictures, indices(key)) for key in keys)
+    else:
+        sampler = (indices(key) for key in keys)
+        loader = DataLoader(
+            pictures,
+            batch_sampler=Batches(sampler, len(keys)),
+            num_workers=num_workers,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=leave_signals,
+        )
+        batches = iter(loader)
+    for (step, number), (pixels, labels) in zip(keys, batches, strict=True):
+        yield step, number, pixels, labels
+
+
+def leave_signals(worker: int) -> None:
+    """Let a worker outlive Ctrl-C and a SIGTERM to the whole group: the process that trains saves, then ends it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+class Batches:
+    """A batch sampler over ready-made lists of indices."""
+
+    def __init__(self, lists: Iterator[list[int]], length: int) -> None:
+        self.lists, self.length = lists, length
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return self.lists
+
+    def __len__(self) -> int:
+        return self.length
+
+
+def gather(pictures: Images, indices: list[int]) -> tuple[Tensor, Tensor]:
+    assert pictures.pixels is not None
+    return torch.from_numpy(pictures.pixels[indices]), torch.from_numpy(pictures.labels[indices])
+
+
+def open_batches(training: Images, config: TrainConfig, where: Device, first_step: int) -> Iterator[Batch]:
+    """The micro-batches of this process from a step on, in the middle of an epoch or not."""
+    optim, data = config.optim, config.data
+    order = Order(len(training), optim.batch_size, config.run.seed, training.shards(), data.shuffle_shards)
+    return micro_batches(
+        training, order, first_step, optim.steps, optim.micro_batch_size, where.rank, where.world, data.num_workers
+    )

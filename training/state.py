@@ -1,0 +1,119 @@
+"""The state of a run: networks and optimisers, made anew, from a model directory or from a checkpoint."""
+
+import copy
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dsd_serve.checkpoint import read_checkpoint, read_model_dir, read_weights, write_checkpoint
+from dsd_serve.errors import CheckpointError
+from dsd_serve.network import DSD
+from training.loss import Objective
+from training.run_config import OptimSection, TrainConfig
+from training.teachers import Lpips, VisionModel
+
+
+@dataclass
+class State:
+    """What a checkpoint holds: after `step` optimiser steps."""
+
+    objective: Objective
+    ema: DSD
+    optimizer: torch.optim.Optimizer
+    muon: torch.optim.Optimizer | None = None  # beside it, for the matrices of the blocks
+    vision: VisionModel | None = None  # frozen, so no part of a checkpoint
+    step: int = 0
+    finite: Tensor | None = None  # whether every gradient since the start was
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        return [self.optimizer] if self.muon is None else [self.optimizer, self.muon]
+
+
+def new_state(config: TrainConfig, device: torch.device) -> State:
+    torch.manual_seed(config.run.seed)
+    loss, network = config.loss, config.model_config()
+    model = DSD(network).to(device)
+    lpips = Lpips(Path(loss.lpips_file)).to(device) if loss.lpips_weight else None
+    vision = VisionModel(Path(loss.vision_model), network.grid_size, device) if loss.vision_weight else None
+    objective = Objective(model, loss, lpips, 0 if vision is None else vision.width).to(device)
+    ema = copy.deepcopy(model).requires_grad_(False).eval()
+    return State(objective, ema, *new_optimizers(objective, config.optim), vision)
+
+
+def new_optimizers(
+    objective: Objective, config: OptimSection
+) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer | None]:
+    """AdamW for everything; or Muon for the matrices of the blocks and AdamW for the rest."""
+    matrices = [p for p in objective.model.blocks.parameters() if p.ndim == 2] if config.name == "muon" else []
+    of_muon = {id(p) for p in matrices}
+    others = [p for p in objective.parameters() if id(p) not in of_muon]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in others if p.ndim >= 2], "weight_decay": config.weight_decay},
+            {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
+        ],
+        lr=config.lr,
+        betas=(config.betas[0], config.betas[1]),
+        fused=True,
+    )
+    if not matrices:
+        return optimizer, None
+    return optimizer, torch.optim.Muon(
+        matrices,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
+        adjust_lr_fn="match_rms_adamw",
+    )
+
+
+def start_from(state: State, path: Path) -> None:
+    """Give the network and its EMA copy the weights of a model directory. Raises CheckpointError when it is of another
+    network; which classes it was trained on does not matter."""
+    directory = read_model_dir(path)
+    directory.check([directory.weights])
+    ours = state.ema.config
+    if (theirs := replace(directory.config, classes=ours.classes)) != ours:
+        raise CheckpointError(f"run.start_from {path} is another network: {theirs}; this configuration has {ours}")
+    weights = {name: torch.from_numpy(array) for name, array in read_weights(path).items()}
+    state.objective.model.load_state_dict(weights)
+    state.ema.load_state_dict(weights)
+
+
+def save(state: State, config: TrainConfig, path: Path) -> None:
+    write_checkpoint(
+        path,
+        {
+            "step": state.step,
+            "config": config.to_dict(),
+            "network": state.ema.config.to_dict(),
+            "objective": state.objective.state_dict(),
+            "ema": state.ema.state_dict(),
+            "optimizer": state.optimizer.state_dict(),
+            **({} if state.muon is None else {"muon": state.muon.state_dict()}),
+        },
+    )
+
+
+def restore(state: State, config: TrainConfig, path: Path) -> None:
+    """Load a checkpoint into a fresh state. Raises CheckpointError when it is of another network or objective."""
+    values = read_checkpoint(path)
+    ours = config.model_config().to_dict()
+    for key, value in ours.items():
+        if values["network"].get(key) != value:
+            raise CheckpointError(
+                f"{path} has {key} = {values['network'].get(key)!r}, the configuration {value!r}; "
+                "use another run.dir or the same network"
+            )
+    try:
+        state.objective.load_state_dict(values["objective"])
+        state.ema.load_state_dict(values["ema"])
+        state.optimizer.load_state_dict(values["optimizer"])
+        if state.muon is not None:
+            state.muon.load_state_dict(values["muon"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} does not fit this configuration: {' '.join(str(error).split())[:300]}") from None
+    state.step = values["step"]
