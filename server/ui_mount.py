@@ -1,4 +1,4 @@
-"""The page in the browser (--ui), beside the API in one process. To the API it is a client as any other."""
+"""The page in the browser (--ui), in the same process as the API. To the API it is a client like any other."""
 
 import logging
 from collections.abc import Callable
@@ -14,14 +14,12 @@ from server.middleware.prefix import below_prefix
 from server.service import Service
 
 MISSING = "--ui needs gradio ({error}): pip install 'dsd-serve[ui]', or leave --ui out"
-KEYS = (
-    "--ui and API keys do not go together: whoever opened the page would draw without a key; serve the page with dsd-ui"
-)
+KEYS = "--ui and API keys do not go together: anybody who opens the page would draw without a key; serve it with dsd-ui"
 
 
 class PageRoute(BaseRoute):
-    """Gives the paths of the page to it. Its client is told where the API is by the first visitor, because the port
-    may be one that the system chose."""
+    """The routes of the page. The first visitor's request tells the page's client where the API is, because the system
+    may have chosen the port."""
 
     def __init__(self, page: FastAPI, paths: frozenset[str], client: AsyncClient) -> None:
         self.page, self.paths, self.client = below_prefix(page), paths, client
@@ -36,14 +34,16 @@ class PageRoute(BaseRoute):
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not self.found:
-            host, port = scope["server"]  # of the socket, not what a header says
+            host, port = scope["server"]  # of the socket, not of a header
             self.client.point_to(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
             self.found = True
         await self.page(scope, receive, send)
 
 
 def install(app: FastAPI, service: Service, run: Callable[[Any], None]) -> None:
-    """Mount the page at /. run: takes an async context manager function that must be open while the app runs.
+    """Mount the page at /.
+
+    run: registers an async context manager that must be open while the app runs.
 
     Raises EngineUnavailableError without gradio, ConfigError with API keys.
     """
@@ -51,12 +51,13 @@ def install(app: FastAPI, service: Service, run: Callable[[Any], None]) -> None:
     if service.keys:
         raise ConfigError(KEYS)
     try:
-        # The one place where an application imports another, and only when it was asked for: see pyproject.toml.
-        from ui.app import PATHS, create_page
+        # The one place where an application imports another, and only with --ui: see pyproject.toml.
+        from ui.app import FIRST_SEGMENTS, STREAMS, create_page
     except ImportError as error:
         raise EngineUnavailableError(MISSING.format(error=error)) from None
     client = AsyncClient()
     page = create_page(client, lambda request: str(request.base_url).rstrip("/"), service.decoder)
     run(page.router.lifespan_context)
+    service.drain.uncounted = STREAMS
     service.drain.at_end.append(page.state.stop.set)
-    app.router.routes.insert(0, PageRoute(page, PATHS, client))
+    app.router.routes.insert(0, PageRoute(page, FIRST_SEGMENTS, client))

@@ -2,5 +2,5 @@
 
 import os
 
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before gradio is imported: nothing leaves the machine
-os.environ.setdefault("PATH", os.defpath)  # gradio imports pydub, which fails where there is none
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before the import of gradio: nothing leaves the machine
+os.environ.setdefault("PATH", os.defpath)  # gradio imports pydub, which fails without PATH

@@ -1,9 +1,7 @@
-"""What stands between visitors and Gradio: an allow-list of its routes, no requests of other sites, bounded uploads."""
+"""A guard between visitors and Gradio: an allow-list of routes, no requests from other sites, bounded uploads."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 import gradio as gr
 from fastapi import FastAPI, Request
@@ -14,35 +12,26 @@ from starlette.formparsers import MultiPartException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dsd_serve.errors import InputError
+from dsd_serve.origins import is_foreign
+from ui.paths import FILE, READABLE, UPLOAD, UPLOAD_PROGRESS, WRITABLE
 from ui.private_files import MAX_FILE, FolderFullError, Uploads
 
 MAX_FILES = 4  # of one upload
-NAME = "[A-Za-z0-9_-]{1,64}"
-READ = re.compile(
-    rf"/|/config|/theme\.css|/favicon\.ico|/robots\.txt|/manifest\.json"
-    rf"|/(assets|static|svelte)/.*"
-    rf"|/studio/(state|class/[0-9]{{1,9}}\.png)"
-    rf"|/gradio_api/(info|startup-events|queue/data|theme\.css|heartbeat/{NAME}|call/(v2/)?{NAME}/{NAME})"
-)
-WRITE = re.compile(rf"/gradio_api/(queue/join|cancel|run/predict|call/(v2/)?{NAME})")
-UPLOAD = "/gradio_api/upload"
-PROGRESS = "/gradio_api/upload_progress"
-FILE = "/gradio_api/file="
-# Gradio writes the address of the server into its page, as the Host header of the request says it. Behind a proxy that
-# does not pass Host on, as nginx by default, only the browser knows the right one.
+# Gradio takes the server's address from the Host header and writes it into its page. Behind a proxy that does not pass
+# Host on, such as nginx by default, only the browser knows the right one.
 MARK = b"<script data-gradio-mode>"
 AT_OWN_ADDRESS = (
     b"<script>gradio_config.root = location.origin + "
     b"new URL(gradio_config.root, location.href).pathname.replace(/\\/$/, '')</script>"
 )
 ELSEWHERE = (
-    "this server takes requests of its own pages only, and this one comes from {origin}; if that is a proxy in front "
-    "of it, let it pass the header Host on (nginx: proxy_set_header Host $http_host)"
+    "this server accepts requests from its own pages only, got one from {origin}; if that is a proxy in front of it, "
+    "make it pass the Host header on (nginx: proxy_set_header Host $http_host)"
 )
 
 
 class GuardedBlocks(gr.Blocks):
-    """Blocks whose every event, however it is called, gets its files through `uploads`."""
+    """Blocks whose events, however they are called, get their files through `uploads`."""
 
     def __init__(self, uploads: Uploads, **settings: Any) -> None:
         self.uploads = uploads
@@ -51,18 +40,18 @@ class GuardedBlocks(gr.Blocks):
     async def process_api(self, block_fn: Any, inputs: list[Any], *args: Any, **settings: Any) -> dict[str, Any]:
         session = settings.get("session_hash") or ""
         if not isinstance(block_fn, int) and block_fn.queue and settings.get("event_id") is None:
-            raise gr.Error("this event goes through the queue: POST /gradio_api/queue/join", print_exception=False)
+            raise gr.Error("this event needs the queue: POST /gradio_api/queue/join", print_exception=False)
         try:
             admitted = self.uploads.admit(inputs, session)
         except InputError as error:
             raise gr.Error(str(error), print_exception=False) from None
         output = await super().process_api(block_fn, admitted, *args, **settings)
-        self.uploads.made(output.get("data"), session)
+        self.uploads.record(output.get("data"), session)
         return output
 
 
 class Guard:
-    """ASGI middleware around the page. 404 for routes of Gradio that it does not need, 403 for pages of other sites."""
+    """ASGI middleware around the page: 404 for Gradio's routes that it does not need, 403 for pages of other sites."""
 
     def __init__(self, app: ASGIApp, uploads: Uploads) -> None:
         self.app, self.uploads = app, uploads
@@ -72,13 +61,13 @@ class Guard:
             if scope["type"] == "lifespan":
                 await self.app(scope, receive, send)
             return  # no WebSocket
-        answer = await self.answer(scope, receive)
-        if answer is not None:
-            await answer(scope, receive, send)
+        response = await self.respond(scope, receive)
+        if response is not None:
+            await response(scope, receive, send)
             return
 
         async def without_cors(message: Message) -> None:
-            """Gradio allows every origin by itself."""
+            """Without the CORS headers of Gradio, which allow every origin."""
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 for name in [name for name in headers if name.startswith("access-control-")]:
@@ -87,26 +76,26 @@ class Guard:
 
         await self.app(scope, receive, rewritten(without_cors) if path_of(scope) == "/" else without_cors)
 
-    async def answer(self, scope: Scope, receive: Receive) -> Response | None:
-        """The answer to what does not go to Gradio; None for what does."""
+    async def respond(self, scope: Scope, receive: Receive) -> Response | None:
+        """The response to a request that does not go to Gradio; None for one that does."""
         method, path = scope["method"], path_of(scope)
         headers = Headers(scope=scope)
         if method in ("GET", "HEAD"):
-            if path == PROGRESS:
+            if path == UPLOAD_PROGRESS:
                 return StreamingResponse(iter(['data: {"msg": "done"}\n\n']), media_type="text/event-stream")
             if path.startswith(FILE):
                 allowed = self.uploads.may_fetch(path.removeprefix(FILE))
             else:
-                allowed = READ.fullmatch(path) is not None
-            return None if allowed else missing()
-        if method != "POST" or not (path == UPLOAD or WRITE.fullmatch(path)):
-            return missing()
+                allowed = READABLE.fullmatch(path) is not None
+            return None if allowed else not_found()
+        if method != "POST" or not (path == UPLOAD or WRITABLE.fullmatch(path)):
+            return not_found()
         if (origin := foreign_origin(headers)) is not None:
             return JSONResponse({"detail": ELSEWHERE.format(origin=origin[:80])}, 403)
         return await self.upload(scope, receive) if path == UPLOAD else None
 
     async def upload(self, scope: Scope, receive: Receive) -> Response:
-        """Store the files of a form, named `files`; the answer is the list of their paths, as Gradio's own."""
+        """Store the files of a form's field `files`. Responds with a list of their paths, as Gradio does."""
         address = (scope.get("client") or ("unknown",))[0]
         with self.uploads.receiving(address) as receiving:
 
@@ -120,7 +109,7 @@ class Guard:
             request = Request(scope, counted)
             try:
                 if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
-                    return PlainTextResponse("an upload must be a form with files, multipart/form-data", 415)
+                    return PlainTextResponse("an upload must be a multipart/form-data form with files", 415)
                 async with request.form(max_files=MAX_FILES, max_fields=MAX_FILES) as form:
                     files = [file for file in form.getlist("files") if isinstance(file, UploadFile)]
                     if any((file.size or 0) > MAX_FILE for file in files):
@@ -143,7 +132,7 @@ def install(app: FastAPI, uploads: Uploads) -> None:
 
 
 def rewritten(send: Send) -> Send:
-    """Sends the page itself with AT_OWN_ADDRESS in it."""
+    """A `send` that inserts AT_OWN_ADDRESS into the page."""
     start: Message = {}
     parts: list[bytes] = []
 
@@ -155,7 +144,7 @@ def rewritten(send: Send) -> Send:
         if not message.get("more_body", False):
             body = b"".join(parts).replace(MARK, AT_OWN_ADDRESS + MARK, 1)
             headers = MutableHeaders(raw=start["headers"])
-            if body or "content-length" not in headers:  # the answer to HEAD has a length and no body
+            if body or "content-length" not in headers:  # a response to HEAD has a length and no body
                 headers["content-length"] = str(len(body))
             await send({**start, "headers": headers.raw})
             await send({"type": "http.response.body", "body": body})
@@ -164,32 +153,21 @@ def rewritten(send: Send) -> Send:
 
 
 def path_of(scope: Mapping[str, Any]) -> str:
-    """The path below the root path."""
+    """The path of a request below the root path."""
     path, root = str(scope["path"]), str(scope.get("root_path", ""))
     return path.removeprefix(root) if root and path.startswith(f"{root}/") else path
 
 
-def missing() -> Response:
+def not_found() -> Response:
     return JSONResponse({"detail": "Not Found"}, 404)
 
 
 def too_large() -> HTTPException:
-    return HTTPException(413, f"a file may have at most {MAX_FILE / 1e6:g} MB, and an upload {MAX_FILES} files")
+    return HTTPException(413, f"an upload may have at most {MAX_FILES} files of {MAX_FILE / 1e6:g} MB each")
 
 
 def foreign_origin(headers: Headers) -> str | None:
-    """The other site whose page sends this request; None for the page's own, and for programs, which name none.
-
-    Browsers send Sec-Fetch-Site where the connection is secure or local, else Origin. A proxy that does not pass Host
-    on may set X-Forwarded-Host: a page of another site cannot, because it would need permission (CORS) to do so.
-    """
-    origin = headers.get("origin")
-    site = headers.get("sec-fetch-site")
-    if site in ("same-origin", "none"):
-        return None
-    if site is not None:
-        return origin or site
-    if origin is None:
-        return None
-    hosts = {headers.get("host"), *headers.get("x-forwarded-host", "").replace(" ", "").split(",")}
-    return None if urlsplit(origin).netloc in hosts - {"", None} else origin
+    """The other site whose page sent this request; None for the page's own requests and for programs."""
+    origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+    hosts = headers.getlist("host") + headers.getlist("x-forwarded-host")
+    return origin or site if is_foreign(origin, site, hosts) else None

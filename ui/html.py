@@ -1,8 +1,9 @@
-"""The parts of the page that Gradio does not have, as HTML: board, details, strip, class picker. All text is escaped.
+"""Parts of the page that Gradio does not have, as HTML: board, details, strip, class picker. All text is escaped.
 
-What can be pressed is a button with `data-act`; `pressable` makes a gr.HTML whose `click` event brings its data.
+Whatever can be pressed is a button with `data-act`; `pressable` makes a gr.HTML whose `click` event carries its data.
 """
 
+import base64
 import time
 from collections.abc import Collection, Mapping, Sequence
 from html import escape
@@ -11,10 +12,9 @@ from typing import Any
 import gradio as gr
 from gradio.data_classes import ImageData
 
-from ui.display import data_uri
-from ui.requests import Drawing, Picture
+from ui.requests import Drawing, DrawnImage
 
-# Presses of buttons, and of what lies in them. Listens on the element, so it outlives new values.
+# Clicks on buttons and their contents. The listener is on the element, so it survives new values.
 PRESSES = """
 element.addEventListener('click', (event) => {
   const pressed = event.target.closest('[data-act]');
@@ -22,14 +22,18 @@ element.addEventListener('click', (event) => {
 });
 """
 
-# What was drawn is kept by the process of the page, for each visitor, for a while (ui/visitors.py).
-FORGOTTEN = "the page has forgotten these pictures: draw them again, their seeds are below them"
+# The page's process keeps a visitor's images for a while (ui/visitors.py).
+EXPIRED = "these images are no longer on the server: draw them again, their seeds are shown below them"
+
+
+def data_uri(data: bytes, media: str = "image/png") -> str:
+    return f"data:{media};base64,{base64.b64encode(data).decode()}"
 
 
 def photo(label: str, **settings: Any) -> gr.Image:
-    """An image whose file goes to the server as it is: the server says what is wrong with it, and minds its limits.
+    """An image control whose file goes to the server unchanged: the server checks it against its limits.
 
-    Not a subclass of gr.Image: for those Gradio writes a .pyi file beside the source.
+    Not a subclass of gr.Image: Gradio writes a .pyi file next to the source of those.
     """
     image = gr.Image(label=label, type="filepath", format="png", **settings)
 
@@ -49,7 +53,7 @@ def shown(value: str = "", **settings: Any) -> gr.HTML:
 
 
 def callout(sentence: str) -> str:
-    """A sentence that something went wrong, which screen readers speak."""
+    """An error message, which screen readers read aloud."""
     return f'<p class="callout" role="alert">{escape(sentence)}</p>' if sentence else ""
 
 
@@ -58,101 +62,98 @@ def hint(title: str, sentence: str) -> str:
 
 
 def board(drawing: Drawing | None, chosen: int | None = None) -> str:
-    """The pictures of a drawing with how far it is; those that are done can be chosen."""
+    """The images of a drawing and its progress; those that are done can be selected."""
     if drawing is None:
-        return hint("Nothing drawn yet", "Choose one class or several, then press Generate.")
-    pictures = drawing.pictures
-    if not any(picture.png for picture in pictures) and not drawing.running:
+        return hint("Nothing drawn yet", "Choose one or more classes, then press Generate.")
+    images = drawing.images
+    if not any(image.png for image in images) and not drawing.running:
         return callout(drawing.error) + ("" if drawing.error else hint("Stopped", "Nothing was drawn."))
-    named = len({picture.title for picture in pictures}) > 1
+    named = len({image.title for image in images}) > 1
     cards = "".join(
-        card(picture, number, number == chosen, named)
-        for number, picture in enumerate(pictures)
-        if picture.png or drawing.running  # once it has ended nothing waits any more
+        card(image, number, number == chosen, named)
+        for number, image in enumerate(images)
+        if image.png or drawing.running  # once it has ended, none is pending
     )
-    size = "few" if len(pictures) <= 8 else "many"
+    size = "few" if len(images) <= 8 else "many"
     return f'{status(drawing)}{callout(drawing.error)}<div class="board {size}">{cards}</div>'
 
 
 def status(drawing: Drawing) -> str:
-    done = sum(picture.done for picture in drawing.pictures)
+    done = sum(image.done for image in drawing.images)
     if drawing.running:
         left = drawing.seconds_left(time.monotonic())
-        words = "Waiting for the server" if left is None else f"{left:.0f} s left" if left >= 1 else "almost there"
+        words = "Waiting for the server" if left is None else f"{left:.0f} s left" if left >= 1 else "almost done"
         return (
             f'<div class="progress" role="progressbar" aria-label="Drawing" aria-valuemin="0" aria-valuemax="100" '
             f'aria-valuenow="{100 * drawing.progress:.0f}"><span class="bar"><span style="width:'
-            f'{100 * drawing.progress:.1f}%"></span></span><span class="words">{done} of {len(drawing.pictures)}, '
+            f'{100 * drawing.progress:.1f}%"></span></span><span class="words">{done} of {len(drawing.images)}, '
             f"{words}</span></div>"
         )
     if drawing.stopped:
-        return f'<p class="line" role="status">Stopped. {done} of {len(drawing.pictures)} were done.</p>'
-    seconds = time.monotonic() - drawing.began
-    return f'<p class="line" role="status">{done} drawn in {seconds:.1f} s. Choose one to see more.</p>'
+        return f'<p class="line" role="status">Stopped. {done} of {len(drawing.images)} were done.</p>'
+    return f'<p class="line" role="status">{done} drawn in {drawing.seconds:.1f} s. Select one for details.</p>'
 
 
-def card(picture: Picture, number: int, chosen: bool, named: bool) -> str:
-    """A picture with a line below; `named` says of which class, where there are several."""
-    name = f"<b>{escape(picture.title)}</b>" if named else ""
-    image = (
-        f'<img decoding="sync" alt="" src="{data_uri(picture.png)}">' if picture.png else '<span class="blank"></span>'
-    )
-    if not picture.done:
-        below = picture.error or (f"step {picture.step} of {picture.steps}" if picture.step else "waiting")
-        part = 100 * picture.step / max(picture.steps, 1)
+def card(image: DrawnImage, number: int, chosen: bool, named: bool) -> str:
+    """An image with its caption. named: the caption begins with the class."""
+    name = f"<b>{escape(image.title)}</b>" if named else ""
+    img = f'<img decoding="sync" alt="" src="{data_uri(image.png)}">' if image.png else '<span class="blank"></span>'
+    if not image.done:
+        below = image.error or (f"step {image.step} of {image.steps}" if image.step else "waiting")
+        part = 100 * image.step / max(image.steps, 1)
         return (
-            f'<figure class="card drawing">{image}<span class="part" style="width:{part:.0f}%"></span>'
+            f'<figure class="card drawing">{img}<span class="part" style="width:{part:.0f}%"></span>'
             f'<figcaption class="caption">{name}{escape(below)}</figcaption></figure>'
         )
-    label = escape(f"{picture.title}, {picture.caption}")
+    label = escape(f"{image.title}, {image.caption}")
     return (
         f'<button type="button" class="card" data-act="choose" data-value="{number}" '
-        f'aria-pressed="{str(chosen).lower()}" aria-label="{label}">{image}'
-        f'<span class="caption">{name}{escape(picture.caption)}</span></button>'
+        f'aria-pressed="{str(chosen).lower()}" aria-label="{label}">{img}'
+        f'<span class="caption">{name}{escape(image.caption)}</span></button>'
     )
 
 
 ACTIONS = {
-    "edit": "Edit it",
-    "from": "Walk from it",
-    "to": "Walk to it",
+    "edit": "Edit",
+    "from": "Walk from here",
+    "to": "Walk to here",
     "inside": "Look inside",
-    "again": "Use its settings",
+    "again": "Reuse settings",
 }
 
 
-def details(picture: Picture | None) -> str:
-    """The chosen picture, its settings, and what can be done with it."""
-    return described(picture, ACTIONS)
+def details(image: DrawnImage | None) -> str:
+    """The selected image, its settings, and buttons for what can be done with it."""
+    return described(image, ACTIONS)
 
 
-def edited(picture: Picture | None) -> str:
-    """The same for an edit, which goes nowhere from here."""
-    return described(picture, {})
+def edited(image: DrawnImage | None) -> str:
+    """The same for an edit, without buttons."""
+    return described(image, {})
 
 
-def described(picture: Picture | None, actions: Mapping[str, str]) -> str:
-    if picture is None or picture.settings is None:
+def described(image: DrawnImage | None, actions: Mapping[str, str]) -> str:
+    if image is None or image.settings is None:
         return ""
-    rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts(picture.settings))
+    rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts(image.settings))
     buttons = "".join(
         f'<button type="button" class="action" data-act="{act}">{words}</button>' for act, words in actions.items()
     )
-    name = f"{picture.title}-{picture.settings['seed']}-{picture.settings['index']}.png".lower().replace(" ", "-")
+    name = f"{image.title}-{image.settings['seed']}-{image.settings['index']}.png".lower().replace(" ", "-")
     return (
-        f'<section class="details" aria-label="The chosen picture"><img decoding="sync" alt="{escape(picture.title)}" '
-        f'src="{data_uri(picture.png)}"><div><h3>{escape(picture.title)}</h3><dl>{rows}</dl><div class="actions">'
-        f'<a class="action primary" download="{escape(name)}" href="{data_uri(picture.png)}">Save PNG</a>{buttons}'
+        f'<section class="details" aria-label="Selected image"><img decoding="sync" alt="{escape(image.title)}" '
+        f'src="{data_uri(image.png)}"><div><h3>{escape(image.title)}</h3><dl>{rows}</dl><div class="actions">'
+        f'<a class="action primary" download="{escape(name)}" href="{data_uri(image.png)}">Save PNG</a>{buttons}'
         "</div></div></section>"
     )
 
 
 def facts(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The settings of a picture in words."""
+    """The settings of an image as names and values to show."""
     interval = (settings["guidance_start"], settings["guidance_stop"])
     guidance = f"{settings['guidance']:g}" + ("" if interval == (0, 1) else f", {interval[0]:g} to {interval[1]:g}")
     found = [
-        ("Seed", f"{settings['seed']}" + (f", picture {settings['index']}" if settings["index"] else "")),
+        ("Seed", f"{settings['seed']}" + (f", index {settings['index']}" if settings["index"] else "")),
         ("Steps", f"{settings['steps']}, {settings['sampler']}"),
         ("Guidance", guidance),
         ("Model", str(settings["model"])),
@@ -161,9 +162,9 @@ def facts(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def picker(classes: Sequence[Mapping[str, Any]], chosen: Collection[int], model: Mapping[str, Any]) -> str:
-    """Classes with what the model draws for them; those that are chosen stand out."""
+    """Buttons for classes, each with an image of the model; the chosen ones stand out."""
     if not classes:
-        return hint("No such class", "Try a part of its name, like retriever.")
+        return hint("No such class", "Try part of its name, such as retriever.")
     version = escape(str(model.get("fingerprint", ""))[:12])
     return (
         '<div class="picker" role="group" aria-label="Classes">'
@@ -178,15 +179,15 @@ def picker(classes: Sequence[Mapping[str, Any]], chosen: Collection[int], model:
     )
 
 
-def strip(pictures: Sequence[tuple[bytes, str]], label: str) -> str:
-    """Pictures in a row, each with a word below."""
-    columns = len(pictures) if len(pictures) <= 9 else -(-len(pictures) // 2)
+def strip(images: Sequence[tuple[bytes, str]], label: str) -> str:
+    """Images in a row, each with a caption."""
+    columns = len(images) if len(images) <= 9 else -(-len(images) // 2)
     return (
         f'<div class="strip" style="--columns:{columns}" role="group" aria-label="{escape(label)}">'
         + "".join(
             f'<figure><img decoding="sync" alt="{escape(words)}" src="{data_uri(png)}"><figcaption>{escape(words)}'
             "</figcaption></figure>"
-            for png, words in pictures
+            for png, words in images
         )
         + "</div>"
     )
@@ -200,7 +201,7 @@ def waiting(words: str) -> str:
 
 
 def code(lines: Mapping[str, str]) -> str:
-    """Lines to copy, by name; the page's script copies them."""
+    """Code to copy, by name; the page's script copies it."""
     return "".join(
         f'<div class="code"><header><span>{escape(name)}</span><button type="button" data-copy>Copy</button></header>'
         f"<pre><code>{escape(text)}</code></pre></div>"

@@ -1,4 +1,4 @@
-"""dsd-ui: start the page. It draws nothing itself; it asks a server, by default on localhost:8000."""
+"""dsd-ui: serve the web page of a dsd-serve server, by default the one on localhost:8000."""
 
 import argparse
 import os
@@ -8,7 +8,7 @@ from typing import Any
 
 from dsd_serve import __version__
 
-# dsd-ui is a server of its own and stands behind the same front as dsd-serve; see pyproject.toml.
+# dsd-ui is a server of its own, with the same front as dsd-serve; see pyproject.toml.
 from server import front
 
 
@@ -32,13 +32,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="dsd-ui", description=__doc__)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    parser.add_argument("--server", default="http://localhost:8000", help="address of dsd-serve (default %(default)s)")
+    parser.add_argument("--server", default="http://localhost:8000", help="URL of dsd-serve (default %(default)s)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
     parser.add_argument("--port", default="7860", help="port of the page (default %(default)s)")
     front.add_flags(parser)
     parser.epilog = (
-        "For a server with API keys put one into the environment variable DSD_API_KEY; everybody who can open the "
-        "page then draws with it."
+        "If the server has API keys, put one into the environment variable DSD_API_KEY; everybody who can open the "
+        "page then uses it."
     )
     return parser.parse_args(arguments)
 

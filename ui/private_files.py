@@ -1,14 +1,16 @@
-"""Files that visitors send and files that the page makes for them: one private folder, one place that judges paths.
+"""Files that visitors upload and files that the page makes for them: one private folder, one place that checks paths.
 
 Gradio takes a file as a path in the JSON of an event, so a visitor can name any file of the machine. Here every path
-that arrives must be one that this page gave out: a regular file in the folder of this process, of the same session.
+that arrives must be one that this page handed out: a regular file in the folder of this process, of the same session.
 """
 
 import asyncio
 import atexit
 import contextlib
+import fcntl
 import functools
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -21,31 +23,34 @@ from typing import Any
 
 from dsd_serve.errors import DSDError, InputError
 
-HOUR = 3600.0  # seconds that a file is kept
+FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+ABANDONABLE = re.compile(r"dsd-page-[0-9]+-\w+")  # folders that new_locked_folder makes
+KEEP_S = 3600.0  # lifetime of a file
 MAX_FILE = 40_000_000  # bytes of one upload
 MAX_TOTAL = 200_000_000  # bytes of all files of visitors
-MAX_SHARE = 0.5  # of MAX_TOTAL, for the uploads of one address; and for the files that the page makes
-MIN_CHARGE = 4096  # bytes that a file takes on disk, however short
+MAX_SHARE = 0.5  # of MAX_TOTAL, for the uploads of one address, and for the files that the page makes
+MIN_CHARGE = 4096  # bytes that the shortest file takes on disk
 MAX_NAME = 80  # characters of a file's name
 MAX_DEPTH = 16  # of lists and dictionaries in the values of an event
-SWEEP_SECONDS = 60.0
-UNKNOWN_SECONDS = 300.0  # after which a file that no answer names is deleted
-MAX_SESSIONS = 100  # that are noted for one file
+SWEEP_S = 60.0
+UNKNOWN_S = 300.0  # lifetime of a file that no answer names
+MAX_SESSIONS = 100  # recorded for one file
 NOT_YOURS = (
-    "this file was not uploaded in this session, or its hour is over: upload it again on this page, and send the path "
-    "that the upload answered"
+    "this file was not uploaded in this session, or has expired after an hour: upload it again on this page, and send "
+    "the path that the upload returned"
 )
 
 
 class FolderFullError(DSDError):
-    """The files of visitors take all the room that they may have."""
+    """The files of visitors take all the space that they may have."""
 
 
 @dataclass
 class Entry:
-    """A file in the folder. owner: an address for an upload, empty for a file that the page made.
+    """A file in the folder.
 
-    sessions: which may use the file. An upload is the first session's that uses it.
+    owner: the address that uploaded it, empty for a file that the page made. sessions: those that may use it; an upload
+    belongs to the first session that uses it.
     """
 
     size: int
@@ -56,13 +61,47 @@ class Entry:
 
 @functools.cache
 def private_folder() -> Path:
-    """The folder of this process, readable by its user only and deleted when the process ends. Gradio uses it too."""
+    """The folder of this process, readable by its user only and deleted when the process ends. Gradio uses it too.
+
+    Folders that killed processes left behind are deleted first. A process holds a lock (flock) on its folder while it
+    lives; process ids would not do, because they are reused, and containers that share a folder have their own.
+    """
     parent = os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir()
     os.makedirs(parent, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="dsd-page-", dir=parent)).resolve()
+    delete_abandoned(parent)
+    folder = new_locked_folder(parent)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    os.environ["GRADIO_TEMP_DIR"] = str(folder)  # the only way to tell Gradio, which reads it at every use
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)  # Gradio reads it at every use and takes it from nowhere else
     return folder
+
+
+def new_locked_folder(parent: str) -> Path:
+    """A new folder, locked until this process ends."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=f"dsd-page-{os.getpid()}-", dir=parent)).resolve()
+        try:
+            fcntl.flock(os.open(folder, FOLDER), fcntl.LOCK_EX)  # stays open: closing it would release the lock
+        except FileNotFoundError:  # deleted as abandoned, before it was locked
+            continue
+        except OSError:  # a file system without locks: under a name that nobody deletes
+            folder.rmdir()
+            return Path(tempfile.mkdtemp(prefix="dsd-page-", dir=parent)).resolve()
+        if folder.is_dir():
+            return folder
+
+
+def delete_abandoned(parent: str) -> None:
+    """Delete the folders of this user that `new_locked_folder` made for processes that no longer live."""
+    for name in os.listdir(parent):
+        if not ABANDONABLE.fullmatch(name):
+            continue
+        path = os.path.join(parent, name)
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            descriptor = os.open(path, FOLDER)
+            stack.callback(os.close, descriptor)
+            if os.fstat(descriptor).st_uid == os.geteuid():
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # OSError: its process lives
+                shutil.rmtree(path, ignore_errors=True)
 
 
 class Uploads:
@@ -72,22 +111,22 @@ class Uploads:
         self.folder = private_folder()
         self.max_total = max_total
         self.entries: dict[str, Entry] = {}  # oldest first
-        self.coming: dict[str, int] = {}  # bytes of uploads that are still coming in, by address
+        self.incoming: dict[str, int] = {}  # bytes of unfinished uploads, by address
 
     @property
     def total(self) -> int:
-        return sum(entry.size for entry in self.entries.values()) + sum(self.coming.values())
+        return sum(entry.size for entry in self.entries.values()) + sum(self.incoming.values())
 
     @contextlib.asynccontextmanager
     async def sweeping(self) -> AsyncIterator[None]:
-        """Delete old files while this context is open, and all files at its end."""
+        """Delete old files while the context is open, and all files at its end."""
 
-        async def sweep_now_and_then() -> None:
+        async def sweep_regularly() -> None:
             while True:
-                await asyncio.sleep(SWEEP_SECONDS)
+                await asyncio.sleep(SWEEP_S)
                 self.sweep()
 
-        task = asyncio.create_task(sweep_now_and_then())
+        task = asyncio.create_task(sweep_regularly())
         try:
             yield
         finally:
@@ -96,13 +135,13 @@ class Uploads:
             with contextlib.suppress(OSError):
                 self.folder.rmdir()
 
-    def sweep(self, seconds: float = HOUR) -> None:
+    def sweep(self, seconds: float = KEEP_S) -> None:
         """Delete the files that are older than `seconds`."""
-        now, oldest = time.monotonic(), time.time() - min(seconds, UNKNOWN_SECONDS)
+        now, oldest = time.monotonic(), time.time() - min(seconds, UNKNOWN_S)
         for path in [path for path, entry in self.entries.items() if now - entry.since >= seconds]:
             self.delete(path)
         for directory, folders, files in os.walk(self.folder, topdown=False):
-            for name in files:  # what Gradio wrote for an event that failed is in no answer
+            for name in files:  # those that Gradio wrote for failed events are in no answer
                 path = os.path.join(directory, name)
                 with contextlib.suppress(OSError):
                     if path not in self.entries and os.lstat(path).st_mtime <= oldest:
@@ -121,7 +160,7 @@ class Uploads:
 
     @contextlib.contextmanager
     def receiving(self, address: str) -> Iterator["Receiving"]:
-        """Account for the bytes of a request from `address` while they come in."""
+        """Count the bytes of a request from `address` while they arrive."""
         receiving = Receiving(self, address)
         try:
             yield receiving
@@ -129,28 +168,28 @@ class Uploads:
             receiving.take(-receiving.size)
 
     def room(self, address: str, more: int) -> None:
-        """Raises FolderFullError when `more` bytes from this address would be too many."""
-        own = self.coming.get(address, 0) + sum(e.size for e in self.entries.values() if e.owner == address)
+        """Raises FolderFullError if `more` bytes from this address would be too many."""
+        own = self.incoming.get(address, 0) + sum(e.size for e in self.entries.values() if e.owner == address)
         for used, most, whose in (
             (own, int(MAX_SHARE * self.max_total), "your uploads"),
             (self.total, self.max_total, "the uploads of all visitors"),
         ):
             if used + more > most:
                 raise FolderFullError(
-                    f"{whose} take {used / 1e6:.0f} MB of the {most / 1e6:.0f} MB set aside for them; files are "
-                    "deleted after an hour: try again later, or send a smaller file"
+                    f"{whose} take {used / 1e6:.0f} of {most / 1e6:.0f} MB; files are deleted after an hour: try "
+                    "again later, or send a smaller file"
                 )
 
     async def keep(self, source: Any, name: str, size: int, address: str) -> str:
-        """Copy an uploaded file object of `size` bytes into the folder; its path. Raises FolderFullError."""
+        """Copy an uploaded file object of `size` bytes into the folder. Returns its path. Raises FolderFullError."""
         path = await asyncio.to_thread(copy_into, self.folder / secrets.token_hex(16), safe_name(name), source)
         self.entries[path] = Entry(max(size, MIN_CHARGE), address, set(), time.monotonic())
         return path
 
     # Files that the page makes.
 
-    def made(self, value: Any, session: str) -> None:
-        """Note the files in what an event answers, so that the same session may send them back."""
+    def record(self, value: Any, session: str) -> None:
+        """Record the files in an event's output, so that the same session may send them back."""
         for reference in references(value):
             path = str(reference.get("path"))
             if not is_inside(path, self.folder) or (size := size_of(path)) is None:
@@ -166,23 +205,23 @@ class Uploads:
             self.delete(path)
             excess -= size
 
-    # What arrives.
+    # Files in the input of events.
 
     def admit(self, value: Any, session: str, depth: int = 0) -> Any:
-        """The value of an event's input with every file in it judged. Raises InputError for one that may not be used.
+        """An event's input with every file in it checked. Raises InputError for a file that may not be used.
 
-        A dictionary that names a path or a URL counts as a file, whatever component it is for and whatever else it says
-        of itself. What is handed on says only where the file is.
+        A dictionary with a path or a URL counts as a file, whatever component it is for and whatever else it contains.
+        Only the file's place, name and size are passed on.
         """
         if depth > MAX_DEPTH:
-            raise InputError(f"the values of an event may be nested {MAX_DEPTH} deep, these are deeper")
+            raise InputError(f"the values of an event may be nested at most {MAX_DEPTH} deep, these are deeper")
         if isinstance(value, list):
             return [self.admit(item, session, depth + 1) for item in value]
         if not isinstance(value, dict):
             return value
         if "path" not in value and "url" not in value:
             return {key: self.admit(item, session, depth + 1) for key, item in value.items()}
-        path = self.own(value.get("path"), session)
+        path = self.claim(value.get("path"), session)
         name = value.get("orig_name")
         return {
             "path": path,
@@ -191,7 +230,7 @@ class Uploads:
             "meta": {"_type": "gradio.FileData"},
         }
 
-    def own(self, path: Any, session: str) -> str:
+    def claim(self, path: Any, session: str) -> str:
         """The path of a file that this session may use. Raises InputError for any other."""
         entry = self.entries.get(path) if isinstance(path, str) else None
         claimable = entry is not None and bool(entry.owner) and not entry.sessions
@@ -201,29 +240,29 @@ class Uploads:
         return str(path)
 
     def may_fetch(self, path: str) -> bool:
-        """Whether a path is of a file that the page gave out. It cannot be guessed, so whoever has it may read it."""
+        """Whether a path was handed out by the page. It cannot be guessed, so whoever has it may read the file."""
         return path in self.entries and size_of(path) is not None
 
 
 class Receiving:
-    """The bytes of one request."""
+    """The bytes of one upload."""
 
     def __init__(self, uploads: Uploads, address: str) -> None:
         self.uploads, self.address, self.size = uploads, address, 0
 
     def take(self, size: int) -> None:
-        """Account for `size` bytes more. Raises FolderFullError."""
+        """Count `size` more bytes. Raises FolderFullError."""
         if size > 0:
             self.uploads.room(self.address, size)
         self.size += size
-        coming = self.uploads.coming
-        coming[self.address] = coming.get(self.address, 0) + size
-        if not coming[self.address]:
-            del coming[self.address]
+        incoming = self.uploads.incoming
+        incoming[self.address] = incoming.get(self.address, 0) + size
+        if not incoming[self.address]:
+            del incoming[self.address]
 
 
 def copy_into(directory: Path, name: str, source: Any) -> str:
-    """Copy an open file to a new file in a new directory; its path. Raises FolderFullError when the disk is full."""
+    """Copy an open file into a new directory. Returns its path. Raises FolderFullError if the disk is full."""
     path = directory / name
     try:
         directory.mkdir(mode=0o700, parents=True)
@@ -231,20 +270,20 @@ def copy_into(directory: Path, name: str, source: Any) -> str:
             shutil.copyfileobj(source, file)
     except OSError as error:
         shutil.rmtree(directory, ignore_errors=True)
-        raise FolderFullError(f"the file cannot be stored here ({error.strerror}); try again later") from None
+        raise FolderFullError(f"the file cannot be stored on the server ({error.strerror}); try again later") from None
     return str(path)
 
 
 def read_upload(path: str) -> bytes:
-    """The bytes of a file that was admitted. Raises InputError when it is gone."""
+    """The bytes of an admitted file. Raises InputError if it is gone."""
     try:
         return Path(path).read_bytes()
     except OSError:
-        raise InputError("this file is not here any more: upload it again") from None
+        raise InputError("this file is no longer on the server: upload it again") from None
 
 
 def references(value: Any) -> Iterator[dict[str, Any]]:
-    """Every dictionary with a path in a value made by Gradio."""
+    """All dictionaries with a path in a value made by Gradio."""
     if isinstance(value, dict):
         if "path" in value:
             yield value
@@ -256,7 +295,7 @@ def references(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def safe_name(name: str) -> str:
-    """The last part of a file's name, of harmless characters only."""
+    """The last part of a file name, with harmless characters only."""
     last = name.replace("\\", "/").rpartition("/")[2]
     kept = "".join(letter if letter.isalnum() or letter in "._- " else "_" for letter in last)[-MAX_NAME:]
     return kept.strip(". ") or "file"
@@ -267,7 +306,7 @@ def is_inside(path: str, folder: Path) -> bool:
 
 
 def size_of(path: str) -> int | None:
-    """Bytes of a regular file; None for anything else, a link to one included. Nothing is opened."""
+    """Bytes of a regular file; None for anything else, including a link to one. Nothing is opened."""
     try:
         found = os.lstat(path)
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-// The page's own script: the state of the server, light and dark, copying, keys. It asks nobody but this page.
+// The page's own script: server state, light and dark, copying, keyboard. It makes requests to this page only.
 (() => {
   const SECONDS = 2;
   let up = null;
@@ -7,7 +7,7 @@
   const byId = (id) => document.getElementById(id);
 
   function words(state) {
-    if (!state.up) return "server is down";
+    if (!state.up) return "server down";
     const ahead = state.waiting ? `, ${state.waiting} waiting` : "";
     return state.running ? `drawing ${state.running}${ahead}` : "ready";
   }
@@ -25,20 +25,20 @@
     pill.textContent = words(state);
     pill.dataset.up = state.up;
     down.hidden = state.up;
-    down.textContent = state.up ? "" : `${state.sentence} This page goes on trying.`;
+    down.textContent = state.up ? "" : `${state.sentence} This page keeps trying.`;
     if (now) {
       const list = document.createElement("dl");
       list.className = "facts numbers";
       if (state.up) {
         list.append(
-          ...fact("Pictures running", state.running), ...fact("Pictures waiting", state.waiting),
-          ...fact("Work ahead", `${state.seconds_ahead.toFixed(1)} s`), ...fact("Time of a row", `${state.row_ms.toFixed(1)} ms`),
-          ...fact("Speed now", state.rows_per_s === null ? "-" : `${state.rows_per_s.toFixed(0)} rows/s`));
+          ...fact("Images in progress", state.running), ...fact("Images waiting", state.waiting),
+          ...fact("Queue", `${state.seconds_ahead.toFixed(1)} s`), ...fact("Time per row", `${state.row_ms.toFixed(1)} ms`),
+          ...fact("Throughput", state.rows_per_s === null ? "-" : `${state.rows_per_s.toFixed(0)} rows/s`));
       } else list.append(...fact("Server", "down"));
       now.replaceChildren(list);
     }
     if (state.body_mb) largest = 1e6 * state.body_mb;
-    // After the server was away it may be another one: ask it again what it can do.
+    // After an outage it may be another server: fetch its description again.
     if (state.up && up === false) byId("refresh")?.click();
     up = state.up;
   }
@@ -50,7 +50,7 @@
         if (!answer.ok) throw new Error();
         show(await answer.json());
       } catch {
-        show({up: false, sentence: "The server of this page does not answer."});
+        show({up: false, sentence: "The server of this page does not respond."});
       }
     }
     setTimeout(look, 1000 * SECONDS);
@@ -66,7 +66,7 @@
     const text = button.closest(".code").querySelector("code").textContent;
     try {
       await navigator.clipboard.writeText(text);
-    } catch { // no secure context: the old way
+    } catch { // without a secure context
       const area = Object.assign(document.createElement("textarea"), {value: text});
       document.body.append(area);
       area.select();
@@ -83,9 +83,9 @@
       localStorage.setItem("dsd-dark", dark);
       shade(dark);
     }
-    const toggled = event.target.closest?.("[data-act=toggle]"); // seen at once; the server's word comes after it
+    const toggled = event.target.closest?.("[data-act=toggle]"); // shown at once, before the server's update
     if (toggled) toggled.ariaPressed = String(toggled.ariaPressed !== "true");
-    const chosen = event.target.closest?.("#board [data-act=choose]"); // the board is not sent again for that
+    const chosen = event.target.closest?.("#board [data-act=choose]"); // the board is not sent again
     if (chosen && !document.querySelector("#board .drawing")) {
       for (const one of document.querySelectorAll("#board [data-act=choose]")) one.ariaPressed = String(one === chosen);
     }
@@ -95,7 +95,7 @@
     if (go && innerWidth < 768) follow(go);
   });
 
-  // On a phone what is drawn appears below the controls: go there, once it is there.
+  // On a phone results appear below the controls: scroll to them once they are there.
   const RESULTS = {"generate-go": "board", "edit-go": "edit-board", "inpaint-go": "inpaint-board", "walk-go": "walk-strip", "way-go": "way"};
   function follow(go) {
     const place = byId(RESULTS[go.id]);
@@ -103,12 +103,12 @@
     const seen = new MutationObserver(() => {
       if (!place.querySelector(".drawing, .progress, .strip, .callout")) return;
       seen.disconnect();
-      place.scrollIntoView({block: "start"}); // at once: what still comes would interrupt a smooth one
+      place.scrollIntoView({block: "start"}); // at once: later updates would interrupt smooth scrolling
     });
     seen.observe(place, {childList: true, subtree: true});
   }
 
-  // A file that the server would refuse for its size is not sent: what came back would be no sentence.
+  // A file above the server's limit is not sent: its answer would not be a readable sentence.
   function refuse(event) {
     const refused = byId("refused");
     const files = [...(event.dataTransfer?.files ?? event.clipboardData?.files ?? event.target.files ?? [])];
@@ -116,8 +116,8 @@
     const file = files.find((one) => one.size > largest);
     refused.hidden = !file;
     if (!file) return;
-    refused.textContent = `${file.name} has ${(file.size / 1e6).toFixed(1)} MB; this server takes at most ` +
-      `${largest / 1e6} MB: send a smaller picture`;
+    refused.textContent = `a file may have at most ${largest / 1e6} MB, ${file.name} has ` +
+      `${(file.size / 1e6).toFixed(1)} MB: choose a smaller image`;
     event.preventDefault();
     event.stopImmediatePropagation();
     if (event.target.type === "file") event.target.value = "";
@@ -125,7 +125,7 @@
   }
   for (const kind of ["change", "drop", "paste"]) window.addEventListener(kind, refuse, true);
 
-  // A class whose picture could not be drawn now: no broken image, and another try.
+  // A class whose image could not be drawn: hide the broken image and retry.
   document.addEventListener("error", (event) => {
     const image = event.target;
     if (image.tagName !== "IMG" || !image.src.includes("/studio/class/")) return;
@@ -134,7 +134,7 @@
   }, true);
   document.addEventListener("load", (event) => { if (event.target.tagName === "IMG") event.target.style.visibility = ""; }, true);
 
-  // Ctrl+Enter begins, Escape stops, on the tab that is seen.
+  // Ctrl+Enter starts and Escape stops work on the visible tab.
   document.addEventListener("keydown", (event) => {
     const kind = event.key === "Enter" && (event.ctrlKey || event.metaKey) ? "go" : event.key === "Escape" ? "stop" : "";
     if (!kind) return;
@@ -148,7 +148,7 @@
   const kept = localStorage.getItem("dsd-dark");
   const begin = () => {
     if (!byId("pill")) return setTimeout(begin, 50);
-    dispatchEvent(new Event("resize")); // the tabs have measured themselves before the style was there
+    dispatchEvent(new Event("resize")); // the tabs measured themselves before the style was loaded
     shade(kept === null ? document.body.classList.contains("dark") : kept === "true");
     look();
   };

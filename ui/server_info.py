@@ -1,20 +1,21 @@
-"""What the page knows of its server, asked again whenever a page is opened."""
+"""Facts about the page's server, refreshed whenever somebody opens the page."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
 from dsd_serve import calls
-from dsd_serve.client import AsyncClient
 from dsd_serve.errors import ServerError
 from dsd_serve.imaging.decoding import Decoder
-from ui.requests import InTurn, Turns
+from dsd_serve.params import API_NAMES, RECOMMENDED, SAMPLER_NAMES, SamplingParams
+from ui.fair_limit import LimitedClient
 
+GOLDEN_RETRIEVER = 207  # the class that is selected at first, if the model has it
 UNKNOWN: dict[str, Any] = {  # until a server has answered
     "name": "",
     "image_size": 32,
     "latent_shape": [16, 16],
-    "samplers": ["euler", "heun", "dpmpp_2m"],
-    "defaults": {"steps": 25, "sampler": "heun", "guidance": 3.0},
+    "samplers": list(SAMPLER_NAMES),
+    "defaults": {API_NAMES[name]: getattr(SamplingParams(guidance_scale=3.0), name) for name in RECOMMENDED},
     "limits": {"n": 16, "steps": 250, "size": 1024, "body_mb": 20},
     "engine": {},
     "fingerprint": "",
@@ -23,23 +24,18 @@ UNKNOWN: dict[str, Any] = {  # until a server has answered
 
 
 @dataclass
-class Known:
-    """The server, asked in turn, and its last answers. decoder: of visitors' photos."""
+class ServerInfo:
+    """A server and its latest answers about itself. decoder: of visitors' photos."""
 
-    server: AsyncClient
+    client: LimitedClient
     decoder: Decoder = field(default_factory=Decoder)
-    turns: Turns = field(default_factory=Turns)
-    client: InTurn = field(init=False)
     model: dict[str, Any] = field(default_factory=lambda: UNKNOWN)
     classes: list[dict[str, Any]] = field(default_factory=list)
     choices: list[tuple[str, int]] = field(default_factory=list)  # the classes for a menu; one list for all visitors
     card: str = ""
 
-    def __post_init__(self) -> None:
-        self.client = InTurn(self.server, self.turns)
-
     async def refresh(self) -> str:
-        """Ask again; returns what is wrong, or nothing."""
+        """Fetch everything again. Returns what went wrong, or an empty string."""
         try:
             self.model = await self.client.do(calls.model())
             self.classes = await self.client.do(calls.classes())
@@ -51,14 +47,14 @@ class Known:
         try:
             self.card = await self.client.do(calls.card())
         except ServerError as error:
-            self.card = str(error)  # a model without one is served all the same
+            self.card = str(error)  # a model without a card is served all the same
         return ""
 
     @property
-    def usual(self) -> int:
-        """The class that is chosen at first."""
+    def default_class(self) -> int:
+        """Index of the class that is selected at first."""
         indices = [one["index"] for one in self.classes]
-        return 207 if 207 in indices or not indices else indices[0]
+        return GOLDEN_RETRIEVER if GOLDEN_RETRIEVER in indices or not indices else indices[0]
 
     def name_of(self, index: int | None) -> str:
         found = next((one["name"] for one in self.classes if one["index"] == index), None)

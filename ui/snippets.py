@@ -1,4 +1,4 @@
-"""The lines that ask the server for the same pictures without the page."""
+"""Code that requests the same images without the page."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from urllib.parse import urlencode
 
 
 def lines(url: str, classes: Sequence[int], settings: Mapping[str, Any], n: int) -> dict[str, str]:
-    """curl and Python for `n` pictures of each class with the same settings. url: of the server."""
+    """curl commands and Python code for `n` images of each class with the same settings. url: of the server."""
     values = {**settings, "n": n}
     return {
         "curl": "\n".join(

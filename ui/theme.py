@@ -1,4 +1,4 @@
-"""How the page looks where Gradio's theme decides it; style.css has the rest. No font comes from outside."""
+"""The Gradio theme of the page; style.css has the rest. All fonts are the system's."""
 
 import gradio as gr
 

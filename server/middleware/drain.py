@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -13,13 +12,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from dsd_serve.errors import ClosedError
 from server import error_responses
 
-if TYPE_CHECKING:  # dsd-ui has neither
-    pass
-
 log = logging.getLogger(__name__)
 
 ALWAYS_ANSWERED = ("/health/live", "/metrics")
-PAGE = ("/gradio_api/", "/studio/")  # streams that stay open as long as a page does; what it asks of the API counts
 
 
 class Drain:
@@ -28,6 +23,7 @@ class Drain:
     def __init__(self) -> None:
         self.began: float | None = None
         self.in_flight = 0
+        self.uncounted: tuple[str, ...] = ()  # path prefixes of streams that stay open as long as a page does
         self.at_end: list[Callable[[], None]] = []  # called once nothing is in flight any more
 
     def begin(self) -> None:
@@ -45,7 +41,11 @@ class DrainMiddleware:
         self.app, self.drain, self.rejected = app, drain, rejected
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in ALWAYS_ANSWERED or scope["path"].startswith(PAGE):
+        if (
+            scope["type"] != "http"
+            or scope["path"] in ALWAYS_ANSWERED
+            or scope["path"].startswith(self.drain.uncounted)
+        ):
             await self.app(scope, receive, send)
             return
         if self.drain.draining:

@@ -7,12 +7,12 @@ are then one site, to which CORS does not apply. The name stands in the Host hea
 import re
 import socket
 from collections.abc import Callable, Sequence
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from dsd_serve.origins import is_foreign
 from server import error_responses
 from server.site import NAME, is_address
 
@@ -85,24 +85,7 @@ class OwnPages:
             return False
         if "*" in self.origins or origin in self.origins:
             return False
-        if site is not None:
-            return site not in ("same-origin", "none")
-        # A page cannot send X-Forwarded-Host unasked; a proxy that passes on another Host may.
-        hosts = ",".join(headers.getlist("host") + headers.getlist("x-forwarded-host")).split(",")
-        return origin is not None and not any(same_place(origin, host.strip()) for host in hosts)
-
-
-def same_place(origin: str, host: str) -> bool:
-    """Whether an Origin is that of a page of this Host; the scheme may be another, because a proxy may add TLS."""
-    try:
-        page = urlsplit(origin)
-        here = urlsplit(f"{page.scheme}://{host}")
-        default = {"http": 80, "https": 443}.get(page.scheme)
-        return (
-            bool(page.hostname) and page.hostname == here.hostname and (page.port or default) == (here.port or default)
-        )
-    except ValueError:
-        return False
+        return is_foreign(origin, site, headers.getlist("host") + headers.getlist("x-forwarded-host"))
 
 
 def sentence(host: str) -> str:

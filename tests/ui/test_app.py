@@ -1,4 +1,4 @@
-"""The page without a browser: its endpoints through Gradio's own client, its parts, and many visitors at a time."""
+"""The page without a browser: its endpoints through gradio_client, its parts, and many visitors at a time."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ def page_url(tiny_dir):
     yield running.url
     began = time.monotonic()
     assert running.stop() == 0
-    assert time.monotonic() - began < 10  # visitors' streams do not hold it up
+    assert time.monotonic() - began < 10  # visitors' streams do not delay it
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +54,8 @@ def test_generate_by_gradio_client_gives_the_server_s_own_bytes(gradio, page_url
     assert settings["seed"] == 5
     assert len(files) == 2
     with open(files[0]["image"], "rb") as file, Client(page_url) as client:
-        asked = {"seed": 5, "steps": 3, "sampler": "euler", "guidance": 1.5}
-        assert file.read() == client.generate(207, size=256, **asked)
+        settings = {"seed": 5, "steps": 3, "sampler": "euler", "guidance": 1.5}
+        assert file.read() == client.generate(207, size=256, **settings)
 
 
 def test_reconstruct_edit_walk_and_inspect_by_gradio_client(gradio, photo):
@@ -72,12 +72,12 @@ def test_reconstruct_edit_walk_and_inspect_by_gradio_client(gradio, photo):
     assert 1 <= found["effective_rank"] <= 8
 
 
-def test_wrong_files_and_settings_get_the_server_s_sentence(gradio, tmp_path):
+def test_wrong_files_and_settings_get_the_server_s_error(gradio, tmp_path):
     from gradio_client import handle_file
     from gradio_client.exceptions import AppError
 
     wrong = tmp_path / "wrong.png"
-    wrong.write_text("no picture")
+    wrong.write_text("not an image")
     with pytest.raises(AppError, match="PNG, JPEG or WebP"):
         gradio.predict(handle_file(str(wrong)), api_name="/reconstruct")
     with pytest.raises(AppError, match="steps must be at most 250"):
@@ -92,7 +92,7 @@ def test_the_page_s_own_events_cannot_be_called_by_name(gradio):
     }
 
 
-def test_the_api_beside_the_page_is_as_it_was(page_url, http):
+def test_the_page_does_not_change_the_api(page_url, http):
     with httpx.Client(base_url=page_url, timeout=30) as beside:
         assert "text/html" in beside.get("/").headers["content-type"]
         for path in ("/health/ready", "/classes", "/openapi.json", "/nothing", "/generate?class=207&seed=1&n=9"):
@@ -107,8 +107,8 @@ def test_the_api_beside_the_page_is_as_it_was(page_url, http):
         assert beside.get("/studio/class/5.png").status_code == 503  # not trained on
 
 
-def test_what_is_stopped_says_so_itself_and_last(page_url):
-    """So no update that is on its way can hide it."""
+def test_stopped_work_says_so_in_its_last_update(page_url):
+    """So that no update still in flight can hide it."""
 
     async def stop_one(http, go, stop, seed):
         said = []
@@ -119,12 +119,12 @@ def test_what_is_stopped_says_so_itself_and_last(page_url):
                 (await http.post("/gradio_api/run/predict", json=body)).raise_for_status()
         return said
 
-    async def all_of_it():
+    async def run():
         async with httpx.AsyncClient(base_url=page_url, timeout=60) as http:
             go, stop = await click_of(http, "generate-go"), await click_of(http, "generate-stop")
             return [await stop_one(http, go, stop, seed) for seed in range(4)]
 
-    for said in asyncio.run(all_of_it()):
+    for said in asyncio.run(run()):
         assert said[-1]["msg"] == "process_completed"
         assert said[-1]["success"], said[-1]
         assert "Stopped" in str(said[-1]["output"]) + str(said[-2]["output"])
@@ -134,7 +134,7 @@ def test_what_is_stopped_says_so_itself_and_last(page_url):
 
 
 def test_twenty_visitors_neither_block_the_page_nor_starve_the_api(page_url):
-    """Each visitor presses Generate twice, as a browser does, while others open the page and call the API."""
+    """Each visitor presses Generate twice, as a browser does, while other clients open the page and call the API."""
 
     async def visitor(http, name, event):
         for seed in range(2):
@@ -173,7 +173,7 @@ def test_twenty_visitors_neither_block_the_page_nor_starve_the_api(page_url):
 
     direct, opened, under_way = asyncio.run(everybody())
     assert len(direct) > 1  # answered while the visitors waited
-    assert 4 < max(under_way) <= 17  # of 80, and the one of `others`: whoever calls the API comes after no more
+    assert 4 < max(under_way) <= 17  # of 80, and one of `others`: so few are ahead of a client of the API
     assert max(opened) < 2
     assert max(direct) < 10
 
@@ -209,28 +209,30 @@ def test_the_client_streams_previews_and_leaving_cancels(server_url):
     asyncio.run(leave())
 
 
-def test_a_drawing_of_several_wishes_shows_previews_first_and_says_what_went_wrong(server_url):
-    from ui.requests import Turns, Wish, draw
+def test_a_drawing_of_several_requests_shows_previews_and_errors(server_url):
+    from ui.fair_limit import LimitedClient
+    from ui.requests import DrawRequest, draw
 
-    async def look():
+    async def run():
         client = AsyncClient(server_url)
-        wishes = [
-            Wish("dog", calls.generate_events(207, n=2, steps=4, preview_every=1), 2, 4),
-            Wish("none", calls.generate_events("nonsense"), 1, 4),
+        limited = LimitedClient(client)
+        requests = [
+            DrawRequest("dog", calls.generate_events(207, n=2, steps=4, preview_every=1), 2, 4),
+            DrawRequest("none", calls.generate_events("nonsense"), 1, 4),
         ]
         seen = [
-            (look.progress, [bool(one.png) for one in look.pictures], look.pictures[0].done)
-            async for look in draw(client, Turns(), wishes)
+            (current.progress, [bool(one.png) for one in current.images], current.images[0].done)
+            async for current in draw(limited, requests)
         ]
-        last = [look async for look in draw(client, Turns(), wishes)][-1]
+        last = [current async for current in draw(limited, requests)][-1]
         await client.close()
         return seen, last
 
-    seen, last = asyncio.run(look())
+    seen, last = asyncio.run(run())
     assert [progress for progress, *_ in seen] == sorted(progress for progress, *_ in seen)
-    assert [one.done for one in last.pictures] == [True, True, False]
+    assert [one.done for one in last.images] == [True, True, False]
     assert "nonsense" in last.error
-    assert last.pictures[2].error == last.error
+    assert last.images[2].error == last.error
     assert not last.running
 
 
@@ -254,13 +256,13 @@ def test_principal_components_give_like_tokens_like_colours():
     assert colours.max() == 255
 
 
-def test_settings_are_read_from_pngs_of_ours_only():
-    from ui.display import settings_of
+def test_settings_are_read_from_pngs_of_this_project_only():
+    from ui.png_settings import settings_of
 
     assert settings_of(write_image(sample_image(1, 0), "png", {"dsd": json.dumps({"seed": 3})})) == {"seed": 3}
     for wrong in (
         b"",
-        b"no picture",
+        b"not an image",
         write_image(sample_image(1, 0)),
         write_image(sample_image(1, 0), "png", {"dsd": "[1"}),
     ):
@@ -284,7 +286,7 @@ def test_the_page_and_api_keys_do_not_go_together(tiny_dir, monkeypatch):
 
 
 @pytest.mark.parametrize("command", [["server.main", "--ui"], ["ui.main"]])
-def test_without_gradio_a_sentence_says_what_to_install(command, tiny_dir, tmp_path):
+def test_without_gradio_an_error_says_what_to_install(command, tiny_dir, tmp_path):
     (tmp_path / "gradio.py").write_text("raise ImportError('no gradio here')")
     model = ["--model", str(tiny_dir)] if "--ui" in command else []
     done = subprocess.run(

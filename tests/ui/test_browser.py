@@ -1,4 +1,4 @@
-"""The page as people use it: Chromium drives every tab against a real server with the demo model. `make test-ui`."""
+"""The page in Chromium: every tab, against a real server with the demo model. `make test-ui`."""
 
 import shutil
 import subprocess
@@ -14,7 +14,7 @@ import pytest
 from dsd_serve.imaging.codec import write_image
 from tests.support.data import ROOT, sample_image
 from tests.support.servers import Server
-from ui.display import settings_of
+from ui.png_settings import settings_of
 
 pytestmark = pytest.mark.browser
 api = pytest.importorskip("playwright.sync_api", reason="the browser tests need playwright: pip install '.[dev]'")
@@ -34,7 +34,7 @@ FLAGS = [
 @pytest.fixture(scope="module")
 def browser():
     if CHROMIUM is None:
-        pytest.skip("the page was not tried in a browser: there is no chromium here; apt-get install chromium")
+        pytest.skip("the browser tests need chromium: apt-get install chromium")
     with api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
@@ -50,22 +50,22 @@ def running() -> Iterator[Server]:
 
 @pytest.fixture
 def opened(browser, running):
-    """Opens the page as a new visitor: opened(width=...). All that it asks for is on this machine."""
-    contexts, asked = [], []
+    """Opens the page as a new visitor: opened(width=...). Checks that all its requests go to this machine."""
+    contexts, requested = [], []
 
     def opened(url=running.url, width=1280, **settings):
         context = browser.new_context(viewport={"width": width, "height": 900}, **settings)
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(20_000)
-        page.on("request", lambda request: asked.append(request.url))
+        page.on("request", lambda request: requested.append(request.url))
         page.goto(url)
         return page
 
     yield opened
     for context in contexts:
         context.close()
-    assert {urlsplit(url).hostname for url in asked if not url.startswith(("data:", "blob:"))} <= {"127.0.0.1"}
+    assert {urlsplit(url).hostname for url in requested if not url.startswith(("data:", "blob:"))} <= {"127.0.0.1"}
 
 
 @pytest.fixture
@@ -86,16 +86,16 @@ def tab(page, name):
     page.get_by_role("tab", name=name, exact=True).click()
 
 
-def number(page, where, value):
+def fill_number(page, where, value):
     page.fill(f"#{where} input[type=number]", str(value))
     page.keyboard.press("Tab")
 
 
 def steps(page, value):
-    """How many steps Generate takes: by itself the demo model is done before anybody sees a preview."""
+    """Set the steps of Generate: with the default, the demo model is done before a preview is seen."""
     if not page.is_visible("#generate-steps"):
         page.click("#generate-sampling button >> nth=0")
-    number(page, "generate-steps", value)
+    fill_number(page, "generate-steps", value)
 
 
 def width(page):
@@ -128,18 +128,18 @@ def test_the_first_paint_comes_within_two_seconds(opened):
         page.wait_for_selector("#picker .class")
         return page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
 
-    assert min(paint() for _ in range(3)) < 2000  # the best of three: the machine may be busy with other things
+    assert min(paint() for _ in range(3)) < 2000  # the best of three: the machine may be busy
 
 
-def test_generate_shows_previews_then_pictures_that_know_their_settings(page):
+def test_generate_shows_previews_then_images_with_their_settings(page):
     page.fill("#class-search textarea, #class-search input", "orang")
     page.wait_for_function("document.querySelectorAll('#picker .class').length === 1")
     page.click("#picker .class")
     page.fill("#class-search textarea, #class-search input", "")
     page.wait_for_function("document.querySelectorAll('#picker [aria-pressed=true]').length === 2")
-    number(page, "n", 2)
+    fill_number(page, "n", 2)
     steps(page, 100)
-    assert width(page) == 1240  # as later: nothing jumps when the pictures come
+    assert width(page) == 1240  # as below: nothing jumps when the images arrive
     page.click("#generate-go")
     page.wait_for_selector("#board .drawing img")  # a preview
     assert width(page) == 1240
@@ -157,15 +157,15 @@ def test_generate_shows_previews_then_pictures_that_know_their_settings(page):
 
 
 def test_a_saved_png_restores_its_settings_and_draws_the_same(page, tmp_path):
-    number(page, "n", 2)
-    number(page, "generate-seed", 77)
+    fill_number(page, "n", 2)
+    fill_number(page, "generate-seed", 77)
     page.check("#generate-lock input")
     steps(page, 6)
     page.check("#generate-sampler input[value=euler]")
     page.click("#generate-go")
     page.wait_for_selector("#details .details")
     page.click("#board button.card >> nth=1")
-    page.wait_for_selector("#details dd:has-text('picture 1')")
+    page.wait_for_selector("#details dd:has-text('index 1')")
     with page.expect_download() as download:
         page.click("#details a[download]")
     saved = tmp_path / "saved.png"
@@ -188,7 +188,7 @@ def test_stop_and_leaving_cancel_the_work_of_the_server(page, running):
     for leave in (page.locator("#generate-stop").click, page.close):
         wait_until_idle(running)
         before = cancelled(running)
-        number(page, "n", 8)
+        fill_number(page, "n", 8)
         steps(page, 250)
         page.click("#generate-go")
         page.wait_for_selector("#board .drawing img")
@@ -213,9 +213,9 @@ def test_stop_on_other_tabs_cancels_too(page, running, photo, tabs, name, begun,
     if name == "edit":
         page.set_input_files("#photo input[type=file]", photo)
         page.wait_for_function("document.querySelector('#kept [data-psnr]')")
-    number(page, f"{name}-n", 16)
+    fill_number(page, f"{name}-n", 16)
     page.click(f"#{name}-sampling button >> nth=0")
-    number(page, f"{name}-steps", 250)
+    fill_number(page, f"{name}-steps", 250)
     wait_until_idle(running)
     before = cancelled(running)
     page.click(f"#{name}-go")
@@ -230,7 +230,7 @@ def test_stop_on_other_tabs_cancels_too(page, running, photo, tabs, name, begun,
 def test_stop_on_look_inside_works_while_the_server_is_busy(page, running):
     wait_until_idle(running)
     tab(page, "Look inside")
-    number(page, "way-steps", 50)
+    fill_number(page, "way-steps", 50)
     with ThreadPoolExecutor(1) as pool:
         busy = pool.submit(httpx.get, f"{running.url}/generate?class=1&n=16&steps=250", timeout=120)
         wait_for(lambda: httpx.get(f"{running.url}/debug/batcher").json()["running"])
@@ -240,11 +240,11 @@ def test_stop_on_look_inside_works_while_the_server_is_busy(page, running):
         assert busy.result().status_code == 200
     wait_until_idle(running)
     page.wait_for_timeout(500)
-    assert not page.locator("#way figure:has-text('the picture')").count()
+    assert not page.locator("#way figure:has-text('image')").count()
 
 
 def test_a_photo_is_reconstructed_edited_and_painted_over(opened, photo):
-    page = opened(width=420)  # the editor paints with WebGL, which is slow without a GPU: a small one
+    page = opened(width=420)  # a small editor: it paints with WebGL, which is slow without a GPU
     page.wait_for_selector("#picker .class")
     tab(page, "Your photo")
     page.set_input_files("#photo input[type=file]", photo)
@@ -254,7 +254,7 @@ def test_a_photo_is_reconstructed_edited_and_painted_over(opened, photo):
     tab(page, "Edit")
     page.click("#edit-go")
     page.wait_for_selector("#edit-details .details")
-    tab(page, "Paint over")
+    tab(page, "Inpaint")
     page.click("#inpaint-go")
     page.wait_for_selector("#inpaint-board .callout:has-text('nothing is painted over')")
     page.locator("#painting canvas").first.scroll_into_view_if_needed()
@@ -269,30 +269,30 @@ def test_a_photo_is_reconstructed_edited_and_painted_over(opened, photo):
     page.on("request", lambda request: sent.append(request.url) if "/upload" in request.url else None)
     page.click("#inpaint-go")
     page.wait_for_selector("#inpaint-details .details")
-    assert 0 < len(sent) < 20  # what was painted is sent when it is needed, not with every preview
+    assert 0 < len(sent) < 20  # the mask is sent once, not with every preview
 
 
-def test_a_wrong_file_shows_a_sentence(page, tmp_path):
+def test_a_wrong_file_shows_an_error(page, tmp_path):
     wrong = tmp_path / "wrong.png"
-    wrong.write_text("no picture")
+    wrong.write_text("not an image")
     tab(page, "Your photo")
     page.set_input_files("#photo input[type=file]", wrong)
     page.wait_for_selector("#kept .callout:has-text('PNG, JPEG or WebP')")
     tab(page, "Generate")
     page.click("#again button >> nth=0")
     page.set_input_files("#saved input[type=file]", wrong)
-    page.wait_for_selector("#board .callout:has-text('no settings of ours')")
+    page.wait_for_selector("#board .callout:has-text('no DSD settings')")
 
 
-def test_a_file_beyond_the_limit_is_not_sent_and_a_sentence_says_why(page, photo, tmp_path):
+def test_a_file_above_the_limit_is_not_sent_and_an_error_says_why(page, photo, tmp_path):
     large = tmp_path / "large.png"
     large.write_bytes(bytes(21_000_000))
-    page.wait_for_selector("#pill[data-up=true]")  # the page knows the limit of its server
+    page.wait_for_selector("#pill[data-up=true]")  # the page has the limit of its server
     tab(page, "Your photo")
     sent = []
     page.on("request", lambda request: sent.append(request.url) if "/upload" in request.url else None)
     page.set_input_files("#photo input[type=file]", large)
-    page.wait_for_selector("#refused:has-text('large.png has 21.0 MB; this server takes at most 20 MB')")
+    page.wait_for_selector("#refused:has-text('a file may have at most 20 MB, large.png has 21.0 MB')")
     assert not sent
     page.set_input_files("#photo input[type=file]", photo)
     page.wait_for_selector("#kept [data-psnr]")
@@ -300,22 +300,22 @@ def test_a_file_beyond_the_limit_is_not_sent_and_a_sentence_says_why(page, photo
 
 
 @pytest.mark.parametrize("seed", ["-5", "", "1e20"])
-def test_a_seed_that_is_none_is_refused_in_words(page, seed):
+def test_an_invalid_seed_shows_an_error(page, seed):
     page.fill("#generate-seed input", seed)
     page.check("#generate-lock input")
     page.click("#generate-go")
     page.wait_for_selector("#board .callout:has-text('seed must be a whole number from 0 to')")
 
 
-def test_a_picture_walks_and_is_looked_into(page, photo):
-    number(page, "n", 1)
+def test_an_image_is_sent_to_walk_and_look_inside(page, photo):
+    fill_number(page, "n", 1)
     page.click("#generate-go")
     page.wait_for_selector("#details .details")
     seed = page.input_value("#generate-seed input")
     page.click("[data-act=from]")
     page.wait_for_selector("#walk-go")
     page.wait_for_function(f"document.querySelector('#from-seed input').value === '{seed}'")
-    number(page, "walk-n", 4)
+    fill_number(page, "walk-n", 4)
     page.click("#walk-go")
     page.wait_for_selector("#walk-animation img")
     assert page.locator("#walk-strip figure").count() == 4
@@ -335,9 +335,9 @@ def test_a_picture_walks_and_is_looked_into(page, photo):
     page.wait_for_selector("#latents [data-rank]")
     assert 1 <= float(page.inner_text("#latents [data-rank]")) <= 16
     assert page.input_value("#way-seed input") == seed
-    page.click("#way-go")  # with the picture's own 9 steps
-    page.wait_for_selector("#way figure:has-text('the picture')")
-    assert page.locator("#way figure").count() == 10  # the noise, 8 expectations, the picture
+    page.click("#way-go")  # with the image's own 9 steps
+    page.wait_for_selector("#way figure:has-text('image')")
+    assert page.locator("#way figure").count() == 10  # the noise, 8 estimates, the image
     assert "dsd-demo" in page.inner_text("#model-card")
     page.wait_for_selector("#now dd")
 
@@ -351,7 +351,7 @@ def test_keyboard_and_a_phone_in_the_dark(opened):
     page.focus("#picker .class >> nth=0")
     page.keyboard.press("Enter")
     page.wait_for_function("document.querySelectorAll('#picker [aria-pressed=true]').length === 2")
-    number(page, "n", 1)
+    fill_number(page, "n", 1)
     page.keyboard.press("Control+Enter")
     page.wait_for_selector("#details .details")
     page.focus("#board button.card >> nth=1")
@@ -362,11 +362,11 @@ def test_keyboard_and_a_phone_in_the_dark(opened):
     page.evaluate("scrollTo(0, 0)")
     page.tap("#generate-go")
     page.wait_for_selector("#board .drawing")
-    page.wait_for_function("scrollY > 100")  # to the pictures, which are below the controls
+    page.wait_for_function("scrollY > 100")  # to the images, which are below the controls
     assert page.evaluate("document.querySelector('#board .card').getBoundingClientRect().bottom") <= 900
 
 
-def test_a_server_that_is_down_is_said_to_be_down_and_the_page_recovers(opened, free_port):
+def test_the_page_shows_that_its_server_is_down_and_recovers(opened, free_port):
     server, own = free_port(), free_port()
     command = [sys.executable, "-m", "ui.main", "--server", f"http://127.0.0.1:{server}", "--port", str(own)]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
@@ -386,7 +386,7 @@ def test_a_server_that_is_down_is_said_to_be_down_and_the_page_recovers(opened, 
         started = Server("--port", str(server))
         page.wait_for_selector("#pill[data-up=true]")
         page.wait_for_selector("#picker .class")
-        number(page, "n", 1)
+        fill_number(page, "n", 1)
         page.click("#generate-go")
         page.wait_for_selector("#details .details")
         assert started.stop() == 0
@@ -396,20 +396,20 @@ def test_a_server_that_is_down_is_said_to_be_down_and_the_page_recovers(opened, 
         process.wait(20)
 
 
-def test_a_page_outlives_the_server_that_brought_it(opened, free_port):
+def test_a_page_survives_a_restart_of_its_server(opened, free_port):
     port = str(free_port())
     first = Server("--ui", "--port", port)
     page = opened(first.url)
     page.wait_for_selector("#picker .class")
-    number(page, "n", 2)
+    fill_number(page, "n", 2)
     page.click("#generate-go")
     page.wait_for_selector("#details .details")
     assert first.stop() == 0
-    page.wait_for_selector("#down:has-text('does not answer')")
+    page.wait_for_selector("#down:has-text('does not respond')")
     second = Server("--ui", "--port", port)
     page.wait_for_selector("#pill[data-up=true]")
     page.click("#board button.card >> nth=1")
-    page.wait_for_selector("#details .callout:has-text('forgotten these pictures')")
+    page.wait_for_selector("#details .callout:has-text('no longer on the server')")
     page.wait_for_selector("#picker .class")
     page.click("#generate-go")
     page.wait_for_selector("#details .details")

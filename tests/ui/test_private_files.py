@@ -1,10 +1,12 @@
-"""The page as somebody uses it who wants to read, fetch or fill the disk: raw requests to every event of its config.
+"""The page under attack by visitors who want to read files, fetch URLs or fill the disk: raw requests to every event.
 
-The page runs in a process of its own that notes every file that it opens, so that "refused" is more than a status.
+The page runs in a process of its own that records every file that it opens, so that the tests need not trust a status.
 """
 
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -34,7 +36,7 @@ sys.addaudithook(note)
 
 
 class Page:
-    """A page with its folder of uploads, and the list of what it opened that it should not have."""
+    """A page with its folder of uploads, and a record of the forbidden files that it opened."""
 
     def __init__(self, url: str, temporary: Path, secrets: Path, opened: Path) -> None:
         self.url, self.temporary, self.secrets, self.opened = url, temporary, secrets, opened
@@ -46,7 +48,7 @@ class Page:
         return path
 
     def event(self, number: int, data: list, session: str, **more) -> str:
-        """Everything that the page answers to an event, as text."""
+        """All that the page answers to an event, as text."""
         asked = {"data": data, "fn_index": number, "session_hash": session, **more}
         joined = self.http.post("/gradio_api/queue/join", json=asked)
         if joined.status_code != 200:
@@ -100,7 +102,12 @@ def page(request, tiny_dir, tmp_path_factory, server_url):
     secret = write_image(sample_image(207, 3), text={"dsd": SECRET})
     (folder / "secrets/forbidden.png").write_bytes(secret)
     os.mkfifo(folder / "secrets/forbidden-pipe")
-    env = {"PYTHONPATH": f"{folder}/hook:{ROOT}", "TMPDIR": f"{folder}/tmp", "OPENED": f"{folder}/opened"}
+    env = {
+        "PYTHONPATH": f"{folder}/hook:{ROOT}",
+        "TMPDIR": f"{folder}/tmp",
+        "GRADIO_TEMP_DIR": f"{folder}/tmp",  # a page in the tests' process sets its own
+        "OPENED": f"{folder}/opened",
+    }
     if request.param == "dsd-ui":
         running = Server("--server", server_url, module="ui.main", env=env)
     else:
@@ -109,7 +116,7 @@ def page(request, tiny_dir, tmp_path_factory, server_url):
     yield Page(url, folder / "tmp", folder / "secrets", folder / "opened")
     process.terminate()
     assert process.wait(30) == 0
-    assert not list((folder / "tmp").glob("dsd-page-*"))  # nothing of the visitors is left
+    assert not list((folder / "tmp").glob("dsd-page-*"))  # no files of visitors are left
 
 
 def file(path: str, **more) -> dict:
@@ -117,7 +124,7 @@ def file(path: str, **more) -> dict:
 
 
 def shapes(path: str) -> list:
-    """A path as the components of Gradio write it, with and without what marks a file."""
+    """A path in the forms in which Gradio's components write it, with and without the mark of a file."""
     return [
         path,
         {"path": path},
@@ -129,7 +136,7 @@ def shapes(path: str) -> list:
 
 
 def test_no_event_opens_a_file_that_its_session_did_not_upload(page):
-    """Every event and every component of the page's own configuration, so that a new one is covered at once."""
+    """Covers all events and components in the page's configuration, so that new ones are covered at once."""
     usual = {one["id"]: one["props"].get("value") for one in page.config["components"]}
     paths = page.hostile_paths()
     page.opened.unlink(missing_ok=True)
@@ -153,7 +160,7 @@ def test_no_event_opens_a_file_that_its_session_did_not_upload(page):
 
 
 @pytest.mark.parametrize("route", ["run/predict", "call/inspect", "call/reconstruct"])
-def test_other_ways_to_an_event_are_closed_too(page, route):
+def test_other_routes_to_an_event_are_closed_too(page, route):
     for number, path in enumerate(page.hostile_paths()):
         asked = {"data": [file(path)], "fn_index": page.named("inspect"), "session_hash": f"way{number}"}
         answer = page.http.post(f"/gradio_api/{route}", json=asked)
@@ -165,7 +172,7 @@ def test_other_ways_to_an_event_are_closed_too(page, route):
     assert not page.opened.exists() or not page.opened.read_text(), page.opened.read_text()
 
 
-def test_what_a_session_uploaded_is_its_own(page):
+def test_an_upload_belongs_to_its_session(page):
     path = page.upload(write_image(sample_image(207, 0)))
     number = page.named("inspect")
     assert "effective_rank" in page.event(number, [file(path)], "mine")
@@ -173,10 +180,10 @@ def test_what_a_session_uploaded_is_its_own(page):
     refused = page.event(number, [file(path)], "theirs")
     assert "effective_rank" not in refused
     assert "upload it again" in refused
-    assert page.http.get(f"/gradio_api/file={path}").status_code == 200  # nobody else can guess this path
+    assert page.http.get(f"/gradio_api/file={path}").status_code == 200  # nobody else can guess the path
 
 
-def test_what_the_page_made_can_be_sent_back_by_the_same_session_only(page):
+def test_only_the_same_session_may_send_back_a_file_of_the_page(page):
     (answer,) = [
         json.loads(line[6:])
         for line in page.event(page.named("generate"), ["207", 5, 1, 2, None, None], "maker").splitlines()
@@ -209,11 +216,11 @@ def test_what_the_page_made_can_be_sent_back_by_the_same_session_only(page):
         "queue/status",
     ],
 )
-def test_routes_of_gradio_that_the_page_does_not_need_are_not_there(page, path):
+def test_routes_of_gradio_that_the_page_does_not_need_are_closed(page, path):
     assert page.http.get(f"/gradio_api/{path}").status_code == 404
 
 
-def test_writing_routes_of_gradio_that_the_page_does_not_need_are_not_there(page):
+def test_writing_routes_of_gradio_that_the_page_does_not_need_are_closed(page):
     for path in ("component_server", "process_recording", "vibe-edit", "run/generate", "api/generate", "stream/a"):
         assert page.http.post(f"/gradio_api/{path}", json={}).status_code == 404, path
     assert page.http.post("/login", data={"username": "a", "password": "b"}).status_code == 404
@@ -264,7 +271,7 @@ def test_the_editor_takes_one_small_layer_of_an_image(page):
 @pytest.mark.parametrize(
     "body", [b"", b"--X\r\n", b'--X\r\nContent-Disposition: form-data; name="files"\r\n\r\nx\r\n--X--\r\n']
 )
-def test_odd_uploads_get_a_sentence(page, body):
+def test_malformed_uploads_get_an_error(page, body):
     answer = page.http.post(
         "/gradio_api/upload", content=body, headers={"content-type": "multipart/form-data; boundary=X"}
     )
@@ -296,23 +303,23 @@ def test_the_folder_is_bounded_and_swept(tmp_path, monkeypatch):
             return await files.keep(io.BytesIO(b"x" * size), "a.png", size, address)
 
     first = asyncio.run(keep(40_000, "a"))
-    with pytest.raises(private_files.FolderFullError, match="your uploads take 0 MB"):
+    with pytest.raises(private_files.FolderFullError, match="your uploads take 0 of 0 MB"):
         asyncio.run(keep(20_000, "a"))
     asyncio.run(keep(40_000, "b"))
     with pytest.raises(private_files.FolderFullError, match="all visitors"):
         asyncio.run(keep(30_000, "c"))
-    assert files.own(first, "s") == first
+    assert files.claim(first, "s") == first
     files.sweep(seconds=1000)
     assert files.may_fetch(first)
     files.sweep(seconds=0)
     assert not files.may_fetch(first)
     with pytest.raises(InputError):
-        files.own(first, "s")
+        files.claim(first, "s")
     assert not list(folder.iterdir())
-    assert files.total == 0 and not files.coming
+    assert files.total == 0 and not files.incoming
 
 
-def test_files_that_the_page_makes_push_out_their_oldest(tmp_path, monkeypatch):
+def test_new_files_of_the_page_replace_its_oldest(tmp_path, monkeypatch):
     from ui import private_files
 
     monkeypatch.setattr(private_files, "private_folder", lambda: tmp_path)
@@ -322,10 +329,70 @@ def test_files_that_the_page_makes_push_out_their_oldest(tmp_path, monkeypatch):
         path = tmp_path / str(number) / "a.png"
         path.parent.mkdir()
         path.write_bytes(b"x" * 20_000)
-        files.made([{"image": file(str(path))}, None, "text"], "s")
+        files.record([{"image": file(str(path))}, None, "text"], "s")
         made.append(str(path))
         time.sleep(0.002)
     assert [files.may_fetch(path) for path in made] == [False, False, False, True, True]
     assert [os.path.exists(path) for path in made] == [False, False, False, True, True]
     with pytest.raises(InputError):
-        files.own(made[-1], "t")
+        files.claim(made[-1], "t")
+
+
+def test_folders_of_killed_processes_are_deleted_and_those_of_live_ones_kept(tmp_path):
+    code = (
+        "import sys; from ui.private_files import private_folder; print(private_folder(), flush=True); sys.stdin.read()"
+    )
+    started = []
+
+    def start() -> tuple[subprocess.Popen, Path]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            env={**os.environ, "GRADIO_TEMP_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        folder = Path(process.stdout.readline().strip())
+        (folder / "upload").mkdir()
+        (folder / "upload/a.png").write_bytes(b"x")
+        return process, folder
+
+    try:
+        killed, left_behind = start()
+        live, kept = start()
+        killed.kill()
+        killed.wait(20)
+        assert left_behind.is_dir()  # nobody could delete it
+        # Names that are not ours, a link, and a folder of an earlier version, which held no lock.
+        others = [tmp_path / name for name in ("dsd-page-abc12345", "dsd-page-1", "dsd-pages-1-abc12345")]
+        for folder in others:
+            folder.mkdir()
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "dsd-page-1-link").symlink_to(tmp_path / "elsewhere")
+        third, new = start()
+        assert not left_behind.exists()
+        assert (kept / "upload/a.png").exists()
+        assert (new / "upload/a.png").exists()
+        assert all(folder.is_dir() for folder in [*others, tmp_path / "elsewhere"])
+        for process, folder in ((live, kept), (third, new)):
+            process.stdin.close()
+            assert process.wait(20) == 0
+            assert not folder.exists()
+    finally:
+        for process in started:
+            process.kill()
+            process.wait(20)
+
+
+def test_a_folder_without_a_lock_has_a_name_that_is_never_deleted(tmp_path, monkeypatch):
+    from ui import private_files
+
+    def no_locks(*_: object) -> None:
+        raise OSError("this file system has no locks")
+
+    monkeypatch.setattr(private_files.fcntl, "flock", no_locks)
+    folder = private_files.new_locked_folder(str(tmp_path))
+    monkeypatch.undo()
+    private_files.delete_abandoned(str(tmp_path))
+    assert [folder] == list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""What one visitor of the page can take from the others: nothing. Raw requests, as no browser sends them."""
+"""No visitor of the page can take resources from the others. Raw requests, such as no browser sends."""
 
 import asyncio
 import contextlib
@@ -26,24 +26,12 @@ pytest.importorskip("gradio", reason="the page needs gradio: pip install '.[ui]'
 from tests.support.page_events import click_of, generate_inputs
 from tests.support.servers import Server
 from ui import requests, visitors
-from ui.app import MOST_WAITING, Thumbnails, create_page
+from ui.app import MAX_WAITING, Thumbnails, create_page
+from ui.fair_limit import IN_FLIGHT, PER_CLICK, PER_VISITOR, TOTAL, VISITOR, FairLimit, LimitedClient, images_of
 from ui.inputs import number_of, whole
-from ui.requests import (
-    AT_A_TIME,
-    AT_ONCE,
-    OF_A_VISITOR,
-    OF_ALL,
-    VISITOR,
-    Drawing,
-    InTurn,
-    Picture,
-    Turns,
-    Wish,
-    draw,
-    images_of,
-)
-from ui.server_info import Known
-from ui.tabs.generate import CLASSES, check_count, choosing
+from ui.requests import Drawing, DrawnImage, DrawRequest, draw
+from ui.server_info import ServerInfo
+from ui.tabs.generate import MAX_CHOSEN, check_count, chooser
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +45,7 @@ def page(tiny_dir):
 
 @pytest.fixture
 def inside(server_url):
-    """The page in this process, so that its parts can be looked at: its address, and its gr.Blocks."""
+    """The page in this process, so that tests can inspect its parts: its URL and its gr.Blocks."""
     app = create_page(AsyncClient(server_url))
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
@@ -106,16 +94,16 @@ PRESSED = (None, 7, "x", [], {}, {"value": None}, {"value": "x"}, {"value": 1e99
            {"value": True}, {"act": {}, "value": 0}, {"act": "again", "value": float("nan")})  # fmt: skip
 
 
-def test_whatever_a_browser_sends_to_any_event_gets_an_answer_and_no_traceback(page):
+def test_hostile_values_for_any_event_get_an_answer_and_no_traceback(page):
     async def attack(http, dependency, boards):
-        """All hostile values for one event, in sessions of at most as many events as one may have."""
+        """Send all hostile values to one event, in sessions of as many events as each may have."""
         event, count = dependency["id"], len(dependency["inputs"])
         sent = [([value] * count, None) for value in (HOSTILE if count else [None])]
         sent += [([None] * (count + 1), None), ([0] * max(count - 1, 0), None)]
         sent += [([0] * count, pressed) for pressed in PRESSED if dependency["targets"][0][0] in boards]
-        for part in range(0, len(sent), visitors.EVENTS):
+        for part in range(0, len(sent), visitors.MAX_EVENTS):
             session = f"hostile-{event}-{part}"
-            asked = sent[part : part + visitors.EVENTS]
+            asked = sent[part : part + visitors.MAX_EVENTS]
             if dependency["queue"]:
                 for data, pressed in asked:
                     (await join(http, session, event, data, event_data=pressed)).raise_for_status()
@@ -135,18 +123,18 @@ def test_whatever_a_browser_sends_to_any_event_gets_an_answer_and_no_traceback(p
                 assert isinstance(error, str), errors
                 assert 10 < len(error) < 500, error
 
-    async def all_of_it():
+    async def run():
         async with httpx.AsyncClient(base_url=page.url, timeout=60) as http:
             config = (await http.get("/config")).json()
             boards = [one["id"] for one in config["components"] if one["type"] == "html"]
             for dependency in config["dependencies"]:
                 await attack(http, dependency, boards)
 
-    asyncio.run(all_of_it())
+    asyncio.run(run())
     assert httpx.get(f"{page.url}/health/ready").status_code == 200
 
 
-def test_requests_that_name_nothing_get_a_sentence(page):
+def test_requests_for_unknown_events_get_a_sentence(page):
     with httpx.Client(base_url=page.url, timeout=30) as http:
         wrong = [
             join(http, "somebody", 999, []),
@@ -164,8 +152,8 @@ def test_requests_that_name_nothing_get_a_sentence(page):
             assert "404" in http.get(f"/gradio_api/{path}").text  # a message, and an end
 
 
-def test_a_press_on_a_board_must_be_one_that_is_there(page):
-    async def all_of_it():
+def test_a_pressed_button_must_be_on_the_board(page):
+    async def run():
         async with httpx.AsyncClient(base_url=page.url, timeout=60) as http:
             go = await click_of(http, "generate-go")
             config = (await http.get("/config")).json()
@@ -190,7 +178,7 @@ def test_a_press_on_a_board_must_be_one_that_is_there(page):
                 said[place == board, str(pressed)] = answer["success"], answer["output"].get("error")
             return said
 
-    said = asyncio.run(all_of_it())
+    said = asyncio.run(run())
     assert said.pop((True, "{'value': 1}"))[0]
     assert said.pop((False, "{'act': 'again', 'value': 0}"))[0]
     for success, error in said.values():
@@ -198,8 +186,8 @@ def test_a_press_on_a_board_must_be_one_that_is_there(page):
         assert "press" in error or "must be one of" in error, said
 
 
-def test_what_nobody_listens_to_does_not_begin_and_holds_nobody_up(page):
-    async def all_of_it():
+def test_an_event_without_an_open_stream_does_not_start_and_delays_nobody(page):
+    async def run():
         async with httpx.AsyncClient(base_url=page.url, timeout=60) as http:
             go = await click_of(http, "generate-go")
             statuses = Counter()
@@ -214,8 +202,8 @@ def test_what_nobody_listens_to_does_not_begin_and_holds_nobody_up(page):
             (answer,) = (await outcomes(http, "listener", 1)).values()
             return statuses, answer_of(await join(http, "silent", go, generate_inputs(1, 1, 1))), begun, answer
 
-    statuses, refused, begun, answer = asyncio.run(all_of_it())
-    assert statuses == {200: visitors.EVENTS, 429: 30 - visitors.EVENTS}
+    statuses, refused, begun, answer = asyncio.run(run())
+    assert statuses == {200: visitors.MAX_EVENTS, 429: 30 - visitors.MAX_EVENTS}
     assert "wait for one of them" in refused
     assert not begun["running"]
     assert not begun["waiting"]
@@ -226,7 +214,7 @@ def answer_of(answer):
     return answer.json()["detail"]
 
 
-def test_a_call_by_two_requests_begins_when_its_answer_is_asked_for(page):
+def test_a_call_by_two_requests_starts_with_the_second(page):
     with httpx.Client(base_url=page.url, timeout=60) as http:
         joined = http.post("/gradio_api/call/classes", json={"data": ["goldfish"]}).json()["event_id"]
         time.sleep(0.3)
@@ -235,8 +223,8 @@ def test_a_call_by_two_requests_begins_when_its_answer_is_asked_for(page):
         assert "goldfish" in answer
 
 
-def test_who_leaves_takes_along_what_waits_for_its_turn(page):
-    """Three visitors want 8 images each and at most 16 are under way: when they leave none of the 24 goes on."""
+def test_leaving_cancels_requests_that_wait_for_their_turn(page):
+    """Three visitors request 8 images each, of which 16 are in flight: when they leave, all 24 are cancelled."""
 
     async def visitor(http, go, name, begun):
         (await join(http, name, go, generate_inputs(3, n=8, steps=250))).raise_for_status()
@@ -246,7 +234,7 @@ def test_who_leaves_takes_along_what_waits_for_its_turn(page):
                     begun.release()
                     await asyncio.sleep(60)
 
-    async def all_of_it():
+    async def run():
         async with httpx.AsyncClient(base_url=page.url, timeout=60) as http:
             go, begun = await click_of(http, "generate-go"), asyncio.Semaphore(0)
             three = [asyncio.create_task(visitor(http, go, f"leaver-{name}", begun)) for name in range(3)]
@@ -257,17 +245,17 @@ def test_who_leaves_takes_along_what_waits_for_its_turn(page):
             await asyncio.gather(*three, return_exceptions=True)
             deadline = time.monotonic() + 10
             quiet = 0
-            while quiet < 10:  # and nothing begins any more
+            while quiet < 10:  # and nothing starts any more
                 assert time.monotonic() < deadline
                 await asyncio.sleep(0.05)
                 found = (await http.get("/debug/batcher")).json()
                 quiet = 0 if found["running"] or found["waiting"] else quiet + 1
 
-    asyncio.run(all_of_it())
+    asyncio.run(run())
 
 
-def test_who_never_opens_the_stream_is_dismissed(inside, monkeypatch):
-    monkeypatch.setattr(visitors, "UNHEARD_S", 0.5)
+def test_a_visitor_who_never_opens_the_stream_is_dropped(inside, monkeypatch):
+    monkeypatch.setattr(visitors, "UNOPENED_S", 0.5)
     queue = inside.blocks._queue
     with httpx.Client(base_url=inside.url, timeout=30) as http:
         go = next(
@@ -283,8 +271,8 @@ def test_who_never_opens_the_stream_is_dismissed(inside, monkeypatch):
         assert "session_not_found" in http.get("/gradio_api/queue/data?session_hash=silent").text
 
 
-def test_of_those_who_do_not_listen_the_oldest_goes_first(inside, monkeypatch):
-    monkeypatch.setattr(visitors, "UNHEARD", 5)
+def test_of_unopened_streams_the_oldest_is_dropped_first(inside, monkeypatch):
+    monkeypatch.setattr(visitors, "MAX_UNOPENED", 5)
     queue = inside.blocks._queue
     with httpx.Client(base_url=inside.url, timeout=30) as http:
         for number in range(9):
@@ -300,140 +288,140 @@ def test_an_event_has_at_most_a_megabyte(inside, content):
         assert http.get("/config").status_code == 200
 
 
-def test_the_queue_of_all_is_bounded(inside, monkeypatch):
-    monkeypatch.setattr(visitors, "EVENTS_OF_ALL", 3)
+def test_the_total_queue_is_bounded(inside, monkeypatch):
+    monkeypatch.setattr(visitors, "MAX_EVENTS_OF_ALL", 3)
     with httpx.Client(base_url=inside.url, timeout=30) as http:
         answers = [join(http, f"silent-{number}", 1, [""] * 2) for number in range(4)]
     assert [one.status_code for one in answers] == [200, 200, 200, 429]
     assert "try again soon" in answers[-1].json()["detail"]
 
 
-def test_an_update_waits_until_the_one_before_is_read():
-    async def all_of_it():
+def test_an_update_waits_until_the_previous_one_is_read():
+    async def run():
         box = visitors.Mailbox()
         queue = SimpleNamespace(pending_messages_per_session={"slow": box})
         for message in ("one", "two"):
             box.put_nowait(message)
-        waiting = asyncio.create_task(visitors.Waiting.all_read(queue, "slow"))
+        waiting = asyncio.create_task(visitors.EventQueue.all_read(queue, "slow"))
         await box.get()
         await asyncio.sleep(0)
         assert not waiting.done()
         await box.get()
         await asyncio.wait_for(waiting, 5)
-        assert not box.forsaken(time.monotonic() + visitors.STALLED_S - 1)
-        assert box.forsaken(time.monotonic() + visitors.STALLED_S + 1)
+        assert not box.abandoned(time.monotonic() + visitors.STALLED_S - 1)
+        assert box.abandoned(time.monotonic() + visitors.STALLED_S + 1)
 
-    asyncio.run(all_of_it())
-
-
-# Turns
+    asyncio.run(run())
 
 
-async def wish(turns, visitor, name, n, order, seconds=0.0):
+# The fair limit
+
+
+async def request(limit, visitor, name, n, order, seconds=0.0):
     VISITOR.set(visitor)
-    async with turns.turn(n):
+    async with limit.turn(n):
         order.append(name)
         await asyncio.sleep(seconds)
 
 
-def test_visitors_take_turns_and_none_stands_in_the_line_of_another():
-    async def all_of_it():
-        turns, order = Turns(), []
-        tasks = [asyncio.create_task(wish(turns, "a", f"a{number}", AT_A_TIME, order, 0.02)) for number in range(6)]
+def test_visitors_take_turns_and_none_delays_another():
+    async def run():
+        limit, order = FairLimit(), []
+        tasks = [asyncio.create_task(request(limit, "a", f"a{number}", IN_FLIGHT, order, 0.02)) for number in range(6)]
         await asyncio.sleep(0)
-        tasks += [asyncio.create_task(wish(turns, "b", f"b{number}", 1, order)) for number in range(2)]
-        tasks += [asyncio.create_task(wish(turns, "c", "c0", 40, order))]
+        tasks += [asyncio.create_task(request(limit, "b", f"b{number}", 1, order)) for number in range(2)]
+        tasks += [asyncio.create_task(request(limit, "c", "c0", 40, order))]
         await asyncio.gather(*tasks)
-        assert turns.free == AT_A_TIME
-        assert not turns.waiting
+        assert limit.free == IN_FLIGHT
+        assert not limit.waiting
         return order
 
-    order = asyncio.run(all_of_it())
+    order = asyncio.run(run())
     assert order == ["a0", "a1", "b0", "c0", "a2", "b1", "a3", "a4", "a5"]
 
 
-def test_who_goes_while_waiting_gives_back_what_it_had():
-    async def all_of_it():
-        turns, order = Turns(), []
-        first = asyncio.create_task(wish(turns, "a", "a", AT_A_TIME, order, 60))
+def test_a_cancelled_request_frees_its_turn():
+    async def run():
+        limit, order = FairLimit(), []
+        first = asyncio.create_task(request(limit, "a", "a", IN_FLIGHT, order, 60))
         await asyncio.sleep(0)
-        others = [asyncio.create_task(wish(turns, name, name, 16, order)) for name in "bcd"]
+        others = [asyncio.create_task(request(limit, name, name, 16, order)) for name in "bcd"]
         await asyncio.sleep(0)
         others[0].cancel()
         others[2].cancel()
         await asyncio.sleep(0)
-        assert list(turns.waiting) == ["c"]
+        assert list(limit.waiting) == ["c"]
         first.cancel()
         await asyncio.wait_for(others[1], 5)
-        assert turns.free == AT_A_TIME
-        # One whose turn comes in the moment in which it is cancelled.
-        last = asyncio.create_task(wish(turns, "e", "e", AT_A_TIME, order))
+        assert limit.free == IN_FLIGHT
+        # A request whose turn comes at the moment of its cancellation.
+        last = asyncio.create_task(request(limit, "e", "e", IN_FLIGHT, order))
         await asyncio.sleep(0)
         last.cancel()
         await asyncio.gather(first, *others, last, return_exceptions=True)
-        assert turns.free == AT_A_TIME
+        assert limit.free == IN_FLIGHT
         return order
 
-    assert asyncio.run(all_of_it())[:2] == ["a", "c"]
+    assert asyncio.run(run())[:2] == ["a", "c"]
 
 
-def test_a_stream_beside_the_drawings_takes_its_turn_too_and_can_be_left_while_it_waits():
+def test_a_stream_takes_its_turn_and_can_be_left_while_it_waits():
     class Never:
         async def stream(self, call):
             raise AssertionError("its turn has not come")
             yield
 
-    async def all_of_it():
-        turns = Turns()
-        async with turns.turn(AT_A_TIME):
-            watching = asyncio.create_task(anext(InTurn(Never(), turns).stream(calls.generate_events(1))))
+    async def run():
+        limit = FairLimit()
+        async with limit.turn(IN_FLIGHT):
+            watching = asyncio.create_task(anext(LimitedClient(Never(), limit).stream(calls.generate_events(1))))
             await asyncio.sleep(0.05)
-            assert turns.asked.total() == 1
+            assert limit.unfinished.total() == 1
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
-            assert not turns.waiting
-            assert not turns.asked
+            assert not limit.waiting
+            assert not limit.unfinished
 
-    asyncio.run(all_of_it())
+    asyncio.run(run())
 
 
 def test_calls_are_counted_by_their_images():
     assert images_of(calls.interpolate({"class": 1}, {"class": 2}, n=9)) == 9
     assert images_of(calls.interpolate_pictures(b"", b"", n=9)) == 9
-    assert images_of(calls.generate_json("1", n=10**30)) == AT_ONCE
+    assert images_of(calls.generate_json("1", n=10**30)) == PER_CLICK
     for other in (calls.encode(b""), calls.generate_json("1", n=-4), calls.generate_json("1", n=2.5)):
         assert images_of(other) == 1
 
 
-def test_what_a_visitor_and_all_may_ask_for_is_bounded():
-    turns = Turns()
+def test_unfinished_images_are_bounded_by_visitor_and_in_total():
+    limit = FairLimit()
     with contextlib.ExitStack() as stack:
-        for visitor in range(OF_ALL // OF_A_VISITOR):
+        for visitor in range(TOTAL // PER_VISITOR):
             VISITOR.set(str(visitor))
-            stack.enter_context(turns.asking(OF_A_VISITOR))
-            with pytest.raises(ServerError, match="press Stop"), turns.asking(1):
+            stack.enter_context(limit.counting(PER_VISITOR))
+            with pytest.raises(ServerError, match="press Stop"), limit.counting(1):
                 pass
         VISITOR.set("another")
-        with pytest.raises(ServerError, match="too many visitors"), turns.asking(OF_A_VISITOR):
+        with pytest.raises(ServerError, match="too many visitors"), limit.counting(PER_VISITOR):
             pass
-    assert not turns.asked
+    assert not limit.unfinished
     VISITOR.set("")
 
 
-def test_a_drawing_that_is_too_large_ends_with_the_sentence_before_anything_is_sent():
-    async def all_of_it():
-        wishes = [Wish("dog", None, AT_ONCE, 4)] * 3
-        return [look async for look in draw(None, Turns(), wishes)]
+def test_a_drawing_that_is_too_large_ends_with_an_error_before_anything_is_sent():
+    async def run():
+        requests = [DrawRequest("dog", None, PER_CLICK, 4)] * 3
+        return [current async for current in draw(LimitedClient(None), requests)]
 
-    (look,) = asyncio.run(all_of_it())
-    assert not look.running
-    assert "at most 320" in look.error
-    check_count(10, AT_ONCE // 10)
+    (last,) = asyncio.run(run())
+    assert not last.running
+    assert "at most 320" in last.error
+    check_count(10, PER_CLICK // 10)
     with pytest.raises(InputError, match="at most 160 images can be drawn at once, got 16 of each of 1000"):
         check_count(16, 1000)
 
 
-def test_looks_at_large_drawings_are_rarer():
+def test_large_drawings_are_updated_less_often():
     png = write_image(np.random.default_rng(0).integers(0, 256, (3, 256, 256)).astype(np.uint8))
     made_up = {"seed": 1, "index": 0}
 
@@ -446,50 +434,52 @@ def test_looks_at_large_drawings_are_rarer():
                 yield Event("image", {"image": number, "base64": base64.b64encode(png).decode(), **made_up})
             yield Event("done", {})
 
-    async def all_of_it():
+    async def run():
         began, sent = time.monotonic(), []
-        async for look in draw(Quick(), Turns(), [Wish("dog", None, 30, 4)]):
-            sent.append(look.size)
+        async for current in draw(LimitedClient(Quick()), [DrawRequest("dog", None, 30, 4)]):
+            sent.append(current.size)
         return sent, time.monotonic() - began
 
-    sent, seconds = asyncio.run(all_of_it())
+    sent, seconds = asyncio.run(run())
     assert sent[-1] == 30 * len(png) > 4e6
     assert sum(sent[:-1]) <= requests.BYTES_PER_S * seconds + sent[-1]
 
 
-# What is kept
+# Sessions
 
 
-def test_what_is_kept_for_all_visitors_is_bounded(inside, monkeypatch):
-    monkeypatch.setattr(visitors, "KEPT_MB", 1)
-    monkeypatch.setattr(visitors, "VISITORS", 30)
-    kept = visitors.Kept()
-    kept.set_blocks(inside.blocks)
+def test_the_state_of_all_visitors_is_bounded(inside, monkeypatch):
+    monkeypatch.setattr(visitors, "MAX_STATE_MB", 1)
+    monkeypatch.setattr(visitors, "MAX_SESSIONS", 30)
+    sessions = visitors.Sessions()
+    sessions.set_blocks(inside.blocks)
     (key,) = [
         block._id for block in inside.blocks.blocks.values() if type(block).__name__ == "State" and block.value == 0
     ]
     for number in range(25):
-        kept[f"visitor-{number}"][key] = Drawing([Picture("dog", 4, png=bytes(60_000))])
-    kept.delete_all_expired_state()
-    sizes = {name: visit.size for name, visit in kept.session_data.items()}
+        sessions[f"visitor-{number}"][key] = Drawing([DrawnImage("dog", 4, png=bytes(60_000))])
+    sessions.delete_all_expired_state()
+    sizes = {name: session.size for name, session in sessions.session_data.items()}
     assert sum(sizes.values()) <= 1e6
-    assert list(sizes) == [f"visitor-{number}" for number in range(9, 25)]  # those who came last
+    assert list(sizes) == [f"visitor-{number}" for number in range(9, 25)]  # the latest
     for number in range(1000):
-        kept[f"nobody-{number}"]
-    assert len(kept.session_data) == 30
-    assert sum(visit.size for visit in kept.session_data.values()) == sum(sizes.values())  # nobody lost images for them
-    kept.time_last_used["visitor-20"] -= timedelta(seconds=visitors.UNUSED_S + 1)
-    kept.time_last_used["visitor-21"] -= timedelta(seconds=visitors.LEFT_S + 1)
-    kept.time_last_used["visitor-22"] = datetime.now() - timedelta(seconds=visitors.LEFT_S + 1)
-    kept.session_data["visitor-21"].is_closed = True
-    kept.delete_all_expired_state()
-    assert {"visitor-20", "visitor-21"}.isdisjoint(kept.session_data)
-    assert "visitor-22" in kept.session_data  # still open
-    assert set(kept.time_last_used) == set(kept.session_data)
+        sessions[f"nobody-{number}"]
+    assert len(sessions.session_data) == 30
+    assert sum(session.size for session in sessions.session_data.values()) == sum(
+        sizes.values()
+    )  # nobody lost images because of them
+    sessions.time_last_used["visitor-20"] -= timedelta(seconds=visitors.IDLE_S + 1)
+    sessions.time_last_used["visitor-21"] -= timedelta(seconds=visitors.CLOSED_S + 1)
+    sessions.time_last_used["visitor-22"] = datetime.now() - timedelta(seconds=visitors.CLOSED_S + 1)
+    sessions.session_data["visitor-21"].is_closed = True
+    sessions.delete_all_expired_state()
+    assert {"visitor-20", "visitor-21"}.isdisjoint(sessions.session_data)
+    assert "visitor-22" in sessions.session_data  # still open
+    assert set(sessions.time_last_used) == set(sessions.session_data)
 
 
-def test_a_visitor_costs_kilobytes_and_one_who_is_forgotten_reads_so(inside):
-    async def all_of_it():
+def test_a_visitor_costs_kilobytes_and_an_expired_session_says_so(inside):
+    async def run():
         async with httpx.AsyncClient(base_url=inside.url, timeout=60) as http:
             config = (await http.get("/config")).json()
             board = next(one["id"] for one in config["components"] if one["props"].get("elem_id") == "board")
@@ -497,9 +487,9 @@ def test_a_visitor_costs_kilobytes_and_one_who_is_forgotten_reads_so(inside):
             go = await click_of(http, "generate-go")
             (await join(http, "one", go, generate_inputs(1, n=4, steps=2))).raise_for_status()
             await outcomes(http, "one", 1)
-            visit = inside.app.state_holder.session_data["one"]
-            assert 4 * 1000 < visit.size < 4 * 200_000
-            assert not visit.config_values  # boards with their images, in Gradio's
+            session = inside.app.state_holder.session_data["one"]
+            assert 4 * 1000 < session.size < 4 * 200_000
+            assert not session.config_values  # Gradio keeps boards with their images there
             said = []
             for _ in range(2):
                 (await join(http, "one", choose, [None], event_data={"value": 0})).raise_for_status()
@@ -508,42 +498,42 @@ def test_a_visitor_costs_kilobytes_and_one_who_is_forgotten_reads_so(inside):
                 inside.app.state_holder.drop("one")
             return said
 
-    known, forgotten = asyncio.run(all_of_it())
-    assert "seed 1" in known or "Seed" in known
-    assert len(known) < 600_000  # not the whole board again
-    assert "forgotten these pictures" in forgotten
+    first, expired = asyncio.run(run())
+    assert "seed 1" in first or "Seed" in first
+    assert len(first) < 600_000  # not the whole board again
+    assert "no longer on the server" in expired
 
 
 # Values
 
 
-def test_classes_beyond_the_most_are_refused_in_words(server_url):
-    async def all_of_it():
+def test_too_many_classes_get_an_error(server_url):
+    async def run():
         client = AsyncClient(server_url)
-        known = Known(client)
-        known.classes = [{"index": index, "name": f"class {index}"} for index in range(40)]
-        choose, chosen = choosing(known), [0]
-        for index in range(1, CLASSES):
+        info = ServerInfo(LimitedClient(client))
+        info.classes = [{"index": index, "name": f"class {index}"} for index in range(40)]
+        choose, chosen = chooser(info), [0]
+        for index in range(1, MAX_CHOSEN):
             await choose("", chosen, SimpleNamespace(_data={"value": index}))
-        assert chosen == list(range(CLASSES))
-        _, words = await choose("", chosen, SimpleNamespace(_data={"value": CLASSES}))
-        assert chosen == list(range(CLASSES))
+        assert chosen == list(range(MAX_CHOSEN))
+        _, words = await choose("", chosen, SimpleNamespace(_data={"value": MAX_CHOSEN}))
+        assert chosen == list(range(MAX_CHOSEN))
         await choose("", chosen, SimpleNamespace(_data={"value": 3}))
         await client.close()
         return words, chosen
 
-    words, chosen = asyncio.run(all_of_it())
-    assert f"at most {CLASSES} classes" in words
+    words, chosen = asyncio.run(run())
+    assert f"at most {MAX_CHOSEN} classes" in words
     assert 3 not in chosen
 
 
 @pytest.mark.parametrize("value", [None, "7", True, 2.5, -1, 2**53, 1e308, float("nan"), float("inf"), [7], 10**400])
-def test_a_number_that_is_none_is_named_in_a_sentence(value):
+def test_an_invalid_number_is_quoted_in_the_error(value):
     with pytest.raises(InputError, match=r"seed must be a whole number from 0 to 9007199254740991, got .{1,90}$"):
         whole("seed", value)
 
 
-def test_a_pressed_button_has_a_number_that_is_there():
+def test_a_pressed_button_must_have_a_valid_number():
     import gradio as gr
 
     assert number_of(SimpleNamespace(_data={"value": 3}), range(4)) == 3
@@ -570,36 +560,36 @@ class Drawer:
         return write_image(np.zeros((3, 8, 8), np.uint8))
 
 
-def test_thumbnails_are_drawn_once_bounded_and_of_the_model_that_is_served(monkeypatch):
-    monkeypatch.setattr("ui.app.FRESH", 0.0)
-    monkeypatch.setattr("ui.app.KEPT", 10)
+def test_thumbnails_are_drawn_once_bounded_and_of_the_current_model(monkeypatch):
+    monkeypatch.setattr("ui.app.FRESH_S", 0.0)
+    monkeypatch.setattr("ui.app.MAX_CACHED", 10)
 
-    async def all_of_it():
+    async def run():
         client = Drawer()
         thumbnails = Thumbnails(client)
         for wrong in (-1, 20, 10**30):
             with pytest.raises(ServerError, match="class must be from 0 to 19") as raised:
                 await thumbnails.of(wrong)
             assert raised.value.status == 404
-        asked = [asyncio.create_task(thumbnails.of(number % 20)) for number in range(MOST_WAITING + 5)]
+        asked = [asyncio.create_task(thumbnails.of(number % 20)) for number in range(MAX_WAITING + 5)]
         await asyncio.sleep(0.1)
         assert sum(task.done() for task in asked) == 5
         client.free.set()
         answers = await asyncio.gather(*asked, return_exceptions=True)
         assert sum("too many" in str(answer) for answer in answers if isinstance(answer, ServerError)) == 5
-        assert len(thumbnails.drawn) == 10
+        assert len(thumbnails.cache) == 10
         client.drawn.clear()
-        last = next(reversed(thumbnails.drawn))
+        last = next(reversed(thumbnails.cache))
         await thumbnails.of(last)
         assert not client.drawn
         client.fingerprint = "b"
         await thumbnails.of(last)
         assert client.drawn == [last]
-        assert len(thumbnails.drawn) == 1
+        assert len(thumbnails.cache) == 1
 
-    asyncio.run(all_of_it())
+    asyncio.run(run())
 
 
-def test_a_thumbnail_of_no_class_is_not_found(page):
+def test_a_thumbnail_of_an_unknown_class_is_not_found(page):
     for index, status in ((5, 503), (99_999, 404), (-1, 404), (10**30, 404)):  # 5 is a class, but not trained on
         assert httpx.get(f"{page.url}/studio/class/{index}.png").status_code == status, index

@@ -1,4 +1,4 @@
-"""The tab that draws pictures of classes."""
+"""The Generate tab: images of classes."""
 
 import contextlib
 from collections.abc import AsyncIterator, Callable
@@ -10,23 +10,23 @@ import gradio as gr
 from dsd_serve import calls
 from dsd_serve.errors import DSDError, InputError
 from ui import html, snippets
-from ui.controls import EVENT, Sampling, Seed, Updates, actions, roll, sampling_of, whole
-from ui.display import drawn_settings
-from ui.inputs import number_of
+from ui.controls import EVENT, Sampling, Seed, Stop, Updates, actions, roll, sampling_of, until
+from ui.fair_limit import PER_CLICK
+from ui.inputs import number_of, whole
+from ui.png_settings import drawn_settings
 from ui.private_files import read_upload
-from ui.requests import AT_ONCE, Wish, draw
-from ui.server_info import Known
-from ui.stopping import Stop, until
+from ui.requests import DrawRequest, draw
+from ui.server_info import ServerInfo
 
-PREVIEWS = 12  # of each picture
-FOUND = 24  # classes that are shown at a time
-CLASSES = 16  # that may be chosen at a time
+PREVIEWS = 12  # of each image
+MAX_SHOWN = 24  # classes in the picker
+MAX_CHOSEN = 16  # classes
 
 
 @dataclass(frozen=True)
 class GenerateTab:
     drawing: gr.State
-    number: gr.State  # of the chosen picture
+    number: gr.State  # of the selected image
     chosen: gr.State  # classes
     search: gr.Textbox
     picker: gr.HTML
@@ -38,42 +38,42 @@ class GenerateTab:
     details: gr.HTML
     code: gr.HTML
 
-    def fitted(self, known: Known) -> Updates:
-        chosen = [known.usual]
+    def fitted(self, info: ServerInfo) -> Updates:
+        chosen = [info.default_class]
         return {
             self.chosen: chosen,
-            self.picker: html.picker(known.classes[:FOUND], chosen, known.model),
-            self.n: gr.update(maximum=known.model["limits"]["n"]),
-            **self.sampling.fitted(known),
+            self.picker: html.picker(info.classes[:MAX_SHOWN], chosen, info.model),
+            self.n: gr.update(maximum=info.model["limits"]["n"]),
+            **self.sampling.fitted(info),
         }
 
 
-def build(known: Known, address: Callable[[gr.Request], str]) -> GenerateTab:
+def build(info: ServerInfo, address: Callable[[gr.Request], str]) -> GenerateTab:
     drawing, number, chosen = gr.State(None), gr.State(0), gr.State([207])
     with gr.Row(elem_classes="sides"):
         with gr.Column(scale=2, min_width=320, elem_classes="controls"):
             search = gr.Textbox(
                 label="Class",
-                placeholder="Search by name, like retriever",
+                placeholder="Search by name, such as retriever",
                 elem_id="class-search",
-                info="One or several; the pictures are what the model draws for each.",
+                info="Choose one or more. Each shows an image that the model drew.",
             )
             picker = html.pressable(elem_id="picker")
-            n = gr.Slider(1, 16, 4, step=1, label="Pictures of each class", elem_id="n")
+            n = gr.Slider(1, 16, 4, step=1, label="Images per class", elem_id="n")
             seed = Seed.build("generate")
             go, button = actions("generate", "Generate")
             sampling = Sampling.build("generate")
-            with gr.Accordion("Draw a saved picture again", open=False, elem_id="again"):
+            with gr.Accordion("Redraw a saved image", open=False, elem_id="again"):
                 index = gr.Number(
-                    0, label="First picture of the seed", precision=0, elem_id="index",
-                    info="A seed has a row of pictures; that of a PNG is restored with its settings.",
+                    0, label="Index of the first image", precision=0, elem_id="index",
+                    info="A seed gives a sequence of images. A saved PNG restores its seed and index.",
                 )  # fmt: skip
-                saved = gr.File(label="Drop a PNG that was saved here", elem_id="saved", height=170)
+                saved = gr.File(label="PNG saved from this page", elem_id="saved", height=170)
         with gr.Column(scale=3, min_width=320):
             board = html.pressable(html.board(None), elem_id="board")
             details = html.pressable(elem_id="details")
-            with gr.Accordion("The same from a program", open=False, elem_id="code"):
-                code = html.shown(html.hint("No lines yet", "They appear with the pictures."))
+            with gr.Accordion("Code", open=False, elem_id="code"):
+                code = html.shown(html.hint("No code yet", "It appears with the images."))
     stop = Stop(button)
     tab = GenerateTab(drawing, number, chosen, search, picker, n, index, seed, sampling, board, details, code)
 
@@ -83,36 +83,36 @@ def build(known: Known, address: Callable[[gr.Request], str]) -> GenerateTab:
         try:
             settings = {
                 "seed": whole("seed", number_) if keep else roll(),
-                **({"index": whole("first picture", first)} if first else {}),
+                **({"index": whole("index of the first image", first)} if first else {}),
                 **sampling_of(*how),
             }
-            n_, steps = whole("pictures", count, 1), settings["steps"]
+            n_, steps = whole("images per class", count, 1), settings["steps"]
             check_count(n_, len(classes))
         except DSDError as error:
             yield {board: html.callout(str(error))}
             return
-        wishes = [
-            Wish(
-                known.name_of(one),
+        requests = [
+            DrawRequest(
+                info.name_of(one),
                 calls.generate_events(one, n=n_, preview_every=max(1, -(-steps // PREVIEWS)), **settings),
                 n_,
                 steps,
             )
             for one in classes
         ]
-        lines = html.code(snippets.lines(address(request), classes, settings, n_))
+        code_ = html.code(snippets.lines(address(request), classes, settings, n_))
         pressed, begun = stop.begin()
-        now: Updates = {**begun, seed.number: settings["seed"], details: "", code: lines}
-        async with contextlib.aclosing(until(pressed, draw(known.server, known.turns, wishes))) as looks:
-            async for look in looks:
-                if look.running:
-                    yield {**now, board: html.board(look), drawing: look, number: 0}
+        now: Updates = {**begun, seed.number: settings["seed"], details: "", code: code_}
+        async with contextlib.aclosing(until(pressed, draw(info.client, requests))) as updates:
+            async for current in updates:
+                if current.running:
+                    yield {**now, board: html.board(current), drawing: current, number: 0}
                     now = {}
         yield {
             **stop.end(),
-            board: html.board(look, look.first),
-            details: html.details(look.pictures[look.first]),
-            number: look.first,
+            board: html.board(current, current.first),
+            details: html.details(current.images[current.first]),
+            number: current.first,
         }
 
     outputs = [seed.number, *stop.outputs, board, drawing, number, details, code]
@@ -123,42 +123,42 @@ def build(known: Known, address: Callable[[gr.Request], str]) -> GenerateTab:
         trigger_mode="once",
         **EVENT,
     )
-    search.change(finding(known), [search, chosen], picker, trigger_mode="always_last", **EVENT)
-    picker.click(choosing(known), [search, chosen], [chosen, picker], trigger_mode="multiple", **EVENT)
-    saved.upload(restoring(known, tab), [saved], [*restored_controls(tab), board], **EVENT)
+    search.change(finder(info), [search, chosen], picker, trigger_mode="always_last", **EVENT)
+    picker.click(chooser(info), [search, chosen], [chosen, picker], trigger_mode="multiple", **EVENT)
+    saved.upload(restorer(info, tab), [saved], [*restored_controls(tab), board], **EVENT)
     return tab
 
 
 def check_count(n: int, classes: int) -> None:
-    """Raises InputError when n images of each of so many classes are too many for one press."""
-    if n * classes > AT_ONCE:
+    """Raises InputError if n images of each of so many classes are too many for one click."""
+    if n * classes > PER_CLICK:
         raise InputError(
-            f"at most {AT_ONCE} images can be drawn at once, got {n} of each of {classes} classes: "
+            f"at most {PER_CLICK} images can be drawn at once, got {n} of each of {classes} classes: "
             "choose fewer classes or images"
         )
 
 
-def finding(known: Known) -> Callable[..., Any]:
+def finder(info: ServerInfo) -> Callable[..., Any]:
     async def find(words: str, chosen: list[int]) -> str:
         try:
-            found = await known.client.do(calls.classes((words or "")[:200]))
+            found = await info.client.do(calls.classes((words or "")[:200]))
         except DSDError as error:
             return html.callout(str(error))
-        return html.picker(found[:FOUND], chosen, known.model)
+        return html.picker(found[:MAX_SHOWN], chosen, info.model)
 
     return find
 
 
-def choosing(known: Known) -> Callable[..., Any]:
-    find = finding(known)
+def chooser(info: ServerInfo) -> Callable[..., Any]:
+    find = finder(info)
 
     async def choose(words: str, chosen: list[int], event: gr.EventData) -> tuple[list[int], str]:
-        """Toggle a class; the last one stays. The list is changed in place and before anything is awaited, because
-        the next press may come meanwhile and must find it changed."""
-        one = number_of(event, {one["index"] for one in known.classes}.union(chosen))
-        if one not in chosen and len(chosen) >= CLASSES:
+        """Toggle a class; the last one stays. The list is changed in place and before anything is awaited, because the
+        next click may come before this one ends."""
+        one = number_of(event, {one["index"] for one in info.classes}.union(chosen))
+        if one not in chosen and len(chosen) >= MAX_CHOSEN:
             return chosen, html.callout(
-                f"at most {CLASSES} classes can be drawn at once: press one of those chosen to leave it out"
+                f"at most {MAX_CHOSEN} classes can be drawn at once: deselect one first"
             ) + await find(words, chosen)
         others = [index for index in chosen if index != one]
         chosen[:] = others if one in chosen and others else [*others, one]
@@ -171,22 +171,22 @@ def restored_controls(tab: GenerateTab) -> list[Any]:
     return [tab.chosen, tab.search, tab.picker, tab.n, tab.index, tab.seed.number, tab.seed.lock, *tab.sampling.inputs]
 
 
-def restored(known: Known, tab: GenerateTab, settings: dict[str, Any]) -> Updates:
-    """The controls that draw an image again."""
+def restored(info: ServerInfo, tab: GenerateTab, settings: dict[str, Any]) -> Updates:
+    """The controls with the settings of an image, to draw it again."""
     label = int(settings["class"]["index"])
     return {
         tab.chosen: [label],
         tab.search: "",
-        tab.picker: html.picker(known.classes[:FOUND], [label], known.model),
+        tab.picker: html.picker(info.classes[:MAX_SHOWN], [label], info.model),
         tab.n: 1,
-        tab.index: whole("first picture", settings["index"]),
+        tab.index: whole("index of the first image", settings["index"]),
         tab.seed.number: whole("seed", settings["seed"]),
         tab.seed.lock: True,
         **tab.sampling.restored(settings),
     }
 
 
-def restoring(known: Known, tab: GenerateTab) -> Callable[[str | None], Updates]:
+def restorer(info: ServerInfo, tab: GenerateTab) -> Callable[[str | None], Updates]:
     def restore(path: str | None) -> Updates:
         if path is None:
             return {tab.board: gr.skip()}
@@ -195,12 +195,12 @@ def restoring(known: Known, tab: GenerateTab) -> Callable[[str | None], Updates]
         except DSDError as error:
             return {tab.board: html.callout(str(error))}
         if settings is None:
-            sentence = "this file has no settings of ours: drop a PNG that was saved here or came from /generate"
+            sentence = "this file has no DSD settings: choose a PNG that was saved from this page or by /generate"
             return {tab.board: html.callout(sentence)}
-        found = restored(known, tab, settings)
+        found = restored(info, tab, settings)
         words = f"seed {settings['seed']}: press Generate to draw it again."
-        if settings.get("fingerprint") != known.model["fingerprint"]:
-            words = "another model drew it, so this one will draw something else."
-        return {**found, tab.board: html.hint(f"Settings of a {known.name_of(settings['class']['index'])}", words)}
+        if settings.get("fingerprint") != info.model["fingerprint"]:
+            words = "another model drew this image, so the result will differ."
+        return {**found, tab.board: html.hint(f"Settings restored: {info.name_of(settings['class']['index'])}", words)}
 
     return restore

@@ -1,4 +1,4 @@
-"""The tab that looks inside: the latents of a picture, the way of a sample, the model, the server at this moment."""
+"""The Look inside tab: the latents of an image, the steps of a sample, the model, the current load of the server."""
 
 import asyncio
 import contextlib
@@ -18,15 +18,17 @@ from dsd_serve.imaging import codec
 from dsd_serve.rows import Latents
 from dsd_serve.samplers import initial_noise
 from ui import html
-from ui.controls import EVENT, Updates, actions, whole
-from ui.display import SHOWN, drawn_settings, effective_rank, enlarged, principal_components
+from ui.controls import EVENT, Stop, Updates, actions, unless, until
+from ui.display import SHOWN, effective_rank, enlarged, principal_components
+from ui.inputs import whole
+from ui.png_settings import drawn_settings
 from ui.private_files import read_upload
 from ui.requests import Drawing
-from ui.server_info import Known
-from ui.stopping import Stop, unless, until
+from ui.server_info import ServerInfo
 
-EMPTY = html.hint("No picture yet", "Send one here from Generate, or upload one.")
-MOST = 16  # pictures whose latents are compared
+EMPTY = html.hint("No image yet", "Send one here from Generate, or upload one.")
+MAX_COMPARED = 16  # images on Generate whose latents are compared
+MAX_STEPS = 50
 
 
 @dataclass(frozen=True)
@@ -39,132 +41,130 @@ class InsideTab:
     model: gr.HTML
     card: gr.Markdown
 
-    def fitted(self, known: Known) -> Updates:
+    def fitted(self, info: ServerInfo) -> Updates:
         return {
-            self.label: gr.update(choices=known.choices, value=known.usual),
-            self.steps: gr.update(value=known.model["defaults"]["steps"]),
-            self.model: model_facts(known.model),
-            self.card: known.card,
+            self.label: gr.update(choices=info.choices, value=info.default_class),
+            self.steps: gr.update(value=info.model["defaults"]["steps"]),
+            self.model: model_facts(info.model),
+            self.card: info.card,
         }
 
 
-def build(known: Known, drawn: gr.State) -> InsideTab:
+def build(info: ServerInfo, drawn: gr.State) -> InsideTab:
     with gr.Row(elem_classes="sides"):
         with gr.Column(scale=2, min_width=300, elem_classes="controls"):
             photo = html.photo(
-                label="A picture", sources=["upload", "webcam", "clipboard"],
+                label="Image", sources=["upload", "webcam", "clipboard"],
                 height=300, elem_id="inside-photo", buttons=[],
             )  # fmt: skip
         with gr.Column(scale=3, min_width=320):
-            gr.Markdown("### What the network writes down of a picture", elem_classes="title")
+            gr.Markdown("### Latents", elem_classes="title")
             latents = html.shown(EMPTY, elem_id="latents")
-    gr.Markdown("### From noise to a picture", elem_classes="title")
+    gr.Markdown("### From noise to image", elem_classes="title")
     with gr.Row(elem_classes="way", equal_height=True):
         label = gr.Dropdown([("golden retriever", 207)], value=207, label="Class", elem_id="way-class", min_width=230)
         seed = gr.Number(1, label="Seed", precision=0, elem_id="way-seed", min_width=110)
-        index = gr.Number(0, label="Picture of it", precision=0, elem_id="way-index", min_width=90)
-        steps = gr.Slider(2, 50, 25, step=1, label="Steps", elem_id="way-steps", min_width=170)
+        index = gr.Number(0, label="Index", precision=0, elem_id="way-index", min_width=90)
+        steps = gr.Slider(2, MAX_STEPS, 25, step=1, label="Steps", elem_id="way-steps", min_width=170)
         with gr.Column(min_width=250):
-            go, button = actions("way", "Watch it")
+            go, button = actions("way", "Show steps")
     stop = Stop(button)
     way = html.shown(
-        html.hint("Nothing watched yet", "After each step, the network's expectation of the clean picture is shown."),
+        html.hint("No steps yet", "Each step shows the model's estimate of the clean image."),
         elem_id="way",
     )
     with gr.Row(elem_classes="sides"):
         with gr.Column(min_width=320):
-            gr.Markdown("### The server now", elem_classes="title")
+            gr.Markdown("### Server", elem_classes="title")
             html.shown('<div id="now" aria-live="off"></div>')
             model = html.shown("", elem_id="model-facts")
         with gr.Column(min_width=320):
             gr.Markdown("### Model card", elem_classes="title")
             card = gr.Markdown("", elem_id="model-card", elem_classes="card-text")
-    photo.change(looking(known), [photo, drawn], [latents, label, seed, index, steps], **EVENT)
-    go.click(
-        watching(known, way, stop), [label, seed, index, steps], [way, *stop.outputs], trigger_mode="once", **EVENT
-    )
+    photo.change(inspecting(info), [photo, drawn], [latents, label, seed, index, steps], **EVENT)
+    go.click(watching(info, way, stop), [label, seed, index, steps], [way, *stop.outputs], trigger_mode="once", **EVENT)
     return InsideTab(photo, label, seed, index, steps, model, card)
 
 
-def looking(known: Known) -> Callable[..., Any]:
-    async def look(path: str | None, drawing: Drawing | None) -> tuple[Any, ...]:
-        """Latents of a picture; when it was drawn here, its class and seed too."""
+def inspecting(info: ServerInfo) -> Callable[..., Any]:
+    async def inspect(path: str | None, drawing: Drawing | None) -> tuple[Any, ...]:
+        """The latents of an image, and its class and seed if this page drew it."""
         unchanged = (gr.skip(),) * 4
         if path is None:
             return EMPTY, *unchanged
         try:
             data = read_upload(path)
-            z = await known.client.do(calls.encode(data))
-            kept = await known.client.do(calls.reconstruct(data))
-            others = await latents_of(known, drawing)
-            shown = await known.decoder.read(data, SHOWN)
+            z = await info.client.do(calls.encode(data))
+            decoded = await info.client.do(calls.reconstruct(data))
+            others = await latents_of(info, drawing)
+            shown = await info.decoder.read(data, SHOWN)
         except DSDError as error:
             return html.callout(str(error)), *unchanged
         settings = drawn_settings(data)
         found = (
-            (settings["class"]["index"], settings["seed"], settings["index"], min(settings["steps"], 50))
+            (settings["class"]["index"], settings["seed"], settings["index"], min(settings["steps"], MAX_STEPS))
             if settings
             else unchanged
         )
-        return latents_shown(shown, z, kept, others), *found
+        return latents_html(shown, z, decoded, others), *found
 
-    return look
-
-
-async def latents_of(known: Known, drawing: Drawing | None) -> list[Latents]:
-    """Those of the pictures on the board of Generate."""
-    done = [one.png for one in drawing.pictures if one.done][:MOST] if drawing else []
-    return list(await asyncio.gather(*(known.client.do(calls.encode(png)) for png in done)))
+    return inspect
 
 
-def latents_shown(shown: Any, z: Latents, kept: dict[str, Any], others: list[Latents]) -> str:
+async def latents_of(info: ServerInfo, drawing: Drawing | None) -> list[Latents]:
+    """The latents of the images on the board of Generate."""
+    done = [one.png for one in drawing.images if one.done][:MAX_COMPARED] if drawing else []
+    return list(await asyncio.gather(*(info.client.do(calls.encode(png)) for png in done)))
+
+
+def latents_html(shown: Any, z: Latents, decoded: dict[str, Any], others: list[Latents]) -> str:
     colours = Image.fromarray(principal_components(z).transpose(1, 2, 0)).resize(
         (SHOWN, SHOWN), Image.Resampling.NEAREST
     )
-    pictures = [
-        (codec.write_image(shown), "the picture"),
-        (codec.write_image(np.asarray(colours).transpose(2, 0, 1)), "its latents"),
-        (enlarged(b64decode(kept["base64"]), SHOWN), f"read back, {kept['psnr']:.1f} dB"),
+    images = [
+        (codec.write_image(shown), "image"),
+        (codec.write_image(np.asarray(colours).transpose(2, 0, 1)), "latents"),
+        (enlarged(b64decode(decoded["base64"]), SHOWN), f"reconstruction, {decoded['psnr']:.1f} dB"),
     ]
     tokens, channels = z.shape
     most = min(tokens, channels)
     words = (
-        f"<dt>Written down</dt><dd>{tokens} tokens of {channels} numbers; the colours are the three directions in "
-        "which these tokens differ most (principal components)</dd>"
-        f"<dt>Effective rank</dt><dd><b data-rank>{effective_rank([z]):.1f}</b> of {most} for this picture</dd>"
+        f"<dt>Latents</dt><dd>{tokens} tokens with {channels} channels; the colours are the first three principal "
+        "components</dd>"
+        f"<dt>Effective rank</dt><dd><b data-rank>{effective_rank([z]):.1f}</b> of {most} for this image</dd>"
     )
     if len(others) > 1:
         words += (
-            f"<dt></dt><dd><b>{effective_rank(others):.1f}</b> of {channels} for the {len(others)} pictures on "
-            "Generate</dd>"
+            f"<dt></dt><dd><b>{effective_rank(others):.1f}</b> of {channels} for the {len(others)} images on Generate"
+            "</dd>"
         )
-    return f'{html.strip(pictures, "Latents")}<dl class="facts">{words}</dl>'
+    return f'{html.strip(images, "Latents")}<dl class="facts">{words}</dl>'
 
 
-def watching(known: Known, way: gr.HTML, stop: Stop) -> Callable[..., Any]:
+def watching(info: ServerInfo, way: gr.HTML, stop: Stop) -> Callable[..., Any]:
     async def watch(label: int, seed: float, index: float, steps: float) -> AsyncIterator[Updates]:
-        """A strip that grows: the noise, the expectation after each step, the picture."""
+        """Yield a growing strip: the noise, the estimate after each step, the image."""
         frames: list[tuple[bytes, str]] = []
         try:
-            seed_, index_, steps_ = whole("seed", seed), whole("picture of it", index), whole("steps", steps, 2)
+            seed_, index_, steps_ = whole("seed", seed), whole("index", index), whole("steps", steps, 2)
             pressed, begun = stop.begin()
-            yield begun  # it may have to wait for its first row already
-            (tokens, channels) = known.model["latent_shape"]
+            yield begun  # the first row may have to wait already
+            (tokens, channels) = info.model["latent_shape"]
             noise = initial_noise(seed_, index_, (tokens, channels))
-            decoded = await unless(pressed, known.client.do(calls.decode(noise)))
+            decoded = await unless(pressed, info.client.do(calls.decode(noise)))
             if decoded is not None:
                 frames.append((decoded, "noise"))
-                yield {way: html.strip(frames, "From noise to a picture")}
+                yield {way: html.strip(frames, "From noise to image")}
             call = calls.generate_events(label, seed=seed_, index=index_, steps=steps_, preview_every=1)
-            async with contextlib.aclosing(until(pressed, known.client.stream(call))) as events:
+            async with contextlib.aclosing(until(pressed, info.client.stream(call))) as events:
                 async for event in events:
                     if event.name == "error":
                         yield {way: html.callout(event.data["detail"])}
                         break
                     if event.name != "done":
-                        words = "the picture" if event.name == "image" else str(event.data["step"])
+                        words = "image" if event.name == "image" else str(event.data["step"])
                         frames.append((b64decode(event.data["base64"]), words))
-                        yield {way: html.strip(frames, "From noise to a picture")}
+                        yield {way: html.strip(frames, "From noise to image")}
         except DSDError as error:
             yield {way: html.callout(str(error))}
         yield stop.end()
@@ -173,19 +173,19 @@ def watching(known: Known, way: gr.HTML, stop: Stop) -> Callable[..., Any]:
 
 
 def model_facts(model: dict[str, Any]) -> str:
-    """What is served, in a table."""
+    """A table of facts about the served model."""
     if not model["fingerprint"]:
         return ""
     engine, test, limits = model["engine"], model["self_test"], model["limits"]
     rows = {
         "Model": model["name"],
-        "Pictures": f"{model['image_size']} x {model['image_size']} pixels, {len(model['classes'])} classes",
+        "Images": f"{model['image_size']} x {model['image_size']} pixels, {len(model['classes'])} classes",
         "Engine": " ".join(str(engine[name]) for name in ("engine", "device", "precision") if name in engine),
-        "Rows a tick": model["row_budget"],
-        "Self-test": "a row's result never depends on its neighbours"
+        "Rows per tick": model["row_budget"],
+        "Self-test": "batch invariant: results do not depend on other requests"
         if test["batch_invariant"]
-        else f"results may depend on neighbours, by at most {test['max_difference']:.1e}",
-        "Limits": f"{limits['n']} pictures, {limits['steps']} steps, {limits['size']} pixels a side",
+        else f"results depend on other requests by at most {test['max_difference']:.1e}",
+        "Limits": f"{limits['n']} images, {limits['steps']} steps, {limits['size']} pixels a side",
         "Fingerprint": model["fingerprint"][:16],
     }
     words = "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in rows.items())

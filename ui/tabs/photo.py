@@ -1,4 +1,4 @@
-"""The tab for a photo of one's own: what the network keeps of it, edits of it, parts of it drawn anew."""
+"""The tab for the visitor's own photo: reconstruction, edits, inpainting."""
 
 import asyncio
 import contextlib
@@ -16,22 +16,21 @@ from dsd_serve import calls
 from dsd_serve.errors import DSDError, InputError
 from dsd_serve.imaging import codec
 from ui import html
-from ui.controls import EVENT, Sampling, Seed, Updates, actions, roll, sampling_of, whole
-from ui.inputs import number_of
+from ui.controls import EVENT, Sampling, Seed, Stop, Updates, actions, roll, sampling_of, until
+from ui.inputs import number_of, whole
 from ui.private_files import read_upload
-from ui.requests import Drawing, Wish, draw
-from ui.server_info import Known
-from ui.stopping import Stop, until
+from ui.requests import Drawing, DrawRequest, draw
+from ui.server_info import ServerInfo
 from ui.tabs.generate import PREVIEWS
 
-SIDE = 512  # of the photo's centre square, as it is shown and painted on
+SIDE = 512  # pixels a side of the photo's centre square, as it is shown and painted on
 MAX_PAINTING = 4 * SIDE**2  # pixels of the editor's canvas, on a screen of twice the usual density
 NONE = "no class"
 
 
 @dataclass(frozen=True)
 class Redraw:
-    """The controls of an edit or an inpainting, and where its pictures appear."""
+    """The controls of an edit or an inpainting, and the places of its images."""
 
     label: gr.Dropdown
     strength: gr.Slider
@@ -42,11 +41,11 @@ class Redraw:
     board: gr.HTML
     details: gr.HTML
 
-    def fitted(self, known: Known) -> Updates:
+    def fitted(self, info: ServerInfo) -> Updates:
         return {
-            self.label: gr.update(choices=[(NONE, -1), *known.choices], value=known.usual),
-            self.n: gr.update(maximum=known.model["limits"]["n"]),
-            **self.sampling.fitted(known),
+            self.label: gr.update(choices=[(NONE, -1), *info.choices], value=info.default_class),
+            self.n: gr.update(maximum=info.model["limits"]["n"]),
+            **self.sampling.fitted(info),
         }
 
 
@@ -56,11 +55,11 @@ class PhotoTab:
     edit: Redraw
     inpaint: Redraw
 
-    def fitted(self, known: Known) -> Updates:
-        return {**self.edit.fitted(known), **self.inpaint.fitted(known)}
+    def fitted(self, info: ServerInfo) -> Updates:
+        return {**self.edit.fitted(info), **self.inpaint.fitted(info)}
 
 
-def build(known: Known) -> PhotoTab:
+def build(info: ServerInfo) -> PhotoTab:
     with gr.Row(elem_classes="sides"):
         with gr.Column(scale=2, min_width=300, elem_classes="controls"):
             photo = html.photo(
@@ -68,65 +67,65 @@ def build(known: Known) -> PhotoTab:
                 height=340, elem_id="photo", buttons=[],
             )  # fmt: skip
             html.shown(
-                '<p class="line">Its centre square goes to the server, scaled to the size of the network. '
+                '<p class="line">The centre square is sent to the server and scaled to the size of the model. '
                 "The file is deleted after an hour.</p>"
             )
         with gr.Column(scale=3, min_width=320), gr.Tabs(elem_classes="inner"):
-            with gr.Tab("What it keeps", id="keeps"):
-                words = html.shown(html.hint("No photo yet", "Upload one, take one, or paste one."), elem_id="kept")
+            with gr.Tab("Reconstruct", id="keeps"):
+                words = html.shown(html.hint("No photo yet", "Upload, take or paste one."), elem_id="kept")
                 slider = gr.ImageSlider(
-                    label="Your photo, what is kept", type="numpy", format="png", visible="hidden",
+                    label="Photo and reconstruction", type="numpy", format="png", visible="hidden",
                     elem_id="compare", max_height=SIDE, buttons=["fullscreen"],
                 )  # fmt: skip
             with gr.Tab("Edit", id="edit"):
-                edit = redraw("edit", "Redraw it", 0.6, known, photo)
-            with gr.Tab("Paint over", id="inpaint"):
+                edit = redraw("edit", "Edit", 0.6, info, photo)
+            with gr.Tab("Inpaint", id="inpaint"):
                 editor = gr.ImageEditor(
-                    label="Paint over it", sources=(), transforms=(), layers=False,
+                    label="Paint over the part to redraw", sources=(), transforms=(), layers=False,
                     brush=gr.Brush(colors=["#ff4d6d"], color_mode="fixed", default_size=48), eraser=gr.Eraser(48),
                     canvas_size=(SIDE, SIDE), fixed_canvas=True, height=SIDE + 60, elem_id="painting", format="png",
                     buttons=[],
                 )  # fmt: skip
-                editor.preprocess = painting  # type: ignore[method-assign, assignment]  # Gradio's decodes anything
-                inpaint = redraw("inpaint", "Draw that part anew", 1.0, known, photo, editor)
-    photo.change(keeping(known), photo, [words, slider, editor], trigger_mode="always_last", **EVENT)
+                editor.preprocess = painting  # type: ignore[method-assign, assignment]  # Gradio's would decode anything
+                inpaint = redraw("inpaint", "Inpaint", 1.0, info, photo, editor)
+    photo.change(reconstructing(info), photo, [words, slider, editor], trigger_mode="always_last", **EVENT)
     return PhotoTab(photo, edit, inpaint)
 
 
-def keeping(known: Known) -> Callable[..., Any]:
-    async def keep(path: str | None) -> tuple[str, Any, Any]:
+def reconstructing(info: ServerInfo) -> Callable[..., Any]:
+    async def reconstruct(path: str | None) -> tuple[str, Any, Any]:
         if path is None:
-            return html.hint("No photo yet", "Upload one, take one, or paste one."), gr.update(visible="hidden"), None
+            return html.hint("No photo yet", "Upload, take or paste one."), gr.update(visible="hidden"), None
         try:
             data = read_upload(path)
-            answer = await known.client.do(calls.reconstruct(data, size=min(SIDE, known.model["limits"]["size"])))
-            shown = await known.decoder.read(data, SIDE)
+            answer = await info.client.do(calls.reconstruct(data, size=min(SIDE, info.model["limits"]["size"])))
+            shown = await info.decoder.read(data, SIDE)
         except DSDError as error:
             return html.callout(str(error)), gr.update(visible="hidden"), None
-        kept = codec.resize(codec.read_image(b64decode(answer["base64"])), SIDE)
-        size, (tokens, channels) = known.model["image_size"], known.model["latent_shape"]
+        decoded = codec.resize(codec.read_image(b64decode(answer["base64"])), SIDE)
+        size, (tokens, channels) = info.model["image_size"], info.model["latent_shape"]
         words = (
-            f'<p class="figure"><b data-psnr>{answer["psnr"]:.1f} dB</b> PSNR at {size} x {size} pixels. The network '
-            f"keeps {tokens * channels} numbers: {tokens} tokens of {channels} channels. Drag the line to compare.</p>"
+            f'<p class="figure"><b data-psnr>{answer["psnr"]:.1f} dB</b> PSNR at {size} x {size} pixels, from '
+            f"{tokens * channels} numbers: {tokens} tokens with {channels} channels. Drag the line to compare.</p>"
         )
-        both = (shown.transpose(1, 2, 0), kept.transpose(1, 2, 0))
+        both = (shown.transpose(1, 2, 0), decoded.transpose(1, 2, 0))
         return words, gr.update(value=both, visible=True), shown.transpose(1, 2, 0)
 
-    return keep
+    return reconstruct
 
 
 def redraw(
-    name: str, words: str, strength: float, known: Known, photo: gr.Image, editor: gr.ImageEditor | None = None
+    name: str, words: str, strength: float, info: ServerInfo, photo: gr.Image, editor: gr.ImageEditor | None = None
 ) -> Redraw:
     drawing = gr.State(None)
     with gr.Row():
-        label = gr.Dropdown([(NONE, -1)], value=-1, label="Towards", elem_id=f"{name}-class", min_width=180)
+        label = gr.Dropdown([(NONE, -1)], value=-1, label="Target class", elem_id=f"{name}-class", min_width=180)
         amount = gr.Slider(
             0.05, 1, strength, step=0.05, label="Strength", info="1 keeps nothing", elem_id=f"{name}-strength",
             min_width=180,
         )  # fmt: skip
     with gr.Row():
-        n = gr.Slider(1, 16, 4, step=1, label="Pictures", elem_id=f"{name}-n", min_width=180)
+        n = gr.Slider(1, 16, 4, step=1, label="Images", elem_id=f"{name}-n", min_width=180)
         with gr.Column(min_width=180):
             seed = Seed.build(name)
     go, button = actions(name, words)
@@ -147,39 +146,39 @@ def redraw(
         *how: Any,
     ) -> AsyncIterator[Updates]:
         try:
-            picture = picture_of(path)
+            image = photo_bytes(path)
             if editor is not None:
-                picture = await masked(known, picture, mask)
+                image = await square(info, image, mask)
             settings = {"seed": whole("seed", number) if keep else roll(), "strength": part, **sampling_of(*how)}
-            n_ = whole("pictures", count, 1)
+            n_ = whole("images", count, 1)
         except DSDError as error:
             yield {board: html.callout(str(error)), details: ""}
             return
         if towards < 0:
-            settings.pop("guidance")  # there is nothing to guide to
+            settings.pop("guidance")  # there is no class to guide to
         steps = max(1, -(-int(settings["steps"] * part * 1000) // 1000))
-        title = "Your photo" if towards < 0 else known.name_of(towards)
+        title = "Your photo" if towards < 0 else info.name_of(towards)
         every = max(1, -(-steps // PREVIEWS))
-        asked = None if towards < 0 else towards
-        call = calls.edit_events(picture, mask, class_=asked, n=n_, preview_every=every, **settings)
+        class_ = None if towards < 0 else towards
+        call = calls.edit_events(image, mask, class_=class_, n=n_, preview_every=every, **settings)
         pressed, begun = stop.begin()
         now: Updates = {**begun, seed.number: settings["seed"], details: ""}
-        drawn = draw(known.server, known.turns, [Wish(title, call, n_, steps)])
-        async with contextlib.aclosing(until(pressed, drawn)) as looks:
-            async for look in looks:
-                if look.running:
-                    yield {**now, board: html.board(look), drawing: look}
+        requests = [DrawRequest(title, call, n_, steps)]
+        async with contextlib.aclosing(until(pressed, draw(info.client, requests))) as updates:
+            async for current in updates:
+                if current.running:
+                    yield {**now, board: html.board(current), drawing: current}
                     now = {}
         yield {
             **stop.end(),
-            board: html.board(look, look.first),
-            details: html.edited(look.pictures[look.first]),
+            board: html.board(current, current.first),
+            details: html.edited(current.images[current.first]),
         }
 
     mask = gr.State(None)
     begin = go.click
     if editor is not None:
-        # In an event of its own: the editor sends its layers again at each step of an event that reads it.
+        # A separate event: the editor sends its layers again at each update of an event that reads it.
         begin = go.click(mask_of, editor, mask, trigger_mode="once", **EVENT).success
     begin(
         run,
@@ -188,47 +187,47 @@ def redraw(
         trigger_mode="once",
         **EVENT,
     )
-    board.click(look_closer, drawing, [board, details], **EVENT)
+    board.click(show_details, drawing, [board, details], **EVENT)
     return tab
 
 
-def look_closer(drawing: Drawing | None, event: gr.EventData) -> tuple[Any, Any]:
+def show_details(drawing: Drawing | None, event: gr.EventData) -> tuple[Any, Any]:
     if drawing is None:
-        return gr.skip(), html.callout(html.FORGOTTEN)
-    number = number_of(event, range(len(drawing.pictures)))
-    if drawing.running or not drawing.pictures[number].done:
+        return gr.skip(), html.callout(html.EXPIRED)
+    number = number_of(event, range(len(drawing.images)))
+    if drawing.running or not drawing.images[number].done:
         return gr.skip(), gr.skip()
-    return html.board(drawing, number), html.edited(drawing.pictures[number])
+    return html.board(drawing, number), html.edited(drawing.images[number])
 
 
-def picture_of(path: str | None) -> bytes:
-    """The bytes of the photo. Raises InputError when there is none."""
+def photo_bytes(path: str | None) -> bytes:
+    """The bytes of the photo. Raises InputError if there is none."""
     if path is None:
-        raise InputError("there is no photo yet: upload one, take one, or paste one")
+        raise InputError("there is no photo yet: upload, take or paste one")
     return read_upload(path)
 
 
-async def masked(known: Known, picture: bytes, mask: bytes | None) -> bytes:
-    """The part of a photo that a mask covers, as it was painted on. Raises InputError without a mask."""
+async def square(info: ServerInfo, image: bytes, mask: bytes | None) -> bytes:
+    """The centre square of a photo, as the visitor painted on it. Raises InputError without a mask."""
     if mask is None:
-        raise InputError("nothing is painted over yet: paint on the photo what shall be drawn anew")
-    shown = await known.decoder.read(picture, SIDE)
+        raise InputError("nothing is painted over yet: paint over the part of the photo to redraw")
+    shown = await info.decoder.read(image, SIDE)
     return await asyncio.to_thread(codec.write_image, shown)
 
 
 def painting(payload: EditorData | None) -> bytes | None:
-    """The one layer of the editor, as the file that was uploaded; None when nothing is painted.
+    """The one layer of the editor, as the uploaded file; None if nothing is painted.
 
     Raises gr.Error for several layers, which the editor of this page cannot make.
     """
     layers = [layer for layer in (payload.layers if payload else []) if layer is not None]
     if len(layers) > 1:
-        raise gr.Error(f"the painting may have one layer, got {len(layers)}", print_exception=False)
+        raise gr.Error(f"the painting must have one layer, got {len(layers)}", print_exception=False)
     return Path(layers[0].path).read_bytes() if layers else None
 
 
 def mask_of(layer: bytes | None) -> bytes | None:
-    """What was painted in the editor as a PNG, white on black; None when nothing was."""
+    """The painted area as a PNG, white on black; None if nothing was painted."""
     if layer is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""The tab that walks between two classes, seeds or photos."""
+"""The Walk tab: images between two classes, seeds or photos."""
 
 import asyncio
 from base64 import b64decode
@@ -12,13 +12,14 @@ from dsd_serve import calls
 from dsd_serve.calls import Call
 from dsd_serve.errors import DSDError, InputError
 from ui import html
-from ui.controls import EVENT, Sampling, Updates, actions, sampling_of, whole
-from ui.display import SHOWN, animation, data_uri, enlarged
+from ui.controls import EVENT, Sampling, Stop, Updates, actions, sampling_of, unless
+from ui.display import SHOWN, animation, enlarged
+from ui.inputs import whole
 from ui.private_files import read_upload
-from ui.server_info import Known
-from ui.stopping import Stop, unless
+from ui.server_info import ServerInfo
 
 EMPTY = html.hint("No walk yet", "Choose two ends, then press Walk.")
+OTHER_END = 323  # monarch: the class at the other end at first, if the model has it
 
 
 @dataclass(frozen=True)
@@ -38,19 +39,19 @@ class WalkTab:
     kind: gr.State
     sampling: Sampling
 
-    def fitted(self, known: Known) -> Updates:
-        indices = [one["index"] for one in known.classes] or [known.usual]
-        first = known.usual
-        second = 323 if 323 in indices and first != 323 else indices[-1]
+    def fitted(self, info: ServerInfo) -> Updates:
+        indices = [one["index"] for one in info.classes] or [info.default_class]
+        first = info.default_class
+        second = OTHER_END if OTHER_END in indices and first != OTHER_END else indices[-1]
         return {
-            self.start.label: gr.update(choices=known.choices, value=first),
-            self.end.label: gr.update(choices=known.choices, value=second),
-            self.n: gr.update(maximum=known.model["limits"]["n"]),
-            **self.sampling.fitted(known),
+            self.start.label: gr.update(choices=info.choices, value=first),
+            self.end.label: gr.update(choices=info.choices, value=second),
+            self.n: gr.update(maximum=info.model["limits"]["n"]),
+            **self.sampling.fitted(info),
         }
 
 
-def build(known: Known) -> WalkTab:
+def build(info: ServerInfo) -> WalkTab:
     kind = gr.State("drawn")
     with gr.Row(elem_classes="sides"):
         with gr.Column(scale=2, min_width=300, elem_classes="controls"):
@@ -59,7 +60,7 @@ def build(known: Known) -> WalkTab:
                     drawn_ends = [drawn_end(words, name) for words, name in (("From", "from"), ("To", "to"))]
                 with gr.Tab("Photos", id="photos") as photos:
                     photo_ends = [photo_end(words, name) for words, name in (("From", "from"), ("To", "to"))]
-            n = gr.Slider(2, 16, 9, step=1, label="Pictures on the way", elem_id="walk-n")
+            n = gr.Slider(2, 16, 9, step=1, label="Images", elem_id="walk-n")
             go, button = actions("walk", "Walk")
             sampling = Sampling.build("walk")
         with gr.Column(scale=3, min_width=320):
@@ -74,7 +75,7 @@ def build(known: Known) -> WalkTab:
         photo0: str | None, photo1: str | None, count: float, *how: Any,
     ) -> AsyncIterator[Updates]:  # fmt: skip
         try:
-            n_ = whole("pictures on the way", count, 2)
+            n_ = whole("images", count, 2)
             call = (
                 between_photos(photo0, photo1, n_)
                 if kind_ == "photos"
@@ -82,7 +83,7 @@ def build(known: Known) -> WalkTab:
             )
             pressed, begun = stop.begin()
             yield {**begun, strip: html.waiting("Walking"), moving: ""}
-            answer = await unless(pressed, known.client.do(call))
+            answer = await unless(pressed, info.client.do(call))
         except DSDError as error:
             yield {**stop.end(), strip: html.callout(str(error)), moving: ""}
             return
@@ -90,11 +91,11 @@ def build(known: Known) -> WalkTab:
             yield {**stop.end(), strip: html.hint("Stopped", "Nothing was drawn.")}
             return
         pngs = [await asyncio.to_thread(enlarged, b64decode(one["base64"]), SHOWN) for one in answer["images"]]
-        words = [f"{100 * one['fraction']:.0f} %" for one in answer["images"]]
-        moving_ = await asyncio.to_thread(animation, pngs, SHOWN)
+        words = [f"{100 * one['fraction']:.0f}%" for one in answer["images"]]
+        webp = await asyncio.to_thread(animation, pngs, SHOWN)
         yield {
             strip: html.strip(list(zip(pngs, words, strict=True)), "The walk"),
-            moving: moving_picture(moving_),
+            moving: animated(webp),
             **stop.end(),
         }
 
@@ -108,11 +109,11 @@ def build(known: Known) -> WalkTab:
 
 
 def drawn_end(words: str, name: str) -> tuple[gr.Dropdown, gr.Number, gr.Number]:
-    """Class, seed, and the number of the picture among those of the seed."""
+    """Class, seed, and index of the image among those of the seed."""
     label = gr.Dropdown([("golden retriever", 207)], value=207, label=words, elem_id=f"{name}-class")
     with gr.Row(elem_classes="end", equal_height=True):
         seed = gr.Number(1, label="Seed", precision=0, elem_id=f"{name}-seed", scale=2, min_width=110)
-        index = gr.Number(0, label="Picture of it", precision=0, elem_id=f"{name}-index", min_width=90)
+        index = gr.Number(0, label="Index", precision=0, elem_id=f"{name}-index", min_width=90)
     return label, seed, index
 
 
@@ -127,7 +128,7 @@ def between_classes(
     start: tuple[int, float, float], end: tuple[int, float, float], n: int, settings: dict[str, Any]
 ) -> Call[dict[str, Any]]:
     ends = [
-        {"class": label, "seed": whole("seed", seed), "index": whole("picture of it", index)}
+        {"class": label, "seed": whole("seed", seed), "index": whole("index", index)}
         for label, seed, index in (start, end)
     ]
     return calls.interpolate(*ends, n=n, **settings)
@@ -135,13 +136,13 @@ def between_classes(
 
 def between_photos(start: str | None, end: str | None, n: int) -> Call[dict[str, Any]]:
     if start is None or end is None:
-        raise InputError("a walk between photos needs two of them: one at From and one at To")
+        raise InputError("a walk between photos needs two of them: From and To")
     return calls.interpolate_pictures(read_upload(start), read_upload(end), n=n)
 
 
-def moving_picture(webp: bytes) -> str:
-    uri = data_uri(webp, "image/webp")
+def animated(webp: bytes) -> str:
+    uri = html.data_uri(webp, "image/webp")
     return (
-        f'<section class="moving" aria-label="The walk as an animation"><img alt="There and back" src="{uri}">'
-        f'<a class="action primary" download="walk.webp" href="{uri}">Save the animation</a></section>'
+        f'<section class="moving" aria-label="Animation of the walk"><img alt="Animation of the walk" src="{uri}">'
+        f'<a class="action primary" download="walk.webp" href="{uri}">Save animation</a></section>'
     )

@@ -1,0 +1,120 @@
+"""A limit on the images that the page requests from its server at a time, shared fairly between visitors."""
+
+import asyncio
+import contextlib
+from collections import Counter, OrderedDict, deque
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from dsd_serve.calls import Call, Event
+from dsd_serve.client import AsyncClient
+from dsd_serve.errors import ServerError
+
+IN_FLIGHT = 16  # images of all visitors at the server: enough to fill its batches and leave room for its other clients
+PER_CLICK = 160  # images of one click
+PER_VISITOR = 2 * PER_CLICK  # unfinished images of one visitor, in all tabs
+TOTAL = 1024  # unfinished images of all visitors
+
+T = TypeVar("T")
+
+VISITOR = ContextVar("VISITOR", default="")  # whose event is running: Gradio's session_hash
+
+
+class FairLimit:
+    """Admits at most IN_FLIGHT images at a time, so that a crowd of visitors does not fill the server's queue for those
+    who call its API themselves.
+
+    Visitors take turns, one request each; the requests of one visitor are admitted in order. The number of unfinished
+    images is bounded for each visitor and for all.
+    """
+
+    def __init__(self) -> None:
+        self.free = IN_FLIGHT
+        # By visitor, the next one first.
+        self.waiting: OrderedDict[str, deque[tuple[int, asyncio.Future[None]]]] = OrderedDict()
+        self.unfinished: Counter[str] = Counter()  # images, by visitor
+
+    @contextlib.contextmanager
+    def counting(self, n: int) -> Iterator[None]:
+        """Count n images as unfinished while the context is open. Raises ServerError 429 when that is too many."""
+        visitor = VISITOR.get()
+        if self.unfinished[visitor] + n > PER_VISITOR:
+            raise ServerError(
+                f"at most {PER_VISITOR} of your images may be unfinished, {self.unfinished[visitor]} are: wait for "
+                "them, or press Stop", 429,
+            )  # fmt: skip
+        if self.unfinished.total() + n > TOTAL:
+            raise ServerError("too many visitors are drawing on this page now: try again soon", 429)
+        self.unfinished[visitor] += n
+        try:
+            yield
+        finally:
+            self.unfinished[visitor] -= n
+            if not self.unfinished[visitor]:
+                del self.unfinished[visitor]
+
+    @contextlib.asynccontextmanager
+    async def turn(self, n: int) -> AsyncIterator[None]:
+        """Wait until a request for n images may go to the server; the context is open while it is there."""
+        visitor, n = VISITOR.get(), min(n, IN_FLIGHT)
+        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.waiting.setdefault(visitor, deque()).append((n, granted))
+        self.grant()
+        try:
+            await granted
+            yield
+        finally:
+            if granted.cancelled():
+                self.waiting[visitor].remove((n, granted))
+                if not self.waiting[visitor]:
+                    del self.waiting[visitor]
+            else:
+                self.free += n
+            self.grant()
+
+    def grant(self) -> None:
+        """Grant turns while there is room. Nobody overtakes: large requests would otherwise wait for ever."""
+        while self.waiting:
+            visitor, requests = next(iter(self.waiting.items()))
+            n, granted = requests[0]
+            if n > self.free or granted.cancelled():  # a cancelled request is about to leave and calls this again
+                return
+            self.free -= n
+            granted.set_result(None)
+            requests.popleft()
+            self.waiting.move_to_end(visitor)
+            if not requests:
+                del self.waiting[visitor]
+
+
+@dataclass(frozen=True)
+class LimitedClient:
+    """A client whose calls wait for their visitor's turn if they cost the server rows."""
+
+    client: AsyncClient
+    limit: FairLimit = field(default_factory=FairLimit)
+
+    async def do(self, call: Call[T]) -> T:
+        """Send a call and read its answer. Raises ServerError."""
+        if call.method == "GET":
+            return await self.client.do(call)
+        n = images_of(call)
+        with self.limit.counting(n):
+            async with self.limit.turn(n):
+                return await self.client.do(call)
+
+    async def stream(self, call: Call[Event]) -> AsyncGenerator[Event, None]:
+        """The events of a call as they arrive. Raises ServerError."""
+        n = images_of(call)
+        with self.limit.counting(n):
+            async with self.limit.turn(n), contextlib.aclosing(self.client.stream(call)) as events:
+                async for event in events:
+                    yield event
+
+
+def images_of(call: Call[Any]) -> int:
+    """Number of images that a call requests, from 1 to PER_CLICK. The server explains what is wrong with others."""
+    n = {**call.arguments.get("json", {}), **call.arguments.get("params", {})}.get("n", 1)
+    return min(max(n, 1), PER_CLICK) if isinstance(n, int) else 1

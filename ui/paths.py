@@ -1,0 +1,26 @@
+"""Paths of the page: what Gradio needs, and two of our own."""
+
+import re
+
+STATE = "/studio/state"
+THUMBNAIL = "/studio/class/{index}.png"
+UPLOAD = "/gradio_api/upload"
+UPLOAD_PROGRESS = "/gradio_api/upload_progress"
+FILE = "/gradio_api/file="
+
+# First segments of the paths that a server with the page mounted beside its API hands to the page.
+FIRST_SEGMENTS = frozenset(
+    ("", "assets", "config", "favicon.ico", "gradio_api", "login", "logout", "manifest.json", "pwa_icon", "robots.txt",
+     "static", "studio", "svelte", "theme.css")
+)  # fmt: skip
+# Prefixes of streams that stay open as long as a page does. A draining server does not wait for them.
+STREAMS = ("/gradio_api/", "/studio/")
+
+NAME = "[A-Za-z0-9_-]{1,64}"
+READABLE = re.compile(
+    rf"/|/config|/theme\.css|/favicon\.ico|/robots\.txt|/manifest\.json"
+    rf"|/(assets|static|svelte)/.*"
+    rf"|/studio/(state|class/[0-9]{{1,9}}\.png)"
+    rf"|/gradio_api/(info|startup-events|queue/data|theme\.css|heartbeat/{NAME}|call/(v2/)?{NAME}/{NAME})"
+)
+WRITABLE = re.compile(rf"/gradio_api/(queue/join|cancel|run/predict|call/(v2/)?{NAME})")
