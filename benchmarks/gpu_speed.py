@@ -27,13 +27,14 @@ from dsd_serve.checkpoint import ModelDir, read_model_dir
 from dsd_serve.engines import Engine, load_engine
 from dsd_serve.engines.torch_engine import TorchEngine
 from dsd_serve.errors import DSDError
+from dsd_serve.precision import PRECISIONS, REFERENCE, precisions_of
 from dsd_serve.programs import sampling_cost
 from dsd_serve.rows import Array, Row
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 ROUNDS = 15
 SECONDS = 20.0  # for the rounds of one number of rows
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, PRECISIONS[name].dtype) for name in precisions_of("tensorrt")}
 NAMES = ("tensorrt", "onnx", "torch", "torch.compile")
 
 
@@ -47,7 +48,7 @@ class Autocast:
 
     def run(self, rows: Sequence[Row]) -> list[Array]:
         device = self.engine.model.role_embed.weight.device.type
-        with torch.autocast(device, DTYPES[self.precision], enabled=self.precision != "fp32"):
+        with torch.autocast(device, DTYPES[self.precision], enabled=self.precision != REFERENCE):
             return self.engine.run(rows)
 
     def describe(self) -> dict[str, Any]:

@@ -31,10 +31,10 @@ from dsd_serve.config import ModelConfig
 from dsd_serve.errors import CheckpointError, DSDError, shown
 from dsd_serve.files import atomic
 from dsd_serve.params import SamplingParams, to_config, with_values
+from dsd_serve.precision import PRECISIONS, REFERENCE, find_precision
 
 FORMAT = "dsd-model-1"
 CHECKPOINT_FORMAT = "dsd-checkpoint-1"
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 MAX_TEXT = 10_000_000  # bytes of config.json, of a manifest, of card.md
 MAX_NAME = 200  # characters of a model's name
 
@@ -58,12 +58,13 @@ class ModelDir:
 
         Raises CheckpointError when the directory has neither.
         """
-        fused, plain = (self.path / name for name in graph_names(precision))
+        row = find_precision(precision)
+        fused, plain = self.path / row.fused, self.path / row.plain
         if fused.exists():
             return fused
         if plain.exists():
             return plain
-        if precision == "fp32":
+        if precision == REFERENCE:
             raise CheckpointError(f"{self.path} has no model.onnx; dsd-export {self.path} --onnx writes it")
         raise CheckpointError(
             f"{self.path} has no graph in {precision}, only in {', '.join(self.precisions) or 'none'}; "
@@ -74,7 +75,9 @@ class ModelDir:
     def precisions(self) -> tuple[str, ...]:
         """Those of PRECISIONS that it has a graph of."""
         return tuple(
-            precision for precision in PRECISIONS if any((self.path / name).exists() for name in graph_names(precision))
+            name
+            for name, row in PRECISIONS.items()
+            if (self.path / row.fused).exists() or (self.path / row.plain).exists()
         )
 
     @property
@@ -83,7 +86,7 @@ class ModelDir:
 
     def files(self, precision: str = "fp32") -> list[Path]:
         """The graph that is run in a precision, and the weights that it reads."""
-        own = self.path / f"model.{precision}.safetensors"
+        own = self.path / find_precision(precision).weights
         return [self.graph(precision), own if own.exists() else self.weights]
 
     def check(self, files: Iterable[Path]) -> None:
@@ -118,12 +121,6 @@ class ModelDir:
                 for block in blocks(file):
                     digest.update(block)
         return digest.hexdigest()
-
-
-def graph_names(precision: str) -> tuple[str, str]:
-    """The files of the graph with ONNX Runtime's own operators, and of the plain one."""
-    stem = "model" if precision == "fp32" else f"model.{precision}"
-    return f"{stem}.ort.onnx", f"{stem}.onnx"
 
 
 def sha256(file: Path) -> str:

@@ -25,7 +25,7 @@ from dsd_serve.backends import Backend, Job, ModelInfo, Observer
 from dsd_serve.backends.batcher import Batcher
 from dsd_serve.checkpoint import read_model_dir, read_text
 from dsd_serve.engines import load_engine
-from dsd_serve.engines.selftest import invariance, mixture
+from dsd_serve.engines.selftest import batch_invariance, mixture
 from dsd_serve.errors import CheckpointError, ClosedError, InputError, shown
 from dsd_serve.files import demo_model
 from dsd_serve.imaging import codec
@@ -424,7 +424,7 @@ def load(
         outputs = loaded.run(rows)
         if not all(np.isfinite(output).all() for output in outputs):
             raise CheckpointError(f"the network of {model_dir} gives values that are not finite: export it again")
-        tested = invariance(loaded, rows, outputs)
+        tested = batch_invariance(loaded, rows, outputs)
         batcher = Batcher(
             loaded, budget=row_budget, max_waiting=max_waiting, max_seconds=max_seconds, observer=observer
         )

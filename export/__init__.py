@@ -1,1 +1,1 @@
-"""dsd-export: from a training checkpoint to a model directory that every engine reads."""
+"""dsd-export: makes a model directory, which every engine reads, from a training checkpoint."""

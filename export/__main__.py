@@ -1,4 +1,4 @@
-"""dsd-export, also as python -m export."""
+"""Entry point of dsd-export, also as `python -m export`."""
 
 import sys
 
@@ -9,7 +9,7 @@ def main() -> None:
     except ImportError as error:
         sys.exit(f"dsd-export: a package for export is missing ({error}): pip install 'dsd-serve[export]'")
     except KeyboardInterrupt:
-        sys.exit("dsd-export: stopped; nothing half-written was left")
+        sys.exit("dsd-export: stopped; no partial files are left")
     export_main()
 
 

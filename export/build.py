@@ -1,7 +1,7 @@
-"""From weights to a whole model directory, redoing only what changed.
+"""Building a model directory from weights, redoing only what changed.
 
-config.json records of each precision what it was made from (sha256 of the weights, the network, our version) and the
-sha256 of its files. Where both fit, the files stay; everything else is made in a draft, checked there, and moved.
+config.json records for each precision what it was made from (sha256 of the weights, the network, our version) and the
+sha256 of its files. If both still hold, the files stay; everything else is made in a draft, verified there, and moved.
 """
 
 import hashlib
@@ -9,7 +9,6 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,42 +17,26 @@ import onnx
 from numpy.typing import NDArray
 
 from dsd_serve import __version__
-from dsd_serve.checkpoint import ModelDir, config_json, graph_names, read_model_dir, read_weights, sha256
-from dsd_serve.config import ModelConfig
+from dsd_serve.checkpoint import ModelDir, config_json, read_model_dir, sha256
+from dsd_serve.engines import Engine
 from dsd_serve.engines.onnx_engine import OnnxEngine, choose_provider, import_onnxruntime, open_session
-from dsd_serve.engines.plan import PRECISIONS as PLAN_PRECISIONS
-from dsd_serve.engines.plan import manifest_path, plan_path
+from dsd_serve.engines.plan import manifest_path
 from dsd_serve.errors import CheckpointError
-from dsd_serve.params import SamplingParams
+from dsd_serve.precision import PRECISIONS, REFERENCE, Precision, precisions_of
 from export.card import with_measurements
 from export.commit import CONFIG, commit, drafting
 from export.graph.fuse import fuse
 from export.graph.half import emulated, half_weights, to_half
 from export.graph.int8 import int8_weights, to_int8
 from export.graph.onnx_graph import block_products
-from export.graph.to_onnx import share_weights, to_onnx
+from export.graph.to_onnx import to_onnx
+from export.graph.weights import dtype_of, share_weights, write_weights
+from export.source import CARD, Network
 from export.verify import Report, verify
 
 log = logging.getLogger(__name__)
 
-DTYPES = {"fp32": np.float32, "fp16": np.float16}
-WEIGHTS, PLAIN, FUSED, CARD = "model.safetensors", "model.onnx", "model.ort.onnx", "card.md"
-State = dict[str, NDArray[np.float32]]
-
-
-@dataclass(frozen=True)
-class Network:
-    """What shall stand in a model directory, but for its graphs. card: Markdown without measurements.
-
-    state: the weights, rounded to what is stored; store: fp32 or fp16, as what they are stored.
-    """
-
-    name: str
-    config: ModelConfig
-    defaults: SamplingParams
-    state: State
-    store: str
-    card: str
+FULL = PRECISIONS[REFERENCE]
 
 
 def export(
@@ -63,19 +46,19 @@ def export(
     force: bool = False,
     check: Callable[[], None] = lambda: None,
 ) -> list[Report]:
-    """Write the model directory `target`, in fp32 and `precisions`, or bring it up to date.
+    """Write the model directory `target` in fp32 and `precisions`, or bring it up to date.
 
-    Precisions that the directory has already are kept up to date too. force: make everything again. check: called
-    between the steps, may raise. Raises
-    CheckpointError when a graph differs from the network by more than its limits; then nothing is changed.
+    Precisions that the directory already has are kept up to date too. force: make everything again. check: called
+    between the steps, may raise to stop. Raises CheckpointError when a graph differs from the network by more than its
+    limits; then nothing is changed.
     """
     with drafting(target) as draft:
         old = read_model_dir(target) if (target / CONFIG).exists() else None
         work = Export(network, target, draft, old, force)
-        wanted = {"fp32", *precisions, *(old.precisions if old else ())}
-        for precision in ("fp32", "fp16", "bf16", "int8"):
-            if precision in wanted:
-                work.bring(precision)
+        wanted = {REFERENCE, *precisions, *(old.precisions if old else ())}
+        for name, row in PRECISIONS.items():
+            if name in wanted:
+                work.update(row)
                 check()
         return work.finish()
 
@@ -88,36 +71,34 @@ class Export:
         self.old: dict[str, Any] = dict(old.artefacts) if old else {}
         self.force = force
         self.record: dict[str, Any] = {}
-        self.fresh: list[str] = []
-        write_weights(draft / WEIGHTS, stored_as(network.state, network.store))
+        self.fresh: list[str] = []  # names of the files that were made
+        store = dtype_of(network.store)
+        write_weights(draft / FULL.weights, {name: array.astype(store) for name, array in network.state.items()})
         self.made_from = {
-            "weights": sha256(draft / WEIGHTS),
+            "weights": sha256(draft / FULL.weights),
             "network": hashlib.sha256(json.dumps(network.config.to_dict()).encode()).hexdigest(),
             "version": __version__,
         }
-        # A draft without record: what is checked in it is not what config.json of the target vouches for.
+        # Without a record of files: those in the draft are not the ones that the target's config.json vouches for.
         text = config_json(network.name, network.config, network.defaults)
         (draft / CONFIG).write_text(text, encoding="utf-8")
 
-    def bring(self, precision: str) -> None:
-        """Make a precision in the draft, or link the files of the target there when they are up to date."""
-        makers: dict[str, Callable[[], tuple[list[str], Report]]] = {
-            "fp32": self.make_fp32,
-            "int8": self.make_int8,
-        }
-        entry = self.old.get(precision)
+    def update(self, row: Precision) -> None:
+        """Make a precision in the draft, or link the target's files there if they are up to date."""
+        makers = {"full": self.make_full, "half": self.make_half, "integer": self.make_integer}
+        entry = self.old.get(row.name)
         if entry and not self.force and self.is_current(entry):
-            log.info("%s: unchanged (%s)", precision, ", ".join(entry["files"]))
+            log.info("%s: unchanged (%s)", row.name, ", ".join(entry["files"]))
             for name in entry["files"]:
                 if not (self.draft / name).exists():
                     link(self.target / name, self.draft / name)
-            self.record[precision] = entry
+            self.record[row.name] = entry
             return
-        log.info("%s: exporting ...", precision)
-        names, report = makers[precision]() if precision in makers else self.make_half(precision)
+        log.info("%s: exporting ...", row.name)
+        names, report = makers[row.arithmetic](row)
         self.fresh += [name for name in names if name not in self.fresh]
         files = {name: sha256(self.draft / name) for name in names}
-        self.record[precision] = {"made_from": self.made_from, "files": files, "measured": report.to_dict()}
+        self.record[row.name] = {"made_from": self.made_from, "files": files, "measured": report.to_dict()}
 
     def is_current(self, entry: dict[str, Any]) -> bool:
         return entry.get("made_from") == self.made_from and all(
@@ -125,7 +106,8 @@ class Export:
             for name, known in entry["files"].items()
         )
 
-    def make_fp32(self) -> tuple[list[str], Report]:
+    def make_full(self, row: Precision) -> tuple[list[str], Report]:
+        """The graphs of the network itself."""
         import torch
 
         from dsd_serve.engines.torch_engine import TorchEngine
@@ -133,67 +115,66 @@ class Export:
 
         model = DSD(self.network.config)
         model.load_state_dict({name: torch.from_numpy(array) for name, array in self.network.state.items()})
-        graph = share_weights(to_onnx(model), self.draft / WEIGHTS, self.network.state)
+        graph = share_weights(to_onnx(model), self.draft / row.weights, self.network.state)
         reference = TorchEngine(model)
-        for name, proto in ((PLAIN, graph), (FUSED, fuse(graph))):
+        for name, proto in ((row.plain, graph), (row.fused, fuse(graph))):
             (self.draft / name).write_bytes(proto.SerializeToString())
-            report = self.check(name, name, reference, "fp32")
-        return [WEIGHTS, PLAIN, FUSED], report
+            report = self.verify(name, name, reference, row)
+        return [row.weights, row.plain, row.fused], report
 
-    def make_half(self, precision: str) -> tuple[list[str], Report]:
-        """The fused graph in fp16 only: ONNX Runtime's own operators are not all there in bf16."""
-        sources = {PLAIN: graph_names(precision)[1], FUSED: graph_names(precision)[0]}
-        if precision == "bf16":
-            del sources[FUSED]
-        state = self.network.state
-        products = block_products(self.load(PLAIN))
-        weights = self.keep_weights(precision, half_weights(state, precision, products))
+    def make_half(self, row: Precision) -> tuple[list[str], Report]:
+        """The fp32 graphs with their products in a type of half the size."""
+        sources = {"plain": (FULL.plain, row.plain), "fused": (FULL.fused, row.fused)}
+        products = block_products(self.load(FULL.plain))
+        weights = self.keep_weights(row, half_weights(self.network.state, row.name, products))
         reference = OnnxEngine.load(self.draft)
-        for source, name in sources.items():
-            proto = to_half(self.load(source), precision, self.draft / weights)
+        names = [weights]
+        for form in row.graphs:
+            source, name = sources[form]
+            proto = to_half(self.load(source), row.name, self.draft / weights)
             (self.draft / name).write_bytes(proto.SerializeToString())
-            if source == PLAIN:
+            if form == "plain":
                 onnx.checker.check_model(str(self.draft / name), full_check=True)
-            check = f"emulated.{name}"
-            (self.draft / check).write_bytes(emulated(proto, precision).SerializeToString())
-            report = self.check(check, name, reference, precision)
-            if precision == "fp16":
-                OnnxEngine.load(self.draft, precision=precision)
-        return [weights, *sources.values()], report
+            draft = f"emulated.{name}"
+            (self.draft / draft).write_bytes(emulated(proto, row.name).SerializeToString())
+            report = self.verify(draft, name, reference, row)
+            names.append(name)
+            if "cpu" in row.runs["onnx"]:
+                OnnxEngine.load(self.draft, precision=row.name)
+        return names, report
 
-    def make_int8(self) -> tuple[list[str], Report]:
-        """For ONNX Runtime only: its own operator multiplies integers and scales at once."""
-        proto, name = self.load(FUSED), graph_names("int8")[0]
+    def make_integer(self, row: Precision) -> tuple[list[str], Report]:
+        """The fused fp32 graph with its products of integers."""
+        proto = self.load(FULL.fused)
         products = block_products(proto)
-        weights = self.keep_weights("int8", int8_weights(self.network.state, products))
-        (self.draft / name).write_bytes(to_int8(proto, self.draft / weights, products).SerializeToString())
-        return [weights, name], self.check(name, name, OnnxEngine.load(self.draft), "int8")
+        weights = self.keep_weights(row, int8_weights(self.network.state, products))
+        (self.draft / row.fused).write_bytes(to_int8(proto, self.draft / weights, products).SerializeToString())
+        return [weights, row.fused], self.verify(row.fused, row.fused, OnnxEngine.load(self.draft), row)
 
     def load(self, name: str) -> onnx.ModelProto:
         return onnx.load(self.draft / name, load_external_data=False)
 
-    def keep_weights(self, precision: str, weights: dict[str, NDArray[Any]]) -> str:
-        """Write weights of a precision, unless model.safetensors holds the same. Returns the name of the file."""
+    def keep_weights(self, row: Precision, weights: dict[str, NDArray[Any]]) -> str:
+        """Write the weights of a precision, unless model.safetensors holds the same. Returns the name of the file."""
         if broken := [name for name, array in weights.items() if not np.isfinite(array.astype(np.float32)).all()]:
-            raise CheckpointError(f"{len(broken)} weights are not finite in {precision}, as {broken[0]}")
-        if all(array.dtype == DTYPES[self.network.store] for array in weights.values()):
-            return WEIGHTS
-        name = f"model.{precision}.safetensors"
-        write_weights(self.draft / name, weights)
-        return name
+            raise CheckpointError(f"{len(broken)} weights are not finite in {row.name}, such as {broken[0]}")
+        if all(array.dtype == dtype_of(self.network.store) for array in weights.values()):
+            return FULL.weights
+        write_weights(self.draft / row.weights, weights)
+        return row.weights
 
-    def check(self, file: str, name: str, reference: Any, precision: str) -> Report:
-        """Compare the graph in `file` with a reference. name: what it stands for."""
+    def verify(self, file: str, name: str, reference: Engine, row: Precision) -> Report:
+        """Compare the graph in `file` of the draft with a reference. name: the graph that it stands for."""
         ort = import_onnxruntime()
         session = open_session(ort, self.draft / file, *choose_provider(ort, "cpu"))
-        report = verify(OnnxEngine(session, self.network.config, "cpu", precision), reference, precision)
+        report = verify(OnnxEngine(session, self.network.config, "cpu", row.name), reference, row.name)
         log.info("%s: %s", name, report)
         if not report.passed:
             raise CheckpointError(f"the exported graph {name} is not the network, nothing was written: {report}")
         return report
 
     def finish(self) -> list[Report]:
-        """Write card.md and config.json, and move what is new to the target."""
+        """Write card.md and config.json, and move the new files to the target."""
         network = self.network
         reports = [Report(**entry["measured"]) for entry in self.record.values()]
         sizes = {
@@ -212,19 +193,8 @@ class Export:
         return reports
 
 
-def stored_as(state: State, store: str) -> dict[str, NDArray[Any]]:
-    return {name: array.astype(DTYPES[store]) for name, array in state.items()}
-
-
-def write_weights(path: Path, weights: dict[str, NDArray[Any]]) -> None:
-    from safetensors.numpy import save
-
-    # Not `save_file`: its files can be read by their owner only, and a server often runs as another user.
-    path.write_bytes(save({name: np.ascontiguousarray(array) for name, array in weights.items()}))
-
-
 def link(source: Path, destination: Path) -> None:
-    """The same file under another name, where the filesystem can; a copy where not."""
+    """The same file under another name: a hard link, or a copy where the filesystem has none."""
     try:
         destination.hardlink_to(source)
     except OSError:
@@ -233,30 +203,10 @@ def link(source: Path, destination: Path) -> None:
 
 def stale_plans(new: Sequence[str]) -> list[str]:
     """The TensorRT plans, and their manifests, of graphs and weights that are replaced."""
-    plans = [plan_path(Path(), precision) for precision in PLAN_PRECISIONS]
-    sources = [{graph_names(precision)[1], WEIGHTS, f"model.{precision}.safetensors"} for precision in PLAN_PRECISIONS]
-    stale = [plan for plan, names in zip(plans, sources, strict=True) if names.intersection(new)]
+    rows = [PRECISIONS[name] for name in precisions_of("tensorrt")]
+    stale = [Path(row.plan) for row in rows if {row.plain, row.weights, FULL.weights}.intersection(new)]
     return [file.name for plan in stale for file in (plan, manifest_path(plan))]
 
 
 def differs(ours: Path, theirs: Path) -> bool:
     return not theirs.exists() or sha256(ours) != sha256(theirs)
-
-
-def network_of(directory: ModelDir) -> Network:
-    """What a model directory holds, to be exported again."""
-    from export.card import write_card
-
-    state = read_weights(directory.path)
-    from safetensors import safe_open
-
-    with safe_open(directory.weights, "numpy") as file:
-        stores = {file.get_slice(name).get_dtype() for name in state}
-    store = "fp16" if stores == {"F16"} else "fp32"
-    file_card = directory.path / CARD
-    if file_card.exists():
-        card = file_card.read_text(encoding="utf-8")
-    else:
-        size = sum(array.size for array in state.values())
-        card = write_card(directory.name, directory.config, size, [], store, directory.defaults, "")
-    return Network(directory.name, directory.config, directory.defaults, state, store, card)

@@ -1,18 +1,18 @@
-"""The model card."""
+"""The model card: Markdown."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from dsd_serve.config import ModelConfig
 from dsd_serve.labels import all_classes
 from dsd_serve.params import SamplingParams
+from dsd_serve.precision import PRECISIONS, listed
 from export.verify import Report
 
 DATA_NOTE = (
-    "Pictures of ImageNet and what is derived from it, Tiny-ImageNet included, are for research and education, not for "
-    "commercial use; the same holds for a model that was trained on them."
+    "Images of ImageNet and everything derived from it, Tiny-ImageNet included, are for research and education, not "
+    "for commercial use; the same applies to a model that was trained on them."
 )
-
-
 MEASURED = "## Measured at export"
 
 
@@ -20,26 +20,31 @@ def write_card(
     name: str,
     config: ModelConfig,
     num_parameters: int,
-    training: list[str],
+    training: Sequence[tuple[str, str]],
     store: str,
     defaults: SamplingParams,
     notes: str,
 ) -> str:
-    """Markdown: what the network is, how it was trained, what it draws. training: lines of `training_lines`."""
+    """Markdown: the network, its training, its classes, the licence of its data.
+
+    num_parameters: of the network. training: rows of `training_rows`. store: the precision of the stored weights.
+    notes: Markdown that is put in.
+    """
     length, channels = config.latent_shape
+    rows = [
+        ("images", f"{config.image_size} x {config.image_size} RGB"),
+        ("latents", f"{length} tokens x {channels} channels, patches of {config.patch_size} pixels"),
+        ("network", f"{num_parameters / 1e6:.2f}M parameters: width {config.hidden_size}, {config.depth} blocks"),
+        ("weights", f"EMA, stored as {store}, computed in float32"),
+        *training,
+        ("sampling", f"{defaults.sampler}, {defaults.num_steps} steps, guidance {defaults.guidance_scale:g}"),
+    ]
     lines = [
         f"# {name}",
         "",
         "One network that encodes, denoises and decodes images (DSD, arXiv 2511.14716).",
         "",
-        "| | |",
-        "|---|---|",
-        f"| pictures | {config.image_size} x {config.image_size} RGB |",
-        f"| latents | {length} tokens x {channels} channels, patches of {config.patch_size} pixels |",
-        f"| network | {num_parameters / 1e6:.2f}M parameters: width {config.hidden_size}, {config.depth} blocks |",
-        f"| weights | EMA, stored as {store}, computed in float32 |",
-        *training,
-        f"| sampling | {defaults.sampler}, {defaults.num_steps} steps, guidance {defaults.guidance_scale:g} |",
+        *table(("", ""), rows),
         "",
         "## What it draws",
         "",
@@ -54,43 +59,46 @@ def write_card(
     return "\n".join(lines)
 
 
-def with_measurements(card: str, reports: list[Report], sizes: dict[str, int]) -> str:
-    """The card with what was measured at export at its end. sizes: bytes of the weights by precision."""
+def with_measurements(card: str, reports: Sequence[Report], sizes: dict[str, int]) -> str:
+    """The card with the errors measured at export at its end. sizes: bytes of the weights by precision."""
+    header = ("precision", "weights", "latents, largest error", "latents, rms", "pixels, grey levels", "dependent rows")
+    rows = [
+        (
+            report.precision,
+            f"{sizes[report.precision] / 1e6:.1f} MB",
+            f"{report.latent_error:.1e} (limit {report.limits.latents:.0e})",
+            f"{report.latent_rms:.1e} (limit {report.limits.latents_rms:.1e})",
+            f"{report.pixel_error} (limit {report.limits.pixels})",
+            f"{report.dependent_rows} of {report.num_rows}",
+        )
+        for report in reports
+    ]
+    halves = listed((name for name, row in PRECISIONS.items() if row.arithmetic == "half"), "and")
     lines = [
         card.split(MEASURED)[0].rstrip(),
         "",
         MEASURED,
         "",
         f"On {reports[0].num_rows} rows in mixtures; fp32 against the torch network, the others against fp32. "
-        "fp16 and bf16 are checked on a CPU, each operator in float32 and its result rounded.",
+        f"{halves} are checked on a CPU, each operator in float32 and its result rounded.",
         "",
-        "| precision | weights | latents, largest error | latents, rms | pixels, grey levels | dependent rows |",
-        "|---|---|---|---|---|---|",
+        *table(header, rows),
+        "",
     ]
-    for report in reports:
-        limits = report.limits
-        lines.append(
-            f"| {report.precision} | {sizes[report.precision] / 1e6:.1f} MB "
-            f"| {report.latent_error:.1e} (limit {limits.latents:.0e}) | {report.latent_rms:.1e} "
-            f"(limit {limits.latents_rms:.1e}) | {report.pixel_error} (limit {limits.pixels}) "
-            f"| {report.dependent_rows} of {report.num_rows} |"
-        )
-    return "\n".join([*lines, ""])
+    return "\n".join(lines)
 
 
-def training_lines(checkpoint: dict[str, Any] | None) -> list[str]:
-    """None: the weights come from a model directory without a card."""
-    if checkpoint is None:
-        return []
+def training_rows(checkpoint: dict[str, Any]) -> list[tuple[str, str]]:
+    """Rows of the card's first table about the training of a checkpoint's values."""
     training, step = checkpoint["config"], checkpoint["step"]
     if training is None:
-        return ["| training | none: the weights are random, for benchmarks only |"]
+        return [("training", "none: the weights are random, for benchmarks only")]
     batch, num_draws = training["optim"]["batch_size"], training["loss"]["num_draws"]
-    started = ", from the weights of a model that was there" if training["run"].get("start_from") else ""
+    started = ", starting from the weights of another model" if training["run"].get("start_from") else ""
+    images = f"{step:,} steps of {batch} images ({step * batch:,} in all)"
     return [
-        f"| objective | {training['loss']['objective']} |",
-        f"| training | {step:,} steps of {batch} pictures ({step * batch:,} in all), {num_draws} noise draws each"
-        f"{started} |",
+        ("objective", str(training["loss"]["objective"])),
+        ("training", f"{images}, {num_draws} noise draws each{started}"),
     ]
 
 
@@ -99,3 +107,11 @@ def classes_sentence(config: ModelConfig) -> str:
         return f"All {config.num_classes} classes of ImageNet-1k."
     names = ", ".join(f"{all_classes()[index].name} ({index})" for index in config.trained_classes)
     return f"{len(config.classes)} classes of ImageNet-1k, and nothing else: {names}."
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in (header, *rows)]
+    if not any(header):
+        lines[0] = "|" + " |" * len(header)
+    return [lines[0], "|" + "---|" * len(header), *lines[1:]]

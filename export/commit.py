@@ -1,8 +1,9 @@
-"""How new files take the place of old ones in a model directory, so that nobody ever loads a mixture of the two.
+"""Atomic updates of directories: new files replace old ones so that nobody ever loads a mixture of the two.
 
-Everything is made in a folder inside the directory. Then, while signals wait: config.json is taken away, the files are
-moved, the new config.json is put in place. Whatever ends the process in between leaves a directory without config.json,
-which nothing loads; a full disk or any other error puts back what was there.
+All files are first made in a draft, a folder inside the target. Then, with signals held back, they are moved into
+place. In a model directory config.json is taken away before the first move and the new one is put in place by the
+last, so a process that dies in between leaves a directory without config.json, which nothing loads. A full disk or any
+other error undoes the moves.
 """
 
 import contextlib
@@ -25,7 +26,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextlib.contextmanager
 def drafting(target: Path) -> Iterator[Path]:
-    """An empty folder inside `target`, which is made where it is missing. Neither outlives an error or an interrupt.
+    """An empty folder inside `target`, which is made if it is missing. It is always removed at the end, and so is a
+    target that was made for nothing.
 
     Raises CheckpointError while another process exports to the same directory.
     """
@@ -33,8 +35,8 @@ def drafting(target: Path) -> Iterator[Path]:
     target.mkdir(parents=True, exist_ok=True)
     try:
         with locked(target):
-            for left in target.glob(PREFIX + "*"):  # of one that was killed
-                shutil.rmtree(left, ignore_errors=True)
+            for leftover in target.glob(PREFIX + "*"):  # of a process that was killed
+                shutil.rmtree(leftover, ignore_errors=True)
             draft = Path(tempfile.mkdtemp(prefix=PREFIX, dir=target))
             try:
                 yield draft
@@ -47,7 +49,7 @@ def drafting(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def locked(target: Path) -> Iterator[None]:
-    """Held by one process at a time; the system lets go of it however that process ends."""
+    """A lock on a directory, for one process at a time. The system releases it when the process ends, in any way."""
     descriptor = os.open(target, os.O_RDONLY)
     try:
         try:
@@ -66,7 +68,7 @@ def commit(draft: Path, target: Path, names: Sequence[str], obsolete: Sequence[s
     old = draft / "replaced"
     old.mkdir()
     others = [name for name in names if name != CONFIG]
-    # What config.json vouches for changes; adding a file, or a card, does not touch what is loaded.
+    # config.json goes first only if a file that it vouches for changes; a new file or another card is harmless.
     replaces = any((target / name).exists() and name != "card.md" for name in (*others, *obsolete))
     moves = [(target / CONFIG, old / CONFIG)] if replaces else []
     for name in (*others, *obsolete):
@@ -74,6 +76,14 @@ def commit(draft: Path, target: Path, names: Sequence[str], obsolete: Sequence[s
         if name in others:
             moves.append((draft / name, target / name))
     moves.append((draft / CONFIG, target / CONFIG))
+    move(moves)
+
+
+def move(moves: Sequence[tuple[Path, Path]]) -> None:
+    """Rename (source, destination) one after another; a source that does not exist is left out.
+
+    Signals wait until the end. An OSError undoes the renames that were done.
+    """
     with held_signals():
         done: list[tuple[Path, Path]] = []
         try:
@@ -82,17 +92,20 @@ def commit(draft: Path, target: Path, names: Sequence[str], obsolete: Sequence[s
                     os.replace(source, destination)
                     done.append((source, destination))
                     if CONFIG in (source.name, destination.name):
-                        sync(target)
+                        sync(destination.parent)
+                        sync(source.parent)
         except OSError:
             for source, destination in reversed(done):
                 os.replace(destination, source)
             raise
-        sync(target)
+        for folder in {destination.parent for _, destination in done}:
+            sync(folder)
 
 
 @contextlib.contextmanager
 def held_signals() -> Iterator[None]:
-    """Ctrl-C and kill wait until the block is done. Not by a mask: threads of others would still take the signal."""
+    """Hold back Ctrl-C and kill until the block is done. A signal mask would not do: other threads would still get the
+    signal."""
     if threading.current_thread() is not threading.main_thread():  # Python's signals reach the main thread only
         yield
         return
@@ -108,10 +121,10 @@ def held_signals() -> Iterator[None]:
 
 
 class Stoppable:
-    """`with Stoppable() as stoppable`: SIGINT and SIGTERM raise KeyboardInterrupt in the block, so that it clears up.
+    """`with Stoppable() as stoppable`: SIGINT and SIGTERM raise KeyboardInterrupt in the block, so that it cleans up.
 
-    `stoppable.check()` raises it again if it was lost: Python drops what is raised in a destructor or a callback of a
-    weak reference, and torch has many of these while it exports.
+    `stoppable.check()` raises it again if it was lost: Python drops what is raised in a destructor or in the callback
+    of a weak reference, and torch has many of these during an export.
     """
 
     def __init__(self) -> None:

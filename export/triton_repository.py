@@ -1,10 +1,10 @@
-"""A Triton model repository with one model, `dsd`: a model directory, and how Triton's Python backend hosts it.
+"""A Triton model repository with one model, `dsd`: a model directory, and the files that make Triton host it.
 
     REPO/dsd/config.pbtxt   inputs, outputs, instances; parameters for engine, device, precision, limits
     REPO/dsd/1/model.py     names the class in dsd_serve that runs inside Triton
     REPO/dsd/model/         a copy of the model directory
 
-Triton's Python must have this package with an extra that brings the engine; the Dockerfile's target `triton` has.
+Triton's Python needs this package with the extra of the engine; the image of the Dockerfile's target `triton` has it.
 """
 
 import logging
@@ -20,6 +20,7 @@ from dsd_serve.checkpoint import read_model_dir
 from dsd_serve.config import ModelConfig
 from dsd_serve.engines import ENGINE_NAMES
 from dsd_serve.errors import CheckpointError
+from export.commit import PREFIX, drafting, move
 
 log = logging.getLogger(__name__)
 
@@ -43,20 +44,18 @@ __all__ = ["TritonPythonModel"]
 def write_repository(
     model_dir: Path, repository: Path, *, device: str = "gpu", engine: str = "onnx", precision: str = "fp32"
 ) -> None:
-    """Write the model `dsd` of a Triton model repository; one that is there is replaced.
+    """Write the model `dsd` of a Triton model repository, or replace it.
 
     device: gpu, one instance on every GPU, or cpu, one instance. engine: onnx or tensorrt. Raises CheckpointError when
     the model directory is wrong, or has no graph of that precision.
     """
     directory = read_model_dir(model_dir)
     if engine == "onnx":
-        directory.graph(precision)  # raises what must be raised when there is none
+        directory.graph(precision)  # raises CheckpointError if there is none
     elif not any(model_dir.glob("*.plan")):
         raise CheckpointError(f"{model_dir} has no TensorRT plan; make one: dsd-export {model_dir} --trt")
     if model_dir.resolve().is_relative_to((repository / MODEL).resolve()):
-        raise CheckpointError(
-            f"{model_dir} is inside of {repository / MODEL}, which would be replaced; name its source"
-        )
+        raise CheckpointError(f"{model_dir} is inside {repository / MODEL}, which would be replaced; give its original")
     parameters = {
         "model": "model",  # relative to this file's folder
         "engine": engine,
@@ -68,17 +67,13 @@ def write_repository(
         "max_wait": "60",
         "max_seconds": "300",
     }
-    new, old = repository / f".{MODEL}.new", repository / f".{MODEL}.old"
-    for leftover in (new, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    shutil.copytree(model_dir, new / "model")
-    (new / "1").mkdir()
-    (new / "1" / "model.py").write_text(MODEL_PY, encoding="utf-8")
-    (new / "config.pbtxt").write_text(config_pbtxt(directory.config, device, parameters), encoding="utf-8")
-    if (repository / MODEL).exists():
-        (repository / MODEL).rename(old)
-    new.rename(repository / MODEL)
-    shutil.rmtree(old, ignore_errors=True)
+    with drafting(repository) as draft:
+        new = draft / MODEL
+        shutil.copytree(model_dir, new / "model", ignore=shutil.ignore_patterns(f"{PREFIX}*"))
+        (new / "1").mkdir()
+        (new / "1" / "model.py").write_text(MODEL_PY, encoding="utf-8")
+        (new / "config.pbtxt").write_text(config_pbtxt(directory.config, device, parameters), encoding="utf-8")
+        move([(repository / MODEL, draft / "replaced"), (new, repository / MODEL)])
     log.info("%s is a Triton model repository: tritonserver --model-repository=%s", repository, repository)
 
 

@@ -1,4 +1,4 @@
-"""Is the exported graph the network? Measured on mixtures of rows, before anyone relies on it."""
+"""Verification: the errors of a graph or an engine against a reference, on mixtures of rows."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -6,36 +6,21 @@ from typing import Any
 import numpy as np
 
 from dsd_serve.engines import Engine
-from dsd_serve.engines.selftest import invariance, mixture
+from dsd_serve.engines.selftest import batch_invariance, mixture
+from dsd_serve.precision import PRECISIONS, REFERENCE, Limits
 from dsd_serve.rows import Decode
 
 MIXTURES = ((1, 0, 0), (0, 1, 0), (0, 0, 1), (2, 3, 4), (0, 5, 0), (3, 0, 2), (1, 7, 1))
 
 
 @dataclass(frozen=True)
-class Limits:
-    """The largest errors with which a graph is written, see `Report`."""
-
-    latents: float
-    latents_rms: float
-    pixels: int
-
-
-# fp32 differs by the order of its sums only. The others: some five times what networks of this project show, trained
-# and not (docs/precision.md); what is above is a mistake, or a network that does not bear that precision.
-LIMITS = {
-    "fp32": Limits(1e-4, 1e-5, 1),
-    "fp16": Limits(1e-2, 2e-3, 2),
-    "bf16": Limits(8e-2, 1.5e-2, 4),
-    "int8": Limits(2e-1, 3e-2, 8),
-}
-
-
-@dataclass(frozen=True)
 class Report:
-    """latent_error: largest absolute difference of encode and denoise rows; latent_rms: root of its mean square, as a
-    share of the reference's. pixel_error: largest difference of decode rows in grey levels. dependent_rows: rows whose
-    bits differ from the same row alone, of num_rows."""
+    """Errors of an engine against a reference, to be compared with `Limits`.
+
+    latent_error: largest absolute difference of encode and denoise rows. latent_rms: root mean square of that
+    difference, as a share of the reference's. pixel_error: largest difference of decode rows, in grey levels.
+    dependent_rows: rows, of num_rows, whose bits differ from the same row alone.
+    """
 
     latent_error: float
     pixel_error: int
@@ -46,11 +31,11 @@ class Report:
 
     @property
     def limits(self) -> Limits:
-        return LIMITS[self.precision]
+        return PRECISIONS[self.precision].limits
 
     @property
     def within_limits(self) -> bool:
-        """Whether each row is right, whatever its company."""
+        """Whether the errors of all rows are within the limits, even if rows depend on their neighbours."""
         return (
             self.latent_error <= self.limits.latents
             and self.latent_rms <= self.limits.latents_rms
@@ -59,12 +44,12 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Within the limits, and no row depends on its neighbours: what a CPU must give."""
+        """Within the limits, and no row depends on its neighbours: the requirement on a CPU."""
         return self.within_limits and not self.dependent_rows
 
     @property
     def reference(self) -> str:
-        return "torch" if self.precision == "fp32" else "fp32"
+        return "torch" if self.precision == REFERENCE else REFERENCE
 
     def __str__(self) -> str:
         limits = self.limits
@@ -80,7 +65,7 @@ class Report:
 
 
 def verify(engine: Engine, reference: Engine, precision: str = "fp32") -> Report:
-    """Compare an engine with a reference on mixtures of rows, and each row in company with itself alone."""
+    """Compare an engine with a reference on mixtures of rows, and each row of a mixture with the same row alone."""
     latent_error, pixel_error, dependent, total = 0.0, 0, 0, 0
     squares, energy = 0.0, 0.0
     for seed, counts in enumerate(MIXTURES):
@@ -95,7 +80,7 @@ def verify(engine: Engine, reference: Engine, precision: str = "fp32") -> Report
                 latent_error = max(latent_error, error) if np.isfinite(error) else float("inf")
                 squares += float(np.square(difference).sum())
                 energy += float(np.square(theirs, dtype=np.float64).sum())
-        dependent += invariance(engine, rows, outputs).dependent_rows
+        dependent += batch_invariance(engine, rows, outputs).dependent_rows
         total += len(rows)
     rms = float(np.sqrt(squares / energy)) if np.isfinite(latent_error) else float("inf")
     return Report(latent_error, pixel_error, dependent, total, rms, precision)

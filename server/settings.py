@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dsd_serve import __version__
-from dsd_serve.checkpoint import PRECISIONS
 from dsd_serve.engines import ENGINE_NAMES
 from dsd_serve.errors import ConfigError, shown
 from dsd_serve.files import demo_model
 from dsd_serve.params import MAX_STEPS
+from dsd_serve.precision import PRECISIONS, listed
 
 SPARE_DESCRIPTORS = 64  # for files, and for connections that are refused
 MOST_CONNECTIONS = 1024  # by default; a head in each of them takes 64 KiB
@@ -77,7 +77,7 @@ HELP = {
     "port": "TCP port",
     "engine": f"what runs the network: {' or '.join(ENGINE_NAMES)}",
     "device": "cpu, cuda or cuda:N; never replaced by another one",
-    "precision": f"{', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}, of those that the model was exported in",
+    "precision": f"{listed(PRECISIONS)}, of those that the model was exported in",
     "threads": "CPU threads of the engine, 0 for all cores",
     "row_budget": "rows per tick of the batcher, 0 to measure the best at start",
     "max_waiting": "images that may wait; more are answered with 429",
@@ -159,7 +159,7 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 CHOICES = {
     "engine": ENGINE_NAMES,
-    "precision": PRECISIONS,
+    "precision": tuple(PRECISIONS),
     "log_level": ("debug", "info", "warning", "error"),
     "log_format": ("pretty", "json"),
 }

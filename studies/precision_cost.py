@@ -28,13 +28,14 @@ import onnx
 from benchmarks import network_memory
 from benchmarks.engine_speed import denoise_rows
 from benchmarks.output import add_flag, output_of
-from dsd_serve.checkpoint import ModelDir, graph_names, read_model_dir, read_weights
+from dsd_serve.checkpoint import ModelDir, read_model_dir, read_weights
 from dsd_serve.engines import Engine
 from dsd_serve.engines.onnx_engine import OnnxEngine, choose_provider, import_onnxruntime, open_session
+from dsd_serve.precision import PRECISIONS, precisions_of
 from dsd_serve.programs import generate, run_all
-from export.build import write_weights
 from export.graph.half import HALVES, ISLANDS, PARTS, emulated, half_weights, to_half
 from export.graph.onnx_graph import block_products
+from export.graph.weights import write_weights
 from export.verify import Report, verify
 
 NUM_STEPS = 50
@@ -59,7 +60,7 @@ def numerics(model: ModelDir, precision: str) -> Iterator[Engine]:
     if precision not in HALVES:
         yield OnnxEngine.load(model.path, precision=precision)
         return
-    proto = onnx.load(model.path / graph_names(precision)[1], load_external_data=False)
+    proto = onnx.load(model.path / PRECISIONS[precision].plain, load_external_data=False)
     with as_on_a_gpu(model, proto, precision, model.files(precision)[1]) as engine:
         yield engine
 
@@ -84,7 +85,7 @@ def psnr(ours: Any, theirs: Any) -> float:
 
 def speeds(model: ModelDir, num_rows: int) -> dict[str, float]:
     """Median milliseconds a denoise row of each precision that the CPU runs, measured in turns."""
-    on_cpu = [precision for precision in model.precisions if precision != "bf16"]
+    on_cpu = [precision for precision in model.precisions if precision in precisions_of("onnx", "cpu")]
     engines = {name: OnnxEngine.load(model.path, precision=name, flush_denormals=True) for name in on_cpu}
     rows = denoise_rows(model.config, num_rows)
     times: dict[str, list[float]] = {precision: [] for precision in engines}

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from dsd_serve.config import ModelConfig
-from dsd_serve.engines.selftest import Invariance
+from dsd_serve.engines.selftest import BatchInvariance
 from dsd_serve.errors import CancelledError, ConfigError, DeadlineError, QueueFullError
 from dsd_serve.params import SamplingParams
 from dsd_serve.programs import OnPreviews, Task
@@ -33,7 +33,7 @@ class ModelInfo:
     defaults: SamplingParams
     fingerprint: str
     described: dict[str, str]
-    invariance: Invariance
+    invariance: BatchInvariance
     budget: int
     card: str | None
     created: int
@@ -49,7 +49,7 @@ class ModelInfo:
                 **values,
                 "config": ModelConfig.from_dict(values["config"]),
                 "defaults": SamplingParams(**values["defaults"]),
-                "invariance": Invariance(**values["invariance"]),
+                "invariance": BatchInvariance(**values["invariance"]),
             }
         )
         tested, card = info.invariance, info.card

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from dsd_serve.errors import EngineUnavailableError
+from dsd_serve.precision import check_runs
 from dsd_serve.rows import Engine
 
 __all__ = ["ENGINE_NAMES", "Engine", "load_engine"]
@@ -40,8 +41,7 @@ def load_engine(
             raise EngineUnavailableError(
                 f"engine 'torch' needs torch, which cannot be imported ({error}): pip install 'dsd-serve[train]'"
             ) from None
-        if precision != "fp32":
-            raise EngineUnavailableError(f"engine 'torch' is the reference and computes in fp32, not in {precision}")
+        check_runs(precision, name)
         return TorchEngine.load(model_dir, device=device, num_threads=num_threads)
     if name == "tensorrt":
         from dsd_serve.engines.tensorrt_engine import TensorRTEngine

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from dsd_serve.checkpoint import PRECISIONS, read_model_dir
+from dsd_serve.checkpoint import read_model_dir
 from dsd_serve.config import ModelConfig
 from dsd_serve.errors import CheckpointError, EngineError, EngineUnavailableError, shown
+from dsd_serve.precision import check_runs, find_precision
 from dsd_serve.rows import OUTPUT_NAMES, Array, Row, collate, distribute
 
 INSTALL = "pip install 'dsd-serve[cpu]' (or 'dsd-serve[gpu]' for NVIDIA GPUs; never both, they overwrite each other)"
@@ -46,10 +47,10 @@ class OnnxEngine:
         """precision: one that the directory was exported in. fp16 on a CPU saves nothing: it computes in float32."""
         ort = import_onnxruntime()
         provider, provider_options = choose_provider(ort, device)
-        check_precision(precision, device)
+        check_runs(precision, "onnx", device)
         model = read_model_dir(model_dir)
         model.check(model.files(precision))
-        if precision == "int8":
+        if find_precision(precision).arithmetic == "integer":
             check_integers(ort)
         session = open_session(
             ort, model.graph(precision), provider, provider_options, num_threads, flush_denormals=flush_denormals
@@ -164,20 +165,6 @@ def check_signature(session: Any, config: ModelConfig, graph: Path) -> None:
                 f"{graph} does not belong to its config.json: {name} is {shown(found.get(name))}, not {kind} [*, "
                 f"{', '.join(map(str, shape))}]; export the model again with dsd-export"
             )
-
-
-def check_precision(precision: str, device: str) -> None:
-    """Raises EngineUnavailableError for a precision that ONNX Runtime cannot compute in on this device."""
-    if precision not in PRECISIONS:
-        raise EngineUnavailableError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-    if precision == "bf16" and device == "cpu":
-        raise EngineUnavailableError(
-            "ONNX Runtime has no bf16 operators for the CPU; ask for --precision fp32 or int8, or --device cuda"
-        )
-    if precision == "int8" and device != "cpu":
-        raise EngineUnavailableError(
-            f"int8 is for the CPU, and the device is {device}; ask for --precision fp16 or bf16, or --device cpu"
-        )
 
 
 def check_integers(ort: Any) -> None:

@@ -1,8 +1,7 @@
 """TensorRT plans and their manifests.
 
-A plan is machine code for certain GPUs and one version of one library, made from one graph. What it is stands in the
-manifest beside it (`model.plan.json` beside `model.plan`); without one, or where anything in it does not fit, a plan is
-never loaded.
+A plan is machine code for certain GPUs and one version of one library, made from one graph. A manifest describes it
+(`model.plan.json` next to `model.plan`). A plan without a manifest, or with one that does not fit, is never loaded.
 """
 
 import hashlib
@@ -10,31 +9,39 @@ import importlib
 import importlib.util
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from dsd_serve.checkpoint import ModelDir, graph_names, read_text, sha256
+from dsd_serve.checkpoint import ModelDir, read_text, sha256
 from dsd_serve.engines.cuda import Gpu
 from dsd_serve.errors import CheckpointError, EngineUnavailableError
+from dsd_serve.precision import find_precision
 
 FORMAT = "dsd-plan-1"
 LIBRARIES = ("tensorrt", "tensorrt_rtx")
-PRECISIONS = ("fp32", "fp16", "bf16")
 HARDWARE = ("this", "same", "ampere+")
+FILE_KEYS = {"checks": "gates"}  # field -> key in the file, where they differ
+
+
+HOW_TO_INSTALL = {
+    "tensorrt": "install NVIDIA's tensorrt wheel",
+    "tensorrt_rtx": "pip install 'dsd-serve[tensorrt]'",
+}
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a plan is, and where it may run.
+    """Description of a plan, and of the machines that may run it.
 
-    made_from: sha256 of its graph and weights by file. library, library_version: what built it and must load it; with
-    `version_compatible`, a later one of the same major version may too. rows: of each kind in a call: fewest, those it
-    is tuned for, most. hardware: "this" GPU model, GPUs of the "same" compute capability, or "ampere+". gpu,
-    capability: where it was built; None without a GPU. targets: the compute capabilities that it was built for instead;
-    empty for all that the library knows. types: the network's matrix products by the type of their result. plan: its
-    sha256. gates: what each gate found; None where they were not run.
+    made_from: sha256 of its graph and weights by file name. library, library_version: the library that built it and
+    must load it; with `version_compatible`, a later release of the same major version may too. rows: fewest, tuned-for
+    and most rows of each kind in a call. hardware: "this" GPU model, GPUs of the "same" compute capability, or
+    "ampere+". gpu, capability: the GPU it was built on; None without one. targets: compute capabilities that it was
+    built for instead; empty for all that the library supports. types: number of the network's matrix products by the
+    type of their result. plan: its sha256. checks: results by the name of the check, `gates` in the file; None if they
+    have not run.
     """
 
     precision: str
@@ -51,46 +58,50 @@ class Manifest:
     flags: tuple[str, ...] = ()
     types: Mapping[str, int] = field(default_factory=dict)
     plan: str = ""
-    gates: Mapping[str, Mapping[str, Any]] | None = None
+    checks: Mapping[str, Mapping[str, Any]] | None = None
     format: str = FORMAT
 
     @property
     def passed(self) -> bool:
-        return bool(self.gates) and all(gate["passed"] for gate in (self.gates or {}).values())
+        return bool(self.checks) and all(check["passed"] for check in (self.checks or {}).values())
 
     def same_build(self, other: "Manifest") -> bool:
-        """Whether both were built from the same things in the same way, so that one plan serves for the other."""
-        outcome = dict.fromkeys(("plan", "types", "gates"))
+        """Whether both were built from the same files in the same way, so that one plan can stand for the other."""
+        outcome = dict.fromkeys(("plan", "types", "checks"))
         return asdict(self) | outcome == asdict(other) | outcome
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2) + "\n"
+        values = {FILE_KEYS.get(name, name): value for name, value in asdict(self).items()}
+        return json.dumps(values, indent=2) + "\n"
 
 
 def plan_path(directory: Path, precision: str) -> Path:
-    return (directory / graph_names(precision)[1]).with_suffix(".plan")
+    """The TensorRT plan of a model directory in a precision, whether it exists or not."""
+    return directory / find_precision(precision).plan
 
 
 def manifest_path(plan: Path) -> Path:
+    """The manifest of a plan, whether it exists or not."""
     return plan.with_name(plan.name + ".json")
 
 
 def read_manifest(plan: Path) -> Manifest:
-    """Raises CheckpointError when it is missing or does not say what a manifest says."""
+    """The manifest of a plan. Raises CheckpointError when it is missing or broken."""
     file = manifest_path(plan)
     again = f"build the plan again with dsd-export {plan.parent} --trt"
     try:
         values = json.loads(read_text(file))
     except FileNotFoundError:
-        raise CheckpointError(f"{plan} has no manifest {file.name}, so nothing says what it is: {again}") from None
+        raise CheckpointError(f"{plan} has no manifest {file.name}: {again}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} cannot be read ({error}): {again}") from None
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise CheckpointError(f"{file} is not of format {FORMAT!r}: {again}")
     try:
-        for item in fields(Manifest):
-            if isinstance(values.get(item.name), list):
-                values[item.name] = tuple(values[item.name])
+        names = {key: name for name, key in FILE_KEYS.items()}
+        values = {
+            names.get(key, key): tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
         manifest = Manifest(**values)
         low, best, most = (int(number) for number in manifest.rows)
         if not 0 <= low <= best <= most or not isinstance(manifest.made_from, dict):
@@ -110,23 +121,17 @@ def import_library(name: str) -> ModuleType:
         raise EngineUnavailableError(f"{name} cannot be imported ({error}): {HOW_TO_INSTALL[name]}") from None
 
 
-HOW_TO_INSTALL = {
-    "tensorrt": "install NVIDIA's tensorrt wheel",
-    "tensorrt_rtx": "pip install 'dsd-serve[tensorrt]'",
-}
-
-
 def find_library() -> ModuleType:
     """`tensorrt` where it is installed, else `tensorrt_rtx`.
 
-    A tensorrt that is there and broken is an error, never replaced: its owner wants plans of that library.
+    A tensorrt that is installed and broken is an error and never replaced: its owner wants plans of that library.
     """
     for name in LIBRARIES:
         try:
-            there = importlib.util.find_spec(name) is not None
-        except (ImportError, ValueError):  # in sys.modules, as None
-            there = False
-        if there:
+            installed = importlib.util.find_spec(name) is not None
+        except (ImportError, ValueError):  # None in sys.modules
+            installed = False
+        if installed:
             return import_library(name)
     raise EngineUnavailableError(
         "neither tensorrt nor tensorrt_rtx is installed: pip install 'dsd-serve[tensorrt]', or NVIDIA's own tensorrt"
@@ -134,18 +139,19 @@ def find_library() -> ModuleType:
 
 
 def check_plan(manifest: Manifest, directory: ModelDir, version: str, gpu: Gpu) -> None:
-    """Raises CheckpointError for a plan that was made from other files than this directory's, and
-    EngineUnavailableError for one that was built for another GPU or version of its library. version: that of the
-    library here.
+    """Check that a plan fits its directory and this machine.
+
+    version: of the library that is installed here. Raises CheckpointError for a plan made from other files than this
+    directory's, EngineUnavailableError for one built for another GPU or version of its library.
     """
     plan = plan_path(directory.path, manifest.precision)
     again = build_again(plan, manifest.precision)
     if missing := check_sources(manifest, directory):
-        raise CheckpointError(f"{plan} was made from another {missing} than the one beside it: {again}")
+        raise CheckpointError(f"{plan} was made from another {missing} than this directory's: {again}")
     built = f"{manifest.library} {manifest.library_version}"
     if not runs_with(manifest, version):
         raise EngineUnavailableError(f"{plan} was built with {built}, and here is {version}: {again}, or install that")
-    if reason := not_for(manifest, gpu):
+    if reason := other_gpus(manifest, gpu):
         raise EngineUnavailableError(f"{plan} was built for {reason}, and here is {gpu}: {again} on this machine")
 
 
@@ -153,7 +159,7 @@ def check_bytes(plan: Path, data: bytes, manifest: Manifest) -> None:
     """Raises CheckpointError when `data` is not the plan that the manifest describes."""
     if hashlib.sha256(data).hexdigest() != manifest.plan:
         raise CheckpointError(
-            f"{plan} is not the plan of its manifest, it is damaged or was replaced: "
+            f"{plan} is not the plan of its manifest: it is damaged or was replaced; "
             f"{build_again(plan, manifest.precision)}"
         )
 
@@ -172,7 +178,7 @@ def check_sources(manifest: Manifest, directory: ModelDir) -> str | None:
 
 
 def runs_with(manifest: Manifest, version: str) -> bool:
-    """Whether a version of the library loads the plan: the same, or with `version_compatible` a later one."""
+    """Whether a version of the library can load the plan: the same, or with `version_compatible` a later one."""
     if version == manifest.library_version:
         return True
     try:
@@ -182,16 +188,18 @@ def runs_with(manifest: Manifest, version: str) -> bool:
     return manifest.version_compatible and ours[0] == theirs[0] and ours > theirs
 
 
-def not_for(manifest: Manifest, gpu: Gpu) -> str | None:
-    """What the plan was built for, where that is not this GPU; None when it may run here."""
+def other_gpus(manifest: Manifest, gpu: Gpu) -> str | None:
+    """The GPUs that the plan was built for, in words, if this one is not among them; otherwise None."""
     if manifest.targets:
         return None if gpu.capability in manifest.targets else f"compute capability {', '.join(manifest.targets)}"
-    if manifest.capability is None:  # ahead of time, for every GPU of the library: that one has to say
+    if manifest.capability is None:  # built for every GPU of the library, which decides when it loads
         return None
     if manifest.hardware == "ampere+":
         ampere = [int(part) for part in gpu.capability.split(".")] >= [8, 0]
         return None if ampere else "Ampere GPUs and later"
     if manifest.hardware == "same":
         return None if gpu.capability == manifest.capability else f"compute capability {manifest.capability}"
-    there = (manifest.gpu, manifest.capability)
-    return None if there == (gpu.name, gpu.capability) else f"{manifest.gpu} (compute capability {manifest.capability})"
+    built_on = (manifest.gpu, manifest.capability)
+    return (
+        None if built_on == (gpu.name, gpu.capability) else f"{manifest.gpu} (compute capability {manifest.capability})"
+    )

@@ -11,7 +11,7 @@ from dsd_serve.rows import Array, Decode, Denoise, Encode, Row
 
 
 @dataclass(frozen=True)
-class Invariance:
+class BatchInvariance:
     """dependent_rows: of num_rows, how many differ in any bit from the same row alone. max_difference: by how much,
     in units of the latents, or grey levels / 255 for pixels."""
 
@@ -45,7 +45,7 @@ def mixture(config: ModelConfig, counts: Sequence[int], seed: int) -> list[Row]:
     return [rows[i] for i in rng.permutation(len(rows))]
 
 
-def invariance(engine: Engine, rows: Sequence[Row], together: Sequence[Array] | None = None) -> Invariance:
+def batch_invariance(engine: Engine, rows: Sequence[Row], together: Sequence[Array] | None = None) -> BatchInvariance:
     """Compare each row in company with itself alone. together: the outputs in company, where they are known."""
     dependent, worst = 0, 0.0
     outputs = engine.run(rows) if together is None else together
@@ -55,4 +55,4 @@ def invariance(engine: Engine, rows: Sequence[Row], together: Sequence[Array] | 
             dependent += 1
             scale = 255.0 if output.dtype == np.uint8 else 1.0
             worst = max(worst, float(np.abs(alone.astype(np.float64) - output).max()) / scale)
-    return Invariance(len(rows), dependent, worst)
+    return BatchInvariance(len(rows), dependent, worst)

@@ -19,6 +19,7 @@ from dsd_serve.config import ModelConfig
 from dsd_serve.engines.cuda import Gpu, call, find_gpu, import_runtime
 from dsd_serve.engines.plan import Manifest, check_bytes, check_plan, import_library, plan_path, read_manifest
 from dsd_serve.errors import CheckpointError, EngineError
+from dsd_serve.precision import check_runs
 from dsd_serve.rows import INPUT_NAMES, OUTPUT_NAMES, Array, Decode, Denoise, Encode, Row, collate, distribute
 
 log = logging.getLogger(__name__)
@@ -74,7 +75,8 @@ class TensorRTEngine:
     @classmethod
     def load(cls, model_dir: Path, *, device: str, precision: str = "fp32") -> "TensorRTEngine":
         """The plan of a model directory. Raises EngineUnavailableError without the library or GPU that it is for, and
-        CheckpointError when there is none, it does not fit its manifest, or its gates were not passed."""
+        CheckpointError when there is none, it does not fit its manifest, or it did not pass its checks."""
+        check_runs(precision, "tensorrt")
         directory = read_model_dir(model_dir)
         plan = plan_path(model_dir, precision)
         if not plan.exists():
@@ -86,14 +88,14 @@ class TensorRTEngine:
         engine = cls.open(plan, manifest, device)
         if not manifest.passed:
             raise CheckpointError(
-                f"{plan} was built, but its gates were not run; dsd-export {model_dir} --check runs them on its GPU"
+                f"{plan} was built, but its checks have not run; dsd-export {model_dir} --check runs them on its GPU"
             )
         directory.check_unchanged()
         return engine
 
     @classmethod
     def open(cls, plan: Path, manifest: Manifest, device: str) -> "TensorRTEngine":
-        """A plan that fits its manifest and this machine, whether or not its gates were run."""
+        """A plan that fits its manifest and this machine, whether or not its checks have run."""
         directory = read_model_dir(plan.parent)
         trt = import_library(manifest.library)
         cuda = import_runtime()

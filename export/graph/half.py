@@ -9,18 +9,16 @@ products before and after it round anyway.
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
+from dsd_serve.precision import PRECISIONS
 from export.graph.onnx_graph import Graph, Loader, rebuilt
+from export.graph.weights import dtype_of, onnx_type
 
-HALVES = {
-    "fp16": (TensorProto.FLOAT16, np.dtype(np.float16)),
-    "bf16": (TensorProto.BFLOAT16, np.dtype(ml_dtypes.bfloat16)),
-}
+HALVES = tuple(name for name, row in PRECISIONS.items() if row.arithmetic == "half")
 PARTS = ("conditioning", "norms", "softmax", "residual", "heads")  # what can be an island, see `Graph.find_parts`
 ISLANDS = frozenset(PARTS) - {"softmax"}
 Weights = Mapping[str, NDArray[np.float32]]
@@ -34,7 +32,7 @@ def to_half(
     weights: the safetensors file that the new graph shall point into, beside which it will lie; it holds each weight as
     `half_weights` gives it. A Cast stands wherever a value crosses a border.
     """
-    half, graph = HALVES[precision][0], Graph(proto)
+    half, graph = onnx_type(precision), Graph(proto)
     floats, ends = graph.floats(), {value.name for value in proto.graph.output}
     loader = Loader(graph, weights)
     nodes: list[NodeProto] = []
@@ -70,7 +68,7 @@ def emulated(proto: onnx.ModelProto, precision: str) -> onnx.ModelProto:
     That is what a GPU does, whose matrix products sum in float32. ONNX Runtime's CPU has no bf16 operators; its fp16
     operators are float32 ones whose results it does not round where the next operator is one of them too.
     """
-    half = HALVES[precision][0]
+    half = onnx_type(precision)
     nodes: list[NodeProto] = []
     halved = {tensor.name for tensor in proto.graph.initializer if tensor.data_type == half}
     for node in proto.graph.node:
@@ -97,5 +95,5 @@ def half_weights(state: Weights, precision: str, products: Collection[str]) -> d
 
     All others: bf16 would round them eight times as coarsely, and they are used in float32.
     """
-    kind = HALVES[precision][1]
+    kind = dtype_of(precision)
     return {name: array.astype(kind if name in products else np.float16, copy=False) for name, array in state.items()}

@@ -6,7 +6,7 @@ from pathlib import Path
 import onnx
 from onnx import NodeProto, TensorProto, helper
 
-from export.graph.to_onnx import STORED, external, safetensors_places
+from export.graph.weights import STORED, external, stored_tensors
 
 NORMS = ("Pow", "ReduceMean", "Sqrt", "Reciprocal", "SimplifiedLayerNormalization")
 
@@ -111,7 +111,7 @@ class Loader:
     """Makes the nodes that bring stored weights into the graph."""
 
     def __init__(self, graph: Graph, weights: Path) -> None:
-        self.graph, self.file, self.places = graph, weights.name, safetensors_places(weights)
+        self.graph, self.file, self.places = graph, weights.name, stored_tensors(weights)
         self.stored: dict[str, TensorProto] = {}
         self.nodes: list[NodeProto] = []
         self.done: set[str] = set()

@@ -1,7 +1,7 @@
-"""From an ONNX graph to a TensorRT plan.
+"""Compilation of an ONNX graph into a TensorRT plan.
 
-With `tensorrt`, for the GPU of this machine, or with `tensorrt_rtx`: the same interface, and it builds for other GPUs,
-and without one. Networks are strongly typed in both: the graph decides the precision, no flag does.
+`tensorrt` builds for the GPU of this machine. `tensorrt_rtx` has the same interface, builds for other GPUs too, and
+needs none. Networks are strongly typed in both: the graph decides the precision, not a flag.
 """
 
 import contextlib
@@ -20,22 +20,23 @@ from tqdm import tqdm
 from dsd_serve.engines.plan import HARDWARE
 from dsd_serve.errors import CheckpointError, EngineUnavailableError
 from dsd_serve.files import atomic
+from dsd_serve.precision import PRECISIONS
 
 log = logging.getLogger(__name__)
 
-ROWS = (0, 8, 64)  # of each kind in a call: fewest, those that the plan is tuned for, most (the batcher's largest tick)
+ROWS = (0, 8, 64)  # of each kind in a call: fewest, tuned-for, most (the batcher's largest tick)
 WORKSPACE = 4 << 30  # bytes
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """How a plan is built.
+    """Options of a build.
 
-    hardware: "this" GPU model only, all of the "same" compute capability, or "ampere+"; slower from left to right.
-    version_compatible: later versions of the library with the same major number may load it. targets: compute
-    capabilities ("8.9") to build for ahead of time, with tensorrt_rtx; none for all that it supports. timing_cache: a
-    file that keeps what tactics took, so that the next build on this machine is faster; with tensorrt. device: where
-    the gates are run.
+    hardware: "this" GPU model only, GPUs of the "same" compute capability, or "ampere+"; each is slower than the one
+    before. version_compatible: later releases of the library with the same major version may load the plan. targets:
+    compute capabilities ("8.9") to build for ahead of time, with tensorrt_rtx; empty for all it supports. timing_cache:
+    a file of measured tactics that makes the next build on this machine faster, with tensorrt. device: the GPU that
+    runs the checks. force: build even if the plan is up to date.
     """
 
     hardware: str = "this"
@@ -47,25 +48,25 @@ class BuildOptions:
 
 
 def check_options(trt: ModuleType, options: BuildOptions) -> None:
-    """Raises EngineUnavailableError for what this library cannot do."""
+    """Raises EngineUnavailableError for options that this library does not have."""
     if options.hardware not in HARDWARE:
         raise EngineUnavailableError(f"--hardware must be one of {', '.join(HARDWARE)}, got {options.hardware!r}")
     ahead = hasattr(trt, "ComputeCapability")
     if options.targets and not ahead:
         raise EngineUnavailableError(
             f"{trt.__name__} builds for the GPU of this machine only; --targets is for tensorrt_rtx, "
-            "--hardware same or ampere+ makes a plan for more GPUs than one"
+            "use --hardware same or ampere+ for a plan that runs on more GPUs"
         )
     if ahead and (options.hardware != "this" or options.timing_cache):
         raise EngineUnavailableError(
             f"--hardware and --timing-cache are for tensorrt; plans of {trt.__name__} run on all GPUs that it "
-            "supports, or on those of --targets, and it times nothing while it builds"
+            "supports, or on those of --targets, and its builds measure no times"
         )
     for target in options.targets:
         if capability_name(target) not in trt.ComputeCapability.__members__:
             known = sorted((name for name in trt.ComputeCapability.__members__ if name.startswith("SM")), key=int_of)
             allowed = ", ".join(f"{name[2:-1]}.{name[-1]}" for name in known)
-            raise EngineUnavailableError(f"--targets of {trt.__name__} are among {allowed}; got {target!r}")
+            raise EngineUnavailableError(f"--targets of {trt.__name__} must be among {allowed}; got {target!r}")
 
 
 def int_of(name: str) -> int:
@@ -77,13 +78,13 @@ def capability_name(target: str) -> str:
 
 
 def compile_graph(trt: ModuleType, graph: Path, options: BuildOptions | None = None) -> tuple[bytes, "Counter[str]"]:
-    """Parse an ONNX file and build it: the plan, and the matrix products of the network by the type of their result."""
+    """Build the plan of an ONNX file. Returns it with the number of matrix products by the type of their result."""
     options = options or BuildOptions()
     logger = logger_of(trt)
     try:
         builder = trt.Builder(logger)
-    except TypeError:  # of a factory that gave nothing, as without a GPU
-        raise EngineUnavailableError(f"{trt.__name__} cannot build on this machine: {logger.said()}") from None
+    except TypeError:  # the factory returned nothing, as it does without a GPU
+        raise EngineUnavailableError(f"{trt.__name__} cannot build on this machine: {logger.reasons()}") from None
     strongly_typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if strongly_typed is None else 1 << int(strongly_typed))
     parser = trt.OnnxParser(network, logger)
@@ -99,29 +100,31 @@ def compile_graph(trt: ModuleType, graph: Path, options: BuildOptions | None = N
     config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means fp32
     if hasattr(trt.BuilderFlag, "DISTRIBUTIVE_INDEPENDENCE"):  # a row must not depend on its neighbours
         config.set_flag(trt.BuilderFlag.DISTRIBUTIVE_INDEPENDENCE)
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the gate that asks what was built
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the check of the precision that was built
     aim(trt, config, options)
     profile = builder.create_optimization_profile()
     for number in range(network.num_inputs):
         tensor = network.get_input(number)
         profile.set_shape(tensor.name, *((rows, *tuple(tensor.shape)[1:]) for rows in ROWS))
     if config.add_optimization_profile(profile) < 0:
-        raise CheckpointError(f"{trt.__name__} does not take the row counts {ROWS} for {graph.name}: {logger.said()}")
+        raise CheckpointError(
+            f"{trt.__name__} does not take the row counts {ROWS} for {graph.name}: {logger.reasons()}"
+        )
     with timing_cache(config, options.timing_cache), progress(trt) as (monitor, stopped):
         config.progress_monitor = monitor
         plan = builder.build_serialized_network(network, config)
     if stopped.is_set():
         raise KeyboardInterrupt
     if plan is None:
-        raise CheckpointError(f"{trt.__name__} cannot build {graph.name}: {logger.said()}")
+        raise CheckpointError(f"{trt.__name__} cannot build {graph.name}: {logger.reasons()}")
     return bytes(plan), types
 
 
 def aim(trt: ModuleType, config: Any, options: BuildOptions) -> None:
-    """Set which GPUs and versions of the library the plan is for."""
+    """Set the GPUs and the versions of the library that the plan is for."""
     if options.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-        config.set_flag(trt.BuilderFlag.EXCLUDE_LEAN_RUNTIME)  # the library of the machine runs it; no code in plans
+        config.set_flag(trt.BuilderFlag.EXCLUDE_LEAN_RUNTIME)  # the machine's library runs it; no code in plans
     levels = trt.HardwareCompatibilityLevel
     if options.hardware != "this":
         config.hardware_compatibility_level = {
@@ -144,21 +147,20 @@ def timing_cache(config: Any, file: Path | None) -> Iterator[None]:
     known = file.read_bytes() if file.exists() else b""
     cache = config.create_timing_cache(known)
     if cache is None or not config.set_timing_cache(cache, False):
-        raise CheckpointError(f"{file} is no timing cache of this library and GPU; delete it, or name another file")
+        raise CheckpointError(f"{file} is not a timing cache of this library and GPU; delete it, or give another file")
     yield
     with atomic(file) as draft:
         draft.write_bytes(bytes(config.get_timing_cache().serialize()))
 
 
 def check_types(precision: str, types: "Counter[str]") -> None:
-    """Refuse a network whose products are not in the precision that it is said to have."""
-    wanted = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}[precision]
-    if not types or types.most_common(1)[0][0] != wanted:
+    """Raises CheckpointError for a network whose matrix products are not in the given precision."""
+    if not types or types.most_common(1)[0][0] != PRECISIONS[precision].tensorrt[0]:
         raise CheckpointError(f"the network is not in {precision}: its matrix products are {dict(types)}")
 
 
 def logger_of(trt: ModuleType) -> Any:
-    """TensorRT's logger, which goes to ours and keeps the errors."""
+    """A TensorRT logger that writes to ours and keeps the errors."""
 
     class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
@@ -170,7 +172,7 @@ def logger_of(trt: ModuleType) -> Any:
                 self.errors.append(message.strip())
             log.debug("%s: %s", severity, message)
 
-        def said(self) -> str:
+        def reasons(self) -> str:
             return "; ".join(self.errors) or "it gives no reason"
 
     return Logger()
@@ -178,7 +180,7 @@ def logger_of(trt: ModuleType) -> Any:
 
 @contextlib.contextmanager
 def progress(trt: ModuleType) -> Iterator[tuple[Any, threading.Event]]:
-    """A bar over the steps of a build. Ctrl-C and SIGTERM end the build at its next step and set the event."""
+    """A progress bar over the steps of a build. Ctrl-C and SIGTERM end the build at its next step and set the event."""
     stopped = threading.Event()
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]

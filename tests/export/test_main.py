@@ -242,9 +242,9 @@ def test_a_full_disk_leaves_what_was_there(directory, retrained):
     try:
         for limit in (1000, size // 2):
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
-            with pytest.raises(SystemExit, match="dsd-export: there is no room on the disk; nothing half-written"):
+            with pytest.raises(SystemExit, match="dsd-export: the disk is full; no partial files"):
                 main([str(retrained), "-o", str(directory), "--store", "fp16"])
-            with pytest.raises(SystemExit, match="no room"):
+            with pytest.raises(SystemExit, match="the disk is full"):
                 main([str(retrained), "-o", str(directory.parent / "new"), "--store", "fp16"])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -409,7 +409,7 @@ def test_an_engine_refuses_a_mixture_and_a_directory_that_changes(directory, tmp
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--precision", "int8", "--trt"], "int8 is for the CPU; TensorRT plans are fp32, fp16 or bf16"),
+        (["--precision", "int8", "--trt"], "engine 'tensorrt' computes in fp32, fp16 or bf16, not in int8"),
         (["--store", "fp16"], "--store and --notes are for checkpoints"),
     ],
 )
@@ -426,7 +426,7 @@ def test_an_untrained_preset_needs_a_folder():
 
 
 def test_without_tensorrt_a_sentence_before_the_work(directory, monkeypatch):
-    monkeypatch.setitem(sys.modules, "export.tensorrt.plan_files", None)
+    monkeypatch.setitem(sys.modules, "export.tensorrt.plans", None)
     before = stamps(directory)
     with pytest.raises(SystemExit, match=r"pip install 'dsd-serve\[tensorrt\]'"):
         main([str(directory), "--trt", "--precision", "fp16"])

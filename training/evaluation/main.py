@@ -30,12 +30,12 @@ import torch
 from numpy.typing import NDArray
 
 from dsd_serve import __version__
-from dsd_serve.checkpoint import PRECISIONS
 from dsd_serve.engines import ENGINE_NAMES
 from dsd_serve.errors import CheckpointError, DSDError, InputError
 from dsd_serve.files import atomic
 from dsd_serve.imaging import codec
 from dsd_serve.params import SAMPLER_NAMES, SamplingParams
+from dsd_serve.precision import PRECISIONS
 from training.evaluation.classifier import FeatureCache, Features, Lite0, default_cache, lite0
 from training.evaluation.distances import KernelSet, blur, class_score, frechet_to, kid, moments, precision_recall, ssim
 from training.evaluation.inception import Inception

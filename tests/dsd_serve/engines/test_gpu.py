@@ -8,11 +8,11 @@ import pytest
 from dsd_serve.engines import load_engine
 from dsd_serve.engines.cuda import find_gpu, import_runtime
 from dsd_serve.engines.plan import find_library, plan_path, read_manifest
-from dsd_serve.engines.selftest import invariance, mixture
+from dsd_serve.engines.selftest import batch_invariance, mixture
 from dsd_serve.errors import DSDError
 from dsd_serve.rows import Decode
 from export.main import main
-from export.tensorrt import gates
+from export.tensorrt import checks
 from export.verify import verify
 from tests.support.servers import Server
 
@@ -29,7 +29,7 @@ def gpu():
 
 @pytest.fixture(scope="module", params=["fp32", "fp16", "bf16"])
 def planned(request, gpu, demo_dir, tmp_path_factory):
-    """The demo model with a plan that passed its gates on this GPU, and the precision."""
+    """The demo model with a plan that passed its checks on this GPU, and the precision."""
     try:
         find_library()
     except DSDError as error:
@@ -40,10 +40,10 @@ def planned(request, gpu, demo_dir, tmp_path_factory):
     return target, request.param
 
 
-def test_every_gate_was_run_and_passed(planned):
+def test_every_check_has_run_and_passed(planned):
     directory, precision = planned
     manifest = read_manifest(plan_path(directory, precision))
-    assert set(manifest.gates) == set(gates.NAMES)
+    assert set(manifest.checks) == set(checks.NAMES)
     assert manifest.passed
 
 
@@ -86,7 +86,7 @@ def test_onnx_runtime_on_cuda_is_the_network(precision, demo_dir, tmp_path):
     except DSDError as error:
         pytest.skip(str(error))
     report = verify(engine, load_engine("onnx", demo_dir), precision)
-    print(report, invariance(engine, mixture(engine.config, (1, 7, 1), seed=2)))
+    print(report, batch_invariance(engine, mixture(engine.config, (1, 7, 1), seed=2)))
     assert report.within_limits
 
 

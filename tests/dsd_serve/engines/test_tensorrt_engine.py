@@ -1,4 +1,4 @@
-"""The TensorRT engine around TensorRT: buffers, padding, graphs, manifests and gates, on a GPU that is not there."""
+"""The TensorRT engine around TensorRT: buffers, padding, graphs, manifests and checks, on a simulated GPU."""
 
 import dataclasses
 import json
@@ -7,25 +7,26 @@ import shutil
 import numpy as np
 import pytest
 
-from dsd_serve.checkpoint import graph_names, read_model_dir, sha256
+from dsd_serve.checkpoint import read_model_dir, sha256
 from dsd_serve.engines import load_engine, plan, tensorrt_engine
 from dsd_serve.engines.cuda import find_gpu
 from dsd_serve.engines.plan import Manifest, manifest_path, plan_path, read_manifest
 from dsd_serve.engines.selftest import mixture
 from dsd_serve.errors import CheckpointError, EngineError, EngineUnavailableError
+from dsd_serve.precision import PRECISIONS
 from dsd_serve.rows import Denoise
 from export.main import main
-from export.tensorrt import gates
-from export.tensorrt import plan_files as plan_export
+from export.tensorrt import checks
+from export.tensorrt import plans as plan_export
 from tests.support.gpu_double import Cuda, TensorRT
 
 LAYERS = json.dumps({"Layers": [{"Outputs": [{"Format/Datatype": "Row major linear FP32"}]}]})
-PASSED = {name: {"passed": True, "text": ""} for name in gates.NAMES}
+PASSED = {name: {"passed": True, "text": ""} for name in checks.NAMES}
 
 
 def put_plan(directory, **changes):
     """A plan of the double, and a manifest of it."""
-    graph = directory / graph_names("fp32")[1]
+    graph = directory / PRECISIONS["fp32"].plain
     plan = plan_path(directory, "fp32")
     plan.write_text(str(graph))
     manifest = Manifest(
@@ -38,7 +39,7 @@ def put_plan(directory, **changes):
         gpu="Double 1",
         capability="9.0",
         plan=sha256(plan),
-        gates=PASSED,
+        checks=PASSED,
     )
     manifest_path(plan).write_text(dataclasses.replace(manifest, **changes).to_json())
     return plan
@@ -134,9 +135,9 @@ def test_it_says_what_runs(engine):
         ({"library_version": "10.9", "version_compatible": True}, "was built with tensorrt 10.9"),
         ({"library_version": "11.9", "version_compatible": True}, "was built with tensorrt 11.9"),
         ({"made_from": {"model.onnx": "0" * 64}}, "was made from another model.onnx"),
-        ({"plan": "0" * 64}, "is not the plan of its manifest, it is damaged or was replaced"),
-        ({"gates": None}, "its gates were not run; dsd-export .* --check"),
-        ({"gates": {"x": {"passed": False, "text": ""}}}, "its gates were not run"),
+        ({"plan": "0" * 64}, "is not the plan of its manifest: it is damaged or was replaced"),
+        ({"checks": None}, "its checks have not run; dsd-export .* --check"),
+        ({"checks": {"x": {"passed": False, "text": ""}}}, "its checks have not run"),
         ({"format": "dsd-plan-0"}, "is not of format 'dsd-plan-1'"),
         ({"rows": (0, 8)}, "does not describe a plan"),
     ],
@@ -256,39 +257,40 @@ def rows_are_rough(rows, outputs):
     ("fault", "failing"),
     [
         (lambda rows, outputs: None, set()),
-        (one_class_is_broken, {gates.FINITE, gates.PICTURE}),
-        (the_last_of_many_is_another, {gates.SAME}),
-        (rows_leak, {gates.NEIGHBOURS}),
-        (rows_are_rough, {gates.ERRORS}),
+        (one_class_is_broken, {checks.FINITE, checks.IMAGE}),
+        (the_last_of_many_is_another, {checks.EQUAL}),
+        (rows_leak, {checks.NEIGHBOURS}),
+        (rows_are_rough, {checks.ERRORS}),
     ],
 )
-def test_each_gate_finds_its_fault(tiny_dir, fault, failing):
+def test_each_check_finds_its_fault(tiny_dir, fault, failing):
     reference = load_engine("onnx", tiny_dir)
-    found = gates.run_gates(Wrong(reference, fault), reference, "fp32", read_model_dir(tiny_dir).defaults, LAYERS)
-    failed = {gate.name for gate in found if not gate.passed}
-    assert failing <= failed and bool(failing) == bool(failed), [str(gate) for gate in found]
+    found = checks.run_checks(Wrong(reference, fault), reference, "fp32", read_model_dir(tiny_dir).defaults, LAYERS)
+    failed = {check.name for check in found if not check.passed}
+    assert failing <= failed and bool(failing) == bool(failed), [str(check) for check in found]
 
 
-def test_the_gate_that_asks_what_was_built(tiny_dir):
+def test_the_precision_that_was_built_is_checked(tiny_dir):
     half = json.dumps({"Layers": [{"Outputs": [{"Format/Datatype": "Half"}]}] * 3 + json.loads(LAYERS)["Layers"]})
-    assert gates.built(half, "fp16").passed
-    assert not gates.built(LAYERS, "fp16").passed
-    assert not gates.built('{"Layers": ["only", "names"]}', "fp16").passed
+    assert checks.built(half, "fp16").passed
+    assert not checks.built(LAYERS, "fp16").passed
+    assert not checks.built('{"Layers": ["only", "names"]}', "fp16").passed
 
 
-def test_check_runs_the_gates_and_what_passed_is_loaded(directory, cuda, capsys, caplog):
+def test_a_plan_that_passes_its_checks_is_loaded(directory, cuda, capsys, caplog):
     caplog.set_level("INFO")
-    put_plan(directory, gates=None)
+    put_plan(directory, checks=None)
     main([str(directory), "--check"])
-    assert f"ok    {gates.PICTURE}" in caplog.text
-    assert set(read_manifest(plan_path(directory, "fp32")).gates) == set(gates.NAMES)
+    assert f"ok    {checks.IMAGE}" in caplog.text
+    assert set(read_manifest(plan_path(directory, "fp32")).checks) == set(checks.NAMES)
     load_engine("tensorrt", directory, "cuda")
 
 
-def test_a_plan_that_fails_its_gates_is_removed(directory, cuda, monkeypatch):
-    put_plan(directory, gates=None)
-    monkeypatch.setattr(gates, "LEAST_PSNR", {"fp32": 1000.0})
-    with pytest.raises(SystemExit, match="did not pass its gates and was removed"):
+def test_a_plan_that_fails_its_checks_is_removed(directory, cuda, monkeypatch):
+    put_plan(directory, checks=None)
+    limits = dataclasses.replace(PRECISIONS["fp32"].limits, psnr=1000.0)
+    monkeypatch.setitem(PRECISIONS, "fp32", dataclasses.replace(PRECISIONS["fp32"], limits=limits))
+    with pytest.raises(SystemExit, match="failed its checks and was removed"):
         main([str(directory), "--check"])
     assert not plan_path(directory, "fp32").exists()
     assert not manifest_path(plan_path(directory, "fp32")).exists()
@@ -298,7 +300,7 @@ def test_a_plan_that_fails_its_gates_is_removed(directory, cuda, monkeypatch):
     ("arguments", "words"),
     [
         (["--check", "--precision", "fp16"], "has no TensorRT plan in fp16; dsd-export .* --trt builds one"),
-        (["--check", "--precision", "int8"], "int8 is for the CPU"),
+        (["--check", "--precision", "int8"], "computes in fp32, fp16 or bf16, not in int8"),
         (["--check", "--device", "cpu"], "device must be cuda or cuda:N, got 'cpu'"),
     ],
 )

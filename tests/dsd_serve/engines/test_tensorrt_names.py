@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.data import ROOT
 
-FILES = ("dsd_serve/engines/tensorrt_engine.py", "export/tensorrt/compile.py", "export/tensorrt/plan_files.py")
+FILES = ("dsd_serve/engines/tensorrt_engine.py", "export/tensorrt/compile.py", "export/tensorrt/plans.py")
 VERSIONS = ("11.4.0.106", "10.16.1.11")
 # What our variables hold.
 CLASSES = {

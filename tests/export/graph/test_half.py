@@ -16,12 +16,14 @@ from benchmarks import network_memory
 from dsd_serve.checkpoint import read_model_dir, read_weights
 from dsd_serve.engines import load_engine, onnx_engine
 from dsd_serve.engines.onnx_engine import INTEGER_PRODUCT
-from dsd_serve.engines.selftest import invariance, mixture
+from dsd_serve.engines.selftest import batch_invariance, mixture
 from dsd_serve.errors import CheckpointError, EngineUnavailableError
+from dsd_serve.precision import check_runs
 from dsd_serve.rows import INPUT_NAMES, OUTPUT_NAMES
 from export.graph.half import HALVES, ISLANDS, PARTS, half_weights, to_half
 from export.graph.int8 import int8_weights, scale_of
 from export.graph.onnx_graph import Graph, block_products
+from export.graph.weights import onnx_type, write_weights
 from export.main import main
 from export.verify import verify
 from studies.precision_cost import as_on_a_gpu, numerics, pictures, psnr
@@ -86,7 +88,7 @@ def test_half_graphs_keep_their_signature_and_multiply_in_half(directory, precis
     types = {v.name: v.type.tensor_type.elem_type for v in graph.value_info}
     kinds = [types[node.output[0]] for node in graph.node if node.op_type == "MatMul"]
     depth = read_model_dir(directory).config.depth
-    assert kinds.count(HALVES[precision][0]) == 9 * depth, "seven with weights, two of the attention"
+    assert kinds.count(onnx_type(precision)) == 9 * depth, "seven with weights, two of the attention"
     assert {types[node.output[0]] for node in graph.node if node.op_type in ("Pow", "ReduceMean")} == {1}
 
 
@@ -157,7 +159,7 @@ def test_a_scale_for_the_whole_tensor_is_found_out(directory, tmp_path):
     del config["artefacts"]
     (tmp_path / "config.json").write_text(json.dumps(config))
     wrong = load_engine("onnx", tmp_path, precision="int8")
-    assert not invariance(wrong, mixture(wrong.config, (1, 2, 1), 0)).holds
+    assert not batch_invariance(wrong, mixture(wrong.config, (1, 2, 1), 0)).holds
     assert not verify(wrong, load_engine("onnx", directory), "int8").passed
 
 
@@ -170,8 +172,6 @@ def test_parts_are_found_and_every_part_exists(directory):
 
 def test_islands_lower_the_error(demo_dir, tmp_path):
     """With all of them bf16 is several times nearer to float32 than with none; the softmax is not worth one."""
-    from export.build import write_weights
-
     model, reference = read_model_dir(demo_dir), load_engine("onnx", demo_dir)
     proto = onnx.load(demo_dir / "model.onnx", load_external_data=False)
     weights = tmp_path / "half.safetensors"
@@ -206,7 +206,7 @@ def test_fp16_runs_on_a_cpu(directory):
 
 def test_what_cannot_be_is_refused_in_a_sentence(directory, tiny_dir):
     for precision, named in (
-        ("bf16", "no bf16 operators for the CPU; ask for --precision fp32 or int8"),
+        ("bf16", "runs bf16 on cuda, and the device is cpu; use --precision fp32, fp16 or int8, or --device cuda"),
         ("fp8", "must be one of fp32, fp16, bf16, int8, got 'fp8'"),
     ):
         with pytest.raises(EngineUnavailableError, match=named):
@@ -217,8 +217,10 @@ def test_what_cannot_be_is_refused_in_a_sentence(directory, tiny_dir):
         load_engine("onnx", tiny_dir, precision="fp16")
     with pytest.raises(EngineUnavailableError, match="computes in fp32, not in fp16"):
         load_engine("torch", directory, precision="fp16")
-    with pytest.raises(EngineUnavailableError, match="int8 is for the CPU, and the device is cuda"):
-        onnx_engine.check_precision("int8", "cuda:0")
+    with pytest.raises(
+        EngineUnavailableError, match="runs int8 on cpu, and the device is cuda:0; use"
+    ):
+        check_runs("int8", "onnx", "cuda:0")
 
 
 @needs_int8

@@ -13,7 +13,7 @@ from dsd_serve.engines.plan import find_library, manifest_path, plan_path, read_
 from dsd_serve.errors import CheckpointError, EngineUnavailableError
 from export.main import main
 from export.tensorrt.compile import BuildOptions, check_types, compile_graph
-from export.tensorrt.plan_files import build
+from export.tensorrt.plans import build
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'dsd-serve[tensorrt]'")
 
@@ -39,10 +39,10 @@ def test_each_precision_has_a_plan_and_a_manifest_that_says_what_it_is(built):
         assert manifest.library_version == find_library().__version__
         assert manifest.rows == (0, 8, 64)
         assert max(manifest.types, key=manifest.types.get) == products
-        assert (manifest.gates, manifest.passed) == (None, False)
+        assert (manifest.checks, manifest.passed) == (None, False)
 
 
-def test_without_a_gpu_it_says_which_gates_wait_and_what_runs_them(built, caplog):
+def test_without_a_gpu_the_log_names_the_open_checks_and_the_command_that_runs_them(built, caplog):
     if os.path.exists("/dev/nvidia0"):
         pytest.skip("this machine has a GPU")
     build(built, "fp32", BuildOptions(force=True))
@@ -126,7 +126,7 @@ def test_a_graph_that_is_not_what_its_name_says_is_refused(built):
 
 
 def test_refusals_are_sentences(built, tmp_path):
-    with pytest.raises(EngineUnavailableError, match="fp32, fp16, bf16, not int8"):
+    with pytest.raises(EngineUnavailableError, match="fp32, fp16 or bf16, not in int8"):
         build(built, "int8")
     with pytest.raises(CheckpointError, match="has no graph in bf16; `dsd-export"):
         build(built, "bf16")

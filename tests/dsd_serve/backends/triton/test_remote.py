@@ -21,7 +21,7 @@ from dsd_serve.backends.triton.addresses import channel_options, is_local, proxy
 from dsd_serve.backends.triton.messages import from_wire
 from dsd_serve.backends.triton.remote import TritonBackend
 from dsd_serve.checkpoint import read_model_dir
-from dsd_serve.engines.selftest import Invariance
+from dsd_serve.engines.selftest import BatchInvariance
 from dsd_serve.errors import CancelledError, ClosedError, DSDError, EngineError, InputError, QueueFullError
 from dsd_serve.params import SamplingParams
 from dsd_serve.programs import Generate
@@ -93,7 +93,7 @@ def config(demo_dir):
 def liar(demo_dir, config):
     directory = read_model_dir(demo_dir)
     about = ModelInfo(
-        "demo", config, directory.defaults, "0" * 64, {"engine": "onnx"}, Invariance(4, 0, 0.0), 8, "card", 1
+        "demo", config, directory.defaults, "0" * 64, {"engine": "onnx"}, BatchInvariance(4, 0, 0.0), 8, "card", 1
     )
     liar = Liar(
         {"about": about.to_dict(), "not_ready": None, "running": 0, "waiting": 0, "seconds_ahead": 0.0, "instance": "x"}

@@ -1,21 +1,18 @@
-"""TensorRT plans of a model directory: built, run through the gates, and put in place with their manifests.
+"""TensorRT plans of a model directory: they are built, checked, and put in place with their manifests.
 
-The gates (`export.tensorrt.gates`) are run before a plan is written, where this machine can run it, and by `check`
-where not.
+The checks (`export.tensorrt.checks`) run before a plan is written if this machine can run it, otherwise in `check`.
 """
 
 import logging
-import os
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 from dsd_serve import __version__
-from dsd_serve.checkpoint import ModelDir, graph_names, read_model_dir, sha256
+from dsd_serve.checkpoint import ModelDir, read_model_dir, sha256
 from dsd_serve.engines.cuda import find_gpu, import_runtime
 from dsd_serve.engines.onnx_engine import OnnxEngine
 from dsd_serve.engines.plan import (
-    PRECISIONS,
     Manifest,
     check_plan,
     find_library,
@@ -27,8 +24,9 @@ from dsd_serve.engines.plan import (
 from dsd_serve.engines.tensorrt_engine import TensorRTEngine
 from dsd_serve.errors import CheckpointError, EngineUnavailableError
 from dsd_serve.files import atomic
-from export.commit import drafting, held_signals
-from export.tensorrt import gates
+from dsd_serve.precision import check_runs, find_precision, precisions_of
+from export.commit import drafting, move, sync
+from export.tensorrt import checks
 from export.tensorrt.compile import ROWS, BuildOptions, check_options, check_types, compile_graph
 
 log = logging.getLogger(__name__)
@@ -37,20 +35,17 @@ log = logging.getLogger(__name__)
 def build(model_dir: Path, precision: str, options: BuildOptions | None = None) -> Path:
     """Build `model[.PRECISION].plan` and its manifest `.plan.json` in a model directory. Returns the plan.
 
-    One that was made from the same graph and weights in the same way is kept, unless `options.force`. Raises
+    A plan that was made from the same graph and weights in the same way is kept, unless `options.force`. Raises
     EngineUnavailableError without TensorRT, or for options that it does not have; CheckpointError when the directory
-    lacks the graph, TensorRT refuses it, or a gate fails; then nothing is written.
+    lacks the graph, TensorRT refuses it, or a check fails; then nothing is written.
     """
     options = options or BuildOptions()
-    if precision not in PRECISIONS:
-        raise EngineUnavailableError(
-            f"TensorRT plans are {', '.join(PRECISIONS)}, not {precision}: that is for the CPU"
-        )
+    check_runs(precision, "tensorrt")
     trt = find_library()
     check_options(trt, options)
     with drafting(model_dir) as folder:
         directory = read_model_dir(model_dir)
-        graph = directory.path / graph_names(precision)[1]
+        graph = directory.path / find_precision(precision).plain
         if precision not in directory.precisions or not graph.exists():
             raise CheckpointError(
                 f"{model_dir} has no graph in {precision}; `dsd-export {model_dir} --trt --precision {precision}` "
@@ -68,7 +63,7 @@ def build(model_dir: Path, precision: str, options: BuildOptions | None = None) 
         draft = folder / plan.name
         draft.write_bytes(data)
         manifest = replace(wanted, types=dict(types), plan=sha256(draft))
-        manifest = pass_gates(data, manifest, directory, options.device)
+        manifest = checked(data, manifest, directory, options.device)
         manifest_path(draft).write_text(manifest.to_json(), encoding="utf-8")
         place(draft, plan)
     log.info("%s: %.1f MB", plan.name, len(data) / 1e6)
@@ -76,10 +71,10 @@ def build(model_dir: Path, precision: str, options: BuildOptions | None = None) 
 
 
 def describe(trt: ModuleType, directory: ModelDir, precision: str, graph: Path, options: BuildOptions) -> Manifest:
-    """The manifest of a plan that is still to be built."""
+    """The manifest of a plan before it is built."""
     files = {graph, *(file for file in directory.files(precision) if file.suffix == ".safetensors")}
     gpu = None
-    if not hasattr(trt, "ComputeCapability"):  # builds for the GPU that is there
+    if not hasattr(trt, "ComputeCapability"):  # it builds for the GPU of this machine
         gpu = find_gpu(import_runtime(), options.device)
     return Manifest(
         precision=precision,
@@ -98,7 +93,7 @@ def describe(trt: ModuleType, directory: ModelDir, precision: str, graph: Path, 
 
 
 def is_current(plan: Path, wanted: Manifest) -> bool:
-    """Whether the plan is there, is that of its manifest, and was built as wanted."""
+    """Whether the plan exists, belongs to its manifest, and was built as wanted."""
     try:
         known = read_manifest(plan)
         return known.same_build(wanted) and known.plan == sha256(plan)
@@ -106,9 +101,9 @@ def is_current(plan: Path, wanted: Manifest) -> bool:
         return False
 
 
-def pass_gates(data: bytes, manifest: Manifest, directory: ModelDir, device: str) -> Manifest:
-    """Run the gates, and put what they found into the manifest; where the plan cannot run here, say so and leave them
-    out. Raises CheckpointError with the numbers when one fails."""
+def checked(data: bytes, manifest: Manifest, directory: ModelDir, device: str) -> Manifest:
+    """Run the checks and record their results in the manifest. If the plan cannot run here, log a warning and record
+    none. Raises CheckpointError with the numbers when a check fails."""
     try:
         trt, cuda = import_library(manifest.library), import_runtime()
         gpu = find_gpu(cuda, device)
@@ -116,44 +111,48 @@ def pass_gates(data: bytes, manifest: Manifest, directory: ModelDir, device: str
         engine = TensorRTEngine(data, manifest, directory.config, gpu, trt, cuda)
     except EngineUnavailableError as error:
         log.warning("the plan was NOT run: %s", error)
-        for name in gates.NAMES:
+        for name in checks.NAMES:
             log.warning("  not checked: %s", name)
-        log.warning("  no engine loads it before, on its GPU, this has been run: dsd-export %s --check", directory.path)
+        log.warning("  engines load the plan only after this has run on its GPU: dsd-export %s --check", directory.path)
         return manifest
-    found = gates.run_gates(
+    found = checks.run_checks(
         engine, OnnxEngine.load(directory.path), manifest.precision, directory.defaults, engine.layers()
     )
     report(found)
-    if failed := [gate for gate in found if not gate.passed]:
-        raise CheckpointError(f"the plan is not accepted: {'; '.join(f'{gate.name}: {gate.text}' for gate in failed)}")
-    return replace(manifest, gates=gates.record(found))
+    if failed := [check for check in found if not check.passed]:
+        reasons = "; ".join(f"{check.name}: {check.text}" for check in failed)
+        raise CheckpointError(f"the plan is not accepted: {reasons}")
+    return replace(manifest, checks=checks.to_record(found))
 
 
-def report(found: list[gates.Gate]) -> None:
-    for gate in found:
-        log.info("  %s", gate)
+def report(found: list[checks.Check]) -> None:
+    for check in found:
+        log.info("  %s", check)
 
 
 def place(draft: Path, plan: Path) -> None:
-    """Put a new plan and its manifest where the old ones are. At no moment is there a manifest of another plan."""
-    for file in (draft, manifest_path(draft)):
-        with file.open("rb+") as written:
-            os.fsync(written.fileno())
-    with held_signals():
-        manifest_path(plan).unlink(missing_ok=True)
-        draft.replace(plan)
-        manifest_path(draft).replace(manifest_path(plan))
+    """Replace a plan and its manifest. At no moment is there a manifest of another plan."""
+    new, old = manifest_path(draft), manifest_path(plan)
+    sync(draft)
+    sync(new)
+    replaced = draft.parent / "replaced"
+    replaced.mkdir()
+    move([(old, replaced / old.name), (plan, replaced / plan.name), (draft, plan), (new, old)])
 
 
 def check(model_dir: Path, precisions: tuple[str, ...] = (), device: str = "cuda") -> None:
-    """Run the gates of the plans that a model directory has, on this machine, and record them.
+    """Run the checks of a model directory's plans on this machine, and record the results.
 
-    precisions: only those; none for all that there are. Raises EngineUnavailableError where a plan cannot run here. A
-    plan that fails is removed, and CheckpointError has the numbers.
+    precisions: those to check; empty for all plans. Raises EngineUnavailableError when a plan cannot run here. A plan
+    that fails is removed, and CheckpointError is raised.
     """
     with drafting(model_dir):
         directory = read_model_dir(model_dir)
-        plans = [path for path in (plan_path(model_dir, name) for name in precisions or PRECISIONS) if path.exists()]
+        plans = [
+            path
+            for path in (plan_path(model_dir, name) for name in precisions or precisions_of("tensorrt"))
+            if path.exists()
+        ]
         if not plans:
             raise CheckpointError(
                 f"{model_dir} has no TensorRT plan{' in ' + ', '.join(precisions) if precisions else ''}; "
@@ -164,11 +163,11 @@ def check(model_dir: Path, precisions: tuple[str, ...] = (), device: str = "cuda
             manifest = read_manifest(plan)
             engine = TensorRTEngine.open(plan, manifest, device)
             log.info("%s on %s", plan.name, engine.gpu)
-            found = gates.run_gates(engine, reference, manifest.precision, directory.defaults, engine.layers())
+            found = checks.run_checks(engine, reference, manifest.precision, directory.defaults, engine.layers())
             report(found)
-            if not all(gate.passed for gate in found):
+            if not all(check.passed for check in found):
                 manifest_path(plan).unlink()
                 plan.unlink()
-                raise CheckpointError(f"{plan} did not pass its gates and was removed")
+                raise CheckpointError(f"{plan} failed its checks and was removed")
             with atomic(manifest_path(plan)) as draft:
-                draft.write_text(replace(manifest, gates=gates.record(found)).to_json(), encoding="utf-8")
+                draft.write_text(replace(manifest, checks=checks.to_record(found)).to_json(), encoding="utf-8")
