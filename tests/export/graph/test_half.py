@@ -217,9 +217,7 @@ def test_what_cannot_be_is_refused_in_a_sentence(directory, tiny_dir):
         load_engine("onnx", tiny_dir, precision="fp16")
     with pytest.raises(EngineUnavailableError, match="computes in fp32, not in fp16"):
         load_engine("torch", directory, precision="fp16")
-    with pytest.raises(
-        EngineUnavailableError, match="runs int8 on cpu, and the device is cuda:0; use"
-    ):
+    with pytest.raises(EngineUnavailableError, match="runs int8 on cpu, and the device is cuda:0; use"):
         check_runs("int8", "onnx", "cuda:0")
 
 

@@ -171,7 +171,7 @@ def test_a_repository_is_replaced_as_a_whole(demo_dir, tmp_path):
         write_repository(demo_dir, tmp_path / "models", precision="int8")
     with pytest.raises(CheckpointError, match="has no TensorRT plan"):
         write_repository(demo_dir, tmp_path / "models", engine="tensorrt")
-    with pytest.raises(CheckpointError, match="is inside of"):
+    with pytest.raises(CheckpointError, match="is inside"):
         write_repository(model / "model", tmp_path / "models")
 
 
