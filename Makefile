@@ -3,6 +3,7 @@
 # make test   the tests      make test-ui  those of the page, in Chromium      make test-slow  those that take minutes
 # make lint   ruff, mypy, import-linter          make fmt   formats the code
 # make test-clients  other people's clients: curl, nginx, Java, Node, Chromium ...
+# make docs   the documentation site, into build/site; a dead link fails
 # make audit  checks dependencies for known security holes      make locks  renews locks/ after a change of constraints.txt
 # make ci     lint, audit and all tests but the slow ones, as the CI does
 # make demo   trains the demo model again; DATA=/path/to/tiny-imagenet-200
@@ -21,6 +22,7 @@ DATA ?= tiny-imagenet-200
 RUN := .venv
 DEV := .venv-dev
 LINT := .venv-lint
+DOCS := .venv-docs
 PIP := -m pip install --quiet --disable-pip-version-check
 PINNED := $(PIP) -c constraints.txt
 # What pip cannot resolve together with the rest; see overrides.txt.
@@ -34,7 +36,7 @@ VENV = $(PYTHON) -m venv $(1) || { echo "make: Python 3.11 or later with venv is
 TRY = OMP_NUM_THREADS=1 $(DEV)/bin/python -m pytest $(1) $(2) || { echo "make: once more, what failed"; \
 	$(DEV)/bin/python -m pytest $(1) --last-failed --last-failed-no-failures none; }
 
-.PHONY: run ui test test-slow test-ui test-triton test-clients triton lint audit locks fmt ci demo study eval samplers bench bench-serving measure-ui gpu image deploy-lint clean
+.PHONY: run ui test test-slow test-ui test-triton test-clients triton lint docs coverage audit locks fmt ci demo study eval samplers bench bench-serving measure-ui gpu image deploy-lint clean
 
 run: $(RUN)/.done
 	$(RUN)/bin/dsd-serve $(ARGS)
@@ -68,6 +70,18 @@ lint: $(DEV)/.done
 	$(DEV)/bin/mypy
 	$(DEV)/bin/lint-imports
 
+docs: $(DOCS)/.done
+	$(DOCS)/bin/python tools/tree.py
+	$(DOCS)/bin/zensical build --strict
+
+# The share of lines that `make test` runs, server processes and other children included.
+coverage: $(DEV)/.done
+	rm -rf build/coverage && mkdir -p build/coverage
+	COVERAGE_PROCESS_START=$(abspath pyproject.toml) COVERAGE_FILE=$(abspath build/coverage/data) \
+		OMP_NUM_THREADS=1 $(DEV)/bin/python -m coverage run -m pytest -n auto --maxprocesses 4 --dist loadfile
+	COVERAGE_FILE=$(abspath build/coverage/data) $(DEV)/bin/python -m coverage combine -q build/coverage
+	COVERAGE_FILE=$(abspath build/coverage/data) $(DEV)/bin/python -m coverage report --sort=cover
+
 audit: $(LINT)/.done
 	$(LINT)/bin/python tools/audit.py --database
 
@@ -80,7 +94,7 @@ fmt: $(DEV)/.done
 	$(DEV)/bin/ruff check --fix .
 	$(DEV)/bin/ruff format .
 
-ci: lint audit test test-ui test-triton test-clients
+ci: lint docs audit test test-ui test-triton test-clients
 
 demo: $(DEV)/.done
 	$(DEV)/bin/dsd-train training/configs/demo.toml data.path=$(DATA) \
@@ -135,6 +149,11 @@ $(LINT)/.done: Makefile
 		kubernetes-validate==1.37.0 pip-audit==2.10.1 uv==0.13.9
 	@touch $@
 
+$(DOCS)/.done: Makefile
+	@$(call VENV,$(DOCS))
+	$(DOCS)/bin/python $(PIP) zensical==0.0.73 mkdocstrings-python==2.0.11
+	@touch $@
+
 $(RUN)/.done: pyproject.toml locks/cpu.txt
 	@$(call VENV,$(RUN))
 	sh locks/install.sh cpu $(RUN)/bin/python $(PIP)
@@ -152,4 +171,4 @@ $(DEV)/.done: pyproject.toml constraints.txt overrides.txt
 	@touch $@
 
 clean:
-	rm -rf $(RUN) $(DEV) $(LINT) .triton .clients build dist
+	rm -rf $(RUN) $(DEV) $(LINT) $(DOCS) .triton .clients build dist

@@ -203,7 +203,7 @@ def test_a_cancelled_wait_gives_its_memory_back():
 def test_what_the_documents_say_is_what_the_settings_make():
     bound = memory_bound(Settings()) / 1e6
     settings = Settings()
-    readme = (ROOT / "README.md").read_text()
+    readme = (ROOT / "docs/operations.md").read_text()
     assert f"Requests take at most {bound:.0f} MB of memory" in readme
     for name in ("uploads", "decode", "encode"):
         number = getattr(settings, f"max_{name}_mb")
