@@ -1,11 +1,12 @@
 """A model to draw with from Python: a model directory on an engine behind a batcher. The server and Triton open it too.
 
-import dsd_serve
-with dsd_serve.load() as model:                                   # the demo model
+```python
+with dsd_serve.load() as model:  # the demo model
     model.generate("golden retriever", seed=7).save("dog.png")
     model.edit("photo.jpg", "alp", strength=0.6, seed=1)
-    z = model.encode("photo.jpg")                                 # float32 [L, C]
+    z = model.encode("photo.jpg")  # float32 [L, C]
     model.decode(z)
+```
 """
 
 import math
