@@ -1,18 +1,18 @@
-# docker build --target cpu -t dsd:cpu .         serves on the CPU; holds no torch and no compiler
+# docker build --target cpu -t dsd:cpu .         serves on the CPU, without torch or a compiler
 # docker build --target gpu -t dsd:gpu .         serves on NVIDIA GPUs: CUDA 13, ONNX Runtime, TensorRT
-# docker build --target triton -t dsd:triton .   the engine room behind `dsd-serve --triton`
+# docker build --target triton -t dsd:triton .   the backend of `dsd-serve --triton`
 # docker build --target train -t dsd:train .     dsd-train, dsd-export, torchrun
 #
-# Every image runs as a numeric user without rights, on a read-only root file system; it writes to /tmp alone.
+# Every image runs as an unprivileged numeric user and works on a read-only root file system; it writes only to /tmp.
 
-# Any image with Python 3.11 or later and its venv module; cpu, gpu and train stand on it. A tag can be moved: for builds
-# that can be repeated give the digest that you have checked, --build-arg BASE=docker.io/library/python@sha256:...
+# The base of cpu, gpu and train: any image with Python 3.11 or later and its venv module. A tag can be moved; for
+# reproducible builds pass a digest that you have checked, --build-arg BASE=docker.io/library/python@sha256:...
 ARG BASE=docker.io/library/python:3.11-slim-bookworm
 ARG TRITON_BASE=nvcr.io/nvidia/tritonserver:26.10-py3
 
 
-# What is needed to install stays in the build stages. Libraries come from locks/, each file by its hash; first they and
-# then the project, so that they are installed again only when a lock changes.
+# The installation tools stay in the build stages. Libraries come from locks/, each file by its hash; they are installed
+# before the project, so that only a changed lock installs them again.
 FROM ${BASE} AS build
 WORKDIR /src
 COPY locks locks
@@ -23,7 +23,7 @@ FROM build AS wheel
 COPY . .
 RUN /pip/bin/pip wheel --no-cache-dir --no-index --no-deps --no-build-isolation --wheel-dir /wheel .
 
-# One stage for each environment, so that a target builds its own. The list of its contents is CycloneDX.
+# One stage for each environment, so that a target builds only its own. The SBOM is in CycloneDX format.
 FROM build AS build-cpu
 ARG EXTRAS=cpu,otel
 RUN sh locks/install.sh "${EXTRAS}" /pip/bin/pip --python /opt/dsd/bin/python install --no-cache-dir
@@ -46,7 +46,7 @@ RUN /pip/bin/pip --python /opt/dsd/bin/python install --no-cache-dir --no-index 
     mkdir /sbom && /pip/bin/cyclonedx-py environment --output-reproducible -o /sbom/dsd.cdx.json /opt/dsd/bin/python
 
 
-# What cpu and gpu share. No RUN line stands in it: nothing of the machine that builds can come in.
+# Common to cpu and gpu. It has no RUN line, so nothing of the build machine can get in.
 FROM ${BASE} AS serving
 ARG VERSION=unknown
 ARG REVISION=unknown
@@ -60,12 +60,12 @@ ENV PATH=/opt/dsd/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/b
     DSD_HOST=0.0.0.0 \
     DSD_PORT=8000 \
     DSD_MODEL=/model
-# The demo model; mount another model directory over it. It is no VOLUME: an anonymous one would outlive an update.
+# The demo model; mount another model directory over it. Not a VOLUME, because an anonymous one would outlive an update.
 COPY dsd_serve/demo /model
 WORKDIR /tmp
 USER 10001:10001
 EXPOSE 8000
-# dsd-serve drains at SIGTERM for DSD_GRACE seconds (30): give it more than Docker's 10, `docker stop -t 40`.
+# dsd-serve drains at SIGTERM for DSD_GRACE seconds (30), longer than Docker's default of 10: use `docker stop -t 40`.
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
     CMD ["python", "-c", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', os.environ['DSD_PORT'], timeout=4); c.request('GET', '/health/ready'); a = c.getresponse(); print(a.read().decode()); sys.exit(a.status != 200)"]
@@ -87,9 +87,9 @@ COPY --from=build-gpu /sbom /usr/share/sbom
 COPY --from=build-gpu /opt/dsd /opt/dsd
 
 
-# Serves the model repository at /models, which `dsd-export my-model --triton REPO` writes.
+# Serves the model repository at /models, written by `dsd-export my-model --triton REPO`.
 # docker run --gpus all --shm-size 1g -v ./REPO:/models:ro dsd:triton
-# Its health check asks the model itself: Triton 24.10 calls itself ready when the process of its Python backend is dead.
+# The health check queries the model itself: Triton 24.10 reports ready even when its Python backend process is dead.
 FROM ${TRITON_BASE} AS triton
 ARG EXTRAS=gpu,tensorrt
 ARG VERSION=unknown
@@ -101,7 +101,7 @@ LABEL org.opencontainers.image.title="dsd-triton" \
 WORKDIR /src
 COPY locks locks
 COPY --from=wheel /wheel /wheel
-# Into Triton's own Python, which is the one that its Python backend runs.
+# Into Triton's own Python, which its Python backend runs.
 RUN sh locks/install.sh "${EXTRAS}" python3 -m pip install --no-cache-dir --break-system-packages && \
     python3 -m pip install --no-cache-dir --break-system-packages --no-index --no-deps /wheel/*.whl && rm -rf /src/*
 ENV PYTHONDONTWRITEBYTECODE=1 \
@@ -118,7 +118,7 @@ CMD ["--model-repository=/models", "--exit-timeout-secs=30"]
 
 # docker run --gpus all --ipc host -v ./tiny-imagenet-200:/data:ro -v ./runs:/runs --user $(id -u) dsd:train \
 #     training/configs/demo.toml data.path=/data data.validation=/data/validation-00000-of-00001.parquet run.dir=/runs/demo
-# On a read-only root give it --tmpfs /tmp:exec: torch.compile loads there what it compiled.
+# On a read-only root add --tmpfs /tmp:exec: torch.compile writes and loads its libraries there.
 # Many GPUs: --entrypoint torchrun dsd:train --nproc-per-node 8 -m training training/configs/demo.toml ...
 FROM ${BASE} AS train
 ARG VERSION=unknown
@@ -127,7 +127,7 @@ LABEL org.opencontainers.image.title="dsd-train" \
       org.opencontainers.image.description="Trains and exports DSD" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
-# torch.compile writes C++ and compiles it, against the headers of Python; python:slim has these, Debian's python3 not.
+# torch.compile compiles C++ against Python's headers; python:slim has them, Debian's python3 does not.
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends g++ && \
     { test -e "$(python3 -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" || \

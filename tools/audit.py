@@ -1,9 +1,9 @@
-"""Check that no library with known security holes is let in; prints a sentence for each finding, and exits with 1.
+"""Find libraries with known security holes. Prints a sentence for each finding; exits with 1 if there is one.
 
-python tools/audit.py               exact versions in constraints.txt, overrides.txt, locks/, compose*.yaml and
-                                    tests/clients, and the lowest ones that pyproject.toml admits, against
-                                    tools/known_holes.toml; that the locks fit constraints.txt and pyproject.toml
-python tools/audit.py --database    the exact versions against PyPI's database too, by pip-audit, which must be there
+python tools/audit.py               checks the exact versions in constraints.txt, overrides.txt, locks/, compose*.yaml
+                                    and tests/clients, and the lowest versions that pyproject.toml admits, against
+                                    tools/known_holes.toml, and that locks/ fits constraints.txt and pyproject.toml
+python tools/audit.py --database    also checks the exact versions against PyPI's database, with pip-audit
 
 Needs the package `packaging`. --root DIR checks another tree.
 """
@@ -17,6 +17,7 @@ import tempfile
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -25,34 +26,34 @@ from packaging.version import Version
 
 PIN = re.compile(r"([\w.-]+)(?:\[[^]]*\])?==([^\s;]+)")
 IMAGE = re.compile(r"image: (\S+?):v?(\d[\d.]*)\s*(?:#.*)?")
-KNOWN_BAD = "pillow==8.0.0"  # no database lacks its holes
+KNOWN_BAD = "pillow==8.0.0"  # every database lists its holes
 
 
 class Holes:
-    """What tools/known_holes.toml says."""
+    """The contents of tools/known_holes.toml."""
 
     def __init__(self, path: Path) -> None:
-        told = tomllib.loads(path.read_text())
+        values = tomllib.loads(path.read_text())
         self.bad = {
-            hole["package"]: ([SpecifierSet(text) for text in hole["bad"]], hole["ids"]) for hole in told["hole"]
+            hole["package"]: ([SpecifierSet(text) for text in hole["bad"]], hole["ids"]) for hole in values["hole"]
         }
-        self.accepted = {(one["package"], Version(one["floor"])) for one in told.get("accepted", [])}
+        self.accepted = {(one["package"], Version(one["floor"])) for one in values.get("accepted", [])}
 
     def of(self, package: str, version: Version) -> str:
-        """The ids of the holes of this release, shortened; "" if none is known."""
+        """The ids of the first known holes of a release; "" if there is none."""
         ranges, ids = self.bad.get(package, ([], []))
         return ", ".join(ids[:3]) if any(bad.contains(version, prereleases=True) for bad in ranges) else ""
 
 
 def pin_files(root: Path) -> list[Path]:
-    """All files of exact versions."""
+    """All files that pin exact versions."""
     clients = root / "tests" / "clients" / "requirements.txt"
     files = [root / "constraints.txt", root / "overrides.txt", *sorted((root / "locks").glob("*.txt"))]
     return [*files, clients] if clients.exists() else files
 
 
 def pins(path: Path) -> dict[str, Version]:
-    """The exact versions in a file of requirements or of constraints."""
+    """The exact versions in a file of requirements or constraints."""
     found = (PIN.match(line) for line in path.read_text().splitlines())
     return {canonicalize_name(one[1]): Version(one[2]) for one in found if one}
 
@@ -63,14 +64,14 @@ def lowest(requirement: Requirement) -> Version:
     return max(floors, default=Version("0"))
 
 
-def requirements(project: dict) -> dict[str, list[Requirement]]:
-    """The requirements of each extra, those that every installation has among them; "" has those alone."""
+def requirements(project: dict[str, Any]) -> dict[str, list[Requirement]]:
+    """The requirements of each extra, with those of every installation; the key "" has only the latter."""
     extras = {"": [], **project["optional-dependencies"]}
     return {extra: [Requirement(text) for text in project["dependencies"] + own] for extra, own in extras.items()}
 
 
 def holes_found(root: Path, holes: Holes) -> Iterator[str]:
-    """A sentence for each release with holes that a file of the tree installs or admits."""
+    """A sentence for each release with known holes that a file of the tree installs or admits."""
     for path in pin_files(root):
         for package, version in pins(path).items():
             if ids := holes.of(package, version):
@@ -92,24 +93,24 @@ def holes_found(root: Path, holes: Holes) -> Iterator[str]:
 
 
 def locks_stale(root: Path) -> Iterator[str]:
-    """A sentence for each lock that constraints.txt, overrides.txt or pyproject.toml has left behind."""
+    """A sentence for each lock that does not fit constraints.txt, overrides.txt or pyproject.toml."""
     wanted = pins(root / "constraints.txt") | pins(root / "overrides.txt")
     extras = requirements(tomllib.loads((root / "pyproject.toml").read_text())["project"])
     for path in sorted((root / "locks").glob("*.txt")):
         name, locked = path.relative_to(root), pins(path)
         for package, version in locked.items():
             if wanted.get(package, version) != version:
-                yield f"{name}: {package} {version}, and {wanted[package]} elsewhere; run make locks"
+                yield f"{name}: {package} {version}, but {wanted[package]} elsewhere; run make locks"
         for one in extras.get(path.stem, []):
-            version = locked.get(canonicalize_name(one.name))
-            if version is None or not one.specifier.contains(version, prereleases=True):
+            found = locked.get(canonicalize_name(one.name))
+            if found is None or not one.specifier.contains(found, prereleases=True):
                 yield f"{name}: nothing for {str(one)!r} of pyproject.toml; run make locks"
         if "--hash=sha256:" not in path.read_text():
             yield f"{name}: it has no hashes; run make locks"
 
 
-def asked(exact: list[str]) -> list[str]:
-    """What pip-audit finds for exact versions, each package once, as sentences. Raises OSError if it cannot ask."""
+def holes_in_database(exact: list[str]) -> list[str]:
+    """The findings of pip-audit for exact versions, each package once, as sentences. Raises OSError if it fails."""
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
         file.write("\n".join(exact))
         file.flush()
@@ -125,10 +126,10 @@ def asked(exact: list[str]) -> list[str]:
 
 
 def database(root: Path) -> list[str]:
-    """What PyPI's database says of all exact versions. Raises OSError if it cannot be reached."""
-    if not asked([KNOWN_BAD]):
+    """The holes of all exact versions in PyPI's database. Raises OSError if it cannot be reached."""
+    if not holes_in_database([KNOWN_BAD]):
         raise OSError(f"it knows no hole of {KNOWN_BAD}")
-    rounds: list[dict[str, Version]] = []  # two locks may differ, and pip-audit takes a package once
+    rounds: list[dict[str, Version]] = []  # two locks may differ, and pip-audit accepts a package only once
     for path in pin_files(root):
         for package, version in pins(path).items():
             if any(one.get(package) == version for one in rounds):
@@ -137,14 +138,18 @@ def database(root: Path) -> list[str]:
             if free is None:
                 rounds.append(free := {})
             free[package] = version
-    return [line for one in rounds for line in asked([f"{package}=={version}" for package, version in one.items()])]
+    return [
+        line
+        for one in rounds
+        for line in holes_in_database([f"{package}=={version}" for package, version in one.items()])
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="tools/audit.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--database", action="store_true", help="ask PyPI's database too")
+    parser.add_argument("--database", action="store_true", help="check PyPI's database too")
     parser.add_argument("--root", type=Path, default=Path(__file__).parents[1], help="the tree to check")
     options = parser.parse_args()
     root = options.root
@@ -153,12 +158,12 @@ def main() -> None:
         try:
             found += database(root)
         except OSError as error:
-            print(f"audit: PyPI's database was NOT asked: {error}")
+            print(f"audit: PyPI's database was NOT checked: {error}")
     for line in found:
         print(f"audit: {line}", file=sys.stderr)
     if found:
         sys.exit(1)
-    print("audit: no pin and no floor has a hole that tools/known_holes.toml knows")
+    print("audit: no pin and no floor has a hole listed in tools/known_holes.toml")
 
 
 if __name__ == "__main__":

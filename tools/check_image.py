@@ -1,10 +1,10 @@
-"""python3 tools/check_image.py [IMAGE [ENGINE]]
+"""Check the `cpu` image: python3 tools/check_image.py [IMAGE [ENGINE]]
 
-Starts the `cpu` image as its user on a read-only root file system and checks what a user relies on: a picture, the
-image's own health check, an orderly end at SIGTERM; that the image is small, with no torch, no compiler and nothing of
-the machine that built it; and that its list of contents names the libraries inside, in the versions of locks/. Needs
-only Python. Containers run by docker or podman; an image that buildah built runs in a mount namespace of its own (root
-is needed), because buildah starts no containers. RUN_ARGS: further arguments of docker run or podman run.
+Starts the image as its user on a read-only root file system and checks that it generates an image, passes its own
+health check and drains at SIGTERM; that it is small and holds no torch, no compiler and nothing of the machine that
+built it; and that its SBOM lists the libraries inside, in the versions of locks/. Needs only Python. Containers run in
+docker or podman. An image that buildah built runs in a mount namespace of its own, which needs root, because buildah
+starts no containers. RUN_ARGS: further arguments of docker run or podman run.
 """
 
 import json
@@ -22,10 +22,11 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 MAX_MB = 600
 PEM = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
-NOT_WANTED = re.compile(
+FORBIDDEN = re.compile(
     r"(^|/)(torch|triton|gradio)/__init__\.py$"
     r"|/bin/(\S*-)?(gcc|g\+\+|cc|c\+\+|clang|ld|make|nvcc)(-\d+)?$"
 )
@@ -34,8 +35,9 @@ CONFIGURATION = re.compile(
 )
 
 
-def said(*command: str, **options) -> str:
-    return subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, **options).stdout.strip()
+def output_of(*command: str, timeout: float | None = None) -> str:
+    """The standard output of a command. Raises CalledProcessError."""
+    return subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, timeout=timeout).stdout.strip()
 
 
 class Container:
@@ -43,14 +45,14 @@ class Container:
 
     def __init__(self, engine: str, image: str) -> None:
         self.engine, self.image, self.id = engine, image, ""
-        facts = json.loads(said(engine, "image", "inspect", image))[0]
+        facts = json.loads(output_of(engine, "image", "inspect", image))[0]
         self.size = facts["Size"]
         self.config = facts["Config"]
         self.health = (self.config.get("Healthcheck") or facts["Healthcheck"])["Test"]  # docker; podman
 
     def files(self, into: Path) -> None:
         """Unpack the file system of the image."""
-        made = said(self.engine, "create", self.image)
+        made = output_of(self.engine, "create", self.image)
         try:
             with (
                 subprocess.Popen([self.engine, "export", made], stdout=subprocess.PIPE) as process,
@@ -58,10 +60,10 @@ class Container:
             ):
                 archive.extractall(into, filter="tar")
         finally:
-            said(self.engine, "rm", made)
+            output_of(self.engine, "rm", made)
 
     def start(self, port: int) -> None:
-        self.id = said(
+        self.id = output_of(
             self.engine, "run", "--detach", "--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL",
             "--security-opt", "no-new-privileges", "--network", "host", "--env", f"DSD_PORT={port}",
             "--env", "DSD_LOG_LEVEL=warning", *shlex.split(os.environ.get("RUN_ARGS", "")), self.image,
@@ -71,37 +73,39 @@ class Container:
         return subprocess.run([self.engine, "exec", self.id, *command]).returncode
 
     def user(self) -> str:
-        return said(self.engine, "exec", self.id, "python", "-c", "import os; print(os.getuid())")
+        return output_of(self.engine, "exec", self.id, "python", "-c", "import os; print(os.getuid())")
 
     def terminate(self) -> None:
-        said(self.engine, "kill", "--signal", self.config.get("StopSignal") or "SIGTERM", self.id)
+        output_of(self.engine, "kill", "--signal", self.config.get("StopSignal") or "SIGTERM", self.id)
 
     def wait(self, seconds: float) -> int:
-        return int(said(self.engine, "wait", self.id, timeout=seconds))
+        return int(output_of(self.engine, "wait", self.id, timeout=seconds))
 
     def remove(self) -> None:
         if self.id:
             subprocess.run([self.engine, "logs", self.id])
-            said(self.engine, "rm", "--force", self.id)
+            output_of(self.engine, "rm", "--force", self.id)
 
 
 class Rootfs:
-    """An image of buildah, mounted; its entry point runs in it by chroot, as its user, on a read-only root."""
+    """A mounted image of buildah. Its entry point runs in a chroot, as its user, on a read-only root."""
 
-    # Mounts belong to the new namespace and go with it. exec keeps the process, so that a signal reaches the server.
+    # Mounts belong to the new namespace and vanish with it. exec keeps the process, so that signals reach the server.
     ENTER = """
         mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && mount -t tmpfs -o mode=1777 tmpfs "$1/tmp" &&
         mount -t proc proc "$1/proc" && mount --rbind /dev "$1/dev" && cd / || exit 99
         root=$1 user=$2; shift 2; exec chroot --userspec="$user" "$root" "$@"
     """
 
+    process: "subprocess.Popen[bytes] | None" = None
+
     def __init__(self, image: str) -> None:
-        self.image, self.process = image, None
-        self.config = json.loads(said("buildah", "inspect", "--type", "image", image))["Docker"]["config"]
+        self.image = image
+        self.config = json.loads(output_of("buildah", "inspect", "--type", "image", image))["Docker"]["config"]
         self.health = self.config["Healthcheck"]["Test"]
-        self.made = said("buildah", "from", "--pull-never", image)
-        self.root = Path(said("buildah", "mount", self.made))
-        self.size = int(said("du", "-xsb", str(self.root)).split()[0])
+        self.made = output_of("buildah", "from", "--pull-never", image)
+        self.root = Path(output_of("buildah", "mount", self.made))
+        self.size = int(output_of("du", "-xsb", str(self.root)).split()[0])
 
     def files(self, into: Path) -> None:
         subprocess.run(["cp", "-a", f"{self.root}/.", str(into)], check=True)
@@ -111,6 +115,12 @@ class Rootfs:
         enter = ["unshare", "--mount", "sh", "-c", self.ENTER, "sh", str(self.root), self.config["User"]]
         return [*enter, *environment, *command]
 
+    @property
+    def running(self) -> "subprocess.Popen[bytes]":
+        """The process of the entry point, once it has been started."""
+        assert self.process is not None
+        return self.process
+
     def start(self, port: int) -> None:
         self.port = port
         self.process = subprocess.Popen(self.command(*self.config["Entrypoint"]))
@@ -119,24 +129,25 @@ class Rootfs:
         return subprocess.run(self.command(*command)).returncode
 
     def user(self) -> str:
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        status = Path(f"/proc/{self.running.pid}/status").read_text()
         return status.split("Uid:")[1].split()[1]
 
     def terminate(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
+        self.running.send_signal(signal.SIGTERM)
 
     def wait(self, seconds: float) -> int:
-        return self.process.wait(seconds)
+        return self.running.wait(seconds)
 
     def remove(self) -> None:
         if self.process and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
-        said("buildah", "umount", self.made)
-        said("buildah", "rm", self.made)
+        output_of("buildah", "umount", self.made)
+        output_of("buildah", "rm", self.made)
 
 
 def check(what: str, holds: bool, detail: object = "") -> None:
+    """Print a result. Raises SystemExit when the check fails."""
     print(f"{'ok  ' if holds else 'FAIL'}  {what}{f': {detail}' if detail != '' else ''}", flush=True)
     if not holds:
         raise SystemExit(1)
@@ -155,11 +166,11 @@ def get(port: int, path: str, timeout: float = 60) -> tuple[int, bytes]:
 def check_files(root: Path) -> None:
     paths = ["/" + str(path.relative_to(root)) for path in root.rglob("*") if not path.is_dir() or path.name == ".git"]
     check("files", len(paths) > 1000, len(paths))
-    for what, pattern in (("no torch, no compiler", NOT_WANTED), ("no configuration of this machine", CONFIGURATION)):
+    for what, pattern in (("no torch, no compiler", FORBIDDEN), ("no configuration of this machine", CONFIGURATION)):
         found = [path for path in paths if pattern.search(path)]
         check(what, not found, ", ".join(found[:5]))
 
-    # Certificates: those that Debian or certifi ship, and no other, above all none that this machine trusts besides.
+    # Certificates: only those that Debian and certifi ship, and none that only this machine trusts.
     bundle = root / "etc/ssl/certs/ca-certificates.crt"
     shipped = "".join(file.read_text() for file in (root / "usr/share/ca-certificates").rglob("*.crt"))
     known = set(PEM.findall(shipped))
@@ -171,17 +182,17 @@ def check_files(root: Path) -> None:
     own = set(PEM.findall(mine.read_text(errors="replace"))) - known if mine.exists() else set()
     texts = [path for path in (root / p[1:] for p in paths) if path.suffix in (".pem", ".crt", ".cer", ".conf")]
     public = (root / "opt/dsd/lib").glob("python3*/site-packages/certifi/cacert.pem")
-    told: set[str] = set()
+    inside_image: set[str] = set()
     for path in set(texts) - set(public):
         if not path.is_symlink():  # an absolute one would lead out of the image
-            told |= set(PEM.findall(path.read_text("latin-1")))
-    check("none that only this machine trusts", not own & told, f"{len(own)} looked for")
+            inside_image |= set(PEM.findall(path.read_text("latin-1")))
+    check("none that only this machine trusts", not own & inside_image, f"{len(own)} looked for")
     writable = [path for path in (root / "opt/dsd").rglob("*") if not path.is_symlink() and path.stat().st_mode & 0o022]
     check("its user can write to no program", not writable, ", ".join(map(str, writable[:3])))
 
 
-def sbom_faults(sbom: dict, installed: set[tuple[str, str]], locked: dict[str, str]) -> list[str]:
-    """What is wrong with a CycloneDX list. installed: names and versions; locked: the version of each name."""
+def sbom_faults(sbom: dict[str, Any], installed: set[tuple[str, str]], locked: dict[str, str]) -> list[str]:
+    """Faults of a CycloneDX SBOM. installed: names and versions; locked: the version of each name."""
     listed = {(plain(one["name"]), one["version"]) for one in sbom["components"]}
     listed |= {(plain(one["name"]), one["version"]) for one in [sbom["metadata"].get("component", {})] if one}
     return [
@@ -193,7 +204,7 @@ def sbom_faults(sbom: dict, installed: set[tuple[str, str]], locked: dict[str, s
 
 
 def plain(name: str) -> str:
-    """A distribution's name as every tool compares it."""
+    """The normalised name of a distribution (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
@@ -208,7 +219,7 @@ def check_sbom(root: Path) -> None:
     sbom = json.loads((root / "usr/share/sbom/dsd.cdx.json").read_text())
     faults = sbom_faults(sbom, installed, locked)
     check(
-        "its list of contents",
+        "its SBOM",
         len(installed) > 20 and not faults,
         "; ".join(faults[:3]) or f"{len(installed)} libraries",
     )
@@ -242,7 +253,7 @@ def check_serving(container: Container | Rootfs) -> None:
         time.sleep(0.3)
         check("refuses while it drains", get(port, "/generate?class=1")[0] == 503)
         check("its health check fails meanwhile", container.run(*health) != 0)
-        check("answers what was in flight", request.wait(60) == 0 and Path(answer.name).stat().st_size > 100)
+        check("finishes requests in flight", request.wait(60) == 0 and Path(answer.name).stat().st_size > 100)
     code = container.wait(45)
     check("SIGTERM ends it with 0", code == 0, code)
 
@@ -254,7 +265,7 @@ def main(image: str = "dsd:cpu", engine: str = "") -> None:
         if shutil.which(name) and not subprocess.run([name, *works], capture_output=True).returncode:
             break
     else:
-        sys.exit(f"check_image.py: none of {', '.join(names)} works here; the image was NOT checked")
+        sys.exit(f"check_image.py: none of {', '.join(names)} works here: the image was NOT checked")
     container = Rootfs(image) if name == "buildah" else Container(name, image)
     began = time.monotonic()
     try:
@@ -268,7 +279,7 @@ def main(image: str = "dsd:cpu", engine: str = "") -> None:
         check_serving(container)
     finally:
         container.remove()
-    print(f"{image} holds, checked with {name} in {time.monotonic() - began:.0f} s")
+    print(f"{image} passed, checked with {name} in {time.monotonic() - began:.0f} s")
 
 
 if __name__ == "__main__":

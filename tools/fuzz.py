@@ -2,9 +2,9 @@
 
     python tools/fuzz.py --minutes 10 --ui
 
-Starts a server of its own and asks every route of its /openapi.json, and with --ui every event of the page. Fails when
-/health/live takes longer than 250 ms, when memory is above the bound that the README states, or when gauges, threads,
-file descriptors or temporary files are not back afterwards where they were.
+Starts a server and sends requests to every route of its /openapi.json, and with --ui to every event of the page. Fails
+when /health/live takes longer than 250 ms, when memory exceeds the documented bound, or when gauges, threads, file
+descriptors or temporary files do not return to where they were.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from server.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 MAX_HEALTH = 0.25  # seconds
-SETTLE = 60  # seconds in which everything must be back
+SETTLE = 60  # seconds until everything must be back
 GAUGES = ("dsd_images_running", "dsd_images_waiting", "dsd_seconds_ahead", "dsd_memory_bytes")
 TEXTS = ("", "207", "golden retriever", "x" * 5000, "\u202e", "'; --", "-1", "1e999", "NaN", "null", "金毛犬", "\0")
 VALUES: tuple[Any, ...] = (*TEXTS, None, True, [], {}, [[[]]], -1, 0, 1, 2**53 + 1, 1e300, {"a": {"b": 1}})
@@ -56,7 +56,7 @@ SENSIBLE: dict[str, tuple[Any, ...]] = {
 
 
 class Process:
-    """A server in a process of its own, and what the system says of it."""
+    """A server process and its resources."""
 
     def __init__(self, arguments: list[str], temporary: Path) -> None:
         command = [sys.executable, "-m", "server.main", "--port", "0", *arguments]
@@ -84,7 +84,7 @@ class Process:
         return int(found[1]) * 1024 / 1e6
 
     def state(self) -> dict[str, float]:
-        """What must be the same before and after."""
+        """Values that must be the same before and after."""
         folder = Path(f"/proc/{self.process.pid}")
         metrics = httpx.get(f"{self.url}/metrics", timeout=30).text
         found = re.findall(r"^(\w+(?:\{.*?\})?) (\S+)$", metrics, re.MULTILINE)
@@ -102,7 +102,7 @@ class Process:
 
 
 class Pulse(threading.Thread):
-    """Asks /health/live every 100 ms and keeps the longest time, in seconds, and the number of failures."""
+    """Requests /health/live every 100 ms. Keeps the times, in seconds, and the number of failures."""
 
     def __init__(self, url: str) -> None:
         super().__init__(daemon=True)
@@ -122,7 +122,7 @@ class Pulse(threading.Thread):
 
 
 class Maker:
-    """Requests that one seed decides."""
+    """Random requests, determined by a seed."""
 
     def __init__(self, document: dict[str, Any], events: list[dict[str, Any]], seed: int) -> None:
         self.document, self.events = document, events
@@ -154,13 +154,13 @@ class Maker:
         )[0]
 
     def names(self, schema: dict[str, Any]) -> list[str]:
-        """Properties of a schema of the document."""
+        """The properties of a schema of the document."""
         if reference := schema.get("$ref"):
             return self.names(self.document["components"]["schemas"][reference.rpartition("/")[2]])
         return list(schema.get("properties", ()))
 
     def one(self) -> tuple[str, Callable[[httpx.Client], int]]:
-        """The name of a route, and what sends one request to it and gives the status."""
+        """The name of a route, and a function that sends one request to it and returns the status."""
         if self.events and self.random.random() < 0.2:
             return "page", self.event()
         path, method, operation = self.random.choice(self.routes)
@@ -194,14 +194,14 @@ class Maker:
         def send(client: httpx.Client) -> int:
             with client.stream(method.upper(), url, **sent) as answer:
                 for _ in answer.iter_raw(65536):
-                    if leave:  # go away in the middle
+                    if leave:  # disconnect midway
                         break
                 return answer.status_code
 
         return f"{method.upper()} {path}", send
 
     def event(self) -> Callable[[httpx.Client], int]:
-        """One event of the page with values that its own page never sends."""
+        """One event of the page, with values that the page itself never sends."""
         event = self.random.choice(self.events)
         data = [self.random.choice(VALUES) for _ in event.get("inputs", ())]
         if self.random.random() < 0.2:
@@ -211,7 +211,7 @@ class Maker:
 
 
 def run(server: Process, makers: list[Maker], seconds: float) -> tuple[Counter[tuple[str, int]], Counter[str]]:
-    """Send requests from as many threads as there are makers: the statuses by route, and what broke off."""
+    """Send requests from one thread for each maker. Returns counts of statuses and of broken connections by route."""
     ended = time.monotonic() + seconds
     statuses: Counter[tuple[str, int]] = Counter()
     broken: Counter[str] = Counter()
@@ -239,7 +239,7 @@ def run(server: Process, makers: list[Maker], seconds: float) -> tuple[Counter[t
 
 
 def settled(server: Process, before: dict[str, float]) -> dict[str, tuple[float, float]]:
-    """What is not back where it was after SETTLE seconds: (before, after). Threads of pools may stay."""
+    """Values that have not returned after SETTLE seconds: name -> (before, after). Threads of pools may stay."""
     deadline = time.monotonic() + SETTLE
     while True:
         after = server.state()
@@ -277,8 +277,8 @@ def main() -> int:
         document = httpx.get(f"{server.url}/openapi.json", timeout=60).json()
         events = httpx.get(f"{server.url}/config", timeout=60).json()["dependencies"] if options.ui else []
         makers = [Maker(document, events, options.seed * 1000 + number) for number in range(options.clients)]
-        run(server, makers[:4], 5)  # what is loaded at first use
-        time.sleep(5)  # until what was left in the middle has ended
+        run(server, makers[:4], 5)  # loads everything that is loaded at first use
+        time.sleep(5)  # until abandoned requests have ended
         before, rest = server.state(), server.memory("VmRSS")
         pulse = Pulse(server.url)
         pulse.start()

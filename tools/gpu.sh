@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# tools/gpu.sh [PRESET]: everything that needs an NVIDIA GPU, on a machine that has one: the tests marked gpu, plans of
-# the demo model and of a PRESET (dsd-b, random weights) through their gates, and the benchmark, as docs/speed.md.
+# tools/gpu.sh [PRESET]: everything that needs an NVIDIA GPU: the tests marked gpu, checked plans of the demo model and of
+# a PRESET (dsd-b, random weights), and the benchmark of docs/speed.md.
 # Needs: pip install -e '.[gpu,train,export,tensorrt,dev]' -c constraints.txt, and for datacenter GPUs NVIDIA's tensorrt.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,14 +1,14 @@
 #!/bin/sh
 # Builds an image of the Dockerfile: tools/image.sh [cpu|gpu|triton|train [NAME:TAG]]
 #
-#   ENGINE      docker, podman or buildah; without it the first of them that works
-#   BASE        the base image. `debian` makes one from Debian's packages with mmdebstrap, for machines that reach a
-#               mirror of packages and no registry of images; it is what buildah takes when nothing else is asked for.
-#               RUN lines then see pip's configuration and the certificates of this machine, mounted and not copied.
-#   BUILD_ARGS  further arguments of the build, as `--build-arg EXTRAS=cpu --no-cache`
-#   BASE_ARGS   further arguments of mmdebstrap, as `--aptopt=/etc/apt/apt.conf.d/99mirror`
+#   ENGINE      docker, podman or buildah; by default the first that works
+#   BASE        the base image. `debian` builds one from Debian's packages with mmdebstrap, for machines that reach a
+#               package mirror but no image registry; it is buildah's default. RUN lines then see pip's configuration and
+#               the certificates of this machine, which are mounted and not copied.
+#   BUILD_ARGS  further arguments of the build, such as `--build-arg EXTRAS=cpu --no-cache`
+#   BASE_ARGS   further arguments of mmdebstrap, such as `--aptopt=/etc/apt/apt.conf.d/99mirror`
 #
-# The image's list of contents, /usr/share/sbom/dsd.cdx.json, is copied to build/dsd-TARGET.cdx.json.
+# The image's SBOM, /usr/share/sbom/dsd.cdx.json, is copied to build/dsd-TARGET.cdx.json.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -30,7 +30,7 @@ case $engine in
   docker) ;;
   podman) set -- --format docker ;;  # the OCI format has no HEALTHCHECK
   buildah)
-    # Without user namespaces or mounts of its own: works inside most containers too.
+    # Without user namespaces or mounts of its own, so that it works inside most containers too.
     export STORAGE_DRIVER="${STORAGE_DRIVER:-vfs}" BUILDAH_ISOLATION="${BUILDAH_ISOLATION:-chroot}"
     set -- --format docker
     base=${base:-debian}
@@ -50,7 +50,7 @@ if [ "$base" = debian ]; then
   if ! $engine image exists "$base" 2>/dev/null && ! buildah inspect --type image "$base" >/dev/null 2>&1; then
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
-    # Configuration that mmdebstrap itself was given stays out, as do manuals and translations.
+    # Leaves out mmdebstrap's own configuration, manuals and translations.
     # shellcheck disable=SC2016,SC2086
     mmdebstrap --quiet --variant=minbase --include=python3,python3-venv,ca-certificates \
       --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
@@ -74,7 +74,7 @@ $engine build "$@" --target "$target" -t "$tag" --build-arg "VERSION=$version" -
   ${BUILD_ARGS:-} .
 echo "built $tag with $engine"
 
-if [ "$target" = triton ]; then exit 0; fi  # NVIDIA publishes what its image holds; what is added is in locks/
+if [ "$target" = triton ]; then exit 0; fi  # NVIDIA publishes an SBOM of its image; locks/ lists what is added
 mkdir -p build
 sbom=build/dsd-$target.cdx.json
 if [ "$engine" = buildah ]; then

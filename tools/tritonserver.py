@@ -1,10 +1,10 @@
-"""A real Triton on the CPU, without Docker: for people who want to see it, for tests and for measurements.
+"""A real Triton on the CPU, without Docker: for demonstrations, tests and measurements.
 
-    python -m tools.tritonserver --install     puts the binary into .triton (55 MB to download)
-    python -m tools.tritonserver [ARGUMENTS]   Triton with the demo model, and before it dsd-serve ARGUMENTS
+    python -m tools.tritonserver --install     installs the binary in .triton (a download of 55 MB)
+    python -m tools.tritonserver [ARGUMENTS]   runs Triton with the demo model, and dsd-serve ARGUMENTS in front of it
 
-The binary and its libraries come with the wheel nvidia-pytriton, of which nothing else is used. It wants numpy below 2,
-so it is put into a folder of its own. Its Python backend runs the Python of this version, with the packages of this
+The binary and its libraries come from the wheel nvidia-pytriton; nothing else of it is used. The wheel requires numpy
+below 2, so it gets a folder of its own. Triton's Python backend runs this version of Python with the packages of this
 environment.
 """
 
@@ -30,18 +30,18 @@ START_SECONDS = 120
 
 
 class TritonMissing(Exception):
-    """There is no Triton here; the text says how to get one."""
+    """Triton is not installed or does not run; the text says how to fix it."""
 
 
 def install(folder: Path = FOLDER) -> None:
-    """Download the wheel into the folder, and make ready what is in it."""
+    """Download the wheel into the folder and make its binaries executable."""
     if not (folder / "pytriton").exists():
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
         subprocess.run([*command, "--target", str(folder), WHEEL], check=True)
     root = folder / "pytriton" / "tritonserver"
     stub = root / "python_backend_stubs" / VERSION / "triton_python_backend_stub"
     if not stub.exists():
-        raise TritonMissing(f"{WHEEL} has no Python backend for Python {VERSION}; use one of 3.8 to 3.13")
+        raise TritonMissing(f"{WHEEL} has no Python backend for Python {VERSION}; use Python 3.8 to 3.13")
     shutil.copy(stub, root / "backends" / "python")
     for file in (root / "bin" / "tritonserver", root / "backends" / "python" / stub.name):
         file.chmod(0o755)
@@ -56,7 +56,7 @@ def binary(folder: Path = FOLDER) -> Path:
 
 
 def write_repository(model: Path, repository: Path) -> None:
-    """What dsd-export writes, for the CPU; in a process, because it imports torch."""
+    """Write a repository for the CPU with dsd-export, in a process of its own, because it imports torch."""
     command = [sys.executable, "-m", "export", str(model), "--triton", str(repository), "--triton-device", "cpu"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
@@ -68,9 +68,9 @@ def free_port() -> int:
 
 
 class TritonServer:
-    """A tritonserver process with a model repository. Use it as a context, or call `stop`.
+    """A tritonserver process with a model repository. Use it as a context manager, or call `stop`.
 
-    ports: of HTTP, gRPC and metrics; free ones without. log: where its output goes.
+    log: file for its output. ports: for HTTP, gRPC and metrics; None picks free ones.
     """
 
     def __init__(self, repository: Path, log: Path, ports: tuple[int, int, int] | None = None) -> None:
@@ -94,7 +94,7 @@ class TritonServer:
 
     @property
     def backends(self) -> list[int]:
-        """The processes of its Python backend, one per instance."""
+        """Process ids of its Python backend, one per instance."""
         found = []
         for status in Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError):
@@ -104,7 +104,7 @@ class TritonServer:
         return found
 
     def start(self) -> None:
-        """Start it, and wait until the model is ready. Raises TritonMissing when it ends instead."""
+        """Start it and wait until the model is ready. Raises TritonMissing when it ends or takes too long."""
         file = binary()
         root = file.parents[1]
         names = ("http", "grpc", "metrics")
@@ -138,7 +138,7 @@ class TritonServer:
             return False
 
     def kill(self) -> None:
-        """kill -9 of Triton; its backend, which finds itself alone, too."""
+        """Kill Triton with SIGKILL, and then its orphaned backends."""
         self.end(signal.SIGKILL)
 
     def stop(self) -> None:
@@ -168,7 +168,7 @@ class TritonServer:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.tritonserver", description=__doc__.split("\n")[0])
-    parser.add_argument("--install", action="store_true", help="only install the binary, where it is missing")
+    parser.add_argument("--install", action="store_true", help="only install the binary if it is missing")
     parser.add_argument("--model", type=Path, default=demo_model(), help="model directory (default: the demo model)")
     options, more = parser.parse_known_args()
     try:
@@ -180,11 +180,11 @@ def main() -> None:
 
 
 def serve(model: Path, arguments: list[str]) -> None:
-    """Triton on the ports 8010 to 8012, and dsd-serve before it, until a signal ends them."""
+    """Run Triton on ports 8010 to 8012, and dsd-serve in front of it, until a signal ends them."""
     repository = FOLDER / "repository"
     write_repository(model, repository)
     with TritonServer(repository, FOLDER / "triton.log", (8010, 8011, 8012)) as triton:
-        print(f"Triton: {triton.http}/v2, its log {triton.log}", flush=True)
+        print(f"Triton: {triton.http}/v2, log: {triton.log}", flush=True)
         front = subprocess.Popen([sys.executable, "-m", "server.main", "--triton", triton.grpc, *arguments])
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda got, _: front.send_signal(got))

@@ -73,7 +73,7 @@ def test_a_release_with_known_holes_is_found(tree, file, pattern, new, says):
 @pytest.mark.parametrize(
     "file, pattern, new, says",
     [
-        ("constraints.txt", r"^numpy==.+", "numpy==2.99", "and 2.99 elsewhere; run make locks"),
+        ("constraints.txt", r"^numpy==.+", "numpy==2.99", "but 2.99 elsewhere; run make locks"),
         ("pyproject.toml", '"fastapi>=', '"simple-thing>=1", "fastapi>=', "nothing for 'simple-thing>=1'"),
         ("pyproject.toml", '"fastapi>=.+?"', '"fastapi>=9"', "locks/ui.txt: nothing for 'fastapi>=9'"),
         ("pyproject.toml", '"pillow>=.+?"', '"pillow>=13"', "no requirement needs the accepted floor pillow 12.3"),
@@ -100,7 +100,7 @@ def test_the_locks_say_nothing_of_the_machine_that_made_them():
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_a_database_that_cannot_be_asked_is_not_called_clean(tree, tmp_path, known):
+def test_a_database_that_cannot_be_reached_is_not_called_clean(tree, tmp_path, known):
     """In place of pip-audit one that knows holes of pillow 8 and of every numpy, or none, as without a network."""
     (tmp_path / "pip_audit.py").write_text(
         "import json, sys\n"
@@ -115,7 +115,7 @@ def test_a_database_that_cannot_be_asked_is_not_called_clean(tree, tmp_path, kno
         assert done.returncode == 1 and re.fullmatch("(audit: numpy .+: PYSEC-1, fixed in 99\n)+", done.stderr)
     else:
         assert (
-            done.returncode == 0 and "PyPI's database was NOT asked: it knows no hole of pillow==8.0.0" in done.stdout
+            done.returncode == 0 and "PyPI's database was NOT checked: it knows no hole of pillow==8.0.0" in done.stdout
         )
 
 
