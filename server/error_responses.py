@@ -26,7 +26,8 @@ from dsd_serve.errors import (
     QueueFullError,
     shown,
 )
-from server import openai_errors, router
+from server import router
+from server.router import OPENAI_PREFIX
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,12 @@ RULES = {  # where pydantic's words do not read well after "must be"
     "string_unicode": "a valid string of Unicode",
 }
 
+OPENAI_TYPES = {429: "rate_limit_error", 500: "server_error", 503: "server_error", 504: "server_error"}
+OPENAI_CODES = {401: "invalid_api_key", 429: "rate_limit_exceeded"}
+OPENAI_ROUTES = "/v1/images/generations, /v1/images/variations, /v1/images/edits and /v1/models"
+OPENAI_ONLY = ("chat", "completions", "embeddings", "responses", "audio", "moderations", "files")  # not here
+NOT_RETRIED = (500, 504)  # the same request would fail again, or run for as long again: clients must not repeat it
+
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -64,8 +71,8 @@ def reply(
     code: str | None = None,
 ) -> JSONResponse:
     """An error in the form that the clients of this path read. param, code: only OpenAI's have them."""
-    if openai_errors.applies(request.scope["path"]):
-        return openai_errors.answer(status, detail, headers, param, code)
+    if is_openai(request.scope["path"]):
+        return openai_error(status, detail, headers, param, code)
     return problem(status, detail, headers)
 
 
@@ -115,6 +122,33 @@ def validated(model: type[Model], values: dict[str, Any], *, strict: bool) -> Mo
         raise RequestValidationError([{**item, "loc": ("body", *item["loc"])} for item in items]) from None
 
 
+class OpenAIError(HTTPException):
+    """An error of a route under /v1, with the parameter that is wrong."""
+
+    def __init__(self, status: int, detail: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(status, detail)
+        self.param, self.code = param, code
+
+
+def is_openai(path: str) -> bool:
+    """Whether the clients of this path are OpenAI's."""
+    return path == OPENAI_PREFIX or path.startswith(f"{OPENAI_PREFIX}/")
+
+
+def openai_body(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    kind = OPENAI_TYPES.get(status, "invalid_request_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code or OPENAI_CODES.get(status)}}
+
+
+def openai_error(
+    status: int, message: str, headers: dict[str, str] | None = None, param: str | None = None, code: str | None = None
+) -> JSONResponse:
+    """What is 422 elsewhere is 400 here. `x-should-retry` tells the clients, which repeat every 5xx by themselves."""
+    status = 400 if status == 422 else status
+    more = {"x-should-retry": "false"} if status in NOT_RETRIED else {}
+    return JSONResponse(openai_body(status, message, param, code), status, {**more, **(headers or {})})
+
+
 def install(app: FastAPI) -> None:
     """Answer every error of the app with a problem document, or under /v1 as OpenAI does."""
 
@@ -138,7 +172,7 @@ def install(app: FastAPI) -> None:
             if request.method == "OPTIONS":
                 return Response(status_code=204, headers=headers)
             detail = f"{cut(path)} does not take {cut(request.method)}, only {headers['Allow']}"
-        param, code = (error.param, error.code) if isinstance(error, openai_errors.Refused) else (None, None)
+        param, code = (error.param, error.code) if isinstance(error, OpenAIError) else (None, None)
         return reply(request, error.status_code, detail, headers, param, code)
 
     @app.exception_handler(Exception)
@@ -174,12 +208,12 @@ def nothing_here(request: Request) -> Response:
     detail = f"there is no {cut(path)} here"
     if meant := router.near(scope, path):
         base = ""
-        if openai_errors.applies(meant) and not path.startswith(f"{openai_errors.PREFIX}/images"):
-            base = f" The base URL of an OpenAI client is the address of this server and {openai_errors.PREFIX}."
-        answer = openai_errors.answer if openai_errors.applies(meant) else problem
+        if is_openai(meant) and not path.startswith(f"{OPENAI_PREFIX}/images"):
+            base = f" The base URL of an OpenAI client is the address of this server and {OPENAI_PREFIX}."
+        answer = openai_error if is_openai(meant) else problem
         return answer(404, f"{detail}; did you mean {meant}?{base}")
-    if openai_errors.applies(path) or path.split("/")[1] in openai_errors.ELSEWHERE:
-        return openai_errors.answer(404, f"{detail}; of OpenAI's API this server has {openai_errors.HERE}")
+    if is_openai(path) or path.split("/")[1] in OPENAI_ONLY:
+        return openai_error(404, f"{detail}; of OpenAI's API this server has {OPENAI_ROUTES}")
     return problem(404, f"{detail}; /docs lists what there is")
 
 

@@ -153,7 +153,7 @@ def configure(app: ASGIApp, door: Door) -> uvicorn.Config:
     """Uvicorn's configuration of an application behind a door."""
     import uvicorn
 
-    from server.connections import BoundedProtocol
+    from server.http_protocol import BoundedProtocol
     from server.lifecycle import LAST_ANSWERS
 
     def connection(*args: Any, **kwargs: Any) -> BoundedProtocol:

@@ -7,8 +7,7 @@ from fastapi import APIRouter
 from fastapi.routing import iter_route_contexts
 from starlette.types import Scope
 
-from server.openai_errors import PREFIX
-
+OPENAI_PREFIX = "/v1"  # of the routes whose clients are OpenAI's
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 
@@ -47,8 +46,8 @@ def near(scope: Scope, path: str) -> str | None:
     slashes too many; None when there is none."""
     plain = "/" + "/".join(part for part in path[:200].split("/") if part)
     for text in (plain, plain.lower()):
-        again = text.find(f"{PREFIX}/", 1)  # as in /v1/v1/models or /api/v1/models
-        for one in (text, PREFIX + text, text.removeprefix(PREFIX), text[again:] if again > 0 else ""):
+        again = text.find(f"{OPENAI_PREFIX}/", 1)  # as in /v1/v1/models or /api/v1/models
+        for one in (text, OPENAI_PREFIX + text, text.removeprefix(OPENAI_PREFIX), text[again:] if again > 0 else ""):
             if one not in ("", "/", path) and template(scope, one):
                 return one
     return None

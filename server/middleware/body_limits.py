@@ -9,8 +9,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from dsd_serve.errors import shown
 from dsd_serve.memory import Memory
 from server import error_responses
-from server.reading import media_type
 from server.request_memory import held_by
+from server.request_reader import media_type
 from server.settings import Settings
 
 MAX_JSON_BYTES = 1_000_000  # parsed, JSON takes many times its size

@@ -45,7 +45,7 @@ from server.openapi import (
     problems,
     takes,
 )
-from server.reading import media_type, read_settings
+from server.request_reader import media_type, read_images, read_settings, read_uploads
 from server.responses import (
     ANSWERS,
     EVENTS,
@@ -72,7 +72,6 @@ from server.schemas import (
     WalkQuery,
 )
 from server.service import Ended, Event, Finished, Preview, Service
-from server.uploads import read_images, read_uploads
 
 router = Router(dependencies=[Depends(refuse_repeated)])
 

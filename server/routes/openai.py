@@ -18,8 +18,8 @@ from dsd_serve.labels import ImageClass
 from dsd_serve.params import SamplingParams
 from dsd_serve.programs import Generate, Task, edit_timesteps
 from dsd_serve.rows import Array, Pixels
-from server import error_responses, openai_errors
-from server.openai_errors import Refused
+from server import error_responses
+from server.error_responses import OpenAIError
 from server.openai_schemas import (
     EditForm,
     ErrorAnswer,
@@ -33,12 +33,11 @@ from server.openai_schemas import (
     VariationForm,
 )
 from server.openapi import events, takes
-from server.reading import media_type, read_settings
+from server.request_reader import Form, media_type, read_form, read_settings
 from server.responses import Picture, event_stream, settings_headers, text_of, texts_memory
 from server.router import Router
 from server.schemas import SamplingQuery
 from server.service import Event, Preview, Service
-from server.uploads import Form, read_form
 
 router = Router(prefix="/v1")
 
@@ -157,7 +156,7 @@ async def read_options(request: Request, kind: type[FormOptions], files: Sequenc
     """The options and files of a form."""
     service: Service = request.app.state.service
     if media_type(request.headers) != "multipart/form-data":
-        raise Refused(415, f"send a form, as multipart/form-data, with the file field {files[0]}")
+        raise OpenAIError(415, f"send a form, as multipart/form-data, with the file field {files[0]}")
     form = await read_form(request, files, tuple(kind.model_fields))
     options = error_responses.validated(kind, {name: text or None for name, text in form.fields.items()}, strict=False)
     check_model(service, options.model)
@@ -166,7 +165,7 @@ async def read_options(request: Request, kind: type[FormOptions], files: Sequenc
 
 def check_model(service: Service, name: str | None) -> None:
     if name not in (None, service.model.name):
-        raise Refused(
+        raise OpenAIError(
             404,
             f"there is no model {shown(name)} here; this server has {service.model.name!r}",
             "model",
@@ -189,7 +188,7 @@ def about(param: str, prefix: str = "") -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise Refused(400, f"{prefix}{error}", param) from None
+        raise OpenAIError(400, f"{prefix}{error}", param) from None
 
 
 def sampling(service: Service, query: Options) -> list[SamplingParams]:
@@ -204,7 +203,7 @@ def sampling(service: Service, query: Options) -> list[SamplingParams]:
         params = service.params(native)
     except InputError as error:
         error = error.renamed(NAMES.get(error.param or "", error.param))
-        raise Refused(400, str(error), error.param) from None
+        raise OpenAIError(400, str(error), error.param) from None
     with about("size"):
         service.check_fits(query.output_format, 1, query.side)
     return params
@@ -232,7 +231,7 @@ def check_answer(service: Service, query: Options) -> None:
 
 async def uploaded(service: Service, form: Form, name: str) -> Pixels:
     if not form.files.get(name):
-        raise Refused(400, f"{name} is missing; send a PNG, JPEG or WebP as a file of that name", name)
+        raise OpenAIError(400, f"{name} is missing; send a PNG, JPEG or WebP as a file of that name", name)
     with about(name):
         return await form.read_image(name, service.decoder, service.config.image_size)
 
@@ -243,7 +242,7 @@ async def transparent(service: Service, form: Form) -> Array:
         opacity = await form.read_image("mask", service.decoder, service.config.image_size, opacity=True)
     mask: Array = opacity[0] < 128
     if not mask.any():
-        raise Refused(400, "the mask must be transparent where to draw, got one that is opaque everywhere", "mask")
+        raise OpenAIError(400, "the mask must be transparent where to draw, got one that is opaque everywhere", "mask")
     return mask
 
 
@@ -316,7 +315,8 @@ async def openai_events(
             async with encoding(partial(to_base64, Picture(event.pixels, {"preview": True}), query)) as text:
                 yield name, {"type": name, "b64_json": text, **number, **told}
         elif (error := event.future.exception()) is not None:
-            yield "error", openai_errors.body_of(error_responses.status_of(error), error_responses.detail_of(error))
+            status, detail = error_responses.status_of(error), error_responses.detail_of(error)
+            yield "error", error_responses.openai_body(status, detail)
         else:
             name = f"{kind}.completed"
             async with encoding(partial(to_base64, Picture(event.future.result(), setting), query)) as text:

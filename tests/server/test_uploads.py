@@ -21,8 +21,8 @@ from dsd_serve.memory import Memory
 from server import error_responses
 from server.middleware.body_limits import Body, BodyLimits
 from server.request_memory import Held
+from server.request_reader import read_uploads
 from server.settings import Settings
-from server.uploads import read_uploads
 from tests.support import hostile
 
 SETTINGS = Settings(max_body_mb=1.0, max_uploads_mb=4.0, max_decode_mb=20.0, body_timeout=1.0)
