@@ -65,7 +65,7 @@ class EditedSettings(DrawnSettings):
     strength: Annotated[float, Field(gt=0, le=1)]
 
 
-class DrawnImage(DrawnSettings):
+class GeneratedImage(DrawnSettings):
     base64: Base64
 
 
@@ -77,7 +77,7 @@ class DrawnAnswer(DrawnSettings):
     """`format=json` of /generate: the settings of the first image, and each image with its own."""
 
     size: Annotated[int, Field(ge=1, description="side of the images in pixels")]
-    images: list[DrawnImage]
+    images: list[GeneratedImage]
 
 
 class EditedAnswer(EditedSettings):

@@ -12,10 +12,12 @@ from server import error_responses, openapi, ui_mount
 from server.middleware import drain, request_id, security, shedding
 from server.middleware.body_limits import BodyLimits
 from server.middleware.prefix import RootPath
-from server.routes import images, info, openai
+from server.routes import images, info, openai, reconstruction, walks
 from server.service import Service
 from server.site import parse_hosts, parse_prefix
 from server.telemetry import logs, metrics
+
+ROUTERS = (images.router, walks.router, reconstruction.router, openai.router, info.router)
 
 
 def create_app(service: Service) -> FastAPI:
@@ -45,11 +47,10 @@ def create_app(service: Service) -> FastAPI:
     app.state.service = service
     error_responses.install(app)
     app.add_middleware(BodyLimits, settings=service.settings, memory=service.uploads)
-    shedding.install(app, (images.router, openai.router), service.backend.queue_full)
+    shedding.install(app, ROUTERS, service.backend.queue_full)
     install_operations(app, service)
-    app.include_router(images.router)
-    app.include_router(openai.router)
-    app.include_router(info.router)
+    for router in ROUTERS:
+        app.include_router(router)
     openapi.install(app, service)
     if service.settings.ui:
         ui_mount.install(app, service, beside.append)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import httptools
@@ -17,6 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from server import error_responses
 from server.connections import Door, network_of
 from server.http_heads import MAX_HEAD, Refused, answer_of, check_head, malformed
+from server.transport import Line
 
 if TYPE_CHECKING:
     import asyncio
@@ -36,48 +36,9 @@ LEAST_TAKEN = 65_536  # bytes of an answer that a client must take in --write-ti
 LATE = 5  # seconds after --body-timeout; until then the application answers, which says more
 PROBE_SECONDS = 0.05  # for a reset to come back from a near client; later ones are found at the next check
 
-VERSION = b"HTTP/1.1 "  # what every answer begins with
 TCP_CLOSE = 7  # state of a socket that was reset, from Linux's tcp_states.h
 
 HEALTH = "/health/"
-
-
-class Line:
-    """A transport as uvicorn uses it. `close` goes to the protocol, which may have to read on for a while."""
-
-    def __init__(self, transport: asyncio.Transport, on_close: Callable[[], None]) -> None:
-        self.transport, self.on_close = transport, on_close
-        self.written = 0  # bytes
-        self.begun = False  # VERSION was sent ahead of the rest of the answer
-        self.closing = False
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.transport, name)
-
-    def write(self, data: bytes) -> None:
-        if self.closing:
-            return
-        if self.begun:
-            self.begun = False
-            data = data.removeprefix(VERSION)
-        self.written += len(data)
-        self.transport.write(data)
-
-    def begin_answer(self) -> None:
-        self.write(VERSION)
-        self.begun = True
-
-    @property
-    def unsent(self) -> int:
-        return self.transport.get_write_buffer_size()
-
-    def is_closing(self) -> bool:
-        return self.closing or self.transport.is_closing()
-
-    def close(self) -> None:
-        if not self.closing:
-            self.closing = True
-            self.on_close()
 
 
 class BoundedProtocol(HttpToolsProtocol):

@@ -1,12 +1,11 @@
 """What the routes share: the model, the batcher, and how a request's tasks are run, streamed and cancelled."""
 
 import asyncio
-import contextlib
 import logging
 import os
 import secrets
-from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,17 +29,16 @@ from dsd_serve.programs import Edit, OnPreviews, Task
 from dsd_serve.rows import Array, Pixels
 from server.keys import claim_images, load_keys, renew
 from server.middleware.drain import Drain
-from server.request_memory import MAX_PREVIEWS, Held, held_by
+from server.request_memory import Held, held_by
 from server.responses import Encoder
 from server.schemas import SamplingQuery
 from server.settings import Settings
 from server.site import parse_origins
+from server.stream_events import PING_SECONDS, Ended, Event, EventQueue, Preview, PreviewMemory, soon, within
 from server.telemetry.metrics import Metrics
 from server.telemetry.traces import load_traces
 
 log = logging.getLogger(__name__)
-
-PING_SECONDS = 15  # proxies close streams that are silent for longer
 
 
 @dataclass(frozen=True)
@@ -54,26 +52,6 @@ class Finished:
     @property
     def server_timing(self) -> str:
         return f"queue;dur={self.queue_ms:.1f}, network;dur={self.network_ms:.1f}"
-
-
-@dataclass(frozen=True)
-class Preview:
-    """The decoded clean estimate of task `number` after `step`, uint8 [3, H, W]."""
-
-    number: int
-    step: int
-    pixels: Pixels
-
-
-@dataclass(frozen=True)
-class Ended:
-    """Task `number` is done; `future` has its picture or its error."""
-
-    number: int
-    future: "Future[Any]"
-
-
-Event = Preview | Ended | None  # None: nothing for PING_SECONDS
 
 
 class Service:
@@ -90,7 +68,7 @@ class Service:
         self.encoder = Encoder(settings)
         self.unanswered = 0  # images of requests whose answer has not been sent
         self.shares: Counter[str] = Counter()  # the same, of each client
-        self.previews = 0  # bytes of previews that wait to be sent
+        self.previews = PreviewMemory()
         self.backend: Backend
         if settings.triton:
             self.backend = open_remote(settings, self.metrics)
@@ -144,11 +122,11 @@ class Service:
     def stream(self, request: Request, asked: Sequence[Task], timeout: float | None = None) -> AsyncIterator[Event]:
         """Carry out tasks and tell what happens. They are submitted at once: this raises what `submit` raises."""
         loop = asyncio.get_running_loop()
-        unread = Unread(self)
-        held_by(request.scope).put("previews", unread.close)
+        queue = EventQueue(self.previews)
+        held_by(request.scope).put("previews", queue.close)
 
         def tell(event: Preview | Ended) -> None:
-            soon(loop, lambda: unread.put(event))
+            soon(loop, lambda: queue.put(event))
 
         def on_end(number: int) -> Callable[["Future[Any]"], None]:
             return lambda future: tell(Ended(number, future))
@@ -162,7 +140,7 @@ class Service:
             remaining = len(jobs)
             try:
                 while remaining:
-                    event = await within(PING_SECONDS, unread.get())
+                    event = await within(PING_SECONDS, queue.get())
                     remaining -= isinstance(event, Ended)
                     yield event
             finally:
@@ -266,42 +244,6 @@ class Service:
         codec.check_fits(chosen, n, size or self.config.image_size, columns)
 
 
-class Unread:
-    """The events of one stream that wait to be sent. While those of all streams take more than MAX_PREVIEWS, the older
-    previews of a stream are dropped: a client that reads slowly sees fewer of them, and every image."""
-
-    def __init__(self, service: Service) -> None:
-        self.service = service
-        self.events: deque[Preview | Ended] = deque()
-        self.arrived = asyncio.Event()
-
-    def put(self, event: Preview | Ended) -> None:
-        if isinstance(event, Preview) and self.service.previews + event.pixels.nbytes > MAX_PREVIEWS:
-            oldest = next((one for one in self.events if isinstance(one, Preview)), None)
-            if oldest is not None:
-                self.events.remove(oldest)
-                self.count(oldest, -1)
-        self.events.append(event)
-        self.count(event, 1)
-        self.arrived.set()
-
-    async def get(self) -> Preview | Ended:
-        while not self.events:
-            self.arrived.clear()
-            await self.arrived.wait()
-        event = self.events.popleft()
-        self.count(event, -1)
-        return event
-
-    def count(self, event: Preview | Ended, sign: int) -> None:
-        if isinstance(event, Preview):
-            self.service.previews += sign * event.pixels.nbytes
-
-    def close(self) -> None:
-        while self.events:
-            self.count(self.events.popleft(), -1)
-
-
 def open_remote(settings: Settings, observer: Observer) -> TritonBackend:
     return TritonBackend(
         parse_addresses(settings.triton),
@@ -324,12 +266,6 @@ def open_embedded(settings: Settings, engine: Engine | None, observer: Observer)
     )
 
 
-def soon(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
-    """Call in the loop's thread, from any thread."""
-    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
-        loop.call_soon_threadsafe(call)
-
-
 def watch(request: Request, jobs: Sequence[Job]) -> "asyncio.Task[None]":
     watcher = asyncio.create_task(cancel_on_disconnect(request, jobs))
     watcher.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody else may ask for it
@@ -344,13 +280,6 @@ async def cancel_on_disconnect(request: Request, jobs: Sequence[Job]) -> None:
     finally:  # also when the body of a request that should have none is too large
         for job in jobs:
             job.cancel()
-
-
-async def within(seconds: float, awaitable: Awaitable[Event]) -> Event:
-    try:
-        return await asyncio.wait_for(awaitable, seconds)
-    except TimeoutError:
-        return None
 
 
 def at_most(name: str, value: int, limit: int) -> None:

@@ -1,35 +1,26 @@
-"""The routes that give pictures and latents. Each parses, makes tasks, has them carried out and encodes the answer."""
+"""Routes that draw images of a class: /generate and /edit."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import PIL
 from fastapi import Depends, Query, Request, Response
 
 from dsd_serve import __version__
 from dsd_serve.errors import InputError
-from dsd_serve.imaging import codec
-from dsd_serve.imaging.latents import read_latents, write_latents
 from dsd_serve.labels import ImageClass
 from dsd_serve.params import SamplingParams
-from dsd_serve.programs import Generate, Interpolate, Reconstruct, Task, WalkEnd, between
-from dsd_serve.rows import Decode, Encode
+from dsd_serve.programs import Generate, Task
 from server import error_responses
 from server.answers import (
-    AnyWalkAnswer,
-    DecodedAnswer,
     DoneEvent,
     DrawnAnswer,
     EditedAnswer,
     ErrorEvent,
     ImageEvent,
-    LatentsAnswer,
-    LatentWalkAnswer,
     PreviewEvent,
-    ReconstructedAnswer,
-    WalkAnswer,
     fill,
 )
 from server.error_responses import refuse_repeated
@@ -38,16 +29,13 @@ from server.openapi import (
     DRAWN_HEADERS,
     OF_BODIES,
     OF_WORK,
-    PSNR_HEADERS,
-    SHOWN_HEADERS,
     Responses,
     gives,
     problems,
     takes,
 )
-from server.request_reader import media_type, read_images, read_settings, read_uploads
+from server.request_reader import read_images, read_settings
 from server.responses import (
-    ANSWERS,
     EVENTS,
     PICTURES,
     TEXT_KIND,
@@ -64,34 +52,22 @@ from server.responses import (
 from server.router import Router
 from server.schemas import (
     EditQuery,
-    EncodeQuery,
     GenerateRequest,
-    InterpolateRequest,
-    PictureQuery,
     SamplingQuery,
-    WalkQuery,
 )
-from server.service import Ended, Event, Finished, Preview, Service
+from server.service import Service
+from server.stream_events import Ended, Event, Preview
 
 router = Router(dependencies=[Depends(refuse_repeated)])
 
-Walk = TypeVar("Walk", InterpolateRequest, WalkQuery)
-
-OF_AN_END = ("class", "seed", "index")
 PREVIEWS = 8  # of a stream whose client does not say how many
-LATENTS = {"application/x-npy": "npy", "application/x-safetensors": "safetensors", "application/json": "json"}
 
 EVENT_STREAM = (*PICTURES, "application/zip", "text/event-stream")
-FILES = (*PICTURES, "application/zip")
 OF_A_CLASS = {
     "a picture": {"class": 207, "seed": 1},
     "four in JSON": {"class": "golden retriever", "n": 4, "format": "json"},
     "quickly": {"class": "n02099601", "steps": 4, "sampler": "dpmpp_2m", "guidance": 1},
     "with previews": {"class": "golden retriever", "format": "events", "preview_every": 2},
-}
-OF_A_WALK = {
-    "between classes": {"from": {"class": 207, "seed": 1}, "to": {"class": 1}, "n": 4},
-    "between seeds": {"from": {"class": 207, "seed": 1}, "to": {"class": 207, "seed": 2}, "n": 4, "format": "json"},
 }
 DRAWN = gives(*EVENT_STREAM, json=DrawnAnswer, headers={**DRAWN_HEADERS, **CACHE_HEADERS})
 NOT_CHANGED: Responses = {
@@ -155,104 +131,6 @@ async def edit_post(request: Request, query: Annotated[EditQuery, Query()]) -> R
     mask = sent["mask"].mean(0) >= 128 if "mask" in sent else None
     tasks = service.edits(sent["image"], wanted, params, query.strength, mask)
     return await answer_drawn(request, query, chosen, wanted, params, tasks, {"strength": query.strength})
-
-
-@router.post(
-    "/interpolate",
-    responses={
-        **gives(*FILES, json=AnyWalkAnswer, headers=SHOWN_HEADERS),
-        **problems(*OF_WORK, *OF_BODIES),
-    },
-    response_class=Response,
-    openapi_extra=takes(form=("from", "to"), json=InterpolateRequest, examples=OF_A_WALK),
-)
-async def interpolate_post(request: Request) -> Response:
-    """Walk in n pictures from one end to the other, side by side, or each of them in a zip or in JSON.
-
-    As JSON `{"from": {"class": 207, "seed": 1}, "to": {"class": 1}, "n": 8}`: between seeds along the great circle of
-    their noises, between classes by averaging the clean estimates of both. As a form with the pictures `from` and `to`:
-    between their latents, `curl -F from=@dog.jpg -F to=@cat.jpg localhost:8000/interpolate -o walk.png`; n, format,
-    size and timeout are then in the query string.
-    """
-    service: Service = request.app.state.service
-    if media_type(request.headers) == "multipart/form-data":
-        query = error_responses.validated(WalkQuery, dict(request.query_params), strict=False)
-        return await walk_pictures(request, service, within_limit(service, query))
-    return await walk_classes(request, service, within_limit(service, await read_settings(request, InterpolateRequest)))
-
-
-@router.post(
-    "/encode",
-    responses={
-        **gives("application/x-npy", "application/x-safetensors", json=LatentsAnswer, headers=SHOWN_HEADERS),
-        **problems(*OF_WORK, *OF_BODIES),
-    },
-    response_class=Response,
-    openapi_extra=takes(*PICTURES, form=("image",)),
-)
-async def encode_post(request: Request, query: Annotated[EncodeQuery, Query()]) -> Response:
-    """A picture to its latents, float32 [L, C]: `curl --data-binary @dog.jpg localhost:8000/encode -o dog.npy`.
-
-    L tokens in row-major order, C channels of zero mean and unit variance. safetensors has one tensor, `latents`.
-    """
-    service: Service = request.app.state.service
-    chosen = choose(request, query.format, LATENTS)
-    sent = await read_images(request, service.decoder, service.config.image_size)
-    done = await service.run(request, [Encode(sent["image"])], query.timeout)
-    media = next(media for media, name in LATENTS.items() if name == chosen)
-    return Response(
-        write_latents(done.results[0], chosen), media_type=media, headers={"Server-Timing": done.server_timing}
-    )
-
-
-@router.post(
-    "/decode",
-    responses={
-        **gives(*FILES, json=DecodedAnswer, headers=SHOWN_HEADERS),
-        **problems(*OF_WORK, *OF_BODIES),
-    },
-    response_class=Response,
-    openapi_extra=takes("application/x-npy", "application/x-safetensors", json=LatentsAnswer),
-)
-async def decode_post(request: Request, query: Annotated[PictureQuery, Query()]) -> Response:
-    """Latents, as /encode gives them, to a picture: `curl --data-binary @dog.npy localhost:8000/decode -o dog.png`."""
-    service: Service = request.app.state.service
-    chosen = choose(request, query.format, ANSWERS)
-    service.check_size(query.size)
-    service.check_fits(chosen, 1, query.size)
-    service.encoder.check_images(chosen, 1, service.side(query.size))
-    form = await read_uploads(request, ("latents",), media_types=LATENTS)
-    z = form.parse("latents", lambda data: read_latents(data, service.config.latent_shape))
-    done = await service.run(request, [Decode(z)], query.timeout)
-    return await answer_shown(request, service, chosen, query, done)
-
-
-@router.post(
-    "/reconstruct",
-    responses={
-        **gives(*FILES, json=ReconstructedAnswer, headers={**SHOWN_HEADERS, **PSNR_HEADERS}),
-        **problems(*OF_WORK, *OF_BODIES),
-    },
-    response_class=Response,
-    openapi_extra=takes(*PICTURES, form=("image",)),
-)
-async def reconstruct_post(request: Request, query: Annotated[PictureQuery, Query()]) -> Response:
-    """Encode a picture and decode its latents: `curl -F image=@dog.jpg localhost:8000/reconstruct -o out.png`.
-
-    The body is the picture itself or a form with a field `image`. Its centre is scaled to the network's size.
-    """
-    service: Service = request.app.state.service
-    chosen = choose(request, query.format, ANSWERS)
-    service.check_size(query.size)
-    service.check_fits(chosen, 1, query.size)
-    service.encoder.check_images(chosen, 1, service.side(query.size))
-    pixels = (await read_images(request, service.decoder, service.config.image_size))["image"]
-    done = await service.run(request, [Reconstruct(pixels)], query.timeout)
-    quality = codec.psnr(pixels[None], done.results[0][None])
-    return await answer_shown(request, service, chosen, query, done, {"psnr": round(quality, 2)})
-
-
-# What the routes have in common.
 
 
 async def draw(request: Request, query: GenerateRequest) -> Response:
@@ -341,86 +219,9 @@ def with_previews(params: list[SamplingParams], chosen: str) -> list[SamplingPar
     return [replace(p, preview_every=p.preview_every or -(-p.num_steps // PREVIEWS)) for p in params]
 
 
-async def answer_shown(
-    request: Request, service: Service, chosen: str, query: PictureQuery, done: Finished, more: Mapping[str, Any] = {}
-) -> Response:
-    """One picture that was not drawn by sampling."""
-    headers = {"Server-Timing": done.server_timing, **{f"X-DSD-{name.upper()}": str(more[name]) for name in more}}
-    common = {"size": query.size or service.config.image_size, **more, "model": service.model.name}
-    shown = [Picture(done.results[0], {**more})]
-    shape = ReconstructedAnswer if more else DecodedAnswer
-    return await answer(request, service.encoder, shown, chosen, query.size, common, headers, shape)
-
-
-async def walk_classes(request: Request, service: Service, query: InterpolateRequest) -> Response:
-    chosen = choose(request, query.format, ANSWERS)
-    params = service.params(query)[0]
-    service.check_fits(chosen, query.n, query.size, columns=query.n)
-    start = service.find_class(query.from_.class_, "from.class")
-    end = service.find_class(query.to.class_, "to.class")
-    service.encoder.check_images(chosen, query.n, service.side(query.size), query.n)
-    seeds = [end.seed for end in (query.from_, query.to) if end.seed is not None] or [params.seed]
-    ends = [
-        WalkEnd(wanted.index, seeds[0] if one.seed is None else one.seed, one.index)
-        for wanted, one in ((start, query.from_), (end, query.to))
-    ]
-    fractions = [i / (query.n - 1) for i in range(query.n)]
-    walk = [Interpolate(ends[0], ends[1], fraction, params) for fraction in fractions]
-    done = await service.run(request, walk, query.timeout)
-    common = {
-        "from": {"class": start.index, "seed": ends[0].seed},
-        "to": {"class": end.index, "seed": ends[1].seed},
-        **{name: value for name, value in service.settings_of(None, params).items() if name not in OF_AN_END},
-    }
-    return await answer_walk(request, service, chosen, query.size, fractions, done, common)
-
-
-async def walk_pictures(request: Request, service: Service, query: WalkQuery) -> Response:
-    chosen = choose(request, query.format, ANSWERS)
-    service.check_walk(query.n, query.size)
-    service.check_fits(chosen, query.n, query.size, columns=query.n)
-    service.encoder.check_images(chosen, query.n, service.side(query.size), query.n)
-    sent = await read_images(request, service.decoder, service.config.image_size, ("from", "to"))
-    if "to" not in sent:
-        raise InputError("the form must have two pictures, in the file fields from and to; to is missing")
-    ends = [sent["from"], sent["to"]]
-    encoded = await service.run(request, [Encode(pixels) for pixels in ends], query.timeout)
-    start, end = encoded.results
-    fractions = [i / (query.n - 1) for i in range(query.n)]
-    walk = [Decode(between(start, end, fraction, on_sphere=False)) for fraction in fractions]
-    done = await service.run(request, walk, query.timeout)
-    return await answer_walk(request, service, chosen, query.size, fractions, done, {"model": service.model.name})
-
-
-async def answer_walk(
-    request: Request,
-    service: Service,
-    chosen: str,
-    size: int | None,
-    fractions: Sequence[float],
-    done: Finished,
-    common: dict[str, Any],
-) -> Response:
-    pictures = [
-        Picture(pixels, {**common, "fraction": round(fraction, 6)})
-        for pixels, fraction in zip(done.results, fractions, strict=True)
-    ]
-    common["size"] = size or service.config.image_size
-    headers = {"Server-Timing": done.server_timing, "Cache-Control": "no-store"}
-    shape = WalkAnswer if "from" in common else LatentWalkAnswer
-    return await answer(request, service.encoder, pictures, chosen, size, common, headers, shape, columns=len(pictures))
-
-
 def head(chosen: str, headers: Mapping[str, str]) -> Response:
     """What a HEAD request gets: the headers that are known before anything is drawn."""
     media = next(media for media, name in EVENTS.items() if name == chosen)
     response = Response(headers=headers, media_type=media)
     del response.headers["content-length"]  # that of the picture is not known
     return response
-
-
-def within_limit(service: Service, query: Walk) -> Walk:
-    """The walk with as many pictures as the server gives, where its client does not say how many."""
-    if "n" in query.model_fields_set:
-        return query
-    return query.model_copy(update={"n": min(query.n, service.settings.max_images)})

@@ -37,7 +37,8 @@ from server.request_reader import Form, media_type, read_form, read_settings
 from server.responses import Picture, event_stream, settings_headers, text_of, texts_memory
 from server.router import Router
 from server.schemas import SamplingQuery
-from server.service import Event, Preview, Service
+from server.service import Service
+from server.stream_events import Event, Preview
 
 router = Router(prefix="/v1")
 

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from dsd_serve.imaging import codec
+from server.app import ROUTERS
 from server.request_memory import memory_bound
-from server.routes import images, info, openai
 from server.settings import Settings
 from tests.support.servers import Server
 
@@ -82,8 +82,7 @@ def worst_requests(settings: Settings) -> dict[str, list[tuple[str, dict[str, An
 
 
 def served() -> set[str]:
-    routers = (images.router, openai.router, info.router)
-    return {route.path for router in routers for route in router.routes}
+    return {route.path for router in ROUTERS for route in router.routes}
 
 
 TELLING = {path for path in served() if "{" not in path} - {

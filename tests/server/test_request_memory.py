@@ -19,12 +19,12 @@ from fastapi.testclient import TestClient
 from dsd_serve.errors import InputError, QueueFullError
 from dsd_serve.imaging import codec
 from server import responses
-from server.app import create_app
+from server.app import ROUTERS, create_app
 from server.request_memory import Held, client_of, memory_bound
 from server.responses import Encoder, Picture, encode_memory, texts_memory
-from server.routes import images, info, openai
-from server.service import Preview, Service, Unread
+from server.service import Service
 from server.settings import Settings
+from server.stream_events import EventQueue, Preview, PreviewMemory
 from tests.support.data import ROOT
 from tests.support.servers import Server
 
@@ -102,7 +102,7 @@ def test_many_large_answers_at_once_stay_within_the_budget(server):
 
 
 def routes() -> set[str]:
-    every = [*images.router.routes, *openai.router.routes, *info.router.routes]
+    every = [route for router in ROUTERS for route in router.routes]
     return {route.path for route in every if isinstance(route, APIRoute) and "POST" in route.methods}
 
 
@@ -161,15 +161,15 @@ def test_a_client_has_at_most_half_of_the_queue(client):
 
 
 def test_slow_readers_lose_previews_and_no_image(monkeypatch):
-    monkeypatch.setattr("server.service.MAX_PREVIEWS", 100)
-    service = SimpleNamespace(previews=0)
-    unread = Unread(service)
+    monkeypatch.setattr("server.stream_events.MAX_PREVIEWS", 100)
+    memory = PreviewMemory()
+    queue = EventQueue(memory)
     for step in range(5):
-        unread.put(Preview(0, step, np.zeros(40, np.uint8)))
-    assert [event.step for event in unread.events] == [3, 4]
-    assert service.previews == 80
-    unread.close()
-    assert service.previews == 0
+        queue.put(Preview(0, step, np.zeros(40, np.uint8)))
+    assert [event.step for event in queue.events] == [3, 4]
+    assert memory.total == 80
+    queue.close()
+    assert memory.total == 0
 
 
 def test_clients_are_told_apart_by_address_but_for_this_machine():

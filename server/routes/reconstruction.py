@@ -1,0 +1,127 @@
+"""Routes through the autoencoder: /encode, /decode and /reconstruct."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from fastapi import Depends, Query, Request, Response
+
+from dsd_serve.imaging import codec
+from dsd_serve.imaging.latents import read_latents, write_latents
+from dsd_serve.programs import Reconstruct
+from dsd_serve.rows import Decode, Encode
+from server.answers import (
+    DecodedAnswer,
+    LatentsAnswer,
+    ReconstructedAnswer,
+)
+from server.error_responses import refuse_repeated
+from server.openapi import (
+    OF_BODIES,
+    OF_WORK,
+    PSNR_HEADERS,
+    SHOWN_HEADERS,
+    gives,
+    problems,
+    takes,
+)
+from server.request_reader import read_images, read_uploads
+from server.responses import (
+    ANSWERS,
+    PICTURES,
+    Picture,
+    answer,
+    choose,
+)
+from server.router import Router
+from server.schemas import (
+    EncodeQuery,
+    PictureQuery,
+)
+from server.service import Finished, Service
+
+router = Router(dependencies=[Depends(refuse_repeated)])
+
+LATENTS = {"application/x-npy": "npy", "application/x-safetensors": "safetensors", "application/json": "json"}
+FILES = (*PICTURES, "application/zip")
+
+
+@router.post(
+    "/encode",
+    responses={
+        **gives("application/x-npy", "application/x-safetensors", json=LatentsAnswer, headers=SHOWN_HEADERS),
+        **problems(*OF_WORK, *OF_BODIES),
+    },
+    response_class=Response,
+    openapi_extra=takes(*PICTURES, form=("image",)),
+)
+async def encode_post(request: Request, query: Annotated[EncodeQuery, Query()]) -> Response:
+    """A picture to its latents, float32 [L, C]: `curl --data-binary @dog.jpg localhost:8000/encode -o dog.npy`.
+
+    L tokens in row-major order, C channels of zero mean and unit variance. safetensors has one tensor, `latents`.
+    """
+    service: Service = request.app.state.service
+    chosen = choose(request, query.format, LATENTS)
+    sent = await read_images(request, service.decoder, service.config.image_size)
+    done = await service.run(request, [Encode(sent["image"])], query.timeout)
+    media = next(media for media, name in LATENTS.items() if name == chosen)
+    return Response(
+        write_latents(done.results[0], chosen), media_type=media, headers={"Server-Timing": done.server_timing}
+    )
+
+
+@router.post(
+    "/decode",
+    responses={
+        **gives(*FILES, json=DecodedAnswer, headers=SHOWN_HEADERS),
+        **problems(*OF_WORK, *OF_BODIES),
+    },
+    response_class=Response,
+    openapi_extra=takes("application/x-npy", "application/x-safetensors", json=LatentsAnswer),
+)
+async def decode_post(request: Request, query: Annotated[PictureQuery, Query()]) -> Response:
+    """Latents, as /encode gives them, to a picture: `curl --data-binary @dog.npy localhost:8000/decode -o dog.png`."""
+    service: Service = request.app.state.service
+    chosen = choose(request, query.format, ANSWERS)
+    service.check_size(query.size)
+    service.check_fits(chosen, 1, query.size)
+    service.encoder.check_images(chosen, 1, service.side(query.size))
+    form = await read_uploads(request, ("latents",), media_types=LATENTS)
+    z = form.parse("latents", lambda data: read_latents(data, service.config.latent_shape))
+    done = await service.run(request, [Decode(z)], query.timeout)
+    return await answer_shown(request, service, chosen, query, done)
+
+
+@router.post(
+    "/reconstruct",
+    responses={
+        **gives(*FILES, json=ReconstructedAnswer, headers={**SHOWN_HEADERS, **PSNR_HEADERS}),
+        **problems(*OF_WORK, *OF_BODIES),
+    },
+    response_class=Response,
+    openapi_extra=takes(*PICTURES, form=("image",)),
+)
+async def reconstruct_post(request: Request, query: Annotated[PictureQuery, Query()]) -> Response:
+    """Encode a picture and decode its latents: `curl -F image=@dog.jpg localhost:8000/reconstruct -o out.png`.
+
+    The body is the picture itself or a form with a field `image`. Its centre is scaled to the network's size.
+    """
+    service: Service = request.app.state.service
+    chosen = choose(request, query.format, ANSWERS)
+    service.check_size(query.size)
+    service.check_fits(chosen, 1, query.size)
+    service.encoder.check_images(chosen, 1, service.side(query.size))
+    pixels = (await read_images(request, service.decoder, service.config.image_size))["image"]
+    done = await service.run(request, [Reconstruct(pixels)], query.timeout)
+    quality = codec.psnr(pixels[None], done.results[0][None])
+    return await answer_shown(request, service, chosen, query, done, {"psnr": round(quality, 2)})
+
+
+async def answer_shown(
+    request: Request, service: Service, chosen: str, query: PictureQuery, done: Finished, more: Mapping[str, Any] = {}
+) -> Response:
+    """One picture that was not drawn by sampling."""
+    headers = {"Server-Timing": done.server_timing, **{f"X-DSD-{name.upper()}": str(more[name]) for name in more}}
+    common = {"size": query.size or service.config.image_size, **more, "model": service.model.name}
+    shown = [Picture(done.results[0], {**more})]
+    shape = ReconstructedAnswer if more else DecodedAnswer
+    return await answer(request, service.encoder, shown, chosen, query.size, common, headers, shape)

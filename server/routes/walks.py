@@ -1,0 +1,140 @@
+"""The route that walks from one image to another: /interpolate."""
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from fastapi import Depends, Request, Response
+
+from dsd_serve.errors import InputError
+from dsd_serve.programs import Interpolate, WalkEnd, between
+from dsd_serve.rows import Decode, Encode
+from server import error_responses
+from server.answers import (
+    AnyWalkAnswer,
+    LatentWalkAnswer,
+    WalkAnswer,
+)
+from server.error_responses import refuse_repeated
+from server.openapi import (
+    OF_BODIES,
+    OF_WORK,
+    SHOWN_HEADERS,
+    gives,
+    problems,
+    takes,
+)
+from server.request_reader import media_type, read_images, read_settings
+from server.responses import (
+    ANSWERS,
+    PICTURES,
+    Picture,
+    answer,
+    choose,
+)
+from server.router import Router
+from server.schemas import (
+    InterpolateRequest,
+    WalkQuery,
+)
+from server.service import Finished, Service
+
+router = Router(dependencies=[Depends(refuse_repeated)])
+
+Walk = TypeVar("Walk", InterpolateRequest, WalkQuery)
+
+OF_AN_END = ("class", "seed", "index")
+FILES = (*PICTURES, "application/zip")
+OF_A_WALK = {
+    "between classes": {"from": {"class": 207, "seed": 1}, "to": {"class": 1}, "n": 4},
+    "between seeds": {"from": {"class": 207, "seed": 1}, "to": {"class": 207, "seed": 2}, "n": 4, "format": "json"},
+}
+
+
+@router.post(
+    "/interpolate",
+    responses={
+        **gives(*FILES, json=AnyWalkAnswer, headers=SHOWN_HEADERS),
+        **problems(*OF_WORK, *OF_BODIES),
+    },
+    response_class=Response,
+    openapi_extra=takes(form=("from", "to"), json=InterpolateRequest, examples=OF_A_WALK),
+)
+async def interpolate_post(request: Request) -> Response:
+    """Walk in n pictures from one end to the other, side by side, or each of them in a zip or in JSON.
+
+    As JSON `{"from": {"class": 207, "seed": 1}, "to": {"class": 1}, "n": 8}`: between seeds along the great circle of
+    their noises, between classes by averaging the clean estimates of both. As a form with the pictures `from` and `to`:
+    between their latents, `curl -F from=@dog.jpg -F to=@cat.jpg localhost:8000/interpolate -o walk.png`; n, format,
+    size and timeout are then in the query string.
+    """
+    service: Service = request.app.state.service
+    if media_type(request.headers) == "multipart/form-data":
+        query = error_responses.validated(WalkQuery, dict(request.query_params), strict=False)
+        return await walk_pictures(request, service, within_limit(service, query))
+    return await walk_classes(request, service, within_limit(service, await read_settings(request, InterpolateRequest)))
+
+
+async def walk_classes(request: Request, service: Service, query: InterpolateRequest) -> Response:
+    chosen = choose(request, query.format, ANSWERS)
+    params = service.params(query)[0]
+    service.check_fits(chosen, query.n, query.size, columns=query.n)
+    start = service.find_class(query.from_.class_, "from.class")
+    end = service.find_class(query.to.class_, "to.class")
+    service.encoder.check_images(chosen, query.n, service.side(query.size), query.n)
+    seeds = [end.seed for end in (query.from_, query.to) if end.seed is not None] or [params.seed]
+    ends = [
+        WalkEnd(wanted.index, seeds[0] if one.seed is None else one.seed, one.index)
+        for wanted, one in ((start, query.from_), (end, query.to))
+    ]
+    fractions = [i / (query.n - 1) for i in range(query.n)]
+    walk = [Interpolate(ends[0], ends[1], fraction, params) for fraction in fractions]
+    done = await service.run(request, walk, query.timeout)
+    common = {
+        "from": {"class": start.index, "seed": ends[0].seed},
+        "to": {"class": end.index, "seed": ends[1].seed},
+        **{name: value for name, value in service.settings_of(None, params).items() if name not in OF_AN_END},
+    }
+    return await answer_walk(request, service, chosen, query.size, fractions, done, common)
+
+
+async def walk_pictures(request: Request, service: Service, query: WalkQuery) -> Response:
+    chosen = choose(request, query.format, ANSWERS)
+    service.check_walk(query.n, query.size)
+    service.check_fits(chosen, query.n, query.size, columns=query.n)
+    service.encoder.check_images(chosen, query.n, service.side(query.size), query.n)
+    sent = await read_images(request, service.decoder, service.config.image_size, ("from", "to"))
+    if "to" not in sent:
+        raise InputError("the form must have two pictures, in the file fields from and to; to is missing")
+    ends = [sent["from"], sent["to"]]
+    encoded = await service.run(request, [Encode(pixels) for pixels in ends], query.timeout)
+    start, end = encoded.results
+    fractions = [i / (query.n - 1) for i in range(query.n)]
+    walk = [Decode(between(start, end, fraction, on_sphere=False)) for fraction in fractions]
+    done = await service.run(request, walk, query.timeout)
+    return await answer_walk(request, service, chosen, query.size, fractions, done, {"model": service.model.name})
+
+
+async def answer_walk(
+    request: Request,
+    service: Service,
+    chosen: str,
+    size: int | None,
+    fractions: Sequence[float],
+    done: Finished,
+    common: dict[str, Any],
+) -> Response:
+    pictures = [
+        Picture(pixels, {**common, "fraction": round(fraction, 6)})
+        for pixels, fraction in zip(done.results, fractions, strict=True)
+    ]
+    common["size"] = size or service.config.image_size
+    headers = {"Server-Timing": done.server_timing, "Cache-Control": "no-store"}
+    shape = WalkAnswer if "from" in common else LatentWalkAnswer
+    return await answer(request, service.encoder, pictures, chosen, size, common, headers, shape, columns=len(pictures))
+
+
+def within_limit(service: Service, query: Walk) -> Walk:
+    """The walk with as many pictures as the server gives, where its client does not say how many."""
+    if "n" in query.model_fields_set:
+        return query
+    return query.model_copy(update={"n": min(query.n, service.settings.max_images)})
