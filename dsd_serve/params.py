@@ -3,7 +3,8 @@
 A dialect is a set of names for the same settings: `SamplingParams` and Triton use the field names, the HTTP API, the
 settings of an image and the Python client use the short names of `API_NAMES`, config.json holds the recommended ones
 under their field names, and /v1 has OpenAI's and diffusers' names. All conversions are here. A new setting is a field
-of `SamplingParams` and, to offer it over HTTP, a field of `SamplingQuery` and of `SamplingUsed` in server/schemas.py.
+of `SamplingParams` and, to offer it over HTTP, a field of `SamplingQuery` (server/schemas.py) and one of `SamplingUsed`
+(server/answers.py): then its limits, descriptions, headers and all conversions follow.
 """
 
 from collections.abc import Mapping
@@ -18,16 +19,31 @@ MAX_STEPS = 1000
 MAX_GUIDANCE = 100.0
 
 
-def setting(
-    default: Any, api: str = "", openai: str = "", *, recommended: bool = False, shown_with_image: bool = True
-) -> Any:
-    """A field of `SamplingParams`.
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """The description of a field of `SamplingParams`.
 
-    api, openai: its name in those dialects, if it is not the field's. recommended: a model directory holds the value to
-    use where a caller gives none. shown_with_image: the value belongs to what is needed to draw an image again.
+    about: its meaning, in a phrase. least, most: limits of a number, both included. choices: the values of a text.
+    api, openai: its name in those dialects; empty if it is the field's. recommended: a model directory holds the value
+    for callers that give none. shown_with_image: drawing an image again needs the value. header: answers have it in a
+    header X-DSD-*.
     """
-    metadata = {"api": api, "openai": openai, "recommended": recommended, "shown_with_image": shown_with_image}
-    return field(default=default, metadata=metadata)
+
+    default: Any
+    about: str
+    least: float = 0
+    most: float = 0
+    choices: tuple[str, ...] = ()
+    api: str = ""
+    openai: str = ""
+    recommended: bool = False
+    shown_with_image: bool = True
+    header: bool = False
+
+
+def setting(default: Any, about: str, **more: Any) -> Any:
+    """A field of `SamplingParams`; `more` as in `Setting`."""
+    return field(default=default, metadata={"setting": Setting(default, about, **more)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,31 +57,44 @@ class SamplingParams:
     preview_every: also decode the clean estimate every that many steps, 0 is never.
     """
 
-    seed: int = setting(0)
-    index: int = setting(0)
-    num_steps: int = setting(25, "steps", "num_inference_steps", recommended=True)
-    sampler: str = setting("heun", recommended=True)
-    guidance_scale: float = setting(1.0, "guidance", recommended=True)
-    guidance_start: float = setting(0.0)
-    guidance_stop: float = setting(1.0)
-    preview_every: int = setting(0, shown_with_image=False)
+    seed: int = setting(0, "seed of the noise", least=0, most=MAX_SEED, header=True)
+    index: int = setting(0, "number of the first image of this seed", least=0, most=MAX_SEED)
+    num_steps: int = setting(
+        25,
+        "steps of the sampler",
+        least=1,
+        most=MAX_STEPS,
+        api="steps",
+        openai="num_inference_steps",
+        recommended=True,
+        header=True,
+    )
+    sampler: str = setting(
+        "heun",
+        "euler, heun or dpmpp_2m; heun evaluates the network twice per step",
+        choices=SAMPLER_NAMES,
+        recommended=True,
+        header=True,
+    )
+    guidance_scale: float = setting(
+        1.0, "guidance scale, 1 is off", least=0, most=MAX_GUIDANCE, api="guidance", recommended=True, header=True
+    )
+    guidance_start: float = setting(0.0, "time from which guidance is on; 0 is noise, 1 is data", least=0, most=1)
+    guidance_stop: float = setting(
+        1.0, "time until which guidance is on; outside this interval a step costs half", least=0, most=1
+    )
+    preview_every: int = setting(
+        0,
+        "with events: a preview every that many steps, 0 is none",
+        least=0,
+        most=MAX_STEPS,
+        shown_with_image=False,
+    )
 
     def __post_init__(self) -> None:
-        whole("seed", self.seed, 0, MAX_SEED)
-        whole("index", self.index, 0, MAX_SEED)
-        whole("num_steps", self.num_steps, 1, MAX_STEPS)
-        whole("preview_every", self.preview_every, 0, MAX_STEPS)
-        for name in ("guidance_scale", "guidance_start", "guidance_stop"):
-            if isinstance(value := getattr(self, name), bool) or not isinstance(value, int | float):
-                raise InputError(f"{name} must be a number, got {shown(value)}", name)
-        if self.sampler not in SAMPLER_NAMES:
-            raise InputError(f"sampler must be one of {', '.join(SAMPLER_NAMES)}, got {shown(self.sampler)}", "sampler")
-        if not 0 <= self.guidance_scale <= MAX_GUIDANCE:  # also refuses NaN
-            raise InputError(
-                f"guidance_scale must be between 0 and {MAX_GUIDANCE:g} (1 is off), got {shown(self.guidance_scale)}",
-                "guidance_scale",
-            )
-        if not 0 <= self.guidance_start <= self.guidance_stop <= 1:
+        for name, setting in SETTINGS.items():
+            check(name, getattr(self, name), setting)
+        if self.guidance_start > self.guidance_stop:
             raise InputError(
                 "guidance_start and guidance_stop must be times from 0 to 1 in this order, got "
                 f"{self.guidance_start} and {self.guidance_stop}",
@@ -77,17 +106,32 @@ class SamplingParams:
         return self.guidance_scale != 1 and self.guidance_start <= t <= self.guidance_stop
 
 
-def whole(name: str, value: int, least: int, most: int) -> None:
+def check(name: str, value: Any, setting: Setting) -> None:
+    if setting.choices:
+        if value not in setting.choices:
+            raise InputError(f"{name} must be one of {', '.join(setting.choices)}, got {shown(value)}", name)
+    elif isinstance(setting.default, int):
+        whole(name, value, setting.least, setting.most)
+    elif isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"{name} must be a number, got {shown(value)}", name)
+    elif not setting.least <= value <= setting.most:  # also refuses NaN
+        raise InputError(f"{name} must be between {setting.least:g} and {setting.most:g}, got {shown(value)}", name)
+
+
+def whole(name: str, value: int, least: float, most: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise InputError(f"{name} must be a whole number from {least} to {most}, got {shown(value)}", name)
 
 
+SETTINGS: dict[str, Setting] = {item.name: item.metadata["setting"] for item in fields(SamplingParams)}
+
 # Dialects: field name -> name.
-FIELDS = tuple(item.name for item in fields(SamplingParams))
-API_NAMES = {item.name: item.metadata["api"] or item.name for item in fields(SamplingParams)}
-OPENAI_NAMES = {API_NAMES[item.name]: item.metadata["openai"] or item.name for item in fields(SamplingParams)}
-RECOMMENDED = tuple(item.name for item in fields(SamplingParams) if item.metadata["recommended"])
-SHOWN_WITH_IMAGE = tuple(item.name for item in fields(SamplingParams) if item.metadata["shown_with_image"])
+FIELDS = tuple(SETTINGS)
+API_NAMES = {name: setting.api or name for name, setting in SETTINGS.items()}
+OPENAI_NAMES = {API_NAMES[name]: setting.openai or name for name, setting in SETTINGS.items()}
+RECOMMENDED = tuple(name for name, setting in SETTINGS.items() if setting.recommended)
+SHOWN_WITH_IMAGE = tuple(name for name, setting in SETTINGS.items() if setting.shown_with_image)
+HEADERS = {f"X-DSD-{API_NAMES[name].title()}": name for name, setting in SETTINGS.items() if setting.header}
 
 
 def with_values(defaults: SamplingParams, values: Mapping[str, Any]) -> SamplingParams:
@@ -112,6 +156,22 @@ def to_config(params: SamplingParams) -> dict[str, Any]:
 def to_api(params: SamplingParams) -> dict[str, Any]:
     """The settings that draw an image again, under the names of the HTTP API."""
     return {API_NAMES[name]: getattr(params, name) for name in SHOWN_WITH_IMAGE}
+
+
+def to_recommended(params: SamplingParams) -> dict[str, Any]:
+    """The recommended settings, under the names of the HTTP API."""
+    return {API_NAMES[name]: value for name, value in to_config(params).items()}
+
+
+def to_headers(values: Mapping[str, Any]) -> dict[str, str]:
+    """Headers of an answer, from settings as `to_api` gives them."""
+    shown = {header: values[API_NAMES[name]] for header, name in HEADERS.items()}
+    return {header: f"{value:g}" if isinstance(value, float) else str(value) for header, value in shown.items()}
+
+
+def from_openai(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that are given, by their names in OpenAI's dialect, under those of the HTTP API."""
+    return {api: values[name] for api, name in OPENAI_NAMES.items() if values.get(name) is not None}
 
 
 def from_api(values: Mapping[str, Any], defaults: SamplingParams) -> SamplingParams:

@@ -13,8 +13,8 @@ from pydantic import (
     RootModel,
 )
 
-from dsd_serve.params import MAX_GUIDANCE, MAX_SEED
-from server.schemas import SamplerName, Time
+from dsd_serve.params import MAX_SEED
+from server.schemas import SamplerName, Time, of_setting
 
 
 class Answer(BaseModel):
@@ -43,19 +43,27 @@ class ClassAndSeed(Answer):
     index: Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 
-class SamplingUsed(Answer):
-    """The settings of the sampler, and the model."""
+class Recommended(Answer):
+    """The settings that a model recommends."""
 
-    steps: Annotated[int, Field(ge=1)]
+    steps: Annotated[int, of_setting("num_steps")]
     sampler: SamplerName
-    guidance: Annotated[float, Field(ge=0, le=MAX_GUIDANCE)]
-    guidance_start: Time
-    guidance_stop: Time
+    guidance: Annotated[float, of_setting("guidance_scale")]
+
+
+class SamplingUsed(Recommended):
+    """The settings of the sampler."""
+
+    guidance_start: Annotated[float, of_setting("guidance_start")]
+    guidance_stop: Annotated[float, of_setting("guidance_stop")]
+
+
+class ModelUsed(Answer):
     model: str
     fingerprint: Fingerprint
 
 
-class DrawnSettings(SamplingUsed, ClassAndSeed):
+class DrawnSettings(ModelUsed, SamplingUsed, ClassAndSeed):
     """The settings that draw an image again."""
 
 
@@ -99,7 +107,7 @@ class Ends(Answer):
     to: EndUsed
 
 
-class WalkSettings(SamplingUsed, Ends):
+class WalkSettings(ModelUsed, SamplingUsed, Ends):
     """The settings of a walk; one between equal seeds keeps its noise."""
 
 
@@ -201,12 +209,8 @@ class LatentsAnswer(Answer):
     latents: list[list[float]]
 
 
-class Defaults(Answer):
+class Defaults(Recommended):
     """The values for requests that do not give them: the model's recommendation, within the server's limits."""
-
-    steps: Annotated[int, Field(ge=1)]
-    sampler: SamplerName
-    guidance: Annotated[float, Field(ge=0, le=MAX_GUIDANCE)]
 
 
 class SelfTest(Answer):

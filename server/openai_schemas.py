@@ -19,8 +19,8 @@ from pydantic import (
     model_validator,
 )
 
-from dsd_serve.params import MAX_GUIDANCE, MAX_STEPS
-from server.schemas import MOST, REAL, RealNumber, Request, SamplerChoice, Seed, Strength, WholeNumber
+from dsd_serve.params import MAX_STEPS
+from server.schemas import MOST, REAL, RealNumber, Request, SamplerChoice, Seed, Strength, WholeNumber, of_setting
 
 MAX_IMAGES = 10
 NUMBERS = (bool, int, int | None, float, float | None)
@@ -100,10 +100,8 @@ class Options(Request):
     user: Ignored = None
     # Not of OpenAI; their names are those of other image servers.
     seed: Seed = None
-    num_inference_steps: Annotated[
-        int | None, Field(ge=1, le=MOST, description="steps of the sampler"), WholeNumber
-    ] = None
-    sampler: Annotated[SamplerChoice, Field(description="euler, heun or dpmpp_2m")] = None
+    num_inference_steps: Annotated[int | None, of_setting("num_steps", le=MOST), WholeNumber] = None
+    sampler: Annotated[SamplerChoice, of_setting("sampler")] = None
 
     @model_validator(mode="before")
     @classmethod
@@ -126,6 +124,10 @@ class Options(Request):
     def side(self) -> int | None:
         """Of the pictures in pixels; None is the network's own."""
         return side_of(self.size) or None
+
+    def sampling_values(self) -> dict[str, Any]:
+        """The fields, in which are the sampling settings under OpenAI's and diffusers' names."""
+        return dict(self)
 
 
 class GenerationRequest(Options):
@@ -156,9 +158,7 @@ class GenerationRequest(Options):
     class_id: Annotated[
         int | None, Field(ge=0, le=MOST, description="ImageNet-1k index, instead of what the prompt says"), WholeNumber
     ] = None
-    guidance_scale: Annotated[
-        float | None, Field(ge=0, le=MAX_GUIDANCE, allow_inf_nan=False, description="1 is off"), RealNumber
-    ] = None
+    guidance_scale: Annotated[float | None, of_setting("guidance_scale"), RealNumber] = None
     guidance_interval: Annotated[
         tuple[float, float],
         BeforeValidator(parse_interval, json_schema_input_type=list[float] | str | None),
@@ -169,6 +169,10 @@ class GenerationRequest(Options):
         Field(ge=1, le=MAX_STEPS, description="with stream: steps between previews, at most partial_images of them"),
         WholeNumber,
     ] = None
+
+    def sampling_values(self) -> dict[str, Any]:
+        start, stop = self.guidance_interval
+        return {**dict(self), "guidance_start": start, "guidance_stop": stop, "preview_every": None}
 
     @field_validator("partial_images", "preview_every")
     @classmethod

@@ -13,7 +13,7 @@ from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from dsd_serve.params import SAMPLER_NAMES
+from dsd_serve.params import HEADERS, SETTINGS
 from server.answers import DoneEvent, ErrorEvent, ImageEvent, LatentsAnswer, PreviewEvent, Problem
 from server.error_responses import MEDIA_TYPE, body_of
 from server.middleware.security import needs_no_key
@@ -72,12 +72,21 @@ def header(description: str, **schema: Any) -> dict[str, Any]:
 
 RETRY_AFTER = header("seconds after which to try again", type="integer", minimum=1)
 SERVER_TIMING = header("milliseconds waited and run: `queue;dur=0.1, network;dur=25.0`; not with events")
+
+
+def setting_header(name: str) -> dict[str, Any]:
+    """The documented header with the value of a sampling setting."""
+    setting = SETTINGS[name]
+    if setting.choices:
+        return header(setting.about, type="string", enum=list(setting.choices))
+    return header(
+        setting.about, type="integer" if isinstance(setting.default, int) else "number", minimum=setting.least
+    )
+
+
 SETTINGS_HEADERS = {
     "X-DSD-Class": header("index of the class, or none", type="string", pattern="^([0-9]+|none)$"),
-    "X-DSD-Seed": header("the seed that was used: send it to get the same picture", type="integer", minimum=0),
-    "X-DSD-Steps": header("steps that were used", type="integer", minimum=1),
-    "X-DSD-Sampler": header("sampler that was used", type="string", enum=list(SAMPLER_NAMES)),
-    "X-DSD-Guidance": header("guidance scale that was used", type="number", minimum=0),
+    **{name: setting_header(field) for name, field in HEADERS.items()},
     "X-DSD-Model": header("name of the model, percent-encoded"),
 }
 DRAWN_HEADERS = {name: {**description, "required": True} for name, description in SETTINGS_HEADERS.items()} | {

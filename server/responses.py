@@ -23,6 +23,7 @@ from fastapi.sse import format_sse_event
 from dsd_serve.errors import DeadlineError, InputError
 from dsd_serve.imaging import codec
 from dsd_serve.memory import Claim, Memory, after
+from dsd_serve.params import to_headers
 from dsd_serve.rows import Pixels
 from server import error_responses
 from server.answers import Answer, fill
@@ -244,9 +245,8 @@ def settings_headers(settings: Mapping[str, Any]) -> dict[str, str]:
     wanted = settings["class"]
     return {
         "X-DSD-Class": "none" if wanted is None else str(wanted["index"]),
-        **{f"X-DSD-{name.title()}": str(settings[name]) for name in ("seed", "steps", "sampler")},
+        **to_headers(settings),
         "X-DSD-Model": quote(settings["model"], safe=" "),  # a folder may have any name
-        "X-DSD-Guidance": f"{settings['guidance']:g}",
     }
 
 

@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from dsd_serve.labels import MAX_TEXT
-from dsd_serve.params import MAX_GUIDANCE, MAX_SEED, MAX_STEPS, SAMPLER_NAMES
+from dsd_serve.params import MAX_SEED, SAMPLER_NAMES, SETTINGS
 
 CLASS_FORMAT = "imagenet-class"  # in the OpenAPI document, of strings that name a class
 MOST = 2**31 - 1  # of a number whose limit is the server's: sizes, steps, images
@@ -80,6 +80,17 @@ def left_out(why: str, *same: Any) -> Callable[[Any], Any]:
         return value
 
     return check
+
+
+def of_setting(name: str, **more: Any) -> Any:
+    """The Field of a sampling setting: its limits and description, from dsd_serve/params.py. `more` wins."""
+    setting = SETTINGS[name]
+    options: dict[str, Any] = {"description": setting.about}
+    if not setting.choices:
+        options |= {"ge": setting.least, "le": setting.most}
+    if isinstance(setting.default, float):
+        options["allow_inf_nan"] = False
+    return Field(**options | more)
 
 
 WholeNumber = BeforeValidator(whole)
@@ -165,33 +176,13 @@ class SamplingQuery(Request):
     n: Annotated[
         int, Field(ge=1, le=MOST, description="number of pictures; image i is that of index + i"), WholeNumber
     ] = 1
-    index: Annotated[
-        int, Field(ge=0, le=MAX_SEED, description="number of the first picture of this seed"), WholeNumber
-    ] = 0
-    steps: Annotated[
-        int | None, Field(ge=1, le=MOST, description="steps of the sampler", examples=[8]), WholeNumber
-    ] = None
-    sampler: Annotated[
-        SamplerChoice,
-        Field(
-            description="euler, heun or dpmpp_2m; heun evaluates the network twice a step",
-            json_schema_extra={"enum": [*SAMPLER_NAMES, None]},
-        ),
-    ] = None
-    guidance: Annotated[
-        float | None,
-        Field(ge=0, le=MAX_GUIDANCE, allow_inf_nan=False, description="guidance scale, 1 is off"),
-        RealNumber,
-    ] = None
-    guidance_start: Annotated[Time, Field(description="time from which guidance is on; 0 is noise, 1 is data")] = 0.0
-    guidance_stop: Annotated[Time, Field(description="time until which guidance is on; outside a step costs half")] = (
-        1.0
-    )
-    preview_every: Annotated[
-        int,
-        Field(ge=0, le=MAX_STEPS, description="with events: a preview every that many steps, 0 is none"),
-        WholeNumber,
-    ] = 0
+    index: Annotated[int, of_setting("index"), WholeNumber] = 0
+    steps: Annotated[int | None, of_setting("num_steps", le=MOST, examples=[8]), WholeNumber] = None
+    sampler: Annotated[SamplerChoice, of_setting("sampler", json_schema_extra={"enum": [*SAMPLER_NAMES, None]})] = None
+    guidance: Annotated[float | None, of_setting("guidance_scale"), RealNumber] = None
+    guidance_start: Annotated[float, of_setting("guidance_start"), RealNumber] = 0.0
+    guidance_stop: Annotated[float, of_setting("guidance_stop"), RealNumber] = 1.0
+    preview_every: Annotated[int, of_setting("preview_every"), WholeNumber] = 0
     timeout: Timeout = None
     size: Size = None
 

@@ -6,7 +6,7 @@ from fastapi import Depends, HTTPException, Query, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
 from dsd_serve import __version__, labels
-from dsd_serve.params import SAMPLER_NAMES
+from dsd_serve.params import SAMPLER_NAMES, to_recommended
 from server import error_responses
 from server.answers import Defaults, Health, ImageClassAnswer, ModelAnswer, SelfTest
 from server.error_responses import refuse_repeated
@@ -42,9 +42,7 @@ async def model(request: Request) -> ModelAnswer:
         num_classes=config.num_classes,
         classes=list(config.trained_classes),
         defaults=Defaults(
-            steps=min(defaults.num_steps, settings.max_steps),
-            sampler=defaults.sampler,
-            guidance=defaults.guidance_scale,
+            **{**to_recommended(defaults), "steps": min(defaults.num_steps, settings.max_steps)},
         ),
         samplers=list(SAMPLER_NAMES),
         engine=service.model.described,

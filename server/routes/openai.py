@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse
 from dsd_serve.errors import InputError, shown
 from dsd_serve.imaging import codec
 from dsd_serve.labels import ImageClass
-from dsd_serve.params import SamplingParams
+from dsd_serve.params import OPENAI_NAMES, SamplingParams, from_openai
 from dsd_serve.programs import Generate, Task, edit_timesteps
 from dsd_serve.rows import Array, Pixels
 from server import error_responses
@@ -43,9 +43,6 @@ from server.stream_events import Event, Preview
 router = Router(prefix="/v1")
 
 FormOptions = TypeVar("FormOptions", bound=Options)
-
-# The service speaks of the native parameters.
-NAMES = {"steps": "num_inference_steps", "num_steps": "num_inference_steps", "guidance": "guidance_scale"}
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorAnswer, "description": "a parameter or picture is wrong"},
@@ -194,16 +191,11 @@ def about(param: str, prefix: str = "") -> Iterator[None]:
 
 def sampling(service: Service, query: Options) -> list[SamplingParams]:
     """Sampling parameters of each picture."""
-    native = SamplingQuery(
-        seed=query.seed, n=query.n, steps=query.num_inference_steps, sampler=query.sampler, size=query.side
-    )
-    if isinstance(query, GenerationRequest):
-        native.guidance = query.guidance_scale
-        native.guidance_start, native.guidance_stop = query.guidance_interval
+    native = SamplingQuery(n=query.n, size=query.side, **from_openai(query.sampling_values()))
     try:
         params = service.params(native)
     except InputError as error:
-        error = error.renamed(NAMES.get(error.param or "", error.param))
+        error = error.renamed(OPENAI_NAMES.get(error.param or "", error.param))
         raise OpenAIError(400, str(error), error.param) from None
     with about("size"):
         service.check_fits(query.output_format, 1, query.side)

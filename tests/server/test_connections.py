@@ -12,11 +12,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from server import connections
+from server import connections, http_protocol, lifecycle
 from server.connections import Door
 from server.front import close, configure, listen
 from server.lifecycle import DoorServer
-from server.middleware import drain
 from server.settings import Settings
 from tests.support.servers import until
 from tests.support.sockets import OFFERS, read_all, read_answer
@@ -298,7 +297,7 @@ def test_after_an_early_answer_the_connection_goes_on(common):
 @pytest.mark.parametrize("path", [b"/early", b"/early/close"])
 @pytest.mark.parametrize("limit", ["LINGER_SILENCE", "LINGER_SECONDS", "LINGER_BYTES"])
 def test_what_comes_after_an_early_answer_is_bounded(monkeypatch, path, limit):
-    monkeypatch.setattr(connections, limit, 2_000_000 if limit == "LINGER_BYTES" else 1)
+    monkeypatch.setattr(http_protocol, limit, 2_000_000 if limit == "LINGER_BYTES" else 1)
     with served() as server, connect(server) as opened:
         opened.sendall(b"POST %b HTTP/1.1\r\n" % path + HOST + b"Content-Length: 999999999999\r\n\r\n")
         assert read_answer(opened)[0] in (413, 401)
@@ -360,7 +359,7 @@ def test_a_head_has_its_time_when_its_bytes_keep_coming_and_after_an_answer(comm
 
 
 def test_a_body_has_its_time_whatever_the_application_does(monkeypatch):
-    monkeypatch.setattr(connections, "LATE", 0)
+    monkeypatch.setattr(http_protocol, "LATE", 0)
     with served(body_timeout=1.0) as server, connect(server) as opened:
         opened.sendall(b"POST /echo HTTP/1.1\r\n" + HOST + b"Content-Length: 100\r\n\r\n")
         opened.settimeout(0.2)
@@ -400,7 +399,7 @@ def test_who_does_not_take_his_answer_is_cut(path, connection):
 
 
 def test_who_takes_an_answer_by_drops_is_cut_and_who_is_slow_is_not(monkeypatch):
-    monkeypatch.setattr(connections, "LEAST_TAKEN", 4_000_000)
+    monkeypatch.setattr(http_protocol, "LEAST_TAKEN", 4_000_000)
     with served() as server:
         with connect(server) as opened:
             opened.sendall(b"GET /big HTTP/1.1\r\n" + HOST + b"\r\n")
@@ -418,7 +417,7 @@ def test_who_takes_an_answer_by_drops_is_cut_and_who_is_slow_is_not(monkeypatch)
 
 
 def test_the_server_ends_although_an_answer_is_not_taken(monkeypatch, caplog):
-    monkeypatch.setattr(drain, "LAST_ANSWERS", 1)
+    monkeypatch.setattr(lifecycle, "LAST_ANSWERS", 1)
     with served(write_timeout=60.0) as server, connect(server) as opened:
         opened.sendall(b"GET /big HTTP/1.1\r\n" + HOST + b"\r\n")
         until(lambda: server.door.unsent)

@@ -19,6 +19,7 @@ from fastapi.testclient import TestClient
 from dsd_serve.errors import InputError, QueueFullError
 from dsd_serve.imaging import codec
 from server import responses
+from server.answers import LatentWalkAnswer
 from server.app import ROUTERS, create_app
 from server.request_memory import Held, client_of, memory_bound
 from server.responses import Encoder, Picture, encode_memory, texts_memory
@@ -54,11 +55,12 @@ def test_encoding_takes_no_more_than_is_reckoned(chosen, noise):
     rng = np.random.default_rng(0)
     side = 1024
     pixels = rng.integers(0, 256 if noise else 1, (3, side, side), dtype=np.uint8)
-    drawn = [Picture(pixels, {}) for _ in range(4)]
-    responses.encode_answer(drawn[:1], chosen, 64, {}, {}, None)
+    drawn = [Picture(pixels, {"model": "m", "fraction": 0.0}) for _ in range(4)]
+    responses.encode_answer(drawn[:1], chosen, 64, {"model": "m", "size": 64}, {}, LatentWalkAnswer, None)
     Path("/proc/self/clear_refs").write_text("5")
     before = process_memory("self", "VmRSS")
-    body = responses.encode_answer(drawn, chosen, None, {}, {}, None).body
+    common = {"model": "m", "size": side}
+    body = responses.encode_answer(drawn, chosen, None, common, {}, LatentWalkAnswer, None).body
     assert process_memory("self", "VmHWM") - before < encode_memory(chosen, 4, side)
     assert len(body) < encode_memory(chosen, 4, side)
 

@@ -1,0 +1,94 @@
+"""A new sampling setting costs three edits. They are made in a copy of the project, and every dialect then has it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+from tests.support.data import ROOT
+
+# file, the text before which a line is inserted, the line
+EDITS = [
+    (
+        "dsd_serve/params.py",
+        "    guidance_start: float = setting(",
+        '    churn: float = setting(0.25, "noise added per step", least=0, most=1, openai="s_churn", recommended=True, '
+        "header=True)\n",
+    ),
+    (
+        "server/schemas.py",
+        '    guidance_start: Annotated[float, of_setting("guidance_start")',
+        '    churn: Annotated[float | None, of_setting("churn"), RealNumber] = None\n',
+    ),
+    (
+        "server/answers.py",
+        "\n\nclass SamplingUsed(Recommended):\n",
+        '    churn: Annotated[float, of_setting("churn")]\n',
+    ),
+]
+
+CHECK = """
+import io, json, sys
+from pathlib import Path
+
+import dsd_serve
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from dsd_serve.backends.triton.messages import from_wire, to_wire
+from dsd_serve.calls import generate
+from dsd_serve.checkpoint import config_json
+from dsd_serve.params import SamplingParams, from_openai
+from dsd_serve.programs import Generate
+from server.app import create_app
+from server.service import Service
+from server.settings import Settings
+
+copy, model = sys.argv[1:]
+assert dsd_serve.__file__.startswith(copy)
+service = Service(Settings(model=Path(model)))
+query = {"class": 207, "steps": 1, "sampler": "euler", "seed": 1}
+with TestClient(create_app(service)) as http:
+    drawn = http.get("/generate", params={**query, "churn": 0.5})  # query string, header, PNG
+    assert drawn.headers["X-DSD-Churn"] == "0.5"
+    assert json.loads(Image.open(io.BytesIO(drawn.content)).text["dsd"])["churn"] == 0.5
+    answer = http.post("/generate", json={**query, "churn": 0.75, "format": "json"}).json()  # JSON
+    assert answer["churn"] == answer["images"][0]["churn"] == 0.75
+    assert http.get("/model").json()["defaults"]["churn"] == 0.125  # config.json
+    assert http.get("/generate", params=query).headers["X-DSD-Churn"] == "0.125"
+    tags = [http.get("/generate", params={**query, "churn": churn}).headers["ETag"] for churn in (0.5, 0.6)]
+    assert tags[0] != tags[1]
+    refused = http.get("/generate", params={**query, "churn": 2})
+    assert refused.status_code == 422 and "churn must be less than or equal to 1, got '2'" in refused.json()["detail"]
+    operation = http.get("/openapi.json").json()["paths"]["/generate"]["get"]
+    documented = next(item for item in operation["parameters"] if item["name"] == "churn")
+    assert "noise added per step" in json.dumps(documented)
+    assert "X-DSD-Churn" in operation["responses"]["200"]["headers"]
+    sent = generate(207, **{name: value for name, value in query.items() if name != "class"}, churn=0.5)  # client
+    assert http.request(sent.method, sent.path, **sent.arguments).headers["X-DSD-Churn"] == "0.5"
+task = Generate(207, SamplingParams(churn=0.5))  # Triton
+inputs, parameters = to_wire(task)
+assert parameters["churn"] == 0.5
+assert from_wire(inputs, parameters, service.config, service.model.defaults)[0] == [task]
+assert from_openai({"s_churn": 0.5}) == {"churn": 0.5}
+"""
+
+
+def test_a_new_setting_costs_three_edits(tmp_path, demo_dir):
+    for folder in ("dsd_serve", "server"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("demo", "__pycache__"))
+    for name, before, line in EDITS:
+        file = tmp_path / name
+        text = file.read_text()
+        assert text.count(before) == 1, f"{name} has changed: {before!r}"
+        file.write_text(text.replace(before, line + before))
+    model = shutil.copytree(demo_dir, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    config["sampling"]["churn"] = 0.125
+    (model / "config.json").write_text(json.dumps(config))
+    command = [sys.executable, "-c", CHECK, str(tmp_path), str(model)]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
