@@ -27,6 +27,8 @@ from dsd_serve.errors import (
     shown,
 )
 from server import router
+from server.answers import Problem, fill
+from server.openai_schemas import ErrorAnswer, ErrorDetail
 from server.router import OPENAI_PREFIX
 
 log = logging.getLogger(__name__)
@@ -84,7 +86,7 @@ def body_of(status: int, detail: str) -> dict[str, Any]:
     body = {"type": "about:blank", "title": http.HTTPStatus(status).phrase, "status": status, "detail": detail}
     if number := request_id.get():
         body["request_id"] = number
-    return body
+    return fill(Problem, body)
 
 
 def status_of(error: BaseException) -> int:
@@ -137,7 +139,8 @@ def is_openai(path: str) -> bool:
 
 def openai_body(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
     kind = OPENAI_TYPES.get(status, "invalid_request_error")
-    return {"error": {"message": message, "type": kind, "param": param, "code": code or OPENAI_CODES.get(status)}}
+    detail = ErrorDetail(message=message, type=kind, param=param, code=code or OPENAI_CODES.get(status))
+    return ErrorAnswer(error=detail).model_dump()
 
 
 def openai_error(

@@ -19,6 +19,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from dsd_serve.errors import InputError, shown
 from dsd_serve.imaging.decoding import Decoder
@@ -39,9 +40,13 @@ MAX_FIELD_BYTES = 10_000
 ANY_BYTES = ("", "application/octet-stream", "application/x-www-form-urlencoded")  # curl says the last of any file
 
 
-def media_type(headers: Headers) -> str:
-    """The type of a body, in lower case and without parameters; empty when the header says none."""
-    return headers.get("content-type", "").partition(";")[0].strip().lower()
+def media_type(scope: Scope) -> str:
+    """The type of a request's body, in lower case and without parameters; empty without the header."""
+    kind: str | None = scope.get("dsd.media_type")
+    if kind is None:
+        kind = Headers(scope=scope).get("content-type", "").partition(";")[0].strip().lower()
+        scope["dsd.media_type"] = kind
+    return kind
 
 
 async def read_settings(request: Request, model: type[Model], *, openai: bool = False) -> Model:
@@ -50,7 +55,7 @@ async def read_settings(request: Request, model: type[Model], *, openai: bool = 
     The body must be said to be JSON, which pages of other sites cannot do unasked; otherwise 415, under /v1 400. Only
     there a query string is ignored, as OpenAI's API does.
     """
-    kind = media_type(request.headers)
+    kind = media_type(request.scope)
     if kind != "application/json" and not kind.endswith("+json"):
         raise HTTPException(400 if openai else 415, f"{NO_OBJECT}, not {shown(kind)}" if kind else NO_OBJECT)
     if request.scope["query_string"] and not openai:
@@ -101,7 +106,7 @@ async def read_uploads(
     media_types: what a body may be besides a picture. Raises InputError for a form that is not as described, 415 for
     another kind of body. The size and time of the body are limited by BodyLimits.
     """
-    kind = media_type(request.headers)
+    kind = media_type(request.scope)
     if kind == "multipart/form-data":
         form = await read_form(request, files, fields)
     elif kind in ANY_BYTES or kind.startswith("image/") or kind in media_types:
@@ -217,3 +222,9 @@ async def read_images(
     has of `files`."""
     form = await read_uploads(request, files)
     return {name: await form.read_image(name, decoder, size) for name in list(form.files)}
+
+
+async def read_file(request: Request, name: str, media_types: Collection[str], parser: Callable[[bytes], Read]) -> Read:
+    """What a parser makes of the one file of a request: its body, or the field `name` of a form."""
+    form = await read_uploads(request, (name,), media_types=media_types)
+    return form.parse(name, parser)

@@ -71,7 +71,7 @@ class Body:
 
     def __init__(self, limits: BodyLimits, scope: Scope, headers: Headers, receive: Receive) -> None:
         self.limits, self.source = limits, receive
-        json = media_type(headers).endswith("json")
+        json = media_type(scope).endswith("json")
         self.max_bytes = min(limits.max_bytes, MAX_JSON_BYTES) if json else limits.max_bytes
         if scope["method"] not in WITH_BODY:
             self.max_bytes = min(self.max_bytes, MAX_UNASKED_BYTES)

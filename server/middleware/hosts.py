@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dsd_serve.origins import is_foreign
 from server import error_responses
+from server.request_reader import media_type
 from server.site import NAME, is_address
 
 HEADER = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(:[0-9]*)?")
@@ -68,7 +69,7 @@ class OwnPages:
         self.app, self.origins, self.rejected = app, origins, rejected
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or not self.foreign(Headers(scope=scope)):
+        if scope["type"] != "http" or scope["method"] != "POST" or not self.foreign(scope):
             await self.app(scope, receive, send)
             return
         self.rejected("origin")
@@ -78,10 +79,11 @@ class OwnPages:
         )
         await error_responses.reply(Request(scope), 403, detail)(scope, receive, send)
 
-    def foreign(self, headers: Headers) -> bool:
-        """Whether a page of another origin, which is not allowed, sends this without having asked."""
+    def foreign(self, scope: Scope) -> bool:
+        """Whether a page of another origin, which is not allowed, sends this without a preflight request."""
+        headers = Headers(scope=scope)
         origin, site = headers.get("origin"), headers.get("sec-fetch-site")
-        if headers.get("content-type", "").partition(";")[0].strip().lower() not in UNASKED:
+        if media_type(scope) not in UNASKED:
             return False
         if "*" in self.origins or origin in self.origins:
             return False

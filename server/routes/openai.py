@@ -21,6 +21,7 @@ from dsd_serve.rows import Array, Pixels
 from server import error_responses
 from server.error_responses import OpenAIError
 from server.openai_schemas import (
+    DrawnImage,
     EditForm,
     ErrorAnswer,
     GenerationRequest,
@@ -100,10 +101,8 @@ async def generations(request: Request) -> Response:
 async def variations(request: Request) -> Response:
     """Draw a picture again, a little differently: it is encoded, noised and denoised, towards no class."""
     service: Service = request.app.state.service
-    query, form = await read_options(request, VariationForm, ("image",))
-    params = [replace(p, guidance_scale=1.0) for p in sampling(service, query)]
-    check_answer(service, query)
-    pixels = await uploaded(service, form, "image")
+    query, _, params, pixels, _ = await read_upload(request, VariationForm, ("image",))
+    params = [replace(p, guidance_scale=1.0) for p in params]
     tasks = service.edits(pixels, None, params, query.strength)
     more = {"strength": query.strength}
     return await answer_drawn(request, query, None, params, tasks, "image_variation", more)
@@ -118,12 +117,8 @@ async def variations(request: Request) -> Response:
 async def edits(request: Request) -> Response:
     """Redraw a picture, or where a mask of the same shape is transparent, towards the class that the prompt names."""
     service: Service = request.app.state.service
-    query, form = await read_options(request, EditForm, ("image", "mask"))
-    wanted = prompted(service, query)
-    params = with_previews(sampling(service, query), query, query.strength)
-    check_answer(service, query)
-    pixels = await uploaded(service, form, "image")
-    mask = await transparent(service, form) if "mask" in form.files else None
+    query, wanted, params, pixels, mask = await read_upload(request, EditForm, ("image", "mask"))
+    params = with_previews(params, query, query.strength)
     tasks = service.edits(pixels, wanted, params, query.strength, mask)
     more = {"strength": query.strength}
     return await answer_drawn(request, query, wanted, params, tasks, "image_edit", more)
@@ -150,15 +145,22 @@ def model_entry(service: Service) -> ModelEntry:
 # What was asked for.
 
 
-async def read_options(request: Request, kind: type[FormOptions], files: Sequence[str]) -> tuple[FormOptions, Form]:
-    """The options and files of a form."""
+async def read_upload(
+    request: Request, kind: type[FormOptions], files: Sequence[str]
+) -> tuple[FormOptions, ImageClass | None, list[SamplingParams], Pixels, Array | None]:
+    """The options of a form, what they stand for, and the pixels of its files. Nothing of its bytes is left."""
     service: Service = request.app.state.service
-    if media_type(request.headers) != "multipart/form-data":
+    if media_type(request.scope) != "multipart/form-data":
         raise OpenAIError(415, f"send a form, as multipart/form-data, with the file field {files[0]}")
     form = await read_form(request, files, tuple(kind.model_fields))
-    options = error_responses.validated(kind, {name: text or None for name, text in form.fields.items()}, strict=False)
-    check_model(service, options.model)
-    return options, form
+    query = error_responses.validated(kind, {name: text or None for name, text in form.fields.items()}, strict=False)
+    check_model(service, query.model)
+    wanted = prompted(service, query) if isinstance(query, GenerationRequest) else None
+    params = sampling(service, query)
+    check_answer(service, query)
+    pixels = await uploaded(service, form, "image")
+    mask = await transparent(service, form) if "mask" in form.files else None
+    return query, wanted, params, pixels, mask
 
 
 def check_model(service: Service, name: str | None) -> None:
@@ -260,23 +262,21 @@ async def answer_drawn(
     encoded = 0 if kind == "image_generation" else 1
     if isinstance(query, GenerationRequest) and query.stream:
         events = service.stream(request, tasks)
-        usage = usage_of(service, encoded, 1).model_dump()
-        return event_stream(openai_events(request, events, query, settings, common, usage, kind), headers)
+        spent = usage_of(service, encoded, 1).model_dump()
+        return event_stream(openai_events(request, events, query, settings, common, spent, kind), headers)
     done = await service.run(request, tasks)
     pictures = [Picture(pixels, setting) for pixels, setting in zip(done.results, settings, strict=True)]
     needed = texts_memory(query.output_format, len(pictures), side)
 
     def make() -> Response:
-        drawn = [to_base64(picture, query) for picture in pictures]
-        data = [{"b64_json": text, "seed": p.seed, "index": p.index} for text, p in zip(drawn, params, strict=True)]
-        return JSONResponse({**body, "data": data}, headers={**headers, "Server-Timing": done.server_timing})
+        data = [
+            DrawnImage(b64_json=to_base64(picture, query), seed=p.seed, index=p.index)
+            for picture, p in zip(pictures, params, strict=True)
+        ]
+        body = ImagesAnswer(created=created, data=data, **common, usage=usage)
+        return JSONResponse(body.model_dump(), headers={**headers, "Server-Timing": done.server_timing})
 
-    body = {
-        "created": int(time.time()),
-        "data": [],
-        **common,
-        "usage": usage_of(service, encoded * len(params), len(params)).model_dump(),
-    }
+    created, usage = int(time.time()), usage_of(service, encoded * len(params), len(params))
     response, claim = await service.encoder.run(request, needed, make)
     claim.shrink(len(response.body))
     return response

@@ -24,7 +24,7 @@ from server.openapi import (
     problems,
     takes,
 )
-from server.request_reader import read_images, read_uploads
+from server.request_reader import read_file, read_images
 from server.responses import (
     ANSWERS,
     PICTURES,
@@ -85,8 +85,7 @@ async def decode_post(request: Request, query: Annotated[PictureQuery, Query()])
     service.check_size(query.size)
     service.check_fits(chosen, 1, query.size)
     service.encoder.check_images(chosen, 1, service.side(query.size))
-    form = await read_uploads(request, ("latents",), media_types=LATENTS)
-    z = form.parse("latents", lambda data: read_latents(data, service.config.latent_shape))
+    z = await read_file(request, "latents", LATENTS, lambda data: read_latents(data, service.config.latent_shape))
     done = await service.run(request, [Decode(z)], query.timeout)
     return await answer_shown(request, service, chosen, query, done)
 

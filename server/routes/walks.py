@@ -68,7 +68,7 @@ async def interpolate_post(request: Request) -> Response:
     size and timeout are then in the query string.
     """
     service: Service = request.app.state.service
-    if media_type(request.headers) == "multipart/form-data":
+    if media_type(request.scope) == "multipart/form-data":
         query = error_responses.validated(WalkQuery, dict(request.query_params), strict=False)
         return await walk_pictures(request, service, within_limit(service, query))
     return await walk_classes(request, service, within_limit(service, await read_settings(request, InterpolateRequest)))

@@ -3,6 +3,8 @@
 import asyncio
 import re
 import threading
+import time
+import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -146,6 +148,44 @@ def test_nothing_of_a_body_is_held_while_its_images_are_drawn(name, client, monk
         assert seen[0] < 1000
     elif name != "/decode":
         assert set(seen) == {0}
+
+
+@pytest.mark.parametrize("name", sorted(routes() - {"/generate", "/v1/images/generations", "/decode"}))
+def test_the_bytes_of_a_body_are_freed_before_its_images_are_drawn(name, client, monkeypatch):
+    """Freed, not only uncounted, while the tasks wait in the queue and nothing is streamed."""
+    sent = httpx.Request("POST", f"http://testserver{name}", **uploads(name))
+    body = sent.read()
+    pieces = [(start, min(start + 65_536, len(body))) for start in range(0, len(body), 65_536)]
+    traced: list[int] = []
+    statuses: list[int] = []
+    submit = client.app.state.service.backend.submit_tasks
+
+    def watched(*arguments, **options):
+        time.sleep(0.1)  # for the decoder's thread to let go of its last task
+        traced.append(tracemalloc.get_traced_memory()[0])
+        return submit(*arguments, **options)
+
+    async def receive():
+        if not pieces:
+            await asyncio.Event().wait()
+        start, end = pieces.pop(0)
+        return {"type": "http.request", "body": body[start:end], "more_body": bool(pieces)}
+
+    async def send(message):
+        if message["type"] == "http.response.start":
+            statuses.append(message["status"])
+
+    scope = {"type": "http", "method": "POST", "path": name, "query_string": b"", "headers": sent.headers.raw}
+    scope |= {"http_version": "1.1", "scheme": "http", "root_path": "", "server": ("testserver", 80)}
+    scope["headers"] = [(key.lower(), value) for key, value in sent.headers.raw]
+    monkeypatch.setattr(client.app.state.service.backend, "submit_tasks", watched)
+    tracemalloc.start()
+    try:
+        client.portal.call(client.app, scope, receive, send)
+    finally:
+        tracemalloc.stop()
+    assert statuses == [200]
+    assert traced and max(traced) < len(body) / 4
 
 
 def test_a_client_has_at_most_half_of_the_queue(client):
