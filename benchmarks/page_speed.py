@@ -1,11 +1,11 @@
-"""What the page in the browser is worth, measured against a server with the demo model that this starts.
+"""Speed of the web page, measured in a browser against a server with the demo model.
 
-python -m benchmarks.page_speed crowd      twenty visitors: do page and API still answer?
-python -m benchmarks.page_speed paint      first paint, and until Generate can be pressed
-python -m benchmarks.page_speed clone      from `git clone` to the first picture in the browser
-python -m benchmarks.page_speed pictures --photo FILE    takes the pictures in docs/ui anew
+python -m benchmarks.page_speed crowd        latency of page and API with twenty visitors
+python -m benchmarks.page_speed paint        time to the first paint and until Generate can be pressed
+python -m benchmarks.page_speed clone        time from `git clone` to the first image in the browser
+python -m benchmarks.page_speed screenshots --photo FILE    retake the screenshots in docs/ui
 
-Exits with 1 where something does not hold that the command says must hold. Needs the `dev` extra, and chromium.
+The first two exit with 1 if a limit is exceeded. Needs the `dev` extra and chromium.
 """
 
 import argparse
@@ -36,11 +36,11 @@ ROOT = Path(__file__).parents[1]
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
 VISITORS = 20
 Visitor = Callable[[httpx.AsyncClient, int, float], Coroutine[Any, Any, Any]]
-PICTURES = 4  # each time that a visitor presses Generate
+IMAGES = 4  # of each click on Generate
 STEPS = 25
 PAINT_SECONDS = 2.0
-PAGE_SECONDS = 2.0  # in which the page opens beside a crowd
-SHARE = 0.5  # what a direct client waits beside visitors of the page, against beside as many clients of the API
+PAGE_SECONDS = 2.0  # limit for opening the page while a crowd uses it
+MAX_SHARE = 0.5  # latency of a client of the API with visitors of the page, relative to as many other clients
 USABLE = """() => new Promise((done) => {
   const look = () => {
     const go = document.querySelector('#generate-go');
@@ -71,7 +71,7 @@ def server() -> Iterator[str]:
 def chromium() -> Iterator[Browser]:
     path = shutil.which("chromium")
     if path is None:
-        raise SystemExit("page: there is no chromium here: apt-get install chromium")
+        raise SystemExit("page: chromium is missing: apt-get install chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
         yield browser
@@ -82,29 +82,29 @@ def chromium() -> Iterator[Browser]:
 
 
 async def visitor(http: httpx.AsyncClient, event: int, end: float) -> tuple[int, int]:
-    """Presses Generate again and again, as the page in a browser does; -> pictures drawn, previews seen."""
+    """Press Generate repeatedly, as the page in a browser does. Returns the number of images and of preview updates."""
     drawn = previews = 0
     while time.monotonic() < end:
         session = uuid.uuid4().hex[:10]
-        # The first is the choice of classes, which the process of the page keeps for each session.
-        data = [None, 0, False, PICTURES, 0, STEPS, "heun", 3, 0, 1]
-        asked = {"data": data, "fn_index": event, "session_hash": session, "event_data": None}
-        (await http.post("/gradio_api/queue/join", json=asked)).raise_for_status()
+        # The first value is the choice of classes, which the page's process keeps for each session.
+        data = [None, 0, False, IMAGES, 0, STEPS, "heun", 3, 0, 1]
+        body = {"data": data, "fn_index": event, "session_hash": session, "event_data": None}
+        (await http.post("/gradio_api/queue/join", json=body)).raise_for_status()
         async with http.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as answer:
             async for line in answer.aiter_lines():
                 message = json.loads(line[5:]) if line.startswith("data:") else {"msg": ""}
                 previews += message["msg"] == "process_generating"
                 if message["msg"] == "process_completed":
                     assert message["success"], message
-                    drawn += PICTURES
+                    drawn += IMAGES
                     break
     return drawn, previews
 
 
 async def api_client(http: httpx.AsyncClient, _: int, end: float) -> tuple[int, int]:
-    """The same wishes, sent to the API."""
+    """Send the same requests to the API."""
     drawn = previews = 0
-    body = {"class": 207, "n": PICTURES, "steps": STEPS, "format": "events", "preview_every": 3}
+    body = {"class": 207, "n": IMAGES, "steps": STEPS, "format": "events", "preview_every": 3}
     while time.monotonic() < end:
         async with http.stream("POST", "/generate", json=body) as answer:
             answer.raise_for_status()
@@ -115,24 +115,24 @@ async def api_client(http: httpx.AsyncClient, _: int, end: float) -> tuple[int, 
 
 
 async def timed(http: httpx.AsyncClient, path: str, pause: float, end: float, into: list[float]) -> None:
-    """Asks every `pause` seconds, however long the answers take."""
+    """Send a request every `pause` seconds, however long the answers take."""
 
-    async def ask() -> None:
+    async def get() -> None:
         began = time.monotonic()
         answer = await http.get(path)
-        if answer.status_code != 429:  # refused, because too much is waiting
+        if answer.status_code != 429:  # the queue is full
             answer.raise_for_status()
         into.append(time.monotonic() - began if answer.is_success else math.inf)
 
-    asked = []
+    tasks = []
     while time.monotonic() < end:
-        asked.append(asyncio.create_task(ask()))
+        tasks.append(asyncio.create_task(get()))
         await asyncio.sleep(pause)
-    await asyncio.gather(*asked)
+    await asyncio.gather(*tasks)
 
 
-async def beside(url: str, who: Visitor | None, seconds: float) -> dict[str, list[float]]:
-    """Latencies of a direct client, of the page and of its state, while twenty of `who` (or nobody) are busy."""
+async def latencies(url: str, who: Visitor | None, seconds: float) -> dict[str, list[float]]:
+    """Latencies of the API, the page and its state, in seconds, while VISITORS copies of `who`, if any, are busy."""
     found: dict[str, list[float]] = {"GET /generate": [], "GET /": [], "GET /studio/state": []}
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as http:
@@ -141,7 +141,7 @@ async def beside(url: str, who: Visitor | None, seconds: float) -> dict[str, lis
         event = next(one["id"] for one in config["dependencies"] if [button, "click"] in one["targets"])
         end = time.monotonic() + seconds
         crowd = [asyncio.create_task(who(http, event, end)) for _ in range(VISITORS)] if who else []
-        await asyncio.sleep(2 if who else 0)  # until all have begun
+        await asyncio.sleep(2 if who else 0)  # until all have started
         await asyncio.gather(
             timed(http, "/generate?class=207", 1, end, found["GET /generate"]),
             timed(http, "/", 0.2, end, found["GET /"]),
@@ -151,35 +151,35 @@ async def beside(url: str, who: Visitor | None, seconds: float) -> dict[str, lis
     if who:
         drawn, previews = (sum(column) for column in zip(*done, strict=True))
         took = seconds + time.monotonic() - end
-        print(f"  the crowd drew {drawn} pictures, {drawn / took:.1f} a second, with {previews} looks at previews")
+        print(f"  the crowd drew {drawn} images, {drawn / took:.1f} per second, and got {previews} previews")
     return found
 
 
 def crowd(seconds: float) -> bool:
-    """Prints the latencies; -> whether the page opened in time and direct clients got their share."""
+    """Print the latencies. Returns whether the page opened in time and the API stayed fast enough."""
     found = {}
     with server() as url:
-        for name, who in (("alone", None), ("beside 20 API clients", api_client), ("beside 20 visitors", visitor)):
+        for name, who in (("alone", None), ("with 20 API clients", api_client), ("with 20 visitors", visitor)):
             print(name)
-            found[name] = asyncio.run(beside(url, who, seconds if who else 5))
+            found[name] = asyncio.run(latencies(url, who, seconds if who else 5))
             for path, values in found[name].items():
                 ordered = sorted(values)
                 late = ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
                 print(
-                    f"  {path:18} {len(ordered):4} times: median {1000 * statistics.median(ordered):6.0f} ms, "
-                    f"p95 {1000 * late:6.0f} ms, worst {1000 * ordered[-1]:6.0f} ms (inf: refused)"
+                    f"  {path:18} {len(ordered):4} requests: median {1000 * statistics.median(ordered):6.0f} ms, "
+                    f"p95 {1000 * late:6.0f} ms, worst {1000 * ordered[-1]:6.0f} ms (inf: rejected)"
                 )
-    busy, other = found["beside 20 visitors"], found["beside 20 API clients"]
+    busy, other = found["with 20 visitors"], found["with 20 API clients"]
     share = statistics.median(busy["GET /generate"]) / statistics.median(other["GET /generate"])
-    print(f"a direct client beside visitors waits {share:.2f} times as long as beside API clients (at most {SHARE})")
-    return share <= SHARE and max(busy["GET /generate"]) < math.inf and max(busy["GET /"]) <= PAGE_SECONDS
+    print(f"median latency of /generate with visitors: {share:.2f} of that with API clients (limit {MAX_SHARE})")
+    return share <= MAX_SHARE and max(busy["GET /generate"]) < math.inf and max(busy["GET /"]) <= PAGE_SECONDS
 
 
-# The first look.
+# First paint.
 
 
 def paint(visits: int) -> bool:
-    """Prints when a browser with an empty cache first paints and when Generate can be pressed."""
+    """Print the times until a browser with an empty cache paints and until Generate can be pressed."""
     painted, usable = [], []
     with server() as url, chromium() as browser:
         for _ in range(visits):
@@ -196,11 +196,11 @@ def paint(visits: int) -> bool:
     return max(painted) < PAINT_SECONDS
 
 
-# From nothing.
+# From a clone.
 
 
 def clone() -> bool:
-    """The README's steps in an empty home; prints the seconds of each."""
+    """Follow the README's steps in an empty home directory and print the seconds of each."""
     with socket.socket() as free, tempfile.TemporaryDirectory() as home, chromium() as browser:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -215,7 +215,7 @@ def clone() -> bool:
         try:
             while process.poll() is None and not answers(port):
                 time.sleep(0.05)
-            assert process.poll() is None, "make ui ended"
+            assert process.poll() is None, "make ui exited"
             ready = time.monotonic()
             page = browser.new_page()
             page.goto(f"http://localhost:{port}")
@@ -227,7 +227,7 @@ def clone() -> bool:
                 os.killpg(process.pid, signal.SIGTERM)
             process.wait(60)
     print(f"git clone {cloned - began:.1f} s, make ui until it answers {ready - cloned:.1f} s, ", end="")
-    print(f"open and press Generate until four pictures are there {drawn - ready:.1f} s, all {drawn - began:.1f} s")
+    print(f"open, press Generate and get four images {drawn - ready:.1f} s, all {drawn - began:.1f} s")
     return True
 
 
@@ -237,11 +237,11 @@ def answers(port: int) -> bool:
     return False
 
 
-# The pictures of the README.
+# Screenshots of the README.
 
 
-def pictures(photo: Path) -> bool:
-    """Takes docs/ui/*.png. photo: what is reconstructed."""
+def screenshots(photo: Path) -> bool:
+    """Retake docs/ui/*.png. photo: the photo to reconstruct."""
     target = ROOT / "docs" / "ui"
     with server() as url, chromium() as browser:
         page = opened(browser, url, "light")
@@ -264,14 +264,14 @@ def pictures(photo: Path) -> bool:
         page.click("#details [data-act=inside]")
         page.wait_for_selector("#latents [data-rank]")
         page.click("#way-go")
-        page.wait_for_selector("#way figure:has-text('the picture')")
+        page.wait_for_selector("#way figure:has-text('image')")
         page.screenshot(path=target / "inside.png", clip={"x": 20, "y": 0, "width": 1240, "height": 820})
         tab(page, "Your photo")
         page.set_input_files("#photo input[type=file]", photo)
         page.wait_for_selector("#kept [data-psnr]")
         page.wait_for_timeout(1500)  # the slider moves to the middle
         page.screenshot(path=target / "photo.png", clip={"x": 20, "y": 0, "width": 1240, "height": 820})
-        with Image.open(target / "photo.png") as taken:  # a photo makes a large PNG, and it is shown small
+        with Image.open(target / "photo.png") as taken:  # a photo makes a large PNG, and is shown small
             small = taken.resize((800, 529), Image.Resampling.LANCZOS)
         small.save(target / "photo.png", optimize=True)
     return True
@@ -301,20 +301,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="benchmarks/page_speed.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("what", choices=["crowd", "paint", "clone", "pictures"])
-    parser.add_argument("--seconds", type=float, default=20, help="crowd: how long each crowd is there")
-    parser.add_argument("--visits", type=int, default=6, help="paint: how often the page is opened")
-    parser.add_argument("--photo", type=Path, help="pictures: the photo that is reconstructed")
+    parser.add_argument("what", choices=["crowd", "paint", "clone", "screenshots"])
+    parser.add_argument("--seconds", type=float, default=20, help="crowd: duration of each crowd")
+    parser.add_argument("--visits", type=int, default=6, help="paint: number of visits")
+    parser.add_argument("--photo", type=Path, help="screenshots: the photo to reconstruct")
     options = parser.parse_args()
-    if options.what == "pictures" and not (options.photo and options.photo.is_file()):
-        parser.error("pictures needs --photo FILE")
+    if options.what == "screenshots" and not (options.photo and options.photo.is_file()):
+        parser.error("screenshots needs --photo FILE")
     holds = {
         "crowd": lambda: crowd(options.seconds),
         "paint": lambda: paint(options.visits),
         "clone": clone,
-        "pictures": lambda: pictures(options.photo),
+        "screenshots": lambda: screenshots(options.photo),
     }[options.what]()
-    sys.exit(0 if holds else "page: this does not hold")
+    sys.exit(0 if holds else "page_speed: a limit is exceeded")
 
 
 if __name__ == "__main__":

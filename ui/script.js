@@ -31,8 +31,8 @@
       list.className = "facts numbers";
       if (state.up) {
         list.append(
-          ...fact("Images in progress", state.running), ...fact("Images waiting", state.waiting),
-          ...fact("Queue", `${state.seconds_ahead.toFixed(1)} s`), ...fact("Time per row", `${state.row_ms.toFixed(1)} ms`),
+          ...fact("Images running", state.running), ...fact("Images waiting", state.waiting),
+          ...fact("Queued work", `${state.seconds_ahead.toFixed(1)} s`), ...fact("Time per row", `${state.row_ms.toFixed(1)} ms`),
           ...fact("Throughput", state.rows_per_s === null ? "-" : `${state.rows_per_s.toFixed(0)} rows/s`));
       } else list.append(...fact("Server", "down"));
       now.replaceChildren(list);

@@ -62,7 +62,7 @@ def build(info: ServerInfo, drawn: gr.State) -> InsideTab:
             latents = html.shown(EMPTY, elem_id="latents")
     gr.Markdown("### From noise to image", elem_classes="title")
     with gr.Row(elem_classes="way", equal_height=True):
-        label = gr.Dropdown([("golden retriever", 207)], value=207, label="Class", elem_id="way-class", min_width=230)
+        label = gr.Dropdown([("golden retriever", 207)], value=207, label="Class", elem_id="way-class", min_width=260)
         seed = gr.Number(1, label="Seed", precision=0, elem_id="way-seed", min_width=110)
         index = gr.Number(0, label="Index", precision=0, elem_id="way-index", min_width=90)
         steps = gr.Slider(2, MAX_STEPS, 25, step=1, label="Steps", elem_id="way-steps", min_width=170)

@@ -81,7 +81,7 @@ def build(info: ServerInfo) -> PhotoTab:
                 edit = redraw("edit", "Edit", 0.6, info, photo)
             with gr.Tab("Inpaint", id="inpaint"):
                 editor = gr.ImageEditor(
-                    label="Paint over the part to redraw", sources=(), transforms=(), layers=False,
+                    label="Paint a mask", sources=(), transforms=(), layers=False,
                     brush=gr.Brush(colors=["#ff4d6d"], color_mode="fixed", default_size=48), eraser=gr.Eraser(48),
                     canvas_size=(SIDE, SIDE), fixed_canvas=True, height=SIDE + 60, elem_id="painting", format="png",
                     buttons=[],
