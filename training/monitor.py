@@ -5,33 +5,11 @@ import math
 import torch
 from torch import Tensor
 
+from dsd_serve.effective_rank import centred_rank, effective_rank
 from dsd_serve.flow import add_noise
 from dsd_serve.imaging.codec import psnr
 from dsd_serve.network import DSD, to_images, to_pixels
 from training.run_config import MonitorSection
-
-
-def effective_rank(latents: Tensor) -> float:
-    """In how many directions the latents lie. latents: [N, L, C] -> a number from 1 to C.
-
-    exp(entropy of the normalised singular values) of all tokens as they are: RankMe (arXiv 2210.02885), after Roy and
-    Vetterli (2007). Not centred: the normaliser fixes the energy of a token, so latents that collapse to a constant do
-    not shrink, and without the constant only the little that is left would be seen, as if magnified.
-    """
-    return exp_entropy(torch.linalg.svdvals(latents.double().flatten(0, 1)))
-
-
-def centred_rank(latents: Tensor) -> float:
-    """The same after the mean of all tokens is taken off. [N, L, C] -> a number from 1 to C."""
-    tokens = latents.double().flatten(0, 1)
-    return exp_entropy(torch.linalg.svdvals(tokens - tokens.mean(0)))
-
-
-def exp_entropy(values: Tensor) -> float:
-    """exp of the entropy of non-negative values, normalised to sum to 1."""
-    share = values / values.sum().clamp(min=1e-12)
-    share = share[share > 0]
-    return float(torch.exp(-(share * share.log()).sum()))
 
 
 @torch.no_grad()
@@ -50,8 +28,8 @@ def latent_metrics(model: DSD, pixels: Tensor, batch_size: int = 128) -> tuple[d
     z, reconstructed = torch.cat(latents), torch.cat(decoded)
     std = z.reshape(-1, z.shape[-1]).std(0)
     numbers = {
-        "effective_rank": effective_rank(z),
-        "centred_rank": centred_rank(z),
+        "effective_rank": effective_rank(z.numpy()),
+        "centred_rank": centred_rank(z.numpy()),
         "channel_std_min": float(std.min()),
         "channel_std_max": float(std.max()),
         "picture_std": float(z.std(0).mean()),

@@ -7,9 +7,10 @@ import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
 
 from dsd_serve import calls
+from dsd_serve.effective_rank import effective_rank
 from dsd_serve.errors import DSDError
 from ui import html
-from ui.display import SHOWN, animation, effective_rank, enlarged
+from ui.display import SHOWN, animation, enlarged
 from ui.png_settings import settings_of
 from ui.private_files import read_upload
 from ui.server_info import ServerInfo
@@ -74,7 +75,7 @@ def build(info: ServerInfo) -> None:
         """The latents of an image, their effective rank, and the settings in its PNG."""
         data = read(image)
         z = await send(info, calls.encode(data))
-        return {"latents": z.tolist(), "effective_rank": effective_rank([z]), "settings": settings_of(data)}
+        return {"latents": z.tolist(), "effective_rank": effective_rank(z), "settings": settings_of(data)}
 
     async def classes(query: str) -> Any:
         """The classes that the model can draw, or those that match."""

@@ -43,17 +43,6 @@ def principal_components(z: Latents) -> Pixels:
     return np.ascontiguousarray((255 * parts).astype(np.uint8).T.reshape(-1, grid, grid))
 
 
-def effective_rank(latents: Sequence[Latents]) -> float:
-    """Number of directions that the tokens of some images span: RankMe (arXiv 2210.02885), as in training/monitor.py.
-
-    latents: [L, C] of each image. Returns a number from 1 to C.
-    """
-    values = np.linalg.svd(np.concatenate(latents).astype(np.float64), compute_uv=False)
-    share = values / max(values.sum(), 1e-12)
-    share = share[share > 0]
-    return float(np.exp(-(share * np.log(share)).sum()))
-
-
 def animation(pngs: Sequence[bytes], size: int) -> bytes:
     """An endless WebP that plays forwards and backwards and pauses at both ends. (GIF has 256 colours, which shows.)"""
     frames = [codec.to_pil(codec.resize(codec.read_image(png), size)) for png in pngs]

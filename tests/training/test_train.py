@@ -16,7 +16,7 @@ from dsd_serve.network import DSD
 from tests.support.data import CLASSES, ROOT, sample_image, train_arguments
 from tests.support.runs import assert_same, launch, losses, train_until
 from training.loss import Draws, Objective
-from training.monitor import Monitor, centred_rank, effective_rank, latent_metrics
+from training.monitor import Monitor, latent_metrics
 from training.order import Order, micro_batches
 from training.run_config import LossSection, MonitorSection, TrainConfig, load_config
 from training.sources import Images, hold_out, load_images
@@ -173,26 +173,6 @@ def test_the_learning_rate_warms_up_and_falls():
 
 
 # Measurements.
-
-
-def test_effective_rank_of_known_spectra():
-    generator = torch.Generator().manual_seed(0)
-    white = torch.randn(500, 16, 8, generator=generator)
-    assert 7.9 < centred_rank(white) <= 8
-    assert 7.9 < effective_rank(white) <= 8
-    line = torch.randn(500, 16, 1, generator=generator) * torch.arange(1.0, 9.0)
-    assert centred_rank(line) == pytest.approx(1, abs=1e-3)
-    assert effective_rank(line) == pytest.approx(1, abs=1e-3)
-    assert effective_rank(torch.zeros(3, 4, 8)) == pytest.approx(1)
-
-
-def test_latents_that_hardly_differ_between_pictures_have_a_low_effective_rank():
-    """A constant and a little white noise: taking the constant off magnifies the noise."""
-    generator = torch.Generator().manual_seed(0)
-    constant = torch.nn.functional.layer_norm(torch.randn(1, 1, 8, generator=generator), (8,))
-    collapsed = constant + 0.01 * torch.randn(500, 16, 8, generator=generator)
-    assert centred_rank(collapsed) > 5
-    assert effective_rank(collapsed) < 1.5
 
 
 def test_collapse_is_said_loudly():

@@ -236,15 +236,6 @@ def test_a_drawing_of_several_requests_shows_previews_and_errors(server_url):
     assert not last.running
 
 
-def test_effective_rank_is_that_of_training():
-    torch = pytest.importorskip("torch")
-    from training.monitor import effective_rank as reference
-    from ui.display import effective_rank
-
-    z = np.random.default_rng(0).normal(size=(5, 16, 8)).astype(np.float32) @ np.diag(np.arange(8)).astype(np.float32)
-    assert effective_rank(list(z)) == pytest.approx(reference(torch.tensor(z)), rel=1e-6)
-
-
 def test_principal_components_give_like_tokens_like_colours():
     from ui.display import principal_components
 

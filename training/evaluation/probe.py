@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dsd_serve.effective_rank import centred_rank, effective_rank
 from dsd_serve.errors import InputError
-from training.monitor import centred_rank, effective_rank
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the ridge, as shares of the mean energy of a direction
 EVERY = 5  # each fifth picture is kept from the probe where there is no set of its own to test on
@@ -16,7 +16,8 @@ EVERY = 5  # each fifth picture is kept from the probe where there is no set of 
 def latent_statistics(latents: NDArray[np.float32]) -> dict[str, Any]:
     """Numbers of latents [N, L, C], N of 2 or more.
 
-    effective_rank, centred_rank: 1 to C, see measure.py. channel_mean, channel_std: [C], over pictures and tokens.
+    effective_rank, centred_rank: 1 to C, see dsd_serve/effective_rank.py. channel_mean, channel_std: [C], over images
+    and tokens.
     picture_std: mean spread over pictures of a channel at one place, near 0 when all pictures get the same latents.
     """
     z = torch.from_numpy(np.asarray(latents, np.float32))
@@ -25,8 +26,8 @@ def latent_statistics(latents: NDArray[np.float32]) -> dict[str, Any]:
         "pictures": len(z),
         "tokens": z.shape[1],
         "channels": z.shape[2],
-        "effective_rank": effective_rank(z),
-        "centred_rank": centred_rank(z),
+        "effective_rank": effective_rank(latents),
+        "centred_rank": centred_rank(latents),
         "picture_std": float(z.std(0).mean()),
         "channel_mean": tokens.mean(0).tolist(),
         "channel_std": tokens.std(0).tolist(),

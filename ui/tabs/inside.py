@@ -13,13 +13,14 @@ import numpy as np
 from PIL import Image
 
 from dsd_serve import calls
+from dsd_serve.effective_rank import effective_rank
 from dsd_serve.errors import DSDError
 from dsd_serve.imaging import codec
 from dsd_serve.rows import Latents
 from dsd_serve.samplers import initial_noise
 from ui import html
 from ui.controls import EVENT, Stop, Updates, actions, unless, until
-from ui.display import SHOWN, effective_rank, enlarged, principal_components
+from ui.display import SHOWN, enlarged, principal_components
 from ui.inputs import whole
 from ui.png_settings import drawn_settings
 from ui.private_files import read_upload
@@ -131,13 +132,11 @@ def latents_html(shown: Any, z: Latents, decoded: dict[str, Any], others: list[L
     words = (
         f"<dt>Latents</dt><dd>{tokens} tokens with {channels} channels; the colours are the first three principal "
         "components</dd>"
-        f"<dt>Effective rank</dt><dd><b data-rank>{effective_rank([z]):.1f}</b> of {most} for this image</dd>"
+        f"<dt>Effective rank</dt><dd><b data-rank>{effective_rank(z):.1f}</b> of {most} for this image</dd>"
     )
     if len(others) > 1:
-        words += (
-            f"<dt></dt><dd><b>{effective_rank(others):.1f}</b> of {channels} for the {len(others)} images on Generate"
-            "</dd>"
-        )
+        rank = effective_rank(np.stack(others))
+        words += f"<dt></dt><dd><b>{rank:.1f}</b> of {channels} for the {len(others)} images on Generate</dd>"
     return f'{html.strip(images, "Latents")}<dl class="facts">{words}</dl>'
 
 
