@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dsd_serve.client import AsyncClient, Client
     from dsd_serve.imaging.codec import to_png
-    from dsd_serve.model import Model, load
+    from dsd_serve.loading import load
+    from dsd_serve.model import Model
     from dsd_serve.params import SamplingParams
 
 __version__ = "0.1.0"
@@ -24,7 +25,7 @@ HOMES = {
     "Client": "client",
     "Model": "model",
     "SamplingParams": "params",
-    "load": "model",
+    "load": "loading",
     "to_png": "imaging.codec",
 }
 

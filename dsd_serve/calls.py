@@ -1,4 +1,4 @@
-"""The requests of the HTTP API as plain values: what is sent, and how the answer is read. client.py sends them."""
+"""The requests of the HTTP API as plain values: method, path, body, and the reader of the answer."""
 
 import json
 import re
@@ -99,46 +99,46 @@ class EventReader:
 
 
 def generate(class_: str | int, **settings: Any) -> Call[bytes]:
-    """Pictures of a class in one file. settings: seed, n, steps, sampler, guidance, format, size ...; see /docs."""
+    """Images of a class in one file. settings: seed, n, steps, sampler, guidance, format, size ...; see /docs."""
     arguments = {"json": {"class": class_, **given(settings)}}
     return Call("POST", "/generate", body, arguments, FORMATS.get(settings.get("format") or "png", JSON))
 
 
 def generate_json(class_: str | int, **settings: Any) -> Call[dict[str, Any]]:
-    """Each picture as base64, with the settings that were used."""
+    """Each image as base64, with the settings that were used."""
     return Call("POST", "/generate", document, {"json": {"class": class_, "format": "json", **given(settings)}})
 
 
 def generate_events(class_: str | int, **settings: Any) -> Call[Event]:
-    """Previews while it samples, then pictures; for `stream`. settings: preview_every too."""
+    """Previews while it samples, then images; for `stream`. settings: preview_every too."""
     arguments = {"json": {"class": class_, "format": "events", **given(settings)}}
     return Call("POST", "/generate", event, arguments, EVENTS)
 
 
-def edit_json(picture: bytes, mask: bytes | None = None, **settings: Any) -> Call[dict[str, Any]]:
-    """A picture redrawn, where a mask is white if there is one. settings: class_, strength and those of generate."""
-    return Call("POST", "/edit", document, edit_arguments(picture, mask, settings, "json"))
+def edit_json(image: bytes, mask: bytes | None = None, **settings: Any) -> Call[dict[str, Any]]:
+    """An image redrawn, only where a mask is white if given. settings: class_, strength and those of generate."""
+    return Call("POST", "/edit", document, edit_arguments(image, mask, settings, "json"))
 
 
-def edit_events(picture: bytes, mask: bytes | None = None, **settings: Any) -> Call[Event]:
+def edit_events(image: bytes, mask: bytes | None = None, **settings: Any) -> Call[Event]:
     """The same with previews; for `stream`."""
-    return Call("POST", "/edit", event, edit_arguments(picture, mask, settings, "events"), EVENTS)
+    return Call("POST", "/edit", event, edit_arguments(image, mask, settings, "events"), EVENTS)
 
 
-def reconstruct(picture: bytes, **settings: Any) -> Call[dict[str, Any]]:
-    """Encode and decode a picture: {"base64": PNG, "psnr": dB, "size": pixels}. settings: size."""
+def reconstruct(image: bytes, **settings: Any) -> Call[dict[str, Any]]:
+    """Encode and decode an image: {"base64": PNG, "psnr": dB, "size": pixels}. settings: size."""
     return Call(
-        "POST", "/reconstruct", reconstructed, {"content": picture, "params": {"format": "json", **given(settings)}}
+        "POST", "/reconstruct", reconstructed, {"content": image, "params": {"format": "json", **given(settings)}}
     )
 
 
-def encode(picture: bytes) -> Call[Latents]:
-    """The latents of a picture, float32 [L, C]."""
-    return Call("POST", "/encode", latents, {"content": picture, "params": {"format": "npy"}}, NPY)
+def encode(image: bytes) -> Call[Latents]:
+    """The latents of an image, float32 [L, C]."""
+    return Call("POST", "/encode", latents, {"content": image, "params": {"format": "npy"}}, NPY)
 
 
 def decode(z: Latents, **settings: Any) -> Call[bytes]:
-    """The picture of latents [L, C]. settings: format, size."""
+    """The image of latents [L, C]. settings: format, size."""
     arguments = {"content": write_latents(z, "npy"), "params": given(settings)}
     return Call("POST", "/decode", body, arguments, FORMATS.get(settings.get("format") or "png", JSON))
 
@@ -149,8 +149,8 @@ def interpolate(start: dict[str, Any], end: dict[str, Any], **settings: Any) -> 
     return Call("POST", "/interpolate", document, {"json": wanted})
 
 
-def interpolate_pictures(start: bytes, end: bytes, **settings: Any) -> Call[dict[str, Any]]:
-    """A walk between the latents of two pictures. settings: n, size."""
+def interpolate_images(start: bytes, end: bytes, **settings: Any) -> Call[dict[str, Any]]:
+    """A walk between the latents of two images. settings: n, size."""
     files = {"from": ("from", start), "to": ("to", end)}
     return Call("POST", "/interpolate", document, {"files": files, "params": {"format": "json", **given(settings)}})
 
@@ -161,7 +161,7 @@ def classes(query: str = "") -> Call[list[dict[str, Any]]]:
 
 
 def model() -> Call[dict[str, Any]]:
-    """What the server serves."""
+    """The server's model, engine and limits."""
     return Call("GET", "/model", document)
 
 
@@ -171,12 +171,12 @@ def card() -> Call[str]:
 
 
 def batcher() -> Call[dict[str, Any]]:
-    """What runs and waits on the server now."""
+    """The running and waiting tasks of the server."""
     return Call("GET", "/debug/batcher", document)
 
 
-def edit_arguments(picture: bytes, mask: bytes | None, settings: dict[str, Any], form: str) -> dict[str, Any]:
-    files = {"image": ("image", picture)} | ({} if mask is None else {"mask": ("mask", mask)})
+def edit_arguments(image: bytes, mask: bytes | None, settings: dict[str, Any], form: str) -> dict[str, Any]:
+    files = {"image": ("image", image)} | ({} if mask is None else {"mask": ("mask", mask)})
     class_ = settings.pop("class_", None)
     return {"files": files, "params": given({"class": class_, "format": form, **settings})}
 

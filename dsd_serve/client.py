@@ -1,27 +1,19 @@
 """Clients of the HTTP API, used by the page, the benchmarks and the tests: `Client`, and `AsyncClient` for asyncio."""
 
 import ipaddress
-import json
-import re
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 from dsd_serve import calls
 from dsd_serve.calls import Call, Event, EventReader
-from dsd_serve.errors import ConfigError, ServerError
+from dsd_serve.client_answers import MAX_ANSWER, Body, T, check_end, events, result, unreachable
+from dsd_serve.errors import ConfigError
 from dsd_serve.rows import Latents
 
-T = TypeVar("T")
-
-MAX_ANSWER = 2**28  # bytes of an answer, or of one event, unless the caller says otherwise
-MAX_SENTENCE = 65_536  # bytes that are read of an answer which is refused anyway
 KEEP_ALIVE = 4.0  # seconds: less than any server keeps a connection that nothing is sent on, or requests would be lost
-NOT_OURS, NOT_THERE = 502, 503  # status of the ServerError for an answer that is not a DSD server's, and for none
-TAGS = re.compile(r"<(script|style|head)\b.*?</\1\s*>|<[^>]*>", re.DOTALL | re.IGNORECASE)
-TITLE = re.compile(r"<title[^>]*>([^<]*)", re.IGNORECASE)
 
 
 class Client:
@@ -85,35 +77,35 @@ class Client:
             raise unreachable(self.url, error) from None
 
     def generate(self, class_: str | int, **settings: Any) -> bytes:
-        """A picture as bytes. settings: seed, n, steps, sampler, guidance, format, size; see /docs of the server."""
+        """An image as bytes. settings: seed, n, steps, sampler, guidance, format, size; see /docs of the server."""
         return self.do(calls.generate(class_, **settings))
 
     def generate_json(self, class_: str | int, **settings: Any) -> dict[str, Any]:
-        """All pictures of a request as base64, with the settings that were used."""
+        """All images of a request as base64, with the settings that were used."""
         return self.do(calls.generate_json(class_, **settings))
 
     def generate_events(self, class_: str | int, **settings: Any) -> Iterator[Event]:
-        """Previews while it samples, then the pictures: events `preview`, `image` or `error`, and `done`."""
+        """Previews while it samples, then the images: events `preview`, `image` or `error`, and `done`."""
         return self.stream(calls.generate_events(class_, **settings))
 
-    def edit(self, picture: bytes, mask: bytes | None = None, **settings: Any) -> dict[str, Any]:
-        """A picture redrawn towards class_ by strength, or where a mask is white; pictures as base64."""
-        return self.do(calls.edit_json(picture, mask, **settings))
+    def edit(self, image: bytes, mask: bytes | None = None, **settings: Any) -> dict[str, Any]:
+        """An image redrawn towards class_ by strength, or where a mask is white; images as base64."""
+        return self.do(calls.edit_json(image, mask, **settings))
 
-    def reconstruct(self, picture: bytes, **settings: Any) -> dict[str, Any]:
-        """Encode and decode a picture: {"base64": PNG, "psnr": dB, "size": pixels}. settings: size."""
-        return self.do(calls.reconstruct(picture, **settings))
+    def reconstruct(self, image: bytes, **settings: Any) -> dict[str, Any]:
+        """Encode and decode an image: {"base64": PNG, "psnr": dB, "size": pixels}. settings: size."""
+        return self.do(calls.reconstruct(image, **settings))
 
-    def encode(self, picture: bytes) -> Latents:
-        """The latents of a picture, float32 [L, C]."""
-        return self.do(calls.encode(picture))
+    def encode(self, image: bytes) -> Latents:
+        """The latents of an image, float32 [L, C]."""
+        return self.do(calls.encode(image))
 
     def decode(self, z: Latents, **settings: Any) -> bytes:
-        """The picture of latents [L, C]. settings: format, size."""
+        """The image of latents [L, C]. settings: format, size."""
         return self.do(calls.decode(z, **settings))
 
     def interpolate(self, start: dict[str, Any], end: dict[str, Any], **settings: Any) -> dict[str, Any]:
-        """A walk between two ends like {"class": 207, "seed": 1}; pictures as base64."""
+        """A walk between two ends like {"class": 207, "seed": 1}; images as base64."""
         return self.do(calls.interpolate(start, end, **settings))
 
     def classes(self, query: str = "") -> list[dict[str, Any]]:
@@ -121,11 +113,11 @@ class Client:
         return self.do(calls.classes(query))
 
     def model(self) -> dict[str, Any]:
-        """What the server serves."""
+        """The server's model, engine and limits."""
         return self.do(calls.model())
 
     def debug(self) -> dict[str, Any]:
-        """What runs and waits on the server now."""
+        """The running and waiting tasks of the server."""
         return self.do(calls.batcher())
 
     def request(self, method: str, path: str, media: str = "", **arguments: Any) -> Any:
@@ -153,8 +145,8 @@ class Client:
 
 
 class AsyncClient:
-    """The same for asyncio, for calls of calls.py. Any number of calls may be under way at a time: the server says
-    when they are too many. One event loop; `close` at the end."""
+    """The same for asyncio, for calls of calls.py. Any number of calls may be under way at a time: the server refuses
+    when there are too many. One event loop; `close` at the end."""
 
     def __init__(
         self,
@@ -221,7 +213,7 @@ class AsyncClient:
             return await self.http.send(request, stream=True)
 
 
-# What both have in common.
+# Shared by both.
 
 
 def checked(url: str) -> str:
@@ -237,7 +229,7 @@ def checked(url: str) -> str:
 
 
 def options(url: str, timeout: float, api_key: str) -> dict[str, Any]:
-    """What both clients give httpx. A server on this machine is never asked through a proxy."""
+    """What both clients give httpx. A server on this machine is never reached through a proxy."""
     if not api_key.isascii() or not api_key.isprintable():
         raise ConfigError("an API key must be printable ASCII characters")
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
@@ -254,115 +246,3 @@ def is_this_machine(host: str) -> bool:
         return name in ("localhost", own, f"{own}.local", own.partition(".")[0]) or name.endswith(".localhost")
     mapped = getattr(address, "ipv4_mapped", None) or address
     return bool(mapped.is_loopback or mapped.is_unspecified)
-
-
-class Body:
-    """The bytes of an answer as they come: all of one that is as asked for, else as many as tell what is wrong."""
-
-    def __init__(self, url: str, answer: Any, media: str, max_bytes: int) -> None:
-        self.url, self.head, self.media, self.max_bytes = url, answer, media, max_bytes
-        self.kind = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
-        self.wrong = not answer.is_success or bool(media and self.kind != media)
-        self.chunks: list[bytes] = []
-        self.size = 0
-
-    def enough(self, chunk: bytes) -> bool:
-        """Add bytes; True when no more are wanted."""
-        self.chunks.append(chunk)
-        self.size += len(chunk)
-        if self.wrong:
-            return self.size >= MAX_SENTENCE
-        if self.size > self.max_bytes:
-            raise ServerError(
-                f"the answer of the server at {self.url} is larger than {self.max_bytes / 1e6:.0f} MB, the limit of "
-                "this client (max_bytes)",
-                NOT_OURS,
-            )
-        return False
-
-    def take(self, chunks: Iterator[bytes]) -> None:
-        for chunk in chunks:
-            if self.enough(chunk):
-                return
-
-    async def take_async(self, chunks: AsyncIterator[bytes]) -> None:
-        async for chunk in chunks:
-            if self.enough(chunk):
-                return
-
-    def answer(self) -> Any:
-        """The answer as an httpx response with its body. Raises ServerError where it is not what was asked for."""
-        if self.wrong:
-            raise self.refusal()
-        coded = ("content-encoding", "content-length", "transfer-encoding")  # the bytes are decoded
-        headers = [(name, value) for name, value in self.head.headers.multi_items() if name not in coded]
-        response = type(self.head)(self.head.status_code, headers=headers, content=b"".join(self.chunks))
-        response.request = self.head.request
-        return response
-
-    def refusal(self) -> ServerError:
-        """What went wrong: in the server's own words, or in ours where it is not a DSD server that answered."""
-        status, text = self.head.status_code, b"".join(self.chunks)[:MAX_SENTENCE].decode("utf-8", "replace")
-        if self.head.is_error and (said := sentence_in(text)):
-            return ServerError(said, status)
-        got = f"the server at {self.url} answered {status}"
-        if self.head.is_error:
-            return ServerError(f"{got}{gist(text)}", status)
-        if self.head.is_redirect:
-            place = str(self.head.headers.get("location", ""))[:200]
-            return ServerError(f"{got}, a redirect to {place!r}, which is not followed; give the new address", NOT_OURS)
-        kind = f"as {self.kind[:80]}" if self.kind else "without a type"
-        return ServerError(
-            f"{got} {kind}{gist(text)}, and not {self.media or 'with success'}; is dsd-serve at this address?", NOT_OURS
-        )
-
-
-def sentence_in(text: str) -> str:
-    """The sentence of a problem document, or of OpenAI's errors; empty where there is none."""
-    try:
-        found = json.loads(text)
-        said = found["detail"] if "detail" in found else found["error"]["message"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return ""
-    return str(said)[:1000]
-
-
-def gist(text: str) -> str:
-    """The title of a web page, or the first words of any text, to stand behind what was answered."""
-    titles = [found.strip() for found in TITLE.findall(text)]
-    words = next((title for title in titles if title), None) or TAGS.sub(" ", text)
-    words = " ".join("".join(c if c.isprintable() else " " for c in words[:2000]).split())
-    return f": {words[:200]!r}" if words else ""
-
-
-def result(url: str, call: Call[T], answer: Any) -> T:
-    try:
-        return call.read(answer)
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
-        raise unreadable(url, f"its answer to {call.path}", error) from None
-
-
-def events(url: str, reader: EventReader, chunk: bytes) -> Iterator[Event]:
-    try:
-        yield from reader.feed(chunk)
-    except (ValueError, RecursionError) as error:
-        raise unreadable(url, "its event stream", error) from None
-
-
-def check_end(url: str, reader: EventReader) -> None:
-    if not reader.done:
-        raise ServerError(f"the event stream of the server at {url} ended before the event `done`", NOT_OURS)
-
-
-def unreadable(url: str, what: str, error: Exception) -> ServerError:
-    why = f"{type(error).__name__}: {str(error)[:200]}"
-    return ServerError(f"the server at {url} is not understood: {what} cannot be read ({why})", NOT_OURS)
-
-
-def unreachable(url: str, error: Exception) -> ServerError:
-    import httpx
-
-    if isinstance(error, httpx.DecodingError):
-        return unreadable(url, "its answer", error)
-    why = str(error)[:200] or type(error).__name__
-    return ServerError(f"the server at {url} cannot be reached: {why}; is dsd-serve running?", NOT_THERE)

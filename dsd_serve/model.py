@@ -9,33 +9,24 @@ with dsd_serve.load() as model:  # the demo model
 ```
 """
 
-import math
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, cast, overload
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from dsd_serve import labels
-from dsd_serve.backends import Backend, Job, ModelInfo, Observer
-from dsd_serve.backends.batcher import Batcher
-from dsd_serve.checkpoint import read_model_dir, read_text
-from dsd_serve.engines import load_engine
-from dsd_serve.engines.selftest import batch_invariance, mixture
-from dsd_serve.errors import CheckpointError, ClosedError, InputError, shown
-from dsd_serve.files import demo_model
+from dsd_serve.backends import Backend, Job, ModelInfo
+from dsd_serve.errors import ClosedError, InputError, shown
 from dsd_serve.imaging import codec
+from dsd_serve.imaging.inputs import ImageInput, read_input
 from dsd_serve.labels import ImageClass
 from dsd_serve.params import FIELDS, MAX_SEED, SamplingParams, to_api, whole, with_values
 from dsd_serve.programs import Edit, Generate, Interpolate, OnPreviews, Reconstruct, Task, WalkEnd, between
-from dsd_serve.rows import Decode, Encode, Engine, Latents, Pixels
+from dsd_serve.rows import Decode, Encode, Latents, Pixels
 
-ImageInput = str | Path | bytes | Image.Image | NDArray[np.uint8]
 ClassName = str | int
 OnImagePreview = Callable[[int, int, Image.Image], None]
 
@@ -294,31 +285,11 @@ class Model:
         return [replace(first, index=first.index + i) for i in range(1 if n is None else n)]
 
     def settings_of(self, wanted: ImageClass | None, params: SamplingParams) -> dict[str, Any]:
-        """The settings that draw an image again, under the names of the HTTP API."""
         return settings_of(self.info, wanted, params)
 
     def read(self, image: ImageInput) -> Pixels:
         """The centre square of an image at the network's size, uint8 [3, H, W]. Raises InputError."""
-        size = self.info.config.image_size
-        if isinstance(image, np.ndarray):
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-                raise InputError(
-                    f"an image as an array must be uint8 [H, W, 3], got {image.dtype.name} {shown(list(image.shape))}"
-                )
-            image = Image.fromarray(image)
-        if isinstance(image, Image.Image):
-            return codec.to_pixels(codec.centre(image, size, codec.flatten))
-        if isinstance(image, str | Path):
-            try:
-                image = Path(image).read_bytes()
-            except (OSError, ValueError) as error:
-                reason = getattr(error, "strerror", None) or error
-                raise InputError(f"the image {shown(str(image))} cannot be read: {reason}") from None
-        if not isinstance(image, bytes | bytearray):
-            raise InputError(
-                f"an image must be a path, bytes, a PIL image or uint8 [H, W, 3], got {type(image).__name__}"
-            )
-        return codec.read_image(bytes(image), size=size)
+        return read_input(image, self.info.config.image_size)
 
     def checked(self, latents: object) -> Latents:
         shape = self.info.config.latent_shape
@@ -392,62 +363,3 @@ def checked_size(size: int | None) -> int | None:
     if size is not None:
         whole("size", size, 8, 16_384)
     return size
-
-
-def load(
-    model: str | Path | None = None,
-    engine: Engine | str = "onnx",
-    *,
-    device: str = "cpu",
-    precision: str = "fp32",
-    threads: int = 0,
-    row_budget: int = 0,
-    max_waiting: int = 1_000_000,
-    max_seconds: float = math.inf,
-    observer: Observer | None = None,
-) -> Model:
-    """Load a model directory, test its engine, warm it up, and start its batcher.
-
-    model: the directory, by default that of the demo model, which comes with the package. engine: onnx, torch or
-    tensorrt, or one that is loaded. device: cpu, cuda or cuda:N. precision: of those that the directory has. threads:
-    of the CPU, 0 for all cores. row_budget: rows a tick, 0 measures the best. max_waiting, max_seconds: limits of the
-    queue, as `Batcher` has them. Raises CheckpointError when the directory is wrong, EngineUnavailableError when the
-    engine cannot run here.
-    """
-    model_dir = demo_model() if model is None else Path(model)
-
-    def open_it() -> Model:
-        directory = read_model_dir(model_dir)
-        loaded = engine
-        if isinstance(loaded, str):
-            loaded = load_engine(loaded, model_dir, device, threads, flush_denormals=True, precision=precision)
-        rows = mixture(loaded.config, (1, 2, 1), seed=0)
-        outputs = loaded.run(rows)
-        if not all(np.isfinite(output).all() for output in outputs):
-            raise CheckpointError(f"the network of {model_dir} gives values that are not finite: export it again")
-        tested = batch_invariance(loaded, rows, outputs)
-        batcher = Batcher(
-            loaded, budget=row_budget, max_waiting=max_waiting, max_seconds=max_seconds, observer=observer
-        )
-        card = model_dir / "card.md"
-        info = ModelInfo(
-            directory.name,
-            loaded.config,
-            directory.defaults,
-            directory.fingerprint(precision),
-            {key: str(value) for key, value in loaded.describe().items()},
-            tested,
-            batcher.budget,
-            read_text(card) if card.exists() else None,
-            int((model_dir / "config.json").stat().st_mtime),
-        )
-        return Model(batcher, info)
-
-    # In a thread that ends: flushing denormals holds for the whole thread, and the caller's goes on.
-    with ThreadPoolExecutor(1) as thread:
-        try:
-            return thread.submit(open_it).result()
-        except OSError as error:
-            raise CheckpointError(f"{error.filename or model_dir} cannot be read: {error.strerror or error}") from None
-        except MemoryError:
-            raise CheckpointError(f"the network of {model_dir} needs more memory than there is") from None

@@ -23,7 +23,8 @@ import triton_python_backend_utils as pb_utils
 from dsd_serve.backends import Job
 from dsd_serve.backends.triton import messages
 from dsd_serve.errors import CancelledError, ClosedError, DSDError, EngineError, InputError, QueueFullError
-from dsd_serve.model import Model, load
+from dsd_serve.loading import load
+from dsd_serve.model import Model
 from dsd_serve.rows import Array
 
 log = logging.getLogger(__name__)

@@ -22,8 +22,9 @@ from dsd_serve.errors import CancelledError, ConfigError, InputError, QueueFullE
 from dsd_serve.imaging import codec
 from dsd_serve.imaging.decoding import Decoder
 from dsd_serve.labels import ImageClass
+from dsd_serve.loading import load
 from dsd_serve.memory import Memory
-from dsd_serve.model import Model, load, settings_of
+from dsd_serve.model import Model, settings_of
 from dsd_serve.params import SamplingParams, from_api
 from dsd_serve.programs import Edit, OnPreviews, Task
 from dsd_serve.rows import Array, Pixels

@@ -114,7 +114,7 @@ EVERY_CALL = (
     calls.encode(PNG),
     calls.decode(np.zeros((4, 8), np.float32), format="jpeg"),
     calls.interpolate({"class": 1}, {"class": 2}),
-    calls.interpolate_pictures(PNG, PNG),
+    calls.interpolate_images(PNG, PNG),
     calls.classes(),
     calls.model(),
     calls.card(),

@@ -16,7 +16,7 @@ from dsd_serve.checkpoint import read_model_dir, read_text, read_weights
 from dsd_serve.config import ModelConfig
 from dsd_serve.errors import CheckpointError, ConfigError, DSDError
 from dsd_serve.files import demo_model
-from dsd_serve.model import load
+from dsd_serve.loading import load
 from tests.support.data import ROOT
 
 HONEST = json.loads((demo_model() / "config.json").read_text())

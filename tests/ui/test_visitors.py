@@ -387,7 +387,7 @@ def test_a_stream_takes_its_turn_and_can_be_left_while_it_waits():
 
 def test_calls_are_counted_by_their_images():
     assert images_of(calls.interpolate({"class": 1}, {"class": 2}, n=9)) == 9
-    assert images_of(calls.interpolate_pictures(b"", b"", n=9)) == 9
+    assert images_of(calls.interpolate_images(b"", b"", n=9)) == 9
     assert images_of(calls.generate_json("1", n=10**30)) == PER_CLICK
     for other in (calls.encode(b""), calls.generate_json("1", n=-4), calls.generate_json("1", n=2.5)):
         assert images_of(other) == 1

@@ -137,7 +137,7 @@ def between_classes(
 def between_photos(start: str | None, end: str | None, n: int) -> Call[dict[str, Any]]:
     if start is None or end is None:
         raise InputError("a walk between photos needs two of them: From and To")
-    return calls.interpolate_pictures(read_upload(start), read_upload(end), n=n)
+    return calls.interpolate_images(read_upload(start), read_upload(end), n=n)
 
 
 def animated(webp: bytes) -> str:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from dsd_serve.backends import Job
-from dsd_serve.backends.triton import messages
+from dsd_serve.backends.triton import messages, results
 from dsd_serve.backends.triton.addresses import proxy_of
-from dsd_serve.backends.triton.messages import WrongAnswer
+from dsd_serve.backends.triton.results import WrongAnswer
 from dsd_serve.programs import OnPreviews, Task
 from dsd_serve.rows import Array
 
@@ -85,7 +85,7 @@ class RemoteServer:
         async for outputs in self.stream({}, messages.DESCRIBE):
             if found is not None:
                 raise WrongAnswer("a second description follows the first")
-            found = messages.read_description(outputs)
+            found = results.read_description(outputs)
         if found is None:
             raise WrongAnswer("it ends before the description")
         return found

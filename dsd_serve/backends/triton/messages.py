@@ -18,8 +18,6 @@ a wnid or a name. A preview is a response of its own, with `preview` and `step`.
 queue, and from the first tick to the end.
 """
 
-import json
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -241,97 +239,6 @@ OPERATIONS: dict[str, Operation] = {
     "denoise": Operation(Denoise, read_denoise, write_denoise),
 }
 NAMES = {operation.task: name for name, operation in OPERATIONS.items()}
-
-
-class WrongAnswer(Exception):
-    """A server sent a response that this version never sends; the text says which."""
-
-
-@dataclass(frozen=True)
-class Preview:
-    """The clean estimate after a step, uint8 [3, H, W]."""
-
-    step: int
-    pixels: Array
-
-
-@dataclass(frozen=True)
-class Result:
-    """The result of a task, and the seconds that it waited and ran."""
-
-    result: Array
-    queued: float
-    ran: float
-
-
-class ResponseReader:
-    """Reads the responses to one task: previews, and one result. Each is checked, because a server may be broken."""
-
-    def __init__(self, task: Task, config: ModelConfig) -> None:
-        self.shapes = output_shapes(config)
-        self.kind = "latents" if isinstance(task, Encode | Denoise) else "image"
-        params = getattr(task, "params", None)
-        self.steps = params.num_steps if params is not None and params.preview_every else 0
-        self.step, self.ended = 0, False
-
-    def read(self, outputs: Mapping[str, Array]) -> Preview | Result:
-        """The next response. Raises WrongAnswer; EngineError for latents that are not finite."""
-        if self.ended:
-            raise WrongAnswer("a response follows the result")
-        if "preview" in outputs:
-            self.check(outputs, {"preview": self.shapes["preview"], "step": self.shapes["step"]})
-            step = int(outputs["step"][0])
-            if not self.step < step <= self.steps:
-                raise WrongAnswer(
-                    f"a preview of step {step} after step {self.step}, of {self.steps} that were asked for"
-                )
-            self.step = step
-            return Preview(step, outputs["preview"])
-        dtype, (_, *row) = self.shapes[self.kind]
-        self.check(outputs, {self.kind: (dtype, (1, *row)), "seconds": self.shapes["seconds"]})
-        queued, ran = (float(seconds) for seconds in outputs["seconds"])
-        if not (0 <= queued < 1e9 and 0 <= ran < 1e9):  # also refuses NaN
-            raise WrongAnswer(f"seconds of {queued:g} and {ran:g}")
-        result = outputs[self.kind][0]
-        if dtype is np.float32 and not np.isfinite(result).all():
-            raise EngineError("the network gave values that are not finite for this image")
-        self.ended = True
-        return Result(result, queued, ran)
-
-    def check(
-        self, outputs: Mapping[str, Array], expected: Mapping[str, tuple[type[np.generic], tuple[int, ...]]]
-    ) -> None:
-        if set(outputs) != set(expected):
-            raise WrongAnswer(f"the tensors {shown(sorted(outputs))}, not {', '.join(sorted(expected))}")
-        for name, (dtype, shape) in expected.items():
-            array = outputs[name]
-            if array.dtype != dtype or array.shape != shape:
-                raise WrongAnswer(
-                    f"{name} is {array.dtype.name} {shown(list(array.shape))}, not {np.dtype(dtype).name} {list(shape)}"
-                )
-
-
-def read_description(outputs: Mapping[str, Array]) -> dict[str, Any]:
-    """The answer to `describe`: `about` unchecked, the rest checked. Raises WrongAnswer."""
-    text = outputs.get("text")
-    if text is None or text.dtype != np.uint8 or text.ndim != 1:
-        raise WrongAnswer("the output text with the description is missing")
-    try:
-        told = json.loads(text.tobytes())
-    except (ValueError, RecursionError):
-        raise WrongAnswer("its description is not JSON") from None
-    if not isinstance(told, dict):
-        raise WrongAnswer("its description is not a JSON object")
-    found = {"about": told.get("about"), "not_ready": told.get("not_ready")}
-    for name in ("running", "waiting", "seconds_ahead"):
-        value = told.get(name)
-        kind = int if name != "seconds_ahead" else int | float
-        if isinstance(value, bool) or not isinstance(value, kind) or not 0 <= value < 1e9 or not math.isfinite(value):
-            raise WrongAnswer(f"{name} is {shown(value)} in its description")
-        found[name] = value
-    if found["not_ready"] is not None:
-        found["not_ready"] = " ".join(str(found["not_ready"]).split())[:200] or "is not ready"
-    return found
 
 
 def results_to_wire(results: Sequence[Array]) -> dict[str, Array]:

@@ -18,10 +18,10 @@ from functools import partial
 from typing import Any
 
 from dsd_serve.backends import ModelInfo, Observer, outcome_of
-from dsd_serve.backends.triton import messages
+from dsd_serve.backends.triton import messages, results
 from dsd_serve.backends.triton.addresses import channel_options
 from dsd_serve.backends.triton.connection import RemoteServer, TritonJob
-from dsd_serve.backends.triton.messages import WrongAnswer
+from dsd_serve.backends.triton.results import WrongAnswer
 from dsd_serve.config import ModelConfig
 from dsd_serve.errors import (
     CancelledError,
@@ -317,10 +317,10 @@ class TritonBackend:
         if not math.isinf(job.deadline):
             parameters["max_seconds"] = max(0.001, job.deadline - time.monotonic())
         result: Array | None = None
-        answers = messages.ResponseReader(job.task, self.config)
+        answers = results.ResponseReader(job.task, self.config)
         async for outputs in server.stream(inputs, parameters):
             told = answers.read(outputs)
-            if isinstance(told, messages.Preview):
+            if isinstance(told, results.Preview):
                 if job.on_preview is not None:
                     job.on_preview(job.number, told.step, told.pixels)
                 continue
