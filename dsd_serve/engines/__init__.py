@@ -1,4 +1,4 @@
-"""Engines: something that runs rows. `load_engine` picks one by name and never replaces it by another."""
+"""Engines run rows. `load_engine` loads one by name and never falls back to another."""
 
 from pathlib import Path
 
@@ -21,12 +21,11 @@ def load_engine(
 ) -> Engine:
     """Load the network of a model directory on an engine.
 
-    name: onnx, torch or tensorrt. device: cpu, cuda or cuda:N. num_threads: of the CPU, 0 for all cores.
-    flush_denormals: let the onnx engine take numbers below 1e-38 for zero, which a CPU computes with slowly (6 % of a
-    dsd-s step); it also does so to all other arithmetic of the threads that load and run it, so it is for processes
-    that only serve. precision:
-    fp32, fp16, bf16 or int8, of those that the directory was exported in. Raises EngineUnavailableError when that
-    engine cannot run on that device here, CheckpointError when the directory is wrong or has not that precision.
+    name: onnx, torch or tensorrt. device: cpu, cuda or cuda:N. num_threads: CPU threads, 0 for all cores.
+    flush_denormals: the onnx engine treats numbers below 1e-38 as zero, because they are slow on a CPU (6 % of a dsd-s
+    step). This applies to all arithmetic of the threads that load and run the engine, so it is for processes that only
+    serve. precision: one that the directory was exported in. Raises EngineUnavailableError when the engine cannot run
+    in that precision on that device here, CheckpointError when the directory is wrong or lacks the precision.
     """
     if name == "onnx":
         from dsd_serve.engines.onnx_engine import OnnxEngine

@@ -1,4 +1,4 @@
-"""The CUDA runtime through NVIDIA's cuda-bindings: which GPU is there, and calls whose errors are ours. No torch."""
+"""The CUDA runtime through NVIDIA's cuda-bindings, without torch: the GPU, and calls that raise our errors."""
 
 from dataclasses import dataclass
 from types import ModuleType
@@ -9,7 +9,7 @@ from dsd_serve.errors import EngineError, EngineUnavailableError
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU as its driver names it. capability: its compute capability, as "9.0"."""
+    """A GPU. number: its index in CUDA. name: from its driver. capability: its compute capability, such as "9.0"."""
 
     number: int
     name: str
@@ -25,13 +25,13 @@ def import_runtime() -> ModuleType:
         from cuda.bindings import runtime
     except ImportError as error:
         raise EngineUnavailableError(
-            f"NVIDIA's cuda-bindings are needed and cannot be imported ({error}): pip install 'dsd-serve[tensorrt]'"
+            f"NVIDIA's cuda-bindings are required but cannot be imported ({error}): pip install 'dsd-serve[tensorrt]'"
         ) from None
     return runtime
 
 
 def call(result: tuple[Any, ...]) -> Any:
-    """What a function of the CUDA runtime gave beside its status. Raises EngineError when that is not success."""
+    """The results of a CUDA runtime function, without the status. Raises EngineError if the status is not success."""
     status, *values = result
     if int(status):
         raise EngineError(f"CUDA failed: {status.name}")
@@ -39,16 +39,16 @@ def call(result: tuple[Any, ...]) -> Any:
 
 
 def find_gpu(runtime: Any, device: str) -> Gpu:
-    """The GPU that `cuda` or `cuda:N` names. Raises EngineUnavailableError when there is none, or not that many."""
+    """The GPU of the device `cuda` or `cuda:N`. Raises EngineUnavailableError when there is none of that number."""
     kind, _, number = device.partition(":")
     if kind != "cuda" or (number and not number.isdecimal()):
         raise EngineUnavailableError(f"TensorRT runs on NVIDIA GPUs: device must be cuda or cuda:N, got {device!r}")
     status, count = runtime.cudaGetDeviceCount()
     if int(status) or not count:
-        reason = status.name if int(status) else "the driver shows none"
+        reason = status.name if int(status) else "the driver reports none"
         raise EngineUnavailableError(f"device {device!r} needs an NVIDIA GPU and its driver: {reason}")
     index = int(number or 0)
     if index >= count:
-        raise EngineUnavailableError(f"there is no device {device!r}: this machine has {count}, counted from cuda:0")
+        raise EngineUnavailableError(f"there is no device {device!r}: this machine has {count}, numbered from cuda:0")
     found = call(runtime.cudaGetDeviceProperties(index))
     return Gpu(index, found.name.split(b"\0")[0].decode(), f"{found.major}.{found.minor}")

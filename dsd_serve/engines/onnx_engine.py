@@ -1,4 +1,4 @@
-"""The ONNX Runtime engine: the CPU by default, CUDA with onnxruntime-gpu. It needs no torch."""
+"""The ONNX Runtime engine: on the CPU by default, on CUDA with onnxruntime-gpu, without torch."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,10 +14,10 @@ from dsd_serve.rows import OUTPUT_NAMES, Array, Row, collate, distribute
 
 INSTALL = "pip install 'dsd-serve[cpu]' (or 'dsd-serve[gpu]' for NVIDIA GPUs; never both, they overwrite each other)"
 
-MOST_BINDINGS = 64  # mixtures of row counts whose memory is kept
+MOST_BINDINGS = 64  # combinations of row counts whose memory is kept
 
-# MatMulInteger of a (uint8) and b (int8), as an ONNX file; serving has no onnx to write one with.
-# tests/dsd_serve/engines/test_engines.py makes it again.
+# MatMulInteger of a (uint8) and b (int8), as the bytes of an ONNX file, because serving does not install onnx.
+# tests/export/graph/test_half.py builds the same bytes with onnx.
 INTEGER_PRODUCT = (
     b'\x08\n:>\n\x18\n\x01a\n\x01b\x12\x01y"\rMatMulInteger\x12\x01gZ\t\n\x01a\x12\x04'
     b"\n\x02\x08\x02Z\t\n\x01b\x12\x04\n\x02\x08\x03b\t\n\x01y\x12\x04\n\x02\x08\x06B\x04\n\x00\x10\x14"
@@ -25,9 +25,9 @@ INTEGER_PRODUCT = (
 
 
 class OnnxEngine:
-    """One ONNX Runtime session over a graph of a model directory.
+    """One ONNX Runtime session on a graph of a model directory.
 
-    On the CPU a row's result does not depend, to the bit, on the other rows of the call, in every precision.
+    On the CPU the bits of a row's result do not depend on the other rows of the call, in any precision.
     """
 
     def __init__(self, session: Any, config: ModelConfig, device: str, precision: str = "fp32") -> None:
@@ -44,7 +44,7 @@ class OnnxEngine:
         flush_denormals: bool = False,
         precision: str = "fp32",
     ) -> "OnnxEngine":
-        """precision: one that the directory was exported in. fp16 on a CPU saves nothing: it computes in float32."""
+        """Load a graph of a model directory, see `load_engine`. fp16 on a CPU saves nothing: it computes in float32."""
         ort = import_onnxruntime()
         provider, provider_options = choose_provider(ort, device)
         check_runs(precision, "onnx", device)
@@ -78,9 +78,9 @@ class OnnxEngine:
 
 
 class BoundSession:
-    """A session whose inputs and outputs stay on a device, allocated once for each mixture of row counts.
+    """A session whose inputs and outputs stay on a device, allocated once for each combination of row counts.
 
-    Without this ONNX Runtime allocates both anew for every call.
+    Otherwise ONNX Runtime would allocate both for every call.
     """
 
     def __init__(self, session: Any, config: ModelConfig, device: str) -> None:
@@ -92,7 +92,7 @@ class BoundSession:
         """The outputs of the graph, in the order of OUTPUT_NAMES."""
         counts = tuple(len(inputs[name]) for name in ("encode_pixels", "denoise_latents", "decode_latents"))
         if counts in self.known:
-            self.known[counts] = self.known.pop(counts)  # the last one used is the last to go
+            self.known[counts] = self.known.pop(counts)  # the most recently used is evicted last
         else:
             if len(self.known) == MOST_BINDINGS:
                 del self.known[next(iter(self.known))]
@@ -127,7 +127,7 @@ def open_session(
     num_threads: int = 0,
     flush_denormals: bool = False,
 ) -> Any:
-    """A session over a graph on one provider, and on no other."""
+    """A session on a graph with one execution provider and no fallback."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.log_severity_level = 3
@@ -135,19 +135,19 @@ def open_session(
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
     try:
         session = ort.InferenceSession(str(graph), options, providers=[provider], provider_options=[provider_options])
-    except Exception as error:  # onnxruntime raises a class per status code, without a common base
+    except Exception as error:  # onnxruntime has a class for each status code, without a common base
         raise CheckpointError(f"{graph} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
     running = session.get_providers()[0]
-    if running != provider:  # ONNX Runtime falls back without a word
+    if running != provider:  # ONNX Runtime falls back silently
         raise EngineUnavailableError(
-            f"{provider} was asked for, but ONNX Runtime runs {running}: the libraries of the device are missing; "
-            "install them, or ask for --device cpu"
+            f"ONNX Runtime runs {running} instead of {provider}: the libraries of the device are missing; "
+            "install them, or use --device cpu"
         )
     return session
 
 
 def check_signature(session: Any, config: ModelConfig, graph: Path) -> None:
-    """Raises CheckpointError for a graph whose inputs and outputs are not those of a network of this configuration."""
+    """Raises CheckpointError for a graph whose inputs and outputs do not fit the configuration."""
     expected = {
         "encode_pixels": ("tensor(uint8)", config.pixel_shape),
         "denoise_latents": ("tensor(float)", config.latent_shape),
@@ -170,32 +170,33 @@ def check_signature(session: Any, config: ModelConfig, graph: Path) -> None:
 def check_integers(ort: Any) -> None:
     """Raises EngineUnavailableError where integer products are wrong: x86 without VNNI adds pairs of them in 16 bits.
 
-    Multiplies the largest numbers there are; 255 * 127 + 255 * 127 does not fit into 16 bits.
+    Tested with the largest factors: 255 * 127 + 255 * 127 does not fit into 16 bits.
     """
     session = ort.InferenceSession(INTEGER_PRODUCT, providers=["CPUExecutionProvider"])
     a, b = np.full((16, 64), 255, np.uint8), np.full((64, 16), 127, np.int8)
     (products,) = session.run(None, {"a": a, "b": b})
     if (products != 64 * 255 * 127).any():
         raise EngineUnavailableError(
-            "int8 needs a CPU whose sums of 8-bit products do not overflow (x86 with VNNI, or Arm), and this one's do: "
-            "ask for --precision fp32"
+            "int8 needs a CPU whose sums of 8-bit products do not overflow (x86 with VNNI, or Arm), and on this "
+            "one they do: use --precision fp32"
         )
 
 
 def import_onnxruntime() -> Any:
+    """The module. Raises EngineUnavailableError when it is missing or broken."""
     try:
         import onnxruntime
     except ImportError as error:
         raise EngineUnavailableError(
             f"engine 'onnx' needs ONNX Runtime, which is not installed ({error}): {INSTALL}"
         ) from None
-    if not hasattr(onnxruntime, "InferenceSession"):  # what is left when one of two overlapping wheels is removed
+    if not hasattr(onnxruntime, "InferenceSession"):  # the remains after one of two overlapping wheels is removed
         raise EngineUnavailableError(f"the installation of ONNX Runtime is broken; reinstall it: {INSTALL}")
     return onnxruntime
 
 
 def choose_provider(ort: Any, device: str) -> tuple[str, dict[str, str]]:
-    """The execution provider and its options for `cpu`, `cuda` or `cuda:N`; EngineUnavailableError for others."""
+    """The execution provider of `cpu`, `cuda` or `cuda:N`, and its options. Raises EngineUnavailableError."""
     kind, _, number = device.partition(":")
     if device == "cpu":
         return "CPUExecutionProvider", {}

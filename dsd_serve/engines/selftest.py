@@ -1,4 +1,7 @@
-"""Does a row's result depend on its neighbours? Asked of every engine before it serves, and of every exported graph."""
+"""The self-test of batch invariance: whether a row's result depends on its neighbours.
+
+It runs on every engine before it serves, and on every exported graph.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +15,11 @@ from dsd_serve.rows import Array, Decode, Denoise, Encode, Row
 
 @dataclass(frozen=True)
 class BatchInvariance:
-    """dependent_rows: of num_rows, how many differ in any bit from the same row alone. max_difference: by how much,
-    in units of the latents, or grey levels / 255 for pixels."""
+    """Result of the self-test.
+
+    dependent_rows: rows, of num_rows, that differ in any bit from the same row alone. max_difference: the largest
+    difference, in units of the latents, or grey levels / 255 for pixels.
+    """
 
     num_rows: int
     dependent_rows: int
@@ -28,12 +34,12 @@ class BatchInvariance:
             return f"{self.num_rows} rows give the same bits alone and in a mixture"
         return (
             f"{self.dependent_rows} of {self.num_rows} rows differ from themselves alone, by at most "
-            f"{self.max_difference:.1e}: the same seed may give slightly different pictures under load"
+            f"{self.max_difference:.1e}: the same seed may give slightly different images under load"
         )
 
 
 def mixture(config: ModelConfig, counts: Sequence[int], seed: int) -> list[Row]:
-    """Random rows: counts = (encode, denoise, decode), in shuffled order."""
+    """Random rows in shuffled order. counts: of encode, denoise and decode rows."""
     rng = np.random.default_rng(seed)
     encode, denoise, decode = counts
     labels = [*config.trained_classes, config.null_label]
@@ -46,7 +52,7 @@ def mixture(config: ModelConfig, counts: Sequence[int], seed: int) -> list[Row]:
 
 
 def batch_invariance(engine: Engine, rows: Sequence[Row], together: Sequence[Array] | None = None) -> BatchInvariance:
-    """Compare each row in company with itself alone. together: the outputs in company, where they are known."""
+    """Compare each row of a mixture with the same row alone. together: the outputs of the mixture, if known."""
     dependent, worst = 0, 0.0
     outputs = engine.run(rows) if together is None else together
     for row, output in zip(rows, outputs, strict=True):

@@ -1,8 +1,8 @@
-"""The TensorRT engine: runs the plans that `dsd-export --trt` builds. It needs a GPU and cuda-bindings, and no torch.
+"""The TensorRT engine: runs the plans that `dsd-export --trt` builds, on a GPU, with cuda-bindings and without torch.
 
-A tick of denoise rows only, which is what most ticks are, is padded to the next of a few row counts, and each of those
-is one CUDA graph: the copies to the GPU, the network and the copies back start with a single call. Every other tick
-runs the network with just the rows it has. All memory is allocated when the plan is loaded, none in a tick.
+Most ticks hold only denoise rows. They are padded to the next of a few row counts, and each of those counts is one CUDA
+graph: a single call starts the copies to the GPU, the network and the copies back. Any other tick runs the network with
+exactly its rows. All memory is allocated when the plan is loaded, none in a tick.
 """
 
 import ctypes
@@ -30,7 +30,7 @@ KIND_OF = dict(zip((*INPUT_NAMES, *OUTPUT_NAMES), (0, 1, 1, 1, 2, 0, 1, 2), stri
 
 
 class Buffer:
-    """One input or output of the plan: pinned memory of the host, seen as `array` [rows, ...], and the GPU's memory."""
+    """One input or output of the plan: pinned host memory, viewed as `array` [rows, ...], and GPU memory."""
 
     def __init__(self, cuda: Any, shape: tuple[int, ...], dtype: Any) -> None:
         self.row_bytes = int(np.prod(shape[1:], dtype=np.int64)) * np.dtype(dtype).itemsize
@@ -45,10 +45,10 @@ class Buffer:
 
 
 class TensorRTEngine:
-    """A plan on one GPU. Made in, and only used by, one thread at a time.
+    """A plan on one GPU, for one thread at a time.
 
     plan: the bytes of the plan that `manifest` describes. trt: the library that built it. cuda: the CUDA runtime.
-    Raises CheckpointError when TensorRT does not take the plan.
+    Raises CheckpointError when TensorRT rejects the plan.
     """
 
     def __init__(self, plan: bytes, manifest: Manifest, config: ModelConfig, gpu: Gpu, trt: Any, cuda: Any) -> None:
@@ -58,24 +58,24 @@ class TensorRTEngine:
         self.runtime = trt.Runtime(self.logger)
         self.plan = self.runtime.deserialize_cuda_engine(plan)
         if self.plan is None:
-            raise CheckpointError(f"{trt.__name__} {trt.__version__} does not take this plan on {gpu}; build it again")
+            raise CheckpointError(f"{trt.__name__} {trt.__version__} rejects this plan on {gpu}; build it again")
         self.check_signature()
         self.most = manifest.rows[2]
         self.stream = call(cuda.cudaStreamCreateWithFlags(cuda.cudaStreamNonBlocking))
         self.buffers = {name: self.buffer(name) for name in (*INPUT_NAMES, *OUTPUT_NAMES)}
-        # Of all contexts: they run one after another, on one stream.
+        # Shared by all contexts, because they run one after another on one stream.
         self.scratch_bytes = max(1, self.plan.device_memory_size_v2)
         self.scratch = call(cuda.cudaMalloc(self.scratch_bytes))
         weakref.finalize(self, cuda.cudaFree, self.scratch)
         self.mixed = self.new_context()
         self.graphs: dict[int, Any] = {}
-        self.contexts: list[Any] = []  # those that the graphs were captured from; a graph lives as long as its context
+        self.contexts: list[Any] = []  # the graphs' own; a graph needs the context it was captured from
         self.warm_up()
 
     @classmethod
     def load(cls, model_dir: Path, *, device: str, precision: str = "fp32") -> "TensorRTEngine":
-        """The plan of a model directory. Raises EngineUnavailableError without the library or GPU that it is for, and
-        CheckpointError when there is none, it does not fit its manifest, or it did not pass its checks."""
+        """Load the plan of a model directory. Raises EngineUnavailableError without its library or GPU, CheckpointError
+        when there is no plan, it does not fit its manifest, or it has not passed its checks."""
         check_runs(precision, "tensorrt")
         directory = read_model_dir(model_dir)
         plan = plan_path(model_dir, precision)
@@ -95,7 +95,7 @@ class TensorRTEngine:
 
     @classmethod
     def open(cls, plan: Path, manifest: Manifest, device: str) -> "TensorRTEngine":
-        """A plan that fits its manifest and this machine, whether or not its checks have run."""
+        """Load a plan that fits its manifest and this machine, whether or not its checks have run."""
         directory = read_model_dir(plan.parent)
         trt = import_library(manifest.library)
         cuda = import_runtime()
@@ -117,15 +117,15 @@ class TensorRTEngine:
     def new_context(self) -> Any:
         context = self.plan.create_execution_context(self.trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if context is None:
-            raise EngineError("TensorRT gives no execution context: the GPU has too little memory")
+            raise EngineError("TensorRT cannot create an execution context: the GPU has too little memory")
         context.set_device_memory(int(self.scratch), self.scratch_bytes)
         for name, buffer in self.buffers.items():
             if not context.set_tensor_address(name, int(buffer.device)):
-                raise EngineError(f"TensorRT does not take the memory of {name}")
+                raise EngineError(f"TensorRT rejects the memory of {name}")
         return context
 
     def warm_up(self) -> None:
-        """Run each kind of row once, and capture the graphs: nothing is left for the first request."""
+        """Run each kind of row once and capture the graphs, so that the first request pays for nothing."""
         self.launch(self.mixed, (1, 1, 1))
         count = 1
         while count < 2 * self.most:
@@ -133,9 +133,9 @@ class TensorRTEngine:
             count *= 2
 
     def capture(self, count: int) -> None:
-        """Make the CUDA graph of a tick of `count` denoise rows, unless the library cannot be captured."""
+        """Capture the CUDA graph of a tick of `count` denoise rows, unless the library cannot be captured."""
         context = self.new_context()
-        self.launch(context, (0, count, 0))  # what the library does at first use cannot be captured
+        self.launch(context, (0, count, 0))  # the library's work at first use cannot be captured
         capturable = getattr(context, "is_stream_capturable", None)  # of tensorrt_rtx, which compiles at first use
         if capturable is not None and not capturable(int(self.stream)):
             return
@@ -154,11 +154,11 @@ class TensorRTEngine:
         self.contexts.append(context)
 
     def launch(self, context: Any, counts: tuple[int, ...]) -> None:
-        """Run rows that lie in the buffers, and wait. counts: how many of each kind."""
+        """Run the rows in the buffers and wait. counts: rows of each kind."""
         for name in INPUT_NAMES:
             shape = (counts[KIND_OF[name]], *self.buffers[name].array.shape[1:])
             if not context.set_input_shape(name, shape):
-                raise EngineError(f"the plan does not take {shape[0]} rows in {name}")
+                raise EngineError(f"the plan rejects {shape[0]} rows in {name}")
         self.enqueue(context, counts)
         call(self.cuda.cudaStreamSynchronize(self.stream))
 
@@ -180,7 +180,7 @@ class TensorRTEngine:
         call(self.cuda.cudaMemcpyAsync(target, source, size, kind, self.stream))
 
     def run(self, rows: Sequence[Row]) -> list[Array]:
-        call(self.cuda.cudaSetDevice(self.gpu.number))  # holds for the thread, and the batcher has one of its own
+        call(self.cuda.cudaSetDevice(self.gpu.number))  # a setting of the thread, and the batcher has its own
         results: list[Array | None] = [None] * len(rows)
         for numbers in self.calls(rows):
             for number, output in zip(numbers, self.run_call([rows[i] for i in numbers]), strict=True):
@@ -188,7 +188,7 @@ class TensorRTEngine:
         return [result for result in results if result is not None]
 
     def calls(self, rows: Sequence[Row]) -> Iterator[list[int]]:
-        """The numbers of the rows, in lists that have no more of a kind than the plan takes."""
+        """The numbers of the rows, in lists with at most as many of each kind as the plan allows."""
         of_kinds = [[i for i, row in enumerate(rows) if isinstance(row, kind)] for kind in KINDS]
         for start in range(0, max(map(len, of_kinds)), self.most):
             yield sorted(number for numbers in of_kinds for number in numbers[start : start + self.most])
@@ -207,15 +207,15 @@ class TensorRTEngine:
         return distribute(rows, outputs)
 
     def padded(self, counts: tuple[int, ...]) -> Any:
-        """The graph that takes these rows, if one does. What it pads with are rows of earlier ticks: they are thrown
-        away, and no row depends on another."""
+        """The smallest graph that fits these rows, or None. The padding is rows of earlier ticks, whose outputs are
+        dropped; no row depends on another."""
         if counts[0] or counts[2]:
             return None
         enough = min((size for size in self.graphs if size >= counts[1]), default=None)
         return None if enough is None else self.graphs[enough]
 
     def layers(self) -> str:
-        """What TensorRT tells of the layers that it built, as JSON."""
+        """The layers that TensorRT built, from its inspector, as JSON."""
         inspector = self.plan.create_engine_inspector()
         return str(inspector.get_engine_information(self.trt.LayerInformationFormat.JSON))
 

@@ -1,4 +1,4 @@
-"""The torch engine: the reference that other engines are compared with."""
+"""The torch engine: the reference for the other engines."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from dsd_serve.rows import Array, Row, collate, distribute
 
 
 class TorchEngine:
-    """Eager torch in float32 on any device that torch knows."""
+    """Eager torch in float32 on any device that torch supports."""
 
     def __init__(self, model: DSD) -> None:
         self.model = model.eval()

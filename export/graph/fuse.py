@@ -1,7 +1,7 @@
-"""The same graph for ONNX Runtime, with two of its own operators: fused attention and fused RMS normalisation.
+"""The graph for ONNX Runtime, with two of its own operators: fused attention and fused RMS normalisation.
 
-They read the activations once where the plain graph writes and reads them again for every step of a formula, which is
-what slows a CPU down whose memory is busy. Other runtimes do not know these operators: they read model.onnx.
+They read the activations once; the plain graph writes and reads them for every step of a formula, which is slow when
+memory bandwidth is the limit. Other runtimes do not have these operators: they read model.onnx.
 """
 
 import logging
@@ -17,7 +17,7 @@ DOMAIN = "com.microsoft"
 
 
 def fuse(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """A graph of `to_onnx`, fused; what is not recognised stays as it is, with a warning."""
+    """A graph of `to_onnx`, fused. Patterns that are not recognised are kept, with a warning."""
     model = ir.from_proto(proto)
     for name, rules, mark in (
         ("attentions", [pattern.RewriteRule(attention, multi_head_attention)], "Softmax"),
@@ -30,7 +30,7 @@ def fuse(proto: onnx.ModelProto) -> onnx.ModelProto:
         before = count(model, mark)
         pattern.RewriteRuleSet(rules).apply_to_model(model)
         if left := count(model, mark):
-            log.warning("%d of %d %s are not fused: torch exports them in another form", left, before, name)
+            log.warning("%d of %d %s are not fused, because torch exports them in another form", left, before, name)
     model.opset_imports[DOMAIN] = 1
     return ir.to_proto(model)
 

@@ -1,8 +1,8 @@
-"""The same graph in fp16 or bf16, for GPUs. Inputs and outputs stay what they are.
+"""The graph in fp16 or bf16, for GPUs, with the same inputs and outputs.
 
 Both start from the float32 graphs of `to_onnx` and `fuse`, so a model directory is enough. The matrix products of the
-blocks, and with them nearly all of the work, are done in the small type; the islands stay in float32. Which are worth
-it was measured (docs/precision.md): each lowers the error, but for the softmax, which changes nothing, since the
+blocks, nearly all of the work, are computed in the half type. An island is a part of the graph that stays in float32.
+The islands were chosen by measurement (docs/precision.md): each lowers the error except the softmax, because the
 products before and after it round anyway.
 """
 
@@ -19,7 +19,7 @@ from export.graph.onnx_graph import Graph, Loader, rebuilt
 from export.graph.weights import dtype_of, onnx_type
 
 HALVES = tuple(name for name, row in PRECISIONS.items() if row.arithmetic == "half")
-PARTS = ("conditioning", "norms", "softmax", "residual", "heads")  # what can be an island, see `Graph.find_parts`
+PARTS = ("conditioning", "norms", "softmax", "residual", "heads")  # candidates for islands, see `Graph.find_parts`
 ISLANDS = frozenset(PARTS) - {"softmax"}
 Weights = Mapping[str, NDArray[np.float32]]
 
@@ -27,20 +27,20 @@ Weights = Mapping[str, NDArray[np.float32]]
 def to_half(
     proto: onnx.ModelProto, precision: str, weights: Path, islands: Collection[str] = ISLANDS
 ) -> onnx.ModelProto:
-    """The graph with the matrix products of the blocks in fp16 or bf16, and what is in no island too.
+    """The graph with everything outside the islands, above all the blocks' matrix products, in fp16 or bf16.
 
-    weights: the safetensors file that the new graph shall point into, beside which it will lie; it holds each weight as
-    `half_weights` gives it. A Cast stands wherever a value crosses a border.
+    weights: the safetensors file, written from `half_weights`, that the new graph points into and lies next to. A value
+    that crosses the edge of an island passes through a Cast.
     """
     half, graph = onnx_type(precision), Graph(proto)
     floats, ends = graph.floats(), {value.name for value in proto.graph.output}
     loader = Loader(graph, weights)
     nodes: list[NodeProto] = []
     halved: set[str] = set()  # values that are half in the new graph
-    crossed: dict[str, str] = {}
+    crossed: dict[str, str] = {}  # value -> the same value in its other type
 
     def cross(name: str, to_half: bool) -> str:
-        """The value `name` in the wanted type."""
+        """The value `name` in half (or not), through a Cast if it has the other type."""
         if name in graph.weights:
             return loader.load(name, half if to_half else TensorProto.FLOAT)
         if name not in floats or (name in halved) == to_half:
@@ -63,10 +63,10 @@ def to_half(
 
 
 def emulated(proto: onnx.ModelProto, precision: str) -> onnx.ModelProto:
-    """A graph of `to_half` for a CPU: each half operator computes in float32 and its result is rounded.
+    """A graph of `to_half` that a CPU runs: each half operator computes in float32 and its result is rounded.
 
-    That is what a GPU does, whose matrix products sum in float32. ONNX Runtime's CPU has no bf16 operators; its fp16
-    operators are float32 ones whose results it does not round where the next operator is one of them too.
+    GPUs do the same: their matrix products sum in float32. On the CPU, ONNX Runtime has no bf16 operators, and it runs
+    fp16 operators in float32 without rounding between two of them.
     """
     half = onnx_type(precision)
     nodes: list[NodeProto] = []
@@ -91,9 +91,9 @@ def emulated(proto: onnx.ModelProto, precision: str) -> onnx.ModelProto:
 
 
 def half_weights(state: Weights, precision: str, products: Collection[str]) -> dict[str, NDArray[np.generic]]:
-    """What a graph of `to_half` reads: the weights of the blocks' products in its type, all others in fp16.
+    """The weights that a graph of `to_half` reads: those of the blocks' products in its type, all others in fp16.
 
-    All others: bf16 would round them eight times as coarsely, and they are used in float32.
+    The others are used in float32, and bf16 would round them eight times as coarsely.
     """
     kind = dtype_of(precision)
     return {name: array.astype(kind if name in products else np.float16, copy=False) for name, array in state.items()}

@@ -1,4 +1,4 @@
-"""The same graph with integer matrix products, for CPUs. Inputs and outputs stay what they are."""
+"""The graph with integer matrix products, for CPUs, with the same inputs and outputs."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -11,16 +11,17 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from export.graph.fuse import DOMAIN
 from export.graph.onnx_graph import Graph, Loader, rebuilt
 
-LEAST = np.float32(1e-30)  # of a scale: a token of zeros stays one
+LEAST = np.float32(1e-30)  # smallest scale, so that a token of zeros stays zero
 Weights = Mapping[str, NDArray[np.float32]]
 
 
 def scale_of(name: str) -> str:
+    """The name of a quantised weight's scales."""
     return f"{name}:scale"
 
 
 def int8_weights(state: Weights, quantised: Collection[str]) -> dict[str, NDArray[np.generic]]:
-    """int8 with one scale for each output channel, symmetric; weights that are not quantised in fp16."""
+    """Weights in int8, symmetric, with one scale for each output channel; those that are not quantised in fp16."""
     stored: dict[str, NDArray[np.generic]] = {}
     for name, array in state.items():  # [out, in]
         if name in quantised:
@@ -35,11 +36,11 @@ def int8_weights(state: Weights, quantised: Collection[str]) -> dict[str, NDArra
 def to_int8(proto: onnx.ModelProto, weights: Path, quantised: Collection[str]) -> onnx.ModelProto:
     """The graph of `fuse` with integer products where the weight is in `quantised`; the rest computes in float32.
 
-    weights: the safetensors file, written from `int8_weights`, that the new graph shall point into.
+    weights: the safetensors file, written from `int8_weights`, that the new graph points into.
 
-    Activations are quantised on the way with a scale for each token, from its largest channel: one scale for the whole
-    tensor, as ONNX Runtime's own DynamicQuantizeMatMul takes it, would let a row's neighbours change its result. They
-    are uint8 around 128 and the weights int8, which is what the instructions of x86 (VNNI) multiply.
+    Activations are quantised with one scale for each token, from its largest channel. One scale for the whole tensor,
+    as in ONNX Runtime's DynamicQuantizeMatMul, would let a row's neighbours change its result. Activations are uint8
+    around 128 and weights int8, the types that the instructions of x86 (VNNI) multiply.
     """
     graph = Graph(proto)
     loader, quantiser = Loader(graph, weights), Quantiser(proto)
@@ -59,7 +60,7 @@ def to_int8(proto: onnx.ModelProto, weights: Path, quantised: Collection[str]) -
 
 
 class Quantiser:
-    """Makes the nodes of integer products, and the constants that they share."""
+    """Nodes of integer products, and the constants that they share."""
 
     def __init__(self, proto: onnx.ModelProto) -> None:
         (latents,) = (value for value in proto.graph.input if value.name == "denoise_latents")  # [M, L, C]

@@ -1,4 +1,4 @@
-"""An exported graph as the passes of `precision` and `int8` see it: its weights, its parts, and how to rebuild it."""
+"""An exported graph for the passes `half` and `int8`: its weights, its parts, and its reconstruction."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +12,10 @@ NORMS = ("Pow", "ReduceMean", "Sqrt", "Reciprocal", "SimplifiedLayerNormalizatio
 
 
 class Graph:
-    """A graph of `to_onnx` as the passes see it.
+    """A graph of `to_onnx` or `fuse`, taken apart.
 
-    weights: value -> (name of the stored weight, whether it is transposed on the way). parts: node -> part; "product"
-    for the matrix products of the blocks and what lies between them.
+    weights: value -> (name of the stored weight, whether it is transposed). parts: first output of a node -> part;
+    "product" stands for the matrix products of the blocks and the operators between them.
     """
 
     def __init__(self, proto: onnx.ModelProto) -> None:
@@ -45,7 +45,7 @@ class Graph:
         return value in self.weights and self.weights[value][0].startswith("blocks.")
 
     def is_product(self, node: NodeProto) -> bool:
-        """A matrix product of a block: with a weight of it, or of the attention."""
+        """Whether a node is a matrix product of a block: by one of its weights, or of the attention."""
         if node.op_type == "MultiHeadAttention":
             return True
         return node.op_type == "MatMul" and (node.input[1] in self.producers or self.is_block_weight(node.input[1]))
@@ -85,7 +85,7 @@ class Graph:
         return found
 
     def reaching_products(self) -> set[str]:
-        """Values from which a product comes, products included."""
+        """Values that a product depends on, and the products themselves."""
         found: set[str] = set()
         for node in reversed(self.nodes):
             if self.is_product(node) or found.intersection(node.output):
@@ -93,7 +93,7 @@ class Graph:
         return found
 
     def floats(self) -> set[str]:
-        """The values of type float32. Every operator but Cast and Shape passes the type of its first input on."""
+        """The values of type float32. Every operator except Cast and Shape has the type of its first input."""
         types = {value.name: value.type.tensor_type.elem_type for value in self.proto.graph.input}
         types |= {name: tensor.data_type for name, tensor in self.constants.items()}
         types |= dict.fromkeys(self.weights, TensorProto.FLOAT)
@@ -108,7 +108,7 @@ class Graph:
 
 
 class Loader:
-    """Makes the nodes that bring stored weights into the graph."""
+    """Nodes that bring stored weights into a graph. weights: the safetensors file next to the graph."""
 
     def __init__(self, graph: Graph, weights: Path) -> None:
         self.graph, self.file, self.places = graph, weights.name, stored_tensors(weights)
@@ -117,13 +117,13 @@ class Loader:
         self.done: set[str] = set()
 
     def store(self, name: str) -> str:
-        """The stored tensor `name` as a value, as it lies in the file."""
+        """The value of the stored tensor `name`, unchanged."""
         dtype, shape, offset, length = self.places[name]
         self.stored[name] = external(STORED + name, dtype, shape, self.file, offset, length)
         return STORED + name
 
     def load(self, value: str, kind: int) -> str:
-        """What `value` was in the float32 graph, in the wanted type."""
+        """The weight `value` of the float32 graph in the ONNX type `kind`. Returns the name of the value."""
         name, transposed = self.graph.weights[value]
         if value not in self.done:
             self.done.add(value)
@@ -140,7 +140,7 @@ class Loader:
 
 
 def rebuilt(proto: onnx.ModelProto, nodes: Sequence[NodeProto], tensors: Sequence[TensorProto]) -> onnx.ModelProto:
-    """`proto` with other nodes and tensors. The types and shapes between them are left for the reader to infer."""
+    """`proto` with other nodes and tensors. Readers infer the types and shapes between them."""
     new = onnx.ModelProto()
     new.CopyFrom(proto)
     for field in (new.graph.node, new.graph.initializer, new.graph.value_info):
@@ -152,7 +152,7 @@ def rebuilt(proto: onnx.ModelProto, nodes: Sequence[NodeProto], tensors: Sequenc
 
 
 def block_products(proto: onnx.ModelProto) -> set[str]:
-    """The stored weights that the products of the blocks read."""
+    """Names of the stored weights that the products of the blocks read."""
     graph = Graph(proto)
     return {
         graph.weights[node.input[1]][0]

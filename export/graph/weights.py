@@ -1,7 +1,7 @@
 """Weights on disk: safetensors files, and ONNX tensors that point into them.
 
 Weights lie on disk once: a tensor of a graph points into the safetensors file, through a Cast where they are stored as
-float16 and a Transpose where the exporter wants them the other way round. ONNX Runtime folds both when it loads.
+float16 and a Transpose where the exporter has them transposed. ONNX Runtime folds both when it loads.
 """
 
 import json
@@ -87,7 +87,7 @@ def key_of(array: NDArray[np.generic]) -> bytes:
 
 
 def external(name: str, dtype: int, shape: list[int], location: str, offset: int, length: int) -> TensorProto:
-    """An ONNX tensor whose bytes lie in the file `location`, beside the graph."""
+    """An ONNX tensor whose bytes lie in the file `location`, next to the graph."""
     tensor = TensorProto(name=name, data_type=dtype, dims=shape, data_location=TensorProto.EXTERNAL)
     for key, value in (("location", location), ("offset", offset), ("length", length)):
         tensor.external_data.add(key=key, value=str(value))

@@ -30,7 +30,7 @@ from tests.support.processor import needs_int8
 def test_the_model_directory_is_complete(tiny_dir):
     files = {"config.json", "model.safetensors", "model.onnx", "model.ort.onnx", "card.md"}
     assert {file.name for file in tiny_dir.iterdir()} == files
-    assert {file.stat().st_mode & 0o444 for file in tiny_dir.iterdir()} == {0o444}, "a server may be another user"
+    assert {file.stat().st_mode & 0o444 for file in tiny_dir.iterdir()} == {0o444}, "a server may run as another user"
     model = read_model_dir(tiny_dir)
     assert model.name == "tiny"
     assert model.config.trained_classes == (1, 207, 950)
@@ -56,10 +56,10 @@ def test_the_graph_has_the_promised_signature_and_shares_the_weights(demo_dir):
     assert inline < 100_000
     onnx.checker.check_model(str(demo_dir / "model.onnx"))
     text = (demo_dir / "model.onnx").read_bytes()
-    assert b"/site-packages/" not in text, "no paths of the machine that exported"
+    assert b"/site-packages/" not in text, "no paths of the exporting machine"
 
 
-def test_onnxruntime_gets_its_own_operators_and_others_the_plain_graph(demo_dir):
+def test_the_fused_graph_has_onnxruntimes_operators_and_the_plain_graph_none(demo_dir):
     def operators(file):
         graph = onnx.load(demo_dir / file, load_external_data=False).graph
         return {(node.domain, node.op_type) for node in graph.node}
@@ -134,7 +134,7 @@ def test_verify_notices_a_wrong_engine(tiny_dir):
     assert report.dependent_rows > 0
 
 
-# Only what changed, at once or not at all.
+# Incremental and atomic updates.
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def retrained(checkpoint, tmp_path):
 
 @contextlib.contextmanager
 def stopping():
-    """What main does of an interrupt."""
+    """The part of main that handles interrupts."""
     with Stoppable():
         try:
             yield
@@ -226,7 +226,7 @@ def test_a_directory_without_graphs_gets_them(directory):
     assert "One network" in (directory / "card.md").read_text()
 
 
-def test_the_default_folder_is_beside_the_checkpoint_and_is_said(checkpoint, tmp_path, caplog):
+def test_the_default_folder_is_next_to_the_checkpoint_and_is_logged(checkpoint, tmp_path, caplog):
     caplog.set_level("INFO", "export")
     (tmp_path / "run").mkdir()
     shutil.copyfile(checkpoint, tmp_path / "run/checkpoint.pt")
@@ -235,7 +235,7 @@ def test_the_default_folder_is_beside_the_checkpoint_and_is_said(checkpoint, tmp
     assert read_model_dir(tmp_path / "run/model").name == "run"
 
 
-def test_a_full_disk_leaves_what_was_there(directory, retrained):
+def test_a_full_disk_leaves_the_old_files(directory, retrained):
     before = contents(directory)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     size = (directory / "model.safetensors").stat().st_size
@@ -253,7 +253,7 @@ def test_a_full_disk_leaves_what_was_there(directory, retrained):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_leaves_what_was_there(directory, retrained, number):
+def test_an_interrupt_leaves_the_old_files(directory, retrained, number):
     before = contents(directory)
     timer = threading.Timer(1, os.kill, (os.getpid(), number))
     timer.start()
@@ -266,7 +266,7 @@ def test_an_interrupt_leaves_what_was_there(directory, retrained, number):
 
 
 NAMES = ["model.safetensors", "model.onnx", "model.fp16.onnx", "card.md", "config.json"]
-MOVES = 1 + 2 * (len(NAMES) - 1) + 1 + 1  # config.json away, old away and new in place, an obsolete file, config.json
+MOVES = 1 + 2 * (len(NAMES) - 1) + 1 + 1  # config.json away; old away, new in place; an obsolete file away; config.json
 
 
 def fill(folder, version, names=NAMES):
@@ -276,7 +276,7 @@ def fill(folder, version, names=NAMES):
 
 
 def version_of(folder):
-    """old or new where all that is loaded is of one export; None where there is no config.json."""
+    """old or new, which all loaded files must agree on; None without config.json."""
     if not (folder / "config.json").exists():
         return None
     versions = {(folder / name).read_text().split()[0] for name in NAMES}
@@ -293,7 +293,7 @@ count, last, replace = 0, int(sys.argv[2]), os.replace
 def dying(*names):
     global count
     if count == last:
-        os._exit(9)  # as kill -9: no handler, no finally
+        os._exit(9)  # like kill -9: no handler, no finally
     count += 1
     replace(*names)
 os.replace = dying
@@ -315,7 +315,7 @@ def test_a_death_at_any_move_leaves_no_mixture(tmp_path):
     assert [process.wait() for process in processes] == [9] * MOVES + [0]
     found = [version_of(tmp_path / str(last)) for last in range(MOVES + 1)]
     assert found == ["old"] + [None] * (MOVES - 1) + ["new"]
-    for last in range(MOVES + 1):  # and the next export repairs it and clears away what was left
+    for last in range(MOVES + 1):  # the next export repairs it and removes the leftovers
         with drafting(tmp_path / str(last)) as draft:
             fill(draft, "new")
             commit(draft, tmp_path / str(last), NAMES, ["model.int8.onnx"])
@@ -359,7 +359,7 @@ def test_an_interrupt_waits_for_the_moves(tmp_path, monkeypatch):
 
 
 def test_an_interrupt_that_python_lost_still_stops(directory, retrained, monkeypatch):
-    """Raised in the destructor of something, where Python prints it and goes on."""
+    """It is raised in a destructor, where Python prints it and continues."""
     before = contents(directory)
 
     class Dying:
@@ -377,7 +377,7 @@ def test_an_interrupt_that_python_lost_still_stops(directory, retrained, monkeyp
     assert contents(directory) == before
 
 
-def test_two_exports_to_one_directory_do_not_meet(directory):
+def test_two_exports_to_one_directory_exclude_each_other(directory):
     with drafting(directory), pytest.raises(SystemExit, match="another dsd-export is writing"):
         main([str(directory), "--precision", "int8"])
 
@@ -413,7 +413,7 @@ def test_an_engine_refuses_a_mixture_and_a_directory_that_changes(directory, tmp
         (["--store", "fp16"], "--store and --notes are for checkpoints"),
     ],
 )
-def test_what_a_directory_cannot_have_is_refused(directory, arguments, named):
+def test_options_that_do_not_fit_a_directory_are_refused(directory, arguments, named):
     before = stamps(directory)
     with pytest.raises(SystemExit, match=named):
         main([str(directory), *arguments])
@@ -425,7 +425,7 @@ def test_an_untrained_preset_needs_a_folder():
         main(["--untrained", "demo"])
 
 
-def test_without_tensorrt_a_sentence_before_the_work(directory, monkeypatch):
+def test_without_tensorrt_a_sentence_comes_before_the_work(directory, monkeypatch):
     monkeypatch.setitem(sys.modules, "export.tensorrt.plans", None)
     before = stamps(directory)
     with pytest.raises(SystemExit, match=r"pip install 'dsd-serve\[tensorrt\]'"):

@@ -1,4 +1,4 @@
-"""Every engine is the same network; on the CPU a row's bits do not depend on its company."""
+"""Every engine is the same network; on the CPU a row's bits do not depend on its neighbours."""
 
 import json
 import subprocess
@@ -29,7 +29,7 @@ def engine(model_dir):
 
 @pytest.fixture(scope="module")
 def pool(engine):
-    """Rows of all kinds, and what each gives alone."""
+    """Rows of all kinds, and the output of each alone."""
     rows = mixture(engine.config, (4, 8, 4), seed=1)
     return rows, [engine.run([row])[0] for row in rows]
 
@@ -49,7 +49,7 @@ def test_the_number_of_threads_does_not_matter(model_dir, pool):
 
 
 def test_memory_that_stays_on_the_device_gives_the_same_bits(engine, monkeypatch):
-    """As CUDA is driven, here on the CPU: kept for each mixture, and for no more mixtures than a few."""
+    """The memory binding used on CUDA, here on the CPU: kept for each combination of row counts, up to a limit."""
     monkeypatch.setattr(onnx_engine, "MOST_BINDINGS", 3)
     bound = onnx_engine.BoundSession(engine.session, engine.config, "cpu")
     for seed, counts in enumerate([(1, 0, 0), (0, 3, 0), (2, 3, 1), (0, 3, 0), (0, 1, 1), (0, 0, 2), (1, 0, 0)]):
@@ -67,7 +67,7 @@ def test_onnx_agrees_with_torch(model_dir, engine):
     assert report.passed
 
 
-def test_onnx_agrees_with_torch_on_real_pictures(demo_dir, real_data):
+def test_onnx_agrees_with_torch_on_real_images(demo_dir, real_data):
     """Encode, denoise and decode rows of the demo model, from photographs: 1e-4 on latents, 1 grey level on pixels."""
     ours, reference = load_engine("onnx", demo_dir), load_engine("torch", demo_dir)
     photos = [codec.fit(codec.read_image(path.read_bytes()), 32) for path in sorted(real_data.glob("photos/*.jpg"))]
@@ -115,7 +115,7 @@ def test_broken_files_are_named(tiny_dir, tmp_path):
         with pytest.raises(CheckpointError, match=r"model.safetensors is not the file that config.json was"):
             load_engine(engine, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    del config["artefacts"]  # as older directories are
+    del config["artefacts"]  # like older directories
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=r"model.ort.onnx cannot be loaded"):
         load_engine("onnx", tmp_path)

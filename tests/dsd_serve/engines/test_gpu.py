@@ -1,4 +1,4 @@
-"""What only a GPU can show: `make gpu` runs these. Each says why it is skipped where it cannot run."""
+"""Tests that need a GPU; `make gpu` runs them. A skipped test gives the reason."""
 
 import shutil
 
@@ -65,7 +65,7 @@ def test_a_graph_launch_gives_the_bits_of_a_call_without(planned):
     assert all(np.array_equal(a, b) for a, b in zip(captured, engine.run(rows), strict=True))
 
 
-def test_the_server_draws_with_it(planned):
+def test_the_server_generates_with_it(planned):
     import httpx
 
     directory, precision = planned
@@ -97,5 +97,5 @@ def test_torch_on_cuda_is_the_network(demo_dir):
     ours, reference = load_engine("torch", demo_dir, "cuda"), load_engine("onnx", demo_dir)
     rows = mixture(ours.config, (2, 5, 2), seed=3)
     for row, a, b in zip(rows, ours.run(rows), reference.run(rows), strict=True):
-        limit = 1 if isinstance(row, Decode) else 2e-2  # torch uses TF32 where it is told to, and not here
+        limit = 1 if isinstance(row, Decode) else 2e-2  # torch uses TF32 only where it is enabled, which it is not here
         assert np.abs(a.astype(float) - b).max() <= limit

@@ -5,7 +5,7 @@ from dsd_serve.engines.selftest import batch_invariance, mixture
 from dsd_serve.rows import Decode
 
 
-def test_onnxruntime_gives_the_same_bits_alone_and_in_company(tiny_dir):
+def test_onnxruntime_gives_the_same_bits_alone_and_in_a_mixture(tiny_dir):
     engine = load_engine("onnx", tiny_dir)
     result = batch_invariance(engine, mixture(engine.config, (2, 3, 2), seed=0))
     assert result.holds
@@ -14,7 +14,7 @@ def test_onnxruntime_gives_the_same_bits_alone_and_in_company(tiny_dir):
 
 
 class Leaky:
-    """An engine whose rows see their neighbours, as TensorRT has been seen to do it."""
+    """An engine whose rows depend on their neighbours, as observed with TensorRT."""
 
     def __init__(self, engine):
         self.engine, self.config = engine, engine.config
@@ -28,7 +28,7 @@ class Leaky:
         ]
 
 
-def test_rows_that_see_their_neighbours_are_counted_and_measured(tiny_dir):
+def test_rows_that_depend_on_their_neighbours_are_counted_and_measured(tiny_dir):
     engine = Leaky(load_engine("onnx", tiny_dir))
     result = batch_invariance(engine, mixture(engine.config, (1, 2, 1), seed=0))
     assert (result.num_rows, result.dependent_rows) == (4, 3)

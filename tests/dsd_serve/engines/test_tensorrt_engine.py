@@ -1,4 +1,4 @@
-"""The TensorRT engine around TensorRT: buffers, padding, graphs, manifests and checks, on a simulated GPU."""
+"""The TensorRT engine's own part: buffers, padding, graphs, manifests and checks, on a simulated GPU."""
 
 import dataclasses
 import json
@@ -102,7 +102,7 @@ def test_outputs_are_the_callers_own(engine):
     assert np.array_equal(first, kept)
 
 
-def test_what_cannot_be_captured_runs_without_a_graph(directory, cuda, tiny_dir, monkeypatch):
+def test_a_stream_that_cannot_be_captured_runs_without_a_graph(directory, cuda, tiny_dir, monkeypatch):
     from tests.support.gpu_double import Context
 
     monkeypatch.setattr(Context, "is_stream_capturable", lambda self, stream: False, raising=False)
@@ -120,9 +120,13 @@ def test_a_failing_call_names_itself(engine, cuda, monkeypatch):
         engine.run(mixture(engine.config, (0, 1, 0), seed=0))
 
 
-def test_it_says_what_runs(engine):
-    told = engine.describe()
-    assert (told["engine"], told["device"], told["provider"]) == ("tensorrt", "cuda:0", "tensorrt on Double 1")
+def test_describe_names_the_library_and_the_gpu(engine):
+    described = engine.describe()
+    assert (described["engine"], described["device"], described["provider"]) == (
+        "tensorrt",
+        "cuda:0",
+        "tensorrt on Double 1",
+    )
 
 
 @pytest.mark.parametrize(
@@ -142,7 +146,7 @@ def test_it_says_what_runs(engine):
         ({"rows": (0, 8)}, "does not describe a plan"),
     ],
 )
-def test_a_plan_that_does_not_fit_is_refused_with_what_to_do(directory, cuda, changes, words):
+def test_a_plan_that_does_not_fit_is_refused_with_a_fix(directory, cuda, changes, words):
     put_plan(directory, **changes)
     with pytest.raises((CheckpointError, EngineUnavailableError), match=words) as refusal:
         load_engine("tensorrt", directory, "cuda")
@@ -159,7 +163,7 @@ def test_a_plan_that_does_not_fit_is_refused_with_what_to_do(directory, cuda, ch
         {"library_version": "11.3.9", "version_compatible": True},
     ],
 )
-def test_a_plan_that_is_for_more_than_one_machine_is_taken(directory, cuda, changes):
+def test_a_plan_for_more_than_one_machine_is_loaded(directory, cuda, changes):
     put_plan(directory, **changes)
     load_engine("tensorrt", directory, "cuda")
 
@@ -184,12 +188,12 @@ def test_missing_and_damaged_files_are_named(directory, cuda, damage, words):
         load_engine("tensorrt", directory, "cuda")
 
 
-def test_a_plan_that_tensorrt_does_not_take(directory, cuda):
+def test_a_plan_that_tensorrt_rejects(directory, cuda):
     plan = put_plan(directory)
     plan.write_bytes(b"no plan")
     put = dataclasses.replace(read_manifest(plan), plan=sha256(plan))
     manifest_path(plan).write_text(put.to_json())
-    with pytest.raises(CheckpointError, match="does not take this plan on Double 1"):
+    with pytest.raises(CheckpointError, match="rejects this plan on Double 1"):
         load_engine("tensorrt", directory, "cuda")
 
 
@@ -198,16 +202,16 @@ def test_a_plan_that_tensorrt_does_not_take(directory, cuda):
     [
         ("cpu", 1, "device must be cuda or cuda:N, got 'cpu'"),
         ("cuda:x", 1, "device must be cuda or cuda:N"),
-        ("cuda:1", 1, "this machine has 1, counted from cuda:0"),
+        ("cuda:1", 1, "this machine has 1, numbered from cuda:0"),
         ("cuda", 0, "needs an NVIDIA GPU and its driver"),
     ],
 )
-def test_a_device_that_is_not_there(device, count, words):
+def test_a_missing_device(device, count, words):
     with pytest.raises(EngineUnavailableError, match=words):
         find_gpu(Cuda(count=count), device)
 
 
-def test_a_library_that_is_not_there(directory, monkeypatch):
+def test_a_missing_library(directory, monkeypatch):
     with pytest.raises(EngineUnavailableError, match=r"tensorrt cannot be imported .* install NVIDIA's tensorrt"):
         load_engine("tensorrt", directory, "cuda")
 
@@ -304,7 +308,7 @@ def test_a_plan_that_fails_its_checks_is_removed(directory, cuda, monkeypatch):
         (["--check", "--device", "cpu"], "device must be cuda or cuda:N, got 'cpu'"),
     ],
 )
-def test_what_cannot_be_checked_is_said(directory, cuda, arguments, words):
+def test_checks_that_cannot_run_are_refused(directory, cuda, arguments, words):
     with pytest.raises(SystemExit, match=words):
         main([str(directory), *arguments])
     assert plan_path(directory, "fp32").exists()

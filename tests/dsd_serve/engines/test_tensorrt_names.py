@@ -1,4 +1,4 @@
-"""Every name of TensorRT that we use is there: in NVIDIA's own bindings of both versions, and in tensorrt_rtx."""
+"""Every TensorRT name that we use exists, in both versions of NVIDIA's own bindings and in tensorrt_rtx."""
 
 import ast
 import functools
@@ -13,7 +13,7 @@ from tests.support.data import ROOT
 
 FILES = ("dsd_serve/engines/tensorrt_engine.py", "export/tensorrt/compile.py", "export/tensorrt/plans.py")
 VERSIONS = ("11.4.0.106", "10.16.1.11")
-# What our variables hold.
+# The classes of our variables.
 CLASSES = {
     "builder": "Builder",
     "network": "INetworkDefinition",
@@ -29,18 +29,18 @@ CLASSES = {
     "inspector": "EngineInspector",
     "cache": "ITimingCache",
 }
-# Asked for with hasattr first, or used only where `ComputeCapability` is.
+# Tested with hasattr first, or used only where `ComputeCapability` exists.
 OF_RTX = {
     ("trt", "ComputeCapability"),
     ("IBuilderConfig", "num_compute_capabilities"),
     ("IBuilderConfig", "set_compute_capability"),
 }
-IN_PYTHON = {"nptype"}  # of the package around the bindings, in both versions
+IN_PYTHON = {"nptype"}  # defined by the package around the bindings, in both versions
 
 
 @functools.cache
 def used():
-    """(class or "trt", name) of every use in our files."""
+    """(class or "trt", name) for every use in our files."""
     found = set()
     for file in FILES:
         for node in ast.walk(ast.parse((ROOT / file).read_text())):

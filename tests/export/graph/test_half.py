@@ -1,4 +1,4 @@
-"""The graphs in fewer bits: what they compute, how they are chosen, what is refused."""
+"""Graphs in fewer bits: their outputs, their choice, and refusals."""
 
 import json
 import subprocess
@@ -129,8 +129,8 @@ def test_int8_rows_do_not_depend_on_their_neighbours(int8, chosen):
 
 
 @needs_int8
-def test_a_scale_for_the_whole_tensor_is_found_out(directory, tmp_path):
-    """The self-test must notice what int8 is usually done with: one scale for all rows of a call."""
+def test_one_scale_for_the_whole_tensor_fails_the_self_test(directory, tmp_path):
+    """The self-test must notice the usual int8 quantisation, with one scale for all rows of a call."""
     for file in directory.glob("*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     proto = onnx.load(tmp_path / "model.int8.ort.onnx", load_external_data=False)
@@ -171,7 +171,7 @@ def test_parts_are_found_and_every_part_exists(directory):
 
 
 def test_islands_lower_the_error(demo_dir, tmp_path):
-    """With all of them bf16 is several times nearer to float32 than with none; the softmax is not worth one."""
+    """With islands bf16 is several times closer to float32 than without; one for the softmax does not help."""
     model, reference = read_model_dir(demo_dir), load_engine("onnx", demo_dir)
     proto = onnx.load(demo_dir / "model.onnx", load_external_data=False)
     weights = tmp_path / "half.safetensors"
@@ -188,7 +188,7 @@ def test_islands_lower_the_error(demo_dir, tmp_path):
 @pytest.mark.parametrize(
     ("precision", "least"), [("fp16", 40), ("bf16", 25), pytest.param("int8", 20, marks=needs_int8)]
 )
-def test_pictures_after_fifty_steps(demo_copy, precision, least):
+def test_images_after_fifty_steps(demo_copy, precision, least):
     model = read_model_dir(demo_copy)
     with numerics(model, precision) as engine:
         ours = pictures(engine, model, 5, 2)
@@ -204,7 +204,7 @@ def test_fp16_runs_on_a_cpu(directory):
     assert verify(engine, load_engine("onnx", directory), "fp16").passed
 
 
-def test_what_cannot_be_is_refused_in_a_sentence(directory, tiny_dir):
+def test_impossible_combinations_are_refused_in_a_sentence(directory, tiny_dir):
     for precision, named in (
         ("bf16", "runs bf16 on cuda, and the device is cpu; use --precision fp32, fp16 or int8, or --device cuda"),
         ("fp8", "must be one of fp32, fp16, bf16, int8, got 'fp8'"),
@@ -223,7 +223,7 @@ def test_what_cannot_be_is_refused_in_a_sentence(directory, tiny_dir):
 
 @needs_int8
 def test_a_cpu_whose_products_overflow_is_refused():
-    """The graph in the engine is what onnx makes; sums that saturate, as on x86 without VNNI, are noticed."""
+    """onnx builds the same bytes as the engine's constant; saturating sums, as on x86 without VNNI, are noticed."""
     tensors = [
         helper.make_tensor_value_info(name, kind, None)
         for name, kind in (("a", TensorProto.UINT8), ("b", TensorProto.INT8), ("y", TensorProto.INT32))
@@ -246,7 +246,7 @@ def test_a_cpu_whose_products_overflow_is_refused():
 
 
 @needs_int8
-def test_a_server_serves_a_precision_and_says_so(directory):
+def test_a_server_serves_a_precision_and_reports_it(directory):
     import httpx
 
     running = Server("--model", str(directory), "--precision", "int8")
@@ -260,7 +260,7 @@ def test_a_server_serves_a_precision_and_says_so(directory):
         assert running.stop() == 0
 
 
-def test_a_server_without_that_precision_says_what_makes_it(tiny_dir):
+def test_a_server_without_the_precision_names_the_command_that_makes_it(tiny_dir):
     command = [sys.executable, "-m", "server.main", "--model", str(tiny_dir), "--precision", "int8", "--port", "0"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode != 0
@@ -268,7 +268,7 @@ def test_a_server_without_that_precision_says_what_makes_it(tiny_dir):
     assert "Traceback" not in done.stderr
 
 
-def test_the_three_graphs_of_one_role_compute_what_the_one_does(directory, tmp_path):
+def test_the_graphs_split_by_role_compute_the_same_as_the_single_one(directory, tmp_path):
     graphs = network_memory.split(directory, tmp_path)
     one = network_memory.measure(directory, [directory / "model.ort.onnx"], {})
     three = network_memory.measure(directory, graphs, {})

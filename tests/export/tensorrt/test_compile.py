@@ -26,7 +26,7 @@ def built(tiny_dir, tmp_path_factory):
     return target
 
 
-def test_each_precision_has_a_plan_and_a_manifest_that_says_what_it_is(built):
+def test_each_precision_has_a_plan_and_a_manifest(built):
     for precision, name, graph, products in (
         ("fp32", "model.plan", "model.onnx", "FLOAT"),
         ("fp16", "model.fp16.plan", "model.fp16.onnx", "HALF"),
@@ -56,7 +56,7 @@ def test_the_demo_model_has_plans(demo_dir, tmp_path):
     shutil.copytree(demo_dir, target)
     main([str(target), "--trt", "--precision", "fp32", "fp16"])
     sizes = {precision: plan_path(target, precision).stat().st_size for precision in ("fp32", "fp16")}
-    assert sizes["fp32"] - sizes["fp16"] > 4e6, sizes  # beside the weights, 3.2M, a plan holds code
+    assert sizes["fp32"] - sizes["fp16"] > 4e6, sizes  # besides 3.2M weights a plan holds code
     assert read_manifest(plan_path(target, "fp16")).made_from["model.fp16.onnx"] == sha256(target / "model.fp16.onnx")
 
 
@@ -84,23 +84,23 @@ def test_targets_and_versions_are_built_for_and_recorded(built):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"targets": ("8.9", "9.0")}, r"--targets of tensorrt_rtx are among 7\.5, .*; got '9\.0'"),
+        ({"targets": ("8.9", "9.0")}, r"--targets of tensorrt_rtx must be among 7\.5, .*; got '9\.0'"),
         ({"hardware": "same"}, "--hardware and --timing-cache are for tensorrt"),
         ({"hardware": "all"}, r"--hardware must be one of this, same, ampere\+, got 'all'"),
     ],
 )
-def test_options_that_the_library_does_not_have_are_refused_before_the_work(built, options, words):
+def test_options_that_the_library_lacks_are_refused_before_the_work(built, options, words):
     before = (built / "model.plan").stat().st_mtime_ns
     with pytest.raises(EngineUnavailableError, match=words):
         build(built, "fp32", BuildOptions(**options))
     assert (built / "model.plan").stat().st_mtime_ns == before
 
 
-def test_new_weights_take_the_plans_of_the_old_ones_away(built, checkpoint, tmp_path):
+def test_new_weights_remove_the_plans_of_the_old_ones(built, checkpoint, tmp_path):
     target = tmp_path / "model"
     shutil.copytree(built, target)
     main([str(target), "--name", "renamed"])
-    assert (target / "model.plan").exists(), "a name is in no plan"
+    assert (target / "model.plan").exists(), "plans do not contain the name"
     main([str(checkpoint), "-o", str(target), "--store", "fp32"])
     assert not list(target.glob("*.plan*"))
     assert (built / "model.plan").exists()
@@ -119,7 +119,7 @@ def test_only_what_changed_is_built_again(built, caplog):
     assert manifest_path(built / "model.plan").exists()
 
 
-def test_a_graph_that_is_not_what_its_name_says_is_refused(built):
+def test_a_graph_in_another_precision_is_refused(built):
     _, types = compile_graph(find_library(), built / "model.onnx")
     with pytest.raises(CheckpointError, match="the network is not in fp16"):
         check_types("fp16", types)
