@@ -8,7 +8,7 @@ UPLOAD = "/gradio_api/upload"
 UPLOAD_PROGRESS = "/gradio_api/upload_progress"
 FILE = "/gradio_api/file="
 
-# First segments of the paths that a server with the page mounted beside its API hands to the page.
+# First segments of the paths that a server hands to the page when it mounts it.
 FIRST_SEGMENTS = frozenset(
     ("", "assets", "config", "favicon.ico", "gradio_api", "login", "logout", "manifest.json", "pwa_icon", "robots.txt",
      "static", "studio", "svelte", "theme.css")

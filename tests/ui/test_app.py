@@ -93,41 +93,41 @@ def test_the_page_s_own_events_cannot_be_called_by_name(gradio):
 
 
 def test_the_page_does_not_change_the_api(page_url, http):
-    with httpx.Client(base_url=page_url, timeout=30) as beside:
-        assert "text/html" in beside.get("/").headers["content-type"]
+    with httpx.Client(base_url=page_url, timeout=30) as client:
+        assert "text/html" in client.get("/").headers["content-type"]
         for path in ("/health/ready", "/classes", "/openapi.json", "/nothing", "/generate?class=207&seed=1&n=9"):
-            ours, theirs = beside.get(path), http.get(path)
+            ours, theirs = client.get(path), http.get(path)
             assert (ours.status_code, ours.headers["content-type"]) == (
                 theirs.status_code,
                 theirs.headers["content-type"],
             )
-        assert beside.delete("/generate").status_code == 405
-        assert beside.get("/studio/state").json()["up"] is True
-        assert beside.get("/studio/class/207.png").headers["content-type"] == "image/png"
-        assert beside.get("/studio/class/5.png").status_code == 503  # not trained on
+        assert client.delete("/generate").status_code == 405
+        assert client.get("/studio/state").json()["up"] is True
+        assert client.get("/studio/class/207.png").headers["content-type"] == "image/png"
+        assert client.get("/studio/class/5.png").status_code == 503  # not trained on
 
 
 def test_stopped_work_says_so_in_its_last_update(page_url):
     """So that no update still in flight can hide it."""
 
     async def stop_one(http, go, stop, seed):
-        said = []
+        messages = []
         async for message in pressed(http, f"stop-{seed}", go, generate_inputs(seed, n=8, steps=250)):
-            said.append(message)
-            if message["msg"] == "process_generating" and len(said) == 4 + seed:
+            messages.append(message)
+            if message["msg"] == "process_generating" and len(messages) == 4 + seed:
                 body = {"data": [None], "fn_index": stop, "session_hash": f"stop-{seed}"}
                 (await http.post("/gradio_api/run/predict", json=body)).raise_for_status()
-        return said
+        return messages
 
     async def run():
         async with httpx.AsyncClient(base_url=page_url, timeout=60) as http:
             go, stop = await click_of(http, "generate-go"), await click_of(http, "generate-stop")
             return [await stop_one(http, go, stop, seed) for seed in range(4)]
 
-    for said in asyncio.run(run()):
-        assert said[-1]["msg"] == "process_completed"
-        assert said[-1]["success"], said[-1]
-        assert "Stopped" in str(said[-1]["output"]) + str(said[-2]["output"])
+    for messages in asyncio.run(run()):
+        assert messages[-1]["msg"] == "process_completed"
+        assert messages[-1]["success"], messages[-1]
+        assert "Stopped" in str(messages[-1]["output"]) + str(messages[-2]["output"])
     batcher = httpx.get(f"{page_url}/debug/batcher").json()
     assert not batcher["running"]
     assert not batcher["waiting"]

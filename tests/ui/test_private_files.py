@@ -49,8 +49,8 @@ class Page:
 
     def event(self, number: int, data: list, session: str, **more) -> str:
         """All that the page answers to an event, as text."""
-        asked = {"data": data, "fn_index": number, "session_hash": session, **more}
-        joined = self.http.post("/gradio_api/queue/join", json=asked)
+        body = {"data": data, "fn_index": number, "session_hash": session, **more}
+        joined = self.http.post("/gradio_api/queue/join", json=body)
         if joined.status_code != 200:
             return joined.text
         lines = []
@@ -162,8 +162,8 @@ def test_no_event_opens_a_file_that_its_session_did_not_upload(page):
 @pytest.mark.parametrize("route", ["run/predict", "call/inspect", "call/reconstruct"])
 def test_other_routes_to_an_event_are_closed_too(page, route):
     for number, path in enumerate(page.hostile_paths()):
-        asked = {"data": [file(path)], "fn_index": page.named("inspect"), "session_hash": f"way{number}"}
-        answer = page.http.post(f"/gradio_api/{route}", json=asked)
+        body = {"data": [file(path)], "fn_index": page.named("inspect"), "session_hash": f"way{number}"}
+        answer = page.http.post(f"/gradio_api/{route}", json=body)
         text = answer.text
         if route.startswith("call") and answer.status_code == 200:
             text = page.http.get(f"/gradio_api/{route}/{answer.json()['event_id']}").text
@@ -242,8 +242,8 @@ def test_writing_routes_of_gradio_that_the_page_does_not_need_are_closed(page):
 )
 def test_pages_of_other_sites_may_not_send_events(page, headers, status):
     headers = {name: value.format(own=page.url) for name, value in headers.items()}
-    asked = {"data": ["retriever"], "fn_index": page.named("classes"), "session_hash": "site"}
-    answer = page.http.post("/gradio_api/queue/join", json=asked, headers=headers)
+    body = {"data": ["retriever"], "fn_index": page.named("classes"), "session_hash": "site"}
+    answer = page.http.post("/gradio_api/queue/join", json=body, headers=headers)
     assert answer.status_code == status
     if status == 403:
         assert "its own pages only" in answer.json()["detail"]

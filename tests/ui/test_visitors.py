@@ -103,11 +103,11 @@ def test_hostile_values_for_any_event_get_an_answer_and_no_traceback(page):
         sent += [([0] * count, pressed) for pressed in PRESSED if dependency["targets"][0][0] in boards]
         for part in range(0, len(sent), visitors.MAX_EVENTS):
             session = f"hostile-{event}-{part}"
-            asked = sent[part : part + visitors.MAX_EVENTS]
+            batch = sent[part : part + visitors.MAX_EVENTS]
             if dependency["queue"]:
-                for data, pressed in asked:
+                for data, pressed in batch:
                     (await join(http, session, event, data, event_data=pressed)).raise_for_status()
-                answers = (await outcomes(http, session, len(asked))).values()
+                answers = (await outcomes(http, session, len(batch))).values()
                 errors = [answer["output"].get("error") for answer in answers if not answer["success"]]
             else:
                 answers = [
@@ -116,7 +116,7 @@ def test_hostile_values_for_any_event_get_an_answer_and_no_traceback(page):
                         content=json.dumps({"data": data, "fn_index": event, "event_data": pressed, "batched": True}),
                         headers={"Content-Type": "application/json"},
                     )
-                    for data, pressed in asked
+                    for data, pressed in batch
                 ]
                 errors = [answer.json()["error"] for answer in answers if answer.status_code != 200]
             for error in errors:
@@ -161,7 +161,7 @@ def test_a_pressed_button_must_be_on_the_board(page):
             details = next(one["id"] for one in config["components"] if one["props"].get("elem_id") == "details")
             (await join(http, "one", go, generate_inputs(1, n=2, steps=2))).raise_for_status()
             await outcomes(http, "one", 1)
-            said = {}
+            texts = {}
             for place, pressed in (
                 (board, {"value": 1}),
                 (board, {"value": 2}),
@@ -175,15 +175,15 @@ def test_a_pressed_button_must_be_on_the_board(page):
                 count = len(config["dependencies"][event]["inputs"])
                 (await join(http, "one", event, [None] * count, event_data=pressed)).raise_for_status()
                 (answer,) = (await outcomes(http, "one", 1)).values()
-                said[place == board, str(pressed)] = answer["success"], answer["output"].get("error")
-            return said
+                texts[place == board, str(pressed)] = answer["success"], answer["output"].get("error")
+            return texts
 
-    said = asyncio.run(run())
-    assert said.pop((True, "{'value': 1}"))[0]
-    assert said.pop((False, "{'act': 'again', 'value': 0}"))[0]
-    for success, error in said.values():
+    texts = asyncio.run(run())
+    assert texts.pop((True, "{'value': 1}"))[0]
+    assert texts.pop((False, "{'act': 'again', 'value': 0}"))[0]
+    for success, error in texts.values():
         assert not success
-        assert "press" in error or "must be one of" in error, said
+        assert "press" in error or "must be one of" in error, texts
 
 
 def test_an_event_without_an_open_stream_does_not_start_and_delays_nobody(page):
@@ -197,16 +197,16 @@ def test_an_event_without_an_open_stream_does_not_start_and_delays_nobody(page):
                 await join(http, f"silent-{number}", go, generate_inputs(number, n=8, steps=250))
                 await http.post("/gradio_api/call/generate", json={"data": ["207", 1, 8, 250, "heun", 3]})
             await asyncio.sleep(0.5)
-            begun = (await http.get("/debug/batcher")).json()
+            load = (await http.get("/debug/batcher")).json()
             (await join(http, "listener", go, generate_inputs(1, n=2, steps=2))).raise_for_status()
             (answer,) = (await outcomes(http, "listener", 1)).values()
-            return statuses, answer_of(await join(http, "silent", go, generate_inputs(1, 1, 1))), begun, answer
+            return statuses, answer_of(await join(http, "silent", go, generate_inputs(1, 1, 1))), load, answer
 
-    statuses, refused, begun, answer = asyncio.run(run())
+    statuses, refused, load, answer = asyncio.run(run())
     assert statuses == {200: visitors.MAX_EVENTS, 429: 30 - visitors.MAX_EVENTS}
     assert "wait for one of them" in refused
-    assert not begun["running"]
-    assert not begun["waiting"]
+    assert not load["running"]
+    assert not load["waiting"]
     assert answer["success"]
 
 
@@ -226,20 +226,20 @@ def test_a_call_by_two_requests_starts_with_the_second(page):
 def test_leaving_cancels_requests_that_wait_for_their_turn(page):
     """Three visitors request 8 images each, of which 16 are in flight: when they leave, all 24 are cancelled."""
 
-    async def visitor(http, go, name, begun):
+    async def visitor(http, go, name, started):
         (await join(http, name, go, generate_inputs(3, n=8, steps=250))).raise_for_status()
         async with http.stream("GET", "/gradio_api/queue/data", params={"session_hash": name}) as stream:
             async for line in stream.aiter_lines():
                 if "process_generating" in line:
-                    begun.release()
+                    started.release()
                     await asyncio.sleep(60)
 
     async def run():
         async with httpx.AsyncClient(base_url=page.url, timeout=60) as http:
-            go, begun = await click_of(http, "generate-go"), asyncio.Semaphore(0)
-            three = [asyncio.create_task(visitor(http, go, f"leaver-{name}", begun)) for name in range(3)]
+            go, started = await click_of(http, "generate-go"), asyncio.Semaphore(0)
+            three = [asyncio.create_task(visitor(http, go, f"leaver-{name}", started)) for name in range(3)]
             for _ in three:
-                await begun.acquire()
+                await started.acquire()
             for task in three:
                 task.cancel()
             await asyncio.gather(*three, return_exceptions=True)
@@ -490,13 +490,13 @@ def test_a_visitor_costs_kilobytes_and_an_expired_session_says_so(inside):
             session = inside.app.state_holder.session_data["one"]
             assert 4 * 1000 < session.size < 4 * 200_000
             assert not session.config_values  # Gradio keeps boards with their images there
-            said = []
+            texts = []
             for _ in range(2):
                 (await join(http, "one", choose, [None], event_data={"value": 0})).raise_for_status()
                 (answer,) = (await outcomes(http, "one", 1)).values()
-                said.append(str(answer["output"]["data"]))
+                texts.append(str(answer["output"]["data"]))
                 inside.app.state_holder.drop("one")
-            return said
+            return texts
 
     first, expired = asyncio.run(run())
     assert "seed 1" in first or "Seed" in first
@@ -571,11 +571,11 @@ def test_thumbnails_are_drawn_once_bounded_and_of_the_current_model(monkeypatch)
             with pytest.raises(ServerError, match="class must be from 0 to 19") as raised:
                 await thumbnails.of(wrong)
             assert raised.value.status == 404
-        asked = [asyncio.create_task(thumbnails.of(number % 20)) for number in range(MAX_WAITING + 5)]
+        tasks = [asyncio.create_task(thumbnails.of(number % 20)) for number in range(MAX_WAITING + 5)]
         await asyncio.sleep(0.1)
-        assert sum(task.done() for task in asked) == 5
+        assert sum(task.done() for task in tasks) == 5
         client.free.set()
-        answers = await asyncio.gather(*asked, return_exceptions=True)
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
         assert sum("too many" in str(answer) for answer in answers if isinstance(answer, ServerError)) == 5
         assert len(thumbnails.cache) == 10
         client.drawn.clear()

@@ -101,8 +101,8 @@ def build(info: ServerInfo, address: Callable[[gr.Request], str]) -> GenerateTab
             for one in classes
         ]
         code_ = html.code(snippets.lines(address(request), classes, settings, n_))
-        pressed, begun = stop.begin()
-        now: Updates = {**begun, seed.number: settings["seed"], details: "", code: code_}
+        pressed, started = stop.begin()
+        now: Updates = {**started, seed.number: settings["seed"], details: "", code: code_}
         async with contextlib.aclosing(until(pressed, draw(info.client, requests))) as updates:
             async for current in updates:
                 if current.running:

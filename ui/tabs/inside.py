@@ -146,8 +146,8 @@ def watching(info: ServerInfo, way: gr.HTML, stop: Stop) -> Callable[..., Any]:
         frames: list[tuple[bytes, str]] = []
         try:
             seed_, index_, steps_ = whole("seed", seed), whole("index", index), whole("steps", steps, 2)
-            pressed, begun = stop.begin()
-            yield begun  # the first row may have to wait already
+            pressed, started = stop.begin()
+            yield started  # the first row may have to wait already
             (tokens, channels) = info.model["latent_shape"]
             noise = initial_noise(seed_, index_, (tokens, channels))
             decoded = await unless(pressed, info.client.do(calls.decode(noise)))

@@ -161,8 +161,8 @@ def redraw(
         every = max(1, -(-steps // PREVIEWS))
         class_ = None if towards < 0 else towards
         call = calls.edit_events(image, mask, class_=class_, n=n_, preview_every=every, **settings)
-        pressed, begun = stop.begin()
-        now: Updates = {**begun, seed.number: settings["seed"], details: ""}
+        pressed, started = stop.begin()
+        now: Updates = {**started, seed.number: settings["seed"], details: ""}
         requests = [DrawRequest(title, call, n_, steps)]
         async with contextlib.aclosing(until(pressed, draw(info.client, requests))) as updates:
             async for current in updates:
@@ -176,11 +176,11 @@ def redraw(
         }
 
     mask = gr.State(None)
-    begin = go.click
+    trigger = go.click
     if editor is not None:
         # A separate event: the editor sends its layers again at each update of an event that reads it.
-        begin = go.click(mask_of, editor, mask, trigger_mode="once", **EVENT).success
-    begin(
+        trigger = go.click(mask_of, editor, mask, trigger_mode="once", **EVENT).success
+    trigger(
         run,
         [photo, mask, label, amount, n, seed.number, seed.lock, *sampling.inputs],
         [seed.number, *stop.outputs, board, drawing, details],

@@ -81,8 +81,8 @@ def build(info: ServerInfo) -> WalkTab:
                 if kind_ == "photos"
                 else between_classes((class0, seed0, index0), (class1, seed1, index1), n_, sampling_of(*how))
             )
-            pressed, begun = stop.begin()
-            yield {**begun, strip: html.waiting("Walking"), moving: ""}
+            pressed, started = stop.begin()
+            yield {**started, strip: html.waiting("Walking"), moving: ""}
             answer = await unless(pressed, info.client.do(call))
         except DSDError as error:
             yield {**stop.end(), strip: html.callout(str(error)), moving: ""}
