@@ -11,7 +11,7 @@
 # make eval   what the demo model is worth, BESIDE=DIR another one; DATA= as above
 # make samplers  what samplers, steps and guidance cost and give; DATA= as above
 # make measure-ui  the page: twenty visitors, first paint, from a clone to the first picture
-# make gpu    all that needs an NVIDIA GPU, in the environment that is active: tests, gates, docs/speed.md
+# make gpu    all that needs an NVIDIA GPU, in the environment that is active: tests, checked plans, docs/speed.md
 # make triton  Triton with the demo model, and the front on port 8000; make test-triton  the tests that need it
 # make bench  the engine against the machine      make bench-serving  serving under load, beside others
 # make image  the Docker image of one TARGET (cpu), built, started and checked; make deploy-lint  all of deploy/
