@@ -1,4 +1,6 @@
-"""dsd-export SOURCE [--onnx] [--trt] [--precision NAME ...] [-o DIR]
+"""Make a model directory, TensorRT plans of it, and a Triton repository.
+
+dsd-export SOURCE [--onnx] [--trt] [--precision NAME ...] [-o DIR]
 dsd-export DIR --check [--precision NAME ...] [--device cuda:N]
 dsd-export SOURCE --triton REPO [--triton-device gpu|cpu] [--triton-engine onnx|tensorrt] [--triton-precision NAME]
 
