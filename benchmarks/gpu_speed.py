@@ -3,7 +3,7 @@
 In each precision and for 1, 2, 4 ... 64 denoise rows, taken in turns in one run: TensorRT, ONNX Runtime, eager torch
 and torch.compile. A tick is what the batcher asks for: rows in, arrays out, copies to and from the device included.
 Beside it the fraction of the rate at which the device multiplies large matrices in that precision (torch.matmul), and
-pictures a second at the model's own number of steps. Engines that this machine does not have are named with the reason.
+images a second at the model's own number of steps. Engines that this machine does not have are named with the reason.
 
 torch runs fp16 and bf16 by autocast, so its weights are cast in each call, as people run it.
 """
@@ -147,7 +147,7 @@ def markdown(found: dict[str, Any]) -> str:
             "",
             f"## {precision}: {rate / 1e12:.2f} TFLOP/s",
             "",
-            f"| engine | {' | '.join(f'{size} rows' for size in sizes)} | pictures a second |",
+            f"| engine | {' | '.join(f'{size} rows' for size in sizes)} | images a second |",
             f"|---|{'---|' * (len(sizes) + 1)}",
         ]
         for name, row in result["ms"].items():

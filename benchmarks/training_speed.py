@@ -1,6 +1,6 @@
 """python -m benchmarks.training_speed --data tiny-imagenet-200
 
-How fast training is against what the device multiplies: pictures a second and FLOP/s, counted by training/estimate.py,
+How fast training is against what the device multiplies: images a second and FLOP/s, counted by training/estimate.py,
 beside the measured rate of a large matrix product in the same precision. Writes training-speed.md and .json. About four
 minutes on two cores, of which one or two compile; measure on a machine that does nothing else.
 """
@@ -51,7 +51,7 @@ CASES: dict[str, tuple[tuple[str, int], tuple[str, ...], dict[str, Any]]] = {
     "dsd-s, bf16, math attention": (DSD_S, (), {"bf16": True, "plain_attention": True}),
     "dsd-s, bf16, fused attention": (DSD_S, (), {"bf16": True, "plain_attention": False}),
 }
-READING = {"pictures in memory": -1, "decoded in the process": 0, "1 worker": 1, "2 workers": 2}
+READING = {"images in memory": -1, "decoded in the process": 0, "1 worker": 1, "2 workers": 2}
 
 
 def best(run: Callable[[], Any], where: Device) -> float:
@@ -87,7 +87,7 @@ def random_batches(config: TrainConfig) -> Iterator[Batch]:
 def time_case(
     where: Device, config: TrainConfig, rates: dict[str, float], batches: Iterator[Batch] | None = None
 ) -> dict[str, float]:
-    """Real steps; pictures and TFLOP a second, and the share of what a matrix product reaches."""
+    """Real steps; images and TFLOP a second, and the share of what a matrix product reaches."""
     state = new_state(config, where.device)
     forward = torch.compile(state.objective) if where.compiled else state.objective
     source = random_batches(config) if batches is None else batches
@@ -99,7 +99,7 @@ def time_case(
 
 
 def time_reading(where: Device, data: str, rates: dict[str, float]) -> dict[str, dict[str, float]]:
-    """Whole steps of the demo with pictures from memory, and decoded by the process itself or by workers."""
+    """Whole steps of the demo with images from memory, and decoded by the process itself or by workers."""
     results = {}
     config = configured("demo", 64, ())
     training = Images(data, config.model_config().image_size, config.data.classes)
@@ -123,7 +123,7 @@ def report(results: dict[str, Any]) -> str:
         f"into {PATIENCE:.0f} seconds. A product of two {SIDE} x {SIDE} matrices reaches {rates['fp32']:.3f} TFLOP/s "
         f"in fp32 and {rates['bf16']:.3f} in bf16 there: the roof that the last column is a share of.",
         "",
-        "| demo: 64 pictures of 32 x 32, 4 noise draws; dsd-s: 2 of 256 x 256, 3 draws | pictures/s | TFLOP/s | "
+        "| demo: 64 images of 32 x 32, 4 noise draws; dsd-s: 2 of 256 x 256, 3 draws | images/s | TFLOP/s | "
         "of the matrix product |",
         "|---|---|---|---|",
     ]
@@ -152,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in options.cases:
             (network, batch), overrides, changes = CASES[name]
             cases[name] = time_case(replace(where, **changes), configured(network, batch, overrides), rates)
-            print(f"{name}: {cases[name]['pictures_per_second']:.1f} pictures/s", flush=True)
+            print(f"{name}: {cases[name]['pictures_per_second']:.1f} images/s", flush=True)
         reading = time_reading(where, options.data, rates)
     except DSDError as error:
         sys.exit(f"speed: {error}")

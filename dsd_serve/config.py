@@ -81,17 +81,17 @@ class ModelConfig:
 
     @property
     def grid_size(self) -> int:
-        """Latent tokens along one side of the picture."""
+        """Latent tokens along one side of the image."""
         return self.image_size // self.patch_size
 
     @property
     def latent_shape(self) -> tuple[int, int]:
-        """(L, C) of one picture's latents."""
+        """(L, C) of one image's latents."""
         return self.grid_size**2, self.latent_dim
 
     @property
     def pixel_shape(self) -> tuple[int, int, int]:
-        """(3, H, W) of one picture."""
+        """(3, H, W) of one image."""
         return 3, self.image_size, self.image_size
 
     @property

@@ -1,7 +1,7 @@
 """The errors that callers may want to tell apart.
 
     DSDError
-      InputError              a request that cannot be carried out: a wrong class, number, sampler, picture
+      InputError              a request that cannot be carried out: a wrong class, number, sampler, image
       ConfigError             a training or model configuration that does not make sense
       CheckpointError         a model directory, checkpoint or data folder that cannot be used
       EngineUnavailableError  an engine that was asked for cannot run here (package or device missing)

@@ -24,7 +24,7 @@ ENCODE, DENOISE, DECODE = range(3)  # rows of the role embedding
 
 
 class PatchEmbed(nn.Module):
-    """Pictures to tokens: one linear layer over the pixels of each patch."""
+    """Images to tokens: one linear layer over the pixels of each patch."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

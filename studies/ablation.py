@@ -1,12 +1,12 @@
 """python -m studies.ablation --data tiny-imagenet-200
 
-Each switch of the recipe turned alone from the same base, on the same pictures with the same seed: a small network, 100
+Each switch of the recipe turned alone from the same base, on the same images with the same seed: a small network, 100
 steps. Writes ablation.md and ablation.json. The base is run with three seeds, for what chance does. About a minute a
 run with one thread (OMP_NUM_THREADS=1). A run that OUTPUT/ablation.json already holds is not repeated, and --minutes
 ends the command early, so that it can be done in pieces.
 
-What is measured can be compared between variants, which losses cannot: on held-out pictures reconstruction PSNR, and
-that of pictures which were encoded, noised to t, denoised and decoded.
+What is measured can be compared between variants, which losses cannot: on held-out images reconstruction PSNR, and
+that of images which were encoded, noised to t, denoised and decoded.
 """
 
 import argparse
@@ -68,7 +68,7 @@ COLUMNS = {
 
 
 class Features(nn.Module):
-    """The classifier's last feature map, for pictures normalised as training/teachers.py does."""
+    """The classifier's last feature map, for images normalised as training/teachers.py does."""
 
     def __init__(self, classifier: Any) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ def cost(config: TrainConfig, base: TrainConfig) -> float:
 
 
 def measure(state: State, config: TrainConfig) -> dict[str, float]:
-    """The numbers of a trained network on the held-out pictures."""
+    """The numbers of a trained network on the held-out images."""
     _, held = open_images(config)
     held.hold()
     assert held.pixels is not None
@@ -154,8 +154,8 @@ def write(results: dict[str, dict[str, Any]], output: Output) -> None:
 HEAD = """# What each switch of the recipe does, in the small
 
 `python -m studies.ablation --data tiny-imagenet-200` makes this page. Every line turns one switch of the
-base, `studies/configs/ablation.toml`: 0.9M parameters, ten classes at 32 x 32, 100 steps of 64 pictures. PSNR in dB on
-500 held-out pictures; "denoised from t" encodes them, noises the latents to t (0 is noise), denoises once with the
+base, `studies/configs/ablation.toml`: 0.9M parameters, ten classes at 32 x 32, 100 steps of 64 images. PSNR in dB on
+500 held-out images; "denoised from t" encodes them, noises the latents to t (0 is noise), denoises once with the
 right class and decodes. A `+` or `-` marks what lies above or below all seeds of the base: within these it may be
 chance. Cost is that of the matrix products of a step against the base's; Muon's own and a vision model's are not
 counted; `python -m benchmarks.training_speed` measures seconds.

@@ -1,7 +1,7 @@
 """python -m studies.collapse --data tiny-imagenet-200
 
 The collapse study: trains the same small network three times, with the objectives naive, stop_gradient and dsd, on the
-same pictures with the same seed, and draws effective rank and reconstruction PSNR on held-out pictures against steps.
+same images with the same seed, and draws effective rank and reconstruction PSNR on held-out images against steps.
 Writes collapse.png and collapse.json. Four minutes a seed on two cores.
 """
 
@@ -27,7 +27,7 @@ NUMBERS = (*CURVES, "picture_std", "centred_rank")
 
 
 def run_objective(objective: str, seed: int, data: str, overrides: Sequence[str], folder: Path) -> dict[str, Any]:
-    """Train with one objective; its curves on held-out pictures, by step."""
+    """Train with one objective; its curves on held-out images, by step."""
     validation = sorted(Path(data).glob("val*.parquet"))
     places = [f"data.path={data}", f"data.validation={validation[0] if validation else ''}", f"run.dir={folder}"]
     config = load_config(CONFIG, [*places, f"loss.objective={objective}", f"run.seed={seed}", *overrides])
@@ -41,7 +41,7 @@ def run_objective(objective: str, seed: int, data: str, overrides: Sequence[str]
 
 
 def draw(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """Both curves of the three objectives as one picture, a line for each seed."""
+    """Both curves of the three objectives as one image, a line for each seed."""
     import matplotlib
 
     matplotlib.use("Agg")

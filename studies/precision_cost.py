@@ -1,7 +1,7 @@
 """python -m studies.precision_cost DIR [DIR ...]: what each precision costs and gives.
 
 For every model directory (exported with --precision fp16 bf16 int8): the size of the weights, milliseconds a row on
-this CPU beside float32 in the same run, the errors that dsd-export measured, and how much the picture differs from
+this CPU beside float32 in the same run, the errors that dsd-export measured, and how much the image differs from
 float32's after a whole generation. Then, for the first directory, what each float32 island is worth, and for the last,
 what its precisions take of memory (`benchmarks.network_memory`).
 
@@ -65,8 +65,8 @@ def numerics(model: ModelDir, precision: str) -> Iterator[Engine]:
         yield engine
 
 
-def pictures(engine: Engine, model: ModelDir, num_classes: int, num_seeds: int) -> list[Any]:
-    """A picture of each of some classes for each of some seeds, after a whole generation."""
+def images(engine: Engine, model: ModelDir, num_classes: int, num_seeds: int) -> list[Any]:
+    """An image of each of some classes for each of some seeds, after a whole generation."""
     trained = model.config.trained_classes
     classes = trained[:: max(1, len(trained) // num_classes)][:num_classes]
     programs = [
@@ -78,7 +78,7 @@ def pictures(engine: Engine, model: ModelDir, num_classes: int, num_seeds: int) 
 
 
 def psnr(ours: Any, theirs: Any) -> float:
-    """Peak signal-to-noise ratio of uint8 pictures in dB; 99 for equal ones."""
+    """Peak signal-to-noise ratio of uint8 images in dB; 99 for equal ones."""
     error = float(np.square(ours.astype(np.float64) - theirs).mean())
     return min(99.0, 10 * float(np.log10(255**2 / error))) if error else 99.0
 
@@ -105,7 +105,7 @@ def study(path: Path, num_rows: int, num_classes: int, num_seeds: int) -> dict[s
     results = {}
     for precision in model.precisions:
         with numerics(model, precision) as engine:
-            drawn = pictures(engine, model, num_classes, num_seeds)
+            drawn = images(engine, model, num_classes, num_seeds)
         reference = reference or drawn
         values = [psnr(ours, theirs) for ours, theirs in zip(drawn, reference, strict=True)]
         weights = model.files(precision)[1]
@@ -158,7 +158,7 @@ def document(values: dict[str, Any]) -> str:
         "  how many times as fast as float32 that is. bf16 has no operators on a CPU, and fp16 none of its own: it is",
         "  computed in float32 between conversions. Both are for GPUs, on which nothing was measured yet.",
         "- **latents**: largest error of a row and root mean square as a share of the latents, in dsd-export.",
-        f"- **picture**: PSNR of whole generations, {NUM_STEPS} Euler steps, median and worst. fp16 and bf16 as a GPU",
+        f"- **image**: PSNR of whole generations, {NUM_STEPS} Euler steps, median and worst. fp16 and bf16 as a GPU",
         "  computes them: each operator in float32, its result rounded.",
     ]
     for model in values["models"]:
@@ -173,9 +173,9 @@ def model_section(model: dict[str, Any]) -> list[str]:
         "",
         f"## {model['model']}: {model['parameters'] / 1e6:.1f}M parameters",
         "",
-        f"{model['rows']} rows a call for speed; {model['pictures']} pictures, guidance {model['guidance']:g}.",
+        f"{model['rows']} rows a call for speed; {model['images']} images, guidance {model['guidance']:g}.",
         "",
-        "| precision | weights | ms a row | latents: largest, rms | picture: median, worst |",
+        "| precision | weights | ms a row | latents: largest, rms | image: median, worst |",
         "|---|---|---|---|---|",
     ]
     base = model["results"]["fp32"]
@@ -194,9 +194,9 @@ def model_section(model: dict[str, Any]) -> list[str]:
         is_shared = precision != "fp32" and result["weights_file"] == base["weights_file"]
         shared = " (model.safetensors itself)" if is_shared else ""
         errors = "-" if precision == "fp32" else f"{report['latent_error']:.1e}, {report['latent_rms']:.1e}"
-        picture = "-" if precision == "fp32" else f"{result['psnr_median']:.1f}, {result['psnr_least']:.1f} dB"
+        image = "-" if precision == "fp32" else f"{result['psnr_median']:.1f}, {result['psnr_least']:.1f} dB"
         size = f"{result['weights_bytes'] / 1e6:.1f} MB{shared}"
-        lines.append(f"| {precision} | {size} | {speed} | {errors} | {picture} |")
+        lines.append(f"| {precision} | {size} | {speed} | {errors} | {image} |")
     return [*lines, "", "; ".join(verdicts) + "."]
 
 
@@ -230,7 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("models", type=Path, nargs="+", metavar="DIR", help="model directories with all precisions")
     add_flag(parser, "studies/results")
     parser.add_argument("--rows", type=int, default=4, help="denoise rows a call, for speed (default 4)")
-    parser.add_argument("--large", type=int, default=2, help="pictures of a model of 256 tokens or more (default 2)")
+    parser.add_argument("--large", type=int, default=2, help="images of a model of 256 tokens or more (default 2)")
     options = parser.parse_args(arguments)
     models = []
     for path in options.models:

@@ -1,14 +1,14 @@
-"""python -m studies.sampler_choice MODEL --real PICTURES --reference PICTURES
+"""python -m studies.sampler_choice MODEL --real IMAGES --reference IMAGES
 
 The sampler study: what quality costs. For each sampler, number of network evaluations, shift of the timesteps,
 guidance scale and guidance interval it draws the same samples and measures
 
   latent PSNR     of the final latents from those of heun with 500 steps, same noise, same guidance: the sampler's error
-  frechet_lite0, kid_lite0   of the pictures from the reference, and how often a classifier finds their class: quality
+  frechet_lite0, kid_lite0   of the images from the reference, and how often a classifier finds their class: quality
 
-Cost is counted in rows: evaluations of the network for one picture, a guided one as two. Writes samplers.json after
+Cost is counted in rows: evaluations of the network for one image, a guided one as two. Writes samplers.json after
 every setting, and at the end samplers.png and samplers.md; a stopped study goes on where it was, and another model,
-other pictures or other counts begin a new one. --minutes 5 stops it after five.
+other images or other counts begin a new one. --minutes 5 stops it after five.
 """
 
 import argparse
@@ -54,7 +54,7 @@ SEED = 1
 
 @dataclass(frozen=True)
 class Setting:
-    """How pictures are drawn. shift s: times t become t / (t + s (1 - t)), so above 1 more steps are noisy ones."""
+    """How images are drawn. shift s: times t become t / (t + s (1 - t)), so above 1 more steps are noisy ones."""
 
     sampler: str
     evaluations: int
@@ -85,7 +85,7 @@ class Setting:
 
     @property
     def rows(self) -> int:
-        """Rows of the network for one picture."""
+        """Rows of the network for one image."""
         return num_rows(self.params, self.timesteps)
 
     @property
@@ -136,7 +136,7 @@ def settings_of(defaults: Mapping[str, Any]) -> dict[str, list[Setting]]:
 
 
 def program(config: ModelConfig, label: int, index: int, setting: Setting) -> Program:
-    """Draw one picture: its latents float32 [L, C] and its pixels uint8 [3, S, S]."""
+    """Draw one image: its latents float32 [L, C] and its pixels uint8 [3, S, S]."""
     z = initial_noise(SEED, index, config.latent_shape)
     denoise = guided({label: 1.0}, setting.params, config.null_label)
     z = yield from SAMPLERS[setting.sampler](z, setting.timesteps, denoise)
@@ -145,7 +145,7 @@ def program(config: ModelConfig, label: int, index: int, setting: Setting) -> Pr
 
 
 def sample(engine: Engine, setting: Setting, labels: Sequence[int]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Latents [N, L, C] and pixels [N, 3, S, S], picture i from index i of the seed."""
+    """Latents [N, L, C] and pixels [N, 3, S, S], image i from index i of the seed."""
     made = [program(engine.config, label, i, setting) for i, label in enumerate(labels)]
     drawn = [pair for begin in range(0, len(made), BATCH) for pair in run_all(engine, made[begin : begin + BATCH])]
     return np.stack([z for z, _ in drawn]), np.stack([pixels for _, pixels in drawn])
@@ -185,7 +185,7 @@ class Study:
         return self.references[wanted]
 
     def measure(self, setting: Setting, *, is_compared: bool) -> dict[str, Any]:
-        """The numbers of one setting. is_compared: also with the reference, which costs 999 evaluations a picture."""
+        """The numbers of one setting. is_compared: also with the reference, which costs 999 evaluations an image."""
         began = time.perf_counter()
         labels = self.labels(self.samples)
         latents, pixels = sample(self.engine, setting, labels)
@@ -210,7 +210,7 @@ class Study:
 def recommend(results: Mapping[str, Mapping[str, Any]], samples: int, floor: float) -> dict[str, Any]:
     """The cheapest setting that is as good as the best within what the samples can tell, by both qualities.
 
-    As good: frechet_lite0 above the floor, what as many real pictures get, by at most 5 % more than the best among the
+    As good: frechet_lite0 above the floor, what as many real images get, by at most 5 % more than the best among the
     evenly stepped ones; of those, class accuracy within two standard errors of the best of them.
     """
     even = [r for r in results.values() if r["shift"] == 1]
@@ -284,14 +284,14 @@ def written(result: Mapping[str, Any]) -> str:
 def read_pictures(
     options: argparse.Namespace, config: ModelConfig, classifier: Lite0
 ) -> tuple[RealSet, dict[str, Any]]:
-    """The reference, and what real pictures get against it: the floor, at the count of the samples."""
+    """The reference, and what real images get against it: the floor, at the count of the samples."""
     sets, cache = [], FeatureCache(options.cache)
     for path in (options.real, options.reference):
-        pictures = Images(path, config.image_size)
-        if missing := set(config.trained_classes) - set(pictures.labels.tolist()):
-            raise InputError(f"{path} has no pictures of class {min(missing)}, which the model draws")
+        images = Images(path, config.image_size)
+        if missing := set(config.trained_classes) - set(images.labels.tolist()):
+            raise InputError(f"{path} has no images of class {min(missing)}, which the model draws")
         limit = options.samples if path == options.real else LIMIT
-        one = read_real(pictures, config.trained_classes, limit)
+        one = read_real(images, config.trained_classes, limit)
         one.features = cache.features(classifier, one.pixels, f"features of {one.name}")
         sets.append(one)
     held, reference = sets
@@ -330,13 +330,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m studies.sampler_choice", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("model", type=Path, metavar="MODEL", help="a model directory")
-    parser.add_argument("--real", required=True, metavar="PICTURES", help="held-out pictures: the floor")
-    parser.add_argument("--reference", required=True, metavar="PICTURES", help="what samples are compared with")
+    parser.add_argument("--real", required=True, metavar="IMAGES", help="held-out images: the floor")
+    parser.add_argument("--reference", required=True, metavar="IMAGES", help="what samples are compared with")
     add_flag(parser, "studies/results")
-    parser.add_argument("--samples", type=count, default=200, help="pictures of each setting (default 200)")
+    parser.add_argument("--samples", type=count, default=200, help="images of each setting (default 200)")
     parser.add_argument("--compared", type=count, default=20, help="of them compared with 500 steps (default 20)")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so many; run it again to go on")
-    parser.add_argument("--cache", type=Path, default=default_cache(), metavar="DIR", help="features of real pictures")
+    parser.add_argument("--cache", type=Path, default=default_cache(), metavar="DIR", help="features of real images")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:

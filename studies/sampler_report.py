@@ -1,4 +1,4 @@
-"""The sampler study as a picture and as a page."""
+"""The sampler study as an image and as a page."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,8 +37,8 @@ def draw(values: Mapping[str, Any], path: Path) -> None:
     axes[0][0].set(title="error: latents against 500 steps", xlabel="network evaluations", ylabel="PSNR, dB")
     draw_samplers(axes[0][1], values, "frechet_lite0")
     floor = values["conditions"]["real"]["frechet_lite0"]
-    axes[0][1].axhline(floor, color="gray", linestyle=":", label="real pictures")
-    axes[0][1].set(title="quality of the pictures", xlabel="network evaluations", ylabel="frechet_lite0")
+    axes[0][1].axhline(floor, color="gray", linestyle=":", label="real images")
+    axes[0][1].set(title="quality of the images", xlabel="network evaluations", ylabel="frechet_lite0")
     draw_guidance(axes[1][0], values)
     draw_intervals(axes[1][1], values)
     for axis in (axes[0][0], axes[0][1]):
@@ -93,16 +93,16 @@ def document(values: Mapping[str, Any]) -> str:
         "```",
         "",
         f"{told['model']} ({told['fingerprint'][:8]}) on the {told['engine']['engine']} engine. Every line is "
-        f"{told['samples']} pictures, of {told['classes']} classes in turn, from the same noise (seed {told['seed']}).",
+        f"{told['samples']} images, of {told['classes']} classes in turn, from the same noise (seed {told['seed']}).",
         "",
-        "- **rows**: evaluations of the network for one picture; with guidance an evaluation takes two.",
-        f"- **latent PSNR**: final latents of {told['compared']} pictures against heun with {told['reference_steps']} "
+        "- **rows**: evaluations of the network for one image; with guidance an evaluation takes two.",
+        f"- **latent PSNR**: final latents of {told['compared']} images against heun with {told['reference_steps']} "
         "steps from the same noise with the same",
         "  guidance. It is the error of the sampler and says nothing of the model.",
-        f"- **frechet_lite0**: against {real['reference_pictures']:,} real pictures, on Lite0 features;",
-        f"  it is not FID. {real['pictures']} real pictures get",
+        f"- **frechet_lite0**: against {real['reference_pictures']:,} real images, on Lite0 features;",
+        f"  it is not FID. {real['pictures']} real images get",
         f"  {real['frechet_lite0']:.1f}. **top1**: how often that classifier finds the class among those of the model; "
-        f"in real pictures {real['top1_lite0']:.1%}.",
+        f"in real images {real['top1_lite0']:.1%}.",
         "",
         "![quality against cost](samplers.png)",
         "",
@@ -122,7 +122,7 @@ def recommendation(best: Mapping[str, Any], default: Mapping[str, Any], defaults
         "",
         f"**{named(best)}**: {best['rows']} rows, frechet_lite0 {best['frechet_lite0']:.1f}, top1 "
         f"{best['top1_lite0']:.1%}. It is the cheapest of the settings whose frechet_lite0 exceeds",
-        "that of real pictures by at most 5 % more than the best does, and whose top1 is within two standard errors",
+        "that of real images by at most 5 % more than the best does, and whose top1 is within two standard errors",
         f"of the best of those. The model's defaults ({defaults['sampler']}, {defaults['num_steps']} steps,",
         f"guidance {defaults['guidance_scale']:g}) get "
         f"{default['frechet_lite0']:.1f} and {default['top1_lite0']:.1%} for {default['rows']} rows.",

@@ -51,7 +51,7 @@ def agree_on_step(step: int, where: Device) -> None:
 
 
 def averaged(losses: dict[str, Tensor], where: Device) -> dict[str, float]:
-    """The losses of the whole batch: each process knows those of its own pictures."""
+    """The losses of the whole batch: each process knows those of its own images."""
     values = torch.stack(list(losses.values()))
     if where.world > 1:
         dist.all_reduce(values)

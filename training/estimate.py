@@ -1,6 +1,6 @@
 """dsd-train CONFIG --dry-run: what a run will cost, before there is any data.
 
-Counted: parameters and floating-point operations. Measured on this device, with random pictures: the memory that the
+Counted: parameters and floating-point operations. Measured on this device, with random images: the memory that the
 backward pass keeps, the time of real micro-batches and of a real update. Derived: the time of the whole run here, and
 on an H100 under assumptions that are printed with it.
 """
@@ -30,24 +30,24 @@ SLOW = 20.0  # seconds: a micro-batch that takes longer is timed once
 
 @dataclass
 class Speed:
-    """What was measured: pictures in a micro-batch, seconds for it, seconds for an update of all weights."""
+    """What was measured: images in a micro-batch, seconds for it, seconds for an update of all weights."""
 
-    pictures: int
+    images: int
     micro_seconds: float
     update_seconds: float
 
     def step_seconds(self, optim: OptimSection) -> float:
         """Of one optimiser step on one device of this kind."""
-        return self.micro_seconds * optim.batch_size / self.pictures + self.update_seconds
+        return self.micro_seconds * optim.batch_size / self.images + self.update_seconds
 
 
 def rows_per_picture(loss: LossSection) -> int:
-    """Rows that one picture sends through the trunk in a step: two encodings, K draws, one decoding."""
+    """Rows that one image sends through the trunk in a step: two encodings, K draws, one decoding."""
     return loss.num_draws + 3
 
 
 def flops_per_picture(network: ModelConfig, loss: LossSection, objective: Objective | None = None) -> float:
-    """Matrix products of a training step over its pictures: forward and, at twice the cost, backward.
+    """Matrix products of a training step over its images: forward and, at twice the cost, backward.
 
     The target encoder has no backward. Of `objective` the heads are counted; LPIPS and a vision model never are.
     """
@@ -62,7 +62,7 @@ def flops_per_picture(network: ModelConfig, loss: LossSection, objective: Object
 
 
 def head_flops(objective: Objective, tokens: int, num_draws: int) -> float:
-    """Of the heads that only training has, forward, for one picture."""
+    """Of the heads that only training has, forward, for one image."""
 
     def per_token(head: nn.Module | None) -> int:
         return 2 * sum(p.numel() for p in head.parameters() if p.ndim == 2) if head is not None else 0
@@ -113,7 +113,7 @@ def saved_bytes(state: State, forward: Any, config: TrainConfig, where: Device, 
 
 
 def kept_for_backward(config: TrainConfig, where: Device) -> tuple[int, int]:
-    """Bytes a picture, and those that do not grow with pictures, as weights in another precision.
+    """Bytes an image, and those that do not grow with images, as weights in another precision.
 
     Both grow by the same with every block, so that networks of one and of two blocks tell those of any depth.
     """
@@ -140,7 +140,7 @@ def seconds(where: Device, run: Callable[[], Any]) -> float:
 
 
 def measure_speed(state: State, forward: Any, config: TrainConfig, where: Device, number: int) -> Speed:
-    """Time real micro-batches of `number` pictures and real updates; the first of each warms up."""
+    """Time real micro-batches of `number` images and real updates; the first of each warms up."""
     network = state.ema.config
 
     def micro() -> None:
@@ -191,17 +191,17 @@ def dry_run(config: TrainConfig) -> Iterator[str]:
     trained = sum(p.numel() for p in state.objective.model.parameters())
     heads = sum(p.numel() for p in state.objective.parameters()) - trained
     flops = flops_per_picture(network, loss, state.objective)
-    pictures, rows, tokens = optim.steps * optim.batch_size, rows_per_picture(loss), network.latent_shape[0]
+    images, rows, tokens = optim.steps * optim.batch_size, rows_per_picture(loss), network.latent_shape[0]
     yield f"network: {trained / 1e6:.1f}M parameters, and {heads / 1e6:.1f}M of heads that only training has"
-    yield f"run: {optim.steps} steps of {optim.batch_size} pictures, {pictures / 1e6:.1f}M pictures"
-    yield f"a picture: {rows} rows of {tokens} tokens, {flops / 1e9:.0f} GFLOP forward and backward"
+    yield f"run: {optim.steps} steps of {optim.batch_size} images, {images / 1e6:.1f}M images"
+    yield f"an image: {rows} rows of {tokens} tokens, {flops / 1e9:.0f} GFLOP forward and backward"
 
     parts = state_bytes(state)
     each, extra = kept_for_backward(config, where)
     fixed = sum(parts.values()) + extra
     yield "memory held: " + ", ".join(f"{name} {size(number)}" for name, number in parts.items())
     yield (
-        f"memory kept for the backward pass: {size(each)} a picture in {'bf16' if where.bf16 else 'fp32'}; "
+        f"memory kept for the backward pass: {size(each)} an image in {'bf16' if where.bf16 else 'fp32'}; "
         f"{size(fixed + each * optim.micro_batch_size)} in all with micro-batches of {optim.micro_batch_size}"
     )
     if fixed + each > free_bytes(where):
@@ -212,7 +212,7 @@ def dry_run(config: TrainConfig) -> Iterator[str]:
 
 
 def on_this_device(state: State, config: TrainConfig, where: Device, flops: float, most: int) -> Iterator[str]:
-    """The sentences about real steps, with micro-batches of at most `most` pictures."""
+    """The sentences about real steps, with micro-batches of at most `most` images."""
     rows, tokens = rows_per_picture(config.loss), state.ema.config.latent_shape[0]
     number = min(config.optim.micro_batch_size, most)
     if where.device.type == "cpu":
@@ -223,12 +223,12 @@ def on_this_device(state: State, config: TrainConfig, where: Device, flops: floa
     peak, of_what = peak_bytes(where)
     rate = config.optim.batch_size / speed.step_seconds(config.optim)
     yield (
-        f"measured on {where.device}, micro-batches of {number}: {rate:.2f} pictures/s, {rate * rows * tokens:.0f} "
+        f"measured on {where.device}, micro-batches of {number}: {rate:.2f} images/s, {rate * rows * tokens:.0f} "
         f"tokens/s, {rate * flops / 1e12:.2f} TFLOP/s; an update takes {speed.update_seconds:.2f} s; "
         f"peak memory {size(peak)} {of_what}"
     )
     whole = duration(config.optim.steps * config.optim.batch_size / rate)
-    yield f"the whole run here: {whole}, reading of pictures and evaluations not counted"
+    yield f"the whole run here: {whole}, reading of images and evaluations not counted"
 
 
 def on_h100(config: TrainConfig, where: Device, flops: float, held: int) -> str:
@@ -238,8 +238,8 @@ def on_h100(config: TrainConfig, where: Device, flops: float, held: int) -> str:
     fits = max(0, int((0.9 * H100_BYTES - held - extra) // each))
     return (
         f"on one H100, not measured but assumed to reach {H100_SHARE:.0%} of {H100_PEAK / 1e12:.0f} TFLOP/s in bf16: "
-        f"{rate:.0f} pictures/s, {optim.batch_size / rate:.2f} s a step, "
-        f"{duration(optim.steps * optim.batch_size / rate)}; {size(each)} a picture, so that its 80 GB hold "
+        f"{rate:.0f} images/s, {optim.batch_size / rate:.2f} s a step, "
+        f"{duration(optim.steps * optim.batch_size / rate)}; {size(each)} an image, so that its 80 GB hold "
         f"micro-batches of {fits} or less"
     )
 

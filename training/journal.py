@@ -20,7 +20,7 @@ from training.state import State
 
 
 def evaluate(state: State, config: TrainConfig, held: Images, folder: Path) -> dict[str, float]:
-    """Measure the EMA network on held-out pictures; write grids of reconstructions and of samples."""
+    """Measure the EMA network on held-out images; write grids of reconstructions and of samples."""
     assert held.pixels is not None
     pixels, labels = torch.from_numpy(held.pixels), torch.from_numpy(held.labels)
     numbers, reconstructed = latent_metrics(state.ema, pixels)
@@ -40,13 +40,13 @@ def evaluate(state: State, config: TrainConfig, held: Images, folder: Path) -> d
         for i in range(config.run.samples_per_class)
     ]
     programs = [generate(state.ema.config, label, p) for label in classes for p in params]
-    pictures = run_all(TorchEngine(state.ema), programs)
-    write_png(folder / f"samples-{state.step:07d}.png", pictures, columns=config.run.samples_per_class)
+    images = run_all(TorchEngine(state.ema), programs)
+    write_png(folder / f"samples-{state.step:07d}.png", images, columns=config.run.samples_per_class)
     return numbers
 
 
-def write_png(path: Path, pictures: Sequence[Any], columns: int) -> None:
-    path.write_bytes(codec.write_image(codec.grid(list(pictures), columns)))
+def write_png(path: Path, images: Sequence[Any], columns: int) -> None:
+    path.write_bytes(codec.write_image(codec.grid(list(images), columns)))
 
 
 class Journal:

@@ -1,6 +1,6 @@
 """The DSD objective and the two baselines that collapse (arXiv 2511.14716).
 
-One picture x gives latents z = E(x+) from the online encoder on an augmented picture, and targets z_target = E_ema(x)
+One image x gives latents z = E(x+) from the online encoder on an augmented image, and targets z_target = E_ema(x)
 from an EMA copy on the clean one. With z_t = t z + (1 - t) noise the three objectives are
 
     dsd            w(t) || z_hat(z_t, t, y) - sg(z_target) ||^2     both cures: stop-gradient, clean-latent prediction
@@ -27,7 +27,7 @@ SMALLEST_BAND = 4  # pixels along a side of what is left at the top of the pyram
 
 @dataclass
 class Draws:
-    """All randomness of one micro-batch of B pictures with K draws each, so that a step is a pure function of it.
+    """All randomness of one micro-batch of B images with K draws each, so that a step is a pure function of it.
 
     noise [B K, L, C], t [B K], null [B K] bool (drop the label), mask [B, L] bool (hide the patch from the encoder),
     decode_noise [B, L, C] and decode_t [B]: what the latents are noised with before decoding (t = 1: nothing).
@@ -95,7 +95,7 @@ class Objective(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """images [B, 3, S, S] in [-1, 1], labels int64 [B] -> total loss, and its unweighted parts by name.
 
-        features [B, L, F]: what a frozen vision model sees in the pictures, where loss.vision_weight is above 0.
+        features [B, L, F]: what a frozen vision model sees in the images, where loss.vision_weight is above 0.
         """
         config, model = self.config, self.model
         batch, draws_each = images.shape[0], config.num_draws

@@ -14,10 +14,10 @@ from training.run_config import MonitorSection
 
 @torch.no_grad()
 def latent_metrics(model: DSD, pixels: Tensor, batch_size: int = 128) -> tuple[dict[str, float], Tensor]:
-    """Measure a network on pictures uint8 [N, 3, S, S]: the numbers by name, and the reconstructions uint8.
+    """Measure a network on images uint8 [N, 3, S, S]: the numbers by name, and the reconstructions uint8.
 
     effective_rank and centred_rank 1 to C; channel_std_min and channel_std_max: spread of single channels over all
-    tokens; picture_std: mean spread of a channel at one place over pictures, near 0 when all get the same latents.
+    tokens; picture_std: mean spread of a channel at one place over images, near 0 when all get the same latents.
     """
     device = model.role_embed.weight.device
     latents, decoded = [], []
@@ -40,7 +40,7 @@ def latent_metrics(model: DSD, pixels: Tensor, batch_size: int = 128) -> tuple[d
 
 @torch.no_grad()
 def denoised_psnr(model: DSD, pixels: Tensor, labels: Tensor, t: float, batch_size: int = 128) -> float:
-    """PSNR in dB of pictures that were encoded, noised to t, denoised in one step and decoded; the noise is fixed.
+    """PSNR in dB of images that were encoded, noised to t, denoised in one step and decoded; the noise is fixed.
 
     pixels uint8 [N, 3, S, S], labels int64 [N]. Unlike the denoising loss it can be compared between runs: latents that
     are easy to denoise because they hold little are decoded to little.
@@ -80,7 +80,7 @@ class Monitor:
             floor = floors["effective_rank_floor"]
             said.append(f"the latents collapse: effective rank {rank:.1f} of {self.latent_dim}, below {floor:.1f}")
         if spread < floors["picture_std_floor"]:
-            said.append(f"the latents collapse: they hardly differ between pictures (spread {spread:.3f})")
+            said.append(f"the latents collapse: they hardly differ between images (spread {spread:.3f})")
         if quality < floors.get("psnr_floor", -math.inf):
             said.append(f"reconstruction gets worse: {quality:.1f} dB, its best was {self.best_psnr:.1f} dB")
         return said

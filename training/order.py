@@ -19,10 +19,10 @@ from training.step import Batch
 
 
 class Order:
-    """Which pictures make up which micro-batch: each epoch is a fresh permutation, and steps run across its border.
+    """Which images make up which micro-batch: each epoch is a fresh permutation, and steps run across its border.
 
-    With `together` the shards are permuted and the pictures of so many of them at a time: nearly as random, and read
-    nearly in a row. shards [num_pictures]: the shard of each picture.
+    With `together` the shards are permuted and the images of so many of them at a time: nearly as random, and read
+    nearly in a row. shards [num_pictures]: the shard of each image.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Order:
         self.permutation = np.empty(0, np.int64)
 
     def indices(self, step: int) -> NDArray[np.int64]:
-        """Indices [batch_size] of the pictures of a step, over all processes."""
+        """Indices [batch_size] of the images of a step, over all processes."""
         positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         epochs, offsets = np.divmod(positions, self.num_pictures)
         found = np.empty(self.batch_size, np.int64)
@@ -59,12 +59,12 @@ class Order:
         names = np.unique(self.shards)
         place = np.empty(names[-1] + 1, np.int64)
         place[names] = generator.permutation(len(names)) // self.together
-        # one random key for each picture, sorted within the group that its shard is in
+        # one random key for each image, sorted within the group that its shard is in
         return np.lexsort((generator.permutation(self.num_pictures), place[self.shards]))
 
 
 def micro_batches(
-    pictures: Images,
+    images: Images,
     order: Order,
     first_step: int,
     last_step: int,
@@ -86,12 +86,12 @@ def micro_batches(
         return order.indices(step)[number * micro : (number + 1) * micro].tolist()
 
     batches: Iterator[tuple[Tensor, Tensor]]
-    if pictures.pixels is not None:
-        batches = (gather(pictures, indices(key)) for key in keys)
+    if images.pixels is not None:
+        batches = (gather(images, indices(key)) for key in keys)
     else:
         sampler = (indices(key) for key in keys)
         loader = DataLoader(
-            pictures,
+            images,
             batch_sampler=Batches(sampler, len(keys)),
             num_workers=num_workers,
             pin_memory=torch.cuda.is_available(),
@@ -121,9 +121,9 @@ class Batches:
         return self.length
 
 
-def gather(pictures: Images, indices: list[int]) -> tuple[Tensor, Tensor]:
-    assert pictures.pixels is not None
-    return torch.from_numpy(pictures.pixels[indices]), torch.from_numpy(pictures.labels[indices])
+def gather(images: Images, indices: list[int]) -> tuple[Tensor, Tensor]:
+    assert images.pixels is not None
+    return torch.from_numpy(images.pixels[indices]), torch.from_numpy(images.labels[indices])
 
 
 def open_batches(training: Images, config: TrainConfig, where: Device, first_step: int) -> Iterator[Batch]:

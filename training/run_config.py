@@ -30,15 +30,15 @@ class ModelSection:
 
 @dataclass(frozen=True)
 class DataSection:
-    """Where the pictures are; see training/sources.py for the layouts."""
+    """Where the images are; see training/sources.py for the layouts."""
 
     path: str = ""
-    validation: str = ""  # held-out pictures of the same layout; empty: the last 1 % of `path` is held out
+    validation: str = ""  # held-out images of the same layout; empty: the last 1 % of `path` is held out
     classes: tuple[int, ...] = ()  # ImageNet-1k labels to keep; empty: all
     resize: str = "fit"  # "fit": as the server does; "adm": as ADM does, which FID statistics of ImageNet are made with
-    shuffle_shards: int = 0  # so many tar shards are shuffled at a time, read nearly in a row; 0: all pictures at once
+    shuffle_shards: int = 0  # so many tar shards are shuffled at a time, read nearly in a row; 0: all images at once
     flip: bool = True  # horizontal flips; the paper states augmentation, not which
-    memory_gb: float = 8.0  # decoded pictures up to this size are held in memory, by all processes of a machine
+    memory_gb: float = 8.0  # decoded images up to this size are held in memory, by all processes of a machine
     num_workers: int = 2  # processes that decode where they are not, of each process that trains
 
 
@@ -58,10 +58,10 @@ class LossSection:
     ema_target: bool = True  # stated: the target comes from an EMA copy; false: from the online encoder
     gradient_through_z_t: bool = True  # inferred from the paper's P(z1, t, eps): only the target is detached
     mask_ratio: float = 0.25  # stated: augmentation, masking its example. Share of patches hidden from the encoder ...
-    mask_probability: float = 0.0  # ... in this share of pictures
+    mask_probability: float = 0.0  # ... in this share of images
     reconstruction_weight: float = 4.0  # stated: a reconstruction task
     reconstruction_norm: str = "l1"  # "l1" or "l2"
-    reconstruction_noise: float = 0.5  # share of pictures whose latents are noised before decoding (UNITE)
+    reconstruction_noise: float = 0.5  # share of images whose latents are noised before decoding (UNITE)
     reconstruction_t: float = 0.7  # lowest t of that noise
     pyramid_weight: float = 0.0  # ours: l1 of every band of a Laplacian pyramid; perceptual, and needs no weights
     lpips_weight: float = 0.0  # UNITE: 1.0 beside an l1 of weight 1, of images in [0, 1]; needs its weights:
@@ -79,8 +79,8 @@ class OptimSection:
     """Optimiser and length. The paper states none of it, but 50 epochs for its results."""
 
     steps: int = 1000
-    batch_size: int = 128  # pictures per step, over all devices
-    micro_batch_size: int = 128  # pictures per forward pass; steps accumulate gradients over them
+    batch_size: int = 128  # images per step, over all devices
+    micro_batch_size: int = 128  # images per forward pass; steps accumulate gradients over them
     name: str = "adamw"  # or "muon" (UNITE): Muon for the matrices of the blocks, AdamW for all else
     lr: float = 1e-3  # of both: Muon's updates are scaled to the size of AdamW's (arXiv 2502.16982)
     lr_final: float = 0.05  # share of lr that is left at the end of the cosine
@@ -106,7 +106,7 @@ class RunSection:
     eval_every: int = 500
     save_every: int = 500
     eval_images: int = 512
-    samples_per_class: int = 8  # pictures of each of the first ten classes at every evaluation; 0: none
+    samples_per_class: int = 8  # images of each of the first ten classes at every evaluation; 0: none
     sample_steps: int = 25
     sample_guidance: float = 1.0
 
@@ -117,7 +117,7 @@ class MonitorSection:
     docs/collapse.png has 0.07 and 0.02 for naive training, 0.15 for a rank that is squeezed, 0.57 and 0.96 for DSD."""
 
     rank_share: float = 0.25  # least effective rank of the latents, as a share of their channels; 0: off
-    picture_std: float = 0.1  # least spread of the latents between pictures, of at most about 1; 0: off
+    picture_std: float = 0.1  # least spread of the latents between images, of at most about 1; 0: off
     psnr_drop: float = 2.0  # dB that reconstruction may lie below its best so far
 
 

@@ -1,6 +1,6 @@
-"""Webdataset shards: tar files whose members KEY.jpg and KEY.cls are a picture and its label.
+"""Webdataset shards: tar files whose members KEY.jpg and KEY.cls are an image and its label.
 
-They are read where they lie. Their headers are read once, for where each picture begins, so that any picture can be
+They are read where they lie. Their headers are read once, for where each image begins, so that any image can be
 read at once and the order of training stays a function of (seed, step): a run resumes in the middle of an epoch without
 reading what went before. What was found is kept beside the shards in `.dsd-index.npz`, where that can be written.
 """
@@ -60,7 +60,7 @@ def quoted(name: str) -> str:
 
 
 class TarSource:
-    """Encoded pictures by index, in the order of the shards. `shards` [N] tells which shard a picture is in."""
+    """Encoded images by index, in the order of the shards. `shards` [N] tells which shard an image is in."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         self.files = list(files)
@@ -95,7 +95,7 @@ def expand(pattern: str) -> list[str]:
 
 
 def read_index(files: Sequence[Path]) -> list[NDArray[np.int64]]:
-    """For each shard (offset, length, label) of its pictures, [N, 3]; from the index where the shard is as it was."""
+    """For each shard (offset, length, label) of its images, [N, 3]; from the index where the shard is as it was."""
     stamps = {file: f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files}
     kept, tables = load_index(files[0].parent / INDEX, stamps.values()), {}
     new = [file for file in files if stamps[file] not in kept]
@@ -124,9 +124,9 @@ def load_index(path: Path, stamps: Collection[str]) -> dict[str, NDArray[np.int6
         for name, table in tables.items():
             size = int(name.split(":")[-2])
             if table.dtype != np.int64 or table.ndim != 2 or table.shape[1] != 3 or not len(table) or table.min() < 0:
-                raise ValueError("a table is not one of pictures")
+                raise ValueError("a table is not one of images")
             if table[:, 1].max() > MAX_PICTURE or (table[:, 0] > size - table[:, 1]).any():
-                raise ValueError("a picture ends beyond its shard")
+                raise ValueError("an image ends beyond its shard")
         return tables
     except Exception:  # zip, numpy and the file system raise their own; a broken index is made again
         log.info("%s cannot be read and is made again", path)
@@ -142,7 +142,7 @@ def save_index(path: Path, tables: dict[str, NDArray[np.int64]]) -> None:
 
 
 def scan(file: Path) -> NDArray[np.int64]:
-    """(offset, length, label) of the pictures of a shard, [N, 3], in their order."""
+    """(offset, length, label) of the images of a shard, [N, 3], in their order."""
     rows: dict[str, list[int]] = {}
     labels: dict[str, int] = {}
     try:
@@ -170,9 +170,9 @@ def scan(file: Path) -> NDArray[np.int64]:
     for key in rows:
         if labels.get(key, -1) < 0:
             name = quoted(key.lstrip("/"))
-            raise CheckpointError(f"{file}: picture {name} needs a member {name}.cls with its label")
+            raise CheckpointError(f"{file}: image {name} needs a member {name}.cls with its label")
     if not rows:
-        raise CheckpointError(f"{file} holds no pictures: members KEY.jpg and KEY.cls are looked for")
+        raise CheckpointError(f"{file} holds no images: members KEY.jpg and KEY.cls are looked for")
     return np.array([[*row, labels[key]] for key, row in rows.items()], np.int64)
 
 

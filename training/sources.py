@@ -27,16 +27,16 @@ from training.run_config import TrainConfig
 from training.shards import TarSource, expand
 
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
-MAX_PIXELS = 200_000_000  # ImageNet holds a few very large pictures
+MAX_PIXELS = 200_000_000  # ImageNet holds a few very large images
 
 
 class Source(Protocol):
-    """Encoded pictures by index."""
+    """Encoded images by index."""
 
     labels: NDArray[np.int64]
 
     def read(self, index: int) -> tuple[bytes, str]:
-        """The bytes of a picture, and a name for error messages."""
+        """The bytes of an image, and a name for error messages."""
         ...
 
 
@@ -123,12 +123,12 @@ def open_source(path: str) -> Source:
             return kind(training or files)
     source = FolderSource(place)
     if not source.files:
-        raise CheckpointError(f"{path} holds neither parquet nor tar files nor folders of pictures named by class")
+        raise CheckpointError(f"{path} holds neither parquet nor tar files nor folders of images named by class")
     return source
 
 
 class Images(Dataset[tuple[Tensor, int]]):
-    """The pictures of a source that are of the wanted classes, cut to squares of `size` pixels.
+    """The images of a source that are of the wanted classes, cut to squares of `size` pixels.
 
     Index i gives (uint8 [3, S, S], label). `hold()` decodes all of them into memory. resize: "fit" or "adm".
     """
@@ -144,9 +144,9 @@ class Images(Dataset[tuple[Tensor, int]]):
         self.labels = labels[self.indices]
         self.pixels: NDArray[np.uint8] | None = None
         if missing := sorted(set(classes) - set(self.labels.tolist())):
-            raise CheckpointError(f"{path} has no pictures of class {missing[0]}")
+            raise CheckpointError(f"{path} has no images of class {missing[0]}")
         if not len(self.indices):
-            raise CheckpointError(f"{path} has no pictures")
+            raise CheckpointError(f"{path} has no images")
         if self.labels.min() < 0 or self.labels.max() >= num_classes:
             raise CheckpointError(
                 f"{path} has labels from {labels.min()} to {labels.max()}; 0 to {num_classes - 1} are known"
@@ -164,15 +164,15 @@ class Images(Dataset[tuple[Tensor, int]]):
         try:
             return self.cut(codec.read_image(data, MAX_PIXELS), self.size)
         except InputError as error:
-            raise CheckpointError(f"{self.path}: picture {name}: {error}") from None
+            raise CheckpointError(f"{self.path}: image {name}: {error}") from None
 
     def shards(self) -> NDArray[np.int64]:
-        """Which tar shard each picture is in [N]; all 0 for other sources."""
+        """Which tar shard each image is in [N]; all 0 for other sources."""
         whole = getattr(self.source, "shards", None)
         return np.zeros(len(self), np.int64) if whole is None else whole[self.indices]
 
     def num_bytes(self) -> int:
-        """Size of all pictures once decoded."""
+        """Size of all images once decoded."""
         return len(self) * 3 * self.size**2
 
     def hold(self) -> None:
@@ -188,27 +188,25 @@ class Images(Dataset[tuple[Tensor, int]]):
         self.pixels = held
 
     def subset(self, keep: NDArray[np.int64]) -> "Images":
-        """The pictures at these indices only, sharing the source."""
+        """The images at these indices only, sharing the source."""
         part = object.__new__(Images)
         part.__dict__ = {**self.__dict__, "indices": self.indices[keep], "labels": self.labels[keep]}
         part.pixels = None if self.pixels is None else self.pixels[keep]
         return part
 
 
-def hold_out(pictures: Images, share: float = 0.01) -> tuple[Images, Images]:
-    """Split off every 1/share-th picture: (the rest, the held out)."""
+def hold_out(images: Images, share: float = 0.01) -> tuple[Images, Images]:
+    """Split off every 1/share-th image: (the rest, the held out)."""
     every = round(1 / share)
-    index = np.arange(len(pictures))
+    index = np.arange(len(images))
     held = index % every == every - 1
     if not held.any():
-        raise CheckpointError(
-            f"{pictures.path} has only {len(pictures)} pictures; give data.validation a folder of its own"
-        )
-    return pictures.subset(index[~held]), pictures.subset(index[held])
+        raise CheckpointError(f"{images.path} has only {len(images)} images; give data.validation a folder of its own")
+    return images.subset(index[~held]), images.subset(index[held])
 
 
 def load_images(config: TrainConfig) -> tuple[Images, Images]:
-    """(training, held-out) pictures, in memory where they fit."""
+    """(training, held-out) images, in memory where they fit."""
     training, held = open_images(config)
     held.hold()
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # each process of the machine would hold its own
@@ -218,7 +216,7 @@ def load_images(config: TrainConfig) -> tuple[Images, Images]:
 
 
 def open_images(config: TrainConfig) -> tuple[Images, Images]:
-    """(training, held-out) pictures, not yet decoded."""
+    """(training, held-out) images, not yet decoded."""
     network, data = config.model_config(), config.data
     shape = network.image_size, data.classes, network.num_classes, data.resize
     training = Images(data.path, *shape)

@@ -24,7 +24,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which a
 class VisionModel:
     """`model(images)`: images [B, 3, S, S] in [-1, 1] -> features [B, G G, F] on a G x G grid, without gradient.
 
-    The pictures are resized to the size of the graph where it has a fixed one. Raises CheckpointError when the file is
+    The images are resized to the size of the graph where it has a fixed one. Raises CheckpointError when the file is
     not such a graph.
     """
 
@@ -50,7 +50,7 @@ class VisionModel:
             found = self.session.run(None, {self.input: pixels})[0]
         except Exception as error:  # ONNX Runtime raises types of its own
             reason = " ".join(str(error).split())[:300]
-            raise CheckpointError(f"{self.file} cannot look at pictures {list(pixels.shape)}: {reason}") from None
+            raise CheckpointError(f"{self.file} cannot look at images {list(pixels.shape)}: {reason}") from None
         return self.on_grid(torch.from_numpy(found)).to(self.device)
 
     def on_grid(self, found: Tensor) -> Tensor:

@@ -4,8 +4,8 @@ Trains a DSD network. A run folder holds checkpoint.pt, metrics.jsonl, TensorBoa
 run again in the same folder goes on from its checkpoint, to the bit. Ctrl-C or SIGTERM saves a checkpoint and exits.
 Several devices: torchrun --nproc-per-node N -m training training/configs/NAME.toml
 Several machines: the same on each, with --nnodes and --rdzv-endpoint of torchrun, run.dir on a disk that they share.
-A run may go on with another number of processes: the batch, its pictures and its noise do not depend on it.
-What a run will cost, before there are any pictures: dsd-train CONFIG --dry-run
+A run may go on with another number of processes: the batch, its images and its noise do not depend on it.
+What a run will cost, before there are any images: dsd-train CONFIG --dry-run
 """
 
 import argparse
@@ -63,7 +63,7 @@ class StopSignal:
 def announce(state: State, config: TrainConfig, where: Device, training: Images, held: Images) -> None:
     """Say what is trained on what."""
     log.info(
-        "%s: %d pictures (%s), %d held out; %.1fM parameters on %s, %s%s; %s",
+        "%s: %d images (%s), %d held out; %.1fM parameters on %s, %s%s; %s",
         config.run.dir,
         len(training),
         "in memory" if training.pixels is not None else f"decoded by {config.data.num_workers} processes",
@@ -127,7 +127,7 @@ def train(config: TrainConfig) -> State:
             values = averaged(losses, where)
             rate = (state.step - began_step) * config.optim.batch_size / (time.perf_counter() - began)
             journal.write(state.step, {**values, "lr": lr_at(state.step, config.optim), "pictures_per_second": rate})
-            bar.set_postfix_str(f"loss {values['loss']:.3f}, {rate:.0f} pictures/s")
+            bar.set_postfix_str(f"loss {values['loss']:.3f}, {rate:.0f} images/s")
     bar.close()
     if first:
         log.info(

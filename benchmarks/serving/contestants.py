@@ -62,7 +62,7 @@ class Running:
         return process
 
     def wait_ready(self, process: "subprocess.Popen[str]") -> None:
-        """Wait for the first picture."""
+        """Wait for the first image."""
         body = json.dumps(request(self.classes[0], 0, 1, 1.0)).encode()
         asked = urllib.request.Request(self.url + "/generate", body, {"content-type": "application/json"})
         deadline = time.monotonic() + START_SECONDS

@@ -42,7 +42,7 @@ class Outcome:
 class Summary:
     """What came of the requests that were due in the measured seconds; latencies in seconds.
 
-    throughput: pictures a second that arrived in the measured seconds. refused: answers other than 200. unfinished: not
+    throughput: images a second that arrived in the measured seconds. refused: answers other than 200. unfinished: not
     answered `DRAIN` seconds after the last arrival. short: the requests of 10 steps. thirds: median latency of the
     first and of the last third.
     """
@@ -135,7 +135,7 @@ async def poisson(send: Send, due: Sequence[Arrival]) -> list[Outcome]:
 
 
 async def closed(send: Send, bodies: Sequence[Body], clients: int, warmup: float, seconds: float) -> list[float]:
-    """Keep `clients` requests in flight; the seconds after the warm-up at which pictures arrived until the end.
+    """Keep `clients` requests in flight; the seconds after the warm-up at which images arrived until the end.
 
     Ends when the last answers are there, so that the server is idle again.
     """
@@ -161,7 +161,7 @@ async def single(send: Send, body: Body, seconds: float) -> list[float]:
     while time.perf_counter() < deadline or len(latencies) < 3:
         began = time.perf_counter()
         if await send(body) != 200:
-            raise RuntimeError("a single request was not answered with a picture")
+            raise RuntimeError("a single request was not answered with an image")
         latencies.append(time.perf_counter() - began)
     return latencies[1:]
 

@@ -106,8 +106,8 @@ def singles(url: str, seconds: float) -> Single:
         before, began = engine_ms(), time.perf_counter()
         _, timing = ask("POST", "/generate", one)
         whole = 1000 * (time.perf_counter() - began)
-        picture = float(timing.partition("network;dur=")[2])
-        found.append((whole, whole - engine_ms() + before, whole - picture))
+        image = float(timing.partition("network;dur=")[2])
+        found.append((whole, whole - engine_ms() + before, whole - image))
     connection.close()
     return Single(*np.median(found, axis=0))
 

@@ -158,11 +158,11 @@ async def abuse(url: str, pid: int, seconds: float) -> list[str]:
             classes = (await answer.json())["classes"]
         under = Abuse(session, url, pid, classes)
         before = await under.rate(10)
-        print(f"      {before:.1f} pictures a second before")
+        print(f"      {before:.1f} images a second before")
         await under.overload(before, seconds)
         await asyncio.sleep(1)
         after = await under.rate(10)
-        under.check(after >= SPEED_SHARE * before, f"full speed a second later: {after:.1f} pictures a second")
+        under.check(after >= SPEED_SHARE * before, f"full speed a second later: {after:.1f} images a second")
         await under.disconnects(1000)
         return under.failures
 

@@ -1,6 +1,6 @@
 """The offline reference: diffusers' DiT of the network's size, random weights, eager torch, a plain loop of steps.
 
-Same width, depth, heads and number of tokens. There is no HTTP, no picture format and no autoencoder, all of which
+Same width, depth, heads and number of tokens. There is no HTTP, no image format and no autoencoder, all of which
 flatters it. Its batches hold requests of equal steps and guidance, as the pipelines of diffusers need.
 
 python -m benchmarks.serving.reference MODEL SECONDS prints JSON.
@@ -43,7 +43,7 @@ class DiT:
         ).eval()
 
     def generate(self, labels: Sequence[int], steps: int, guidance: float) -> Any:
-        """Latents of pictures that share their settings: [B, C, H, W]."""
+        """Latents of images that share their settings: [B, C, H, W]."""
         torch = self.torch
         with torch.inference_mode():
             z = torch.randn(len(labels), *self.shape)

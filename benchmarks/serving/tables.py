@@ -124,7 +124,7 @@ def section(about: Mapping[str, str], capacity: float, results: Sequence[Result]
     if reference:
         lines += [
             f"diffusers, offline: {reference['rate']:.1f} images/s in batches of {reference['batch_size']} (the "
-            f"better of two sizes), {1000 * reference['p50']:.0f} ms for one picture of 25 steps; its transformer has "
+            f"better of two sizes), {1000 * reference['p50']:.0f} ms for one image of 25 steps; its transformer has "
             f"{reference['parameters'] / 1e6:.1f}M parameters.",
             "",
         ]

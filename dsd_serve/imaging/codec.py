@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 from PIL import __version__ as PILLOW
 
 from dsd_serve.errors import InputError, shown
-from dsd_serve.imaging.sanitize import Picture, inspect
+from dsd_serve.imaging.sanitize import ImageFile, inspect
 
 Pixels = NDArray[np.uint8]
 
@@ -21,12 +21,12 @@ MAX_PIXELS = 40_000_000
 MAX_SIDES = {"jpeg": 65_500, "webp": 16_383}  # pixels that a file of the format can be wide or high; png has room
 QUALITY = 92
 TEXT_KEY = "dsd"  # of the PNG text chunk that holds the settings of an image as JSON
-# Larger than what glibc ever takes from its heap, so that the memory of a large picture goes back to the system.
+# Larger than what glibc ever takes from its heap, so that the memory of a large image goes back to the system.
 Image.core.set_block_size(64 * 2**20)  # type: ignore[attr-defined]
-GAP = 3  # a large picture is averaged down to this many times the wanted size before it is resampled
+GAP = 3  # a large image is averaged down to this many times the wanted size before it is resampled
 DRAFT_GAP = 16  # as GAP, for a JPEG that is decoded smaller: cruder, so more must be left to average
 BAND_PIXELS = 500_000
-TURNS = {  # EXIF orientation -> what turns the picture upright
+TURNS = {  # EXIF orientation -> what turns the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -50,21 +50,19 @@ def read_image(data: bytes, max_pixels: int = MAX_PIXELS, size: int | None = Non
     size: only the centre square is wanted, [3, size, size], which takes a fraction of the memory.
     Everything is checked before anything is decoded. Raises InputError with what is wrong.
     """
-    return decode(open_picture(data, max_pixels), size)
+    return decode(open_file(data, max_pixels), size)
 
 
-def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Picture:
+def open_file(data: bytes, max_pixels: int = MAX_PIXELS) -> ImageFile:
     """What a file holds, found without decoding: a PNG, JPEG or WebP of at most `max_pixels`, or InputError."""
     picture = inspect(data)
     if picture.width * picture.height > max_pixels:
-        raise InputError(
-            f"the picture has {picture.width} x {picture.height} pixels; at most {max_pixels:,} are allowed"
-        )
+        raise InputError(f"the image has {picture.width} x {picture.height} pixels; at most {max_pixels:,} are allowed")
     return picture
 
 
-def decode(picture: Picture, size: int | None = None, *, opacity: bool = False) -> Pixels:
-    """The pixels of a picture, upright and in RGB; with `size` those of its centre square, [3, size, size].
+def decode(picture: ImageFile, size: int | None = None, *, opacity: bool = False) -> Pixels:
+    """The pixels of an image, upright and in RGB; with `size` those of its centre square, [3, size, size].
 
     opacity: not its colours, but how opaque it is, as greys: 0 is transparent, 255 opaque.
     """
@@ -80,13 +78,13 @@ def decode(picture: Picture, size: int | None = None, *, opacity: bool = False) 
         to_rgb = opacity_of if opacity else flatten
         image = to_rgb(file) if size is None else centre(file, size, to_rgb)
     except Exception as error:  # decoders raise anything on broken input
-        raise InputError(f"the picture is broken and cannot be decoded ({type(error).__name__}: {error})") from None
+        raise InputError(f"the image is broken and cannot be decoded ({type(error).__name__}: {error})") from None
     turn = TURNS.get(picture.orientation)
     return to_pixels(image if turn is None else image.transpose(turn))
 
 
-def decode_memory(picture: Picture, size: int) -> int:
-    """Bytes that `decode(picture, size)` takes at most."""
+def decode_memory(picture: ImageFile, size: int) -> int:
+    """Bytes that `decode(image, size)` takes at most."""
     if picture.format != "JPEG":
         return picture.memory()
     gap = min(picture.width, picture.height) // (DRAFT_GAP * size)
@@ -94,10 +92,10 @@ def decode_memory(picture: Picture, size: int) -> int:
 
 
 def centre(image: Image.Image, size: int, to_rgb: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """The centre square of a picture in any mode, [size, size] in RGB, as `fit` gives it.
+    """The centre square of an image in any mode, [size, size] in RGB, as `fit` gives it.
 
-    A large picture is first averaged over blocks, so that GAP times the wanted size is left, as Pillow's `reducing_gap`
-    does. That goes in bands, so that no second picture of the same size comes to be.
+    A large image is first averaged over blocks, so that GAP times the wanted size is left, as Pillow's `reducing_gap`
+    does. That goes in bands, so that no second image of the same size comes to be.
     """
     side = min(image.size)
     factor = max(1, side // (GAP * size))
@@ -169,7 +167,7 @@ def to_pil(pixels: Pixels) -> Image.Image:
 
 
 def fit(pixels: Pixels, size: int) -> Pixels:
-    """The centre square of a picture, resized to [3, size, size]."""
+    """The centre square of an image, resized to [3, size, size]."""
     return to_pixels(ImageOps.fit(to_pil(pixels), (size, size), Image.Resampling.LANCZOS))
 
 
@@ -188,7 +186,7 @@ def fit_as_adm(pixels: Pixels, size: int) -> Pixels:
 
 
 def resize(pixels: Pixels, size: int) -> Pixels:
-    """A square picture at another size, [3, size, size]."""
+    """A square image at another size, [3, size, size]."""
     return to_pixels(resized(pixels, size))
 
 
@@ -204,26 +202,26 @@ def sheet_shape(count: int, columns: int | None = None) -> tuple[int, int]:
     return columns, -(-count // columns)
 
 
-def sheet(pictures: Sequence[Pixels], size: int | None = None, columns: int | None = None) -> Image.Image:
+def sheet(images: Sequence[Pixels], size: int | None = None, columns: int | None = None) -> Image.Image:
     """Images of one size side by side, row by row, with no gap, each scaled to `size`; the rest is white.
 
     They are scaled one after another, so that each pixel is held once.
     """
-    width, height = (size, size) if size else pictures[0].shape[:0:-1]
-    columns, rows = sheet_shape(len(pictures), columns)
+    width, height = (size, size) if size else images[0].shape[:0:-1]
+    columns, rows = sheet_shape(len(images), columns)
     made = Image.new("RGB", (columns * width, rows * height), "white")
-    for number, picture in enumerate(pictures):
+    for number, picture in enumerate(images):
         made.paste(resized(picture, size), (number % columns * width, number // columns * height))
     return made
 
 
-def grid(pictures: Sequence[Pixels], columns: int | None = None) -> Pixels:
+def grid(images: Sequence[Pixels], columns: int | None = None) -> Pixels:
     """`sheet` as pixels [3, H, W]."""
-    return to_pixels(sheet(pictures, columns=columns))
+    return to_pixels(sheet(images, columns=columns))
 
 
 def check_fits(media: str, n: int, size: int, columns: int | None = None) -> None:
-    """Raise InputError when a file of format `media` cannot hold `n` square pictures of `size` pixels side by side."""
+    """Raise InputError when a file of format `media` cannot hold `n` square images of `size` pixels side by side."""
     columns, rows = sheet_shape(n, columns)
     most = MAX_SIDES.get(media, size * max(rows, columns))
     if size * max(rows, columns) > most:
@@ -235,7 +233,7 @@ def check_fits(media: str, n: int, size: int, columns: int | None = None) -> Non
 
 
 def psnr(pixels: Pixels, others: Pixels) -> float:
-    """Mean over pictures of the peak signal-to-noise ratio in dB; uint8 [N, 3, H, W] both."""
+    """Mean over images of the peak signal-to-noise ratio in dB; uint8 [N, 3, H, W] both."""
     error = ((pixels.astype(np.float64) - others.astype(np.float64)) ** 2).reshape(len(pixels), -1).mean(1)
     return float(np.mean(10 * np.log10(255**2 / np.maximum(error, 1e-3))))
 

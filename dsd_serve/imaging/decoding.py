@@ -27,14 +27,14 @@ class Decoder:
         opacity: see `images.decode`. who: see `Memory.take`.
         """
         loop = asyncio.get_running_loop()
-        picture = await loop.run_in_executor(self.threads, codec.open_picture, data, self.max_pixels)
-        needed = codec.decode_memory(picture, size)
+        image = await loop.run_in_executor(self.threads, codec.open_file, data, self.max_pixels)
+        needed = codec.decode_memory(image, size)
         if needed > self.memory.limit:
             raise InputError(
-                f"decoding this {picture.format} of {picture.width} x {picture.height} pixels takes "
+                f"decoding this {image.format} of {image.width} x {image.height} pixels takes "
                 f"{needed / 1e6:.0f} MB, this server allows {self.memory.limit / 1e6:g} MB; send it smaller"
             )
         claim = await self.memory.take(needed, who)
-        decoding = self.threads.submit(codec.decode, picture, size, opacity=opacity)
+        decoding = self.threads.submit(codec.decode, image, size, opacity=opacity)
         after(decoding, claim.release)
         return await asyncio.wrap_future(decoding)

@@ -2,8 +2,8 @@
 
 A decoder trusts much that a file says of itself: metadata that unpacks a thousandfold, directories that point at the
 same bytes again and again, canvases that are allocated before their size can be asked for. So no decoder sees an
-uploaded file. `inspect` walks it within limits and keeps only the parts that hold the picture: `Picture.data` is a new
-file of these, with no metadata, no second picture and nothing behind its end.
+uploaded file. `inspect` walks it within limits and keeps only the parts that hold the image: `ImageFile.data` is a new
+file of these, with no metadata, no second image and nothing behind its end.
 """
 
 import re
@@ -17,8 +17,8 @@ from dsd_serve.errors import InputError
 Bytes = bytes | memoryview
 
 MAX_SIDE = 65_535  # JPEG's limit, for all: decoders take memory for each row, however short
-MAX_PARTS = 20_000  # chunks or segments of one file; real pictures have a few thousand at most
-MAX_SCANS = 64  # of a JPEG; encoders write about ten, and each costs a pass over the whole picture
+MAX_PARTS = 20_000  # chunks or segments of one file; real images have a few thousand at most
+MAX_SCANS = 64  # of a JPEG; encoders write about ten, and each costs a pass over the whole image
 SLACK = 16_000_000  # bytes that decoding takes besides the pixels
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -33,8 +33,8 @@ JPEG_READ = {JPEG_SCAN, JPEG_EXIF} | JPEG_FRAMES | JPEG_OTHER_FRAMES | JPEG_TABL
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A file that holds one still picture and nothing else.
+class ImageFile:
+    """A file that holds one still image and nothing else.
 
     orientation: as EXIF has it, 1 to 8. coefficient_bytes: what the decoder
     of a JPEG that takes many passes holds besides the pixels.
@@ -50,14 +50,14 @@ class Picture:
     def memory(self, shrink: int = 1) -> int:
         """Bytes that decoding takes at most, the file included; shrink: how many times smaller a JPEG is decoded.
 
-        Pillow holds 4 bytes a pixel, and libwebp with its wrapper three pictures more.
+        Pillow holds 4 bytes a pixel, and libwebp with its wrapper three images more.
         """
         pixels = self.width * self.height // shrink**2
         return pixels * (16 if self.format == "WEBP" else 4) + self.coefficient_bytes + len(self.data) + SLACK
 
 
-def inspect(data: bytes) -> Picture:
-    """The one still picture in a PNG, JPEG or WebP file. Raises InputError for anything else.
+def inspect(data: bytes) -> ImageFile:
+    """The one still image in a PNG, JPEG or WebP file. Raises InputError for anything else.
 
     The size in pixels is not judged, except that no side may be 0 or above MAX_SIDE.
     """
@@ -69,29 +69,27 @@ def inspect(data: bytes) -> Picture:
         elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
             found = inspect_webp(memoryview(data))
         else:
-            raise InputError("the bytes are no picture that can be read: send a PNG, JPEG or WebP")
+            raise InputError("the bytes are no image that can be read: send a PNG, JPEG or WebP")
     except (struct.error, IndexError):
         raise cut_off() from None
     if not (0 < found.width <= MAX_SIDE and 0 < found.height <= MAX_SIDE):
-        raise InputError(
-            f"the picture has {found.width} x {found.height} pixels; each side must be from 1 to {MAX_SIDE}"
-        )
+        raise InputError(f"the image has {found.width} x {found.height} pixels; each side must be from 1 to {MAX_SIDE}")
     return found
 
 
 def cut_off() -> InputError:
-    return InputError("the picture is broken: the file is cut off before its end; send it again, whole")
+    return InputError("the image is broken: the file is cut off before its end; send it again, whole")
 
 
 def broken(why: str) -> InputError:
-    return InputError(f"the picture is broken and cannot be decoded ({why})")
+    return InputError(f"the image is broken and cannot be decoded ({why})")
 
 
 def animated(frames: int) -> InputError:
-    return InputError(f"the picture is animated ({frames} frames); send a single picture")
+    return InputError(f"the image is animated ({frames} frames); send a single image")
 
 
-def inspect_png(data: memoryview) -> Picture:
+def inspect_png(data: memoryview) -> ImageFile:
     kept: dict[bytes, memoryview] = {}
     pixels: list[memoryview] = []
     turn = 1
@@ -113,7 +111,7 @@ def inspect_png(data: memoryview) -> Picture:
         raise broken("a PNG must have the chunks IHDR and IDAT")
     width, height = struct.unpack_from(">II", kept[b"IHDR"])
     parts = [(kind, kept[kind]) for kind in PNG_KEPT if kind in kept] + [(b"IDAT", b"".join(pixels)), (b"IEND", b"")]
-    return Picture("PNG", width, height, turn, b"".join([PNG, *(png_chunk(kind, body) for kind, body in parts)]))
+    return ImageFile("PNG", width, height, turn, b"".join([PNG, *(png_chunk(kind, body) for kind, body in parts)]))
 
 
 def png_chunks(data: memoryview) -> Iterator[tuple[bytes, memoryview, int]]:
@@ -126,14 +124,14 @@ def png_chunks(data: memoryview) -> Iterator[tuple[bytes, memoryview, int]]:
             return
         yield kind, data[place + 8 : place + 8 + length], crc
         place += 12 + length
-    raise InputError(f"the picture has more than {MAX_PARTS:,} chunks; save it again with another program")
+    raise InputError(f"the image has more than {MAX_PARTS:,} chunks; save it again with another program")
 
 
 def png_chunk(kind: bytes, body: Bytes) -> bytes:
     return b"".join([struct.pack(">I4s", len(body), kind), body, struct.pack(">I", zlib.crc32(body, zlib.crc32(kind)))])
 
 
-def inspect_jpeg(data: bytes) -> Picture:
+def inspect_jpeg(data: bytes) -> ImageFile:
     kept: list[Bytes] = []
     frame = b""  # code of its marker and body
     scans, many_passes, turn = 0, False, None
@@ -163,7 +161,7 @@ def inspect_jpeg(data: bytes) -> Picture:
         raise broken("a JPEG must have a frame header and a scan")
     height, width = struct.unpack_from(">HH", frame, 2)
     coefficients = 2 * jpeg_samples(frame, width, height) if many_passes else 0
-    return Picture("JPEG", width, height, turn or 1, b"".join([b"\xff\xd8", *kept, b"\xff\xd9"]), coefficients)
+    return ImageFile("JPEG", width, height, turn or 1, b"".join([b"\xff\xd8", *kept, b"\xff\xd9"]), coefficients)
 
 
 def jpeg_segments(data: bytes) -> Iterator[tuple[int, memoryview]]:
@@ -193,11 +191,11 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, memoryview]]:
             place = after.start()
         if code in JPEG_READ:
             yield code, view[start:place]
-    raise InputError(f"the picture has more than {MAX_PARTS:,} segments; save it again with another program")
+    raise InputError(f"the image has more than {MAX_PARTS:,} segments; save it again with another program")
 
 
 def jpeg_samples(frame: bytes, width: int, height: int) -> int:
-    """Samples of all components, which is what a decoder keeps of a JPEG whose picture takes many passes."""
+    """Samples of all components, which is what a decoder keeps of a JPEG whose image takes many passes."""
     factors = [divmod(frame[8 + 3 * i], 16) for i in range(frame[6])]
     if not factors or not all(1 <= across <= 4 and 1 <= down <= 4 for across, down in factors):
         raise broken("its sampling factors must be from 1 to 4")
@@ -206,7 +204,7 @@ def jpeg_samples(frame: bytes, width: int, height: int) -> int:
     return units * 64 * sum(across * down for across, down in factors)
 
 
-def inspect_webp(data: memoryview) -> Picture:
+def inspect_webp(data: memoryview) -> ImageFile:
     canvas: tuple[int, int] | None = None
     alpha: memoryview | None = None
     pixels: tuple[bytes, memoryview] | None = None
@@ -228,13 +226,13 @@ def inspect_webp(data: memoryview) -> Picture:
         raise broken("a WebP must have a VP8 or VP8L chunk")
     width, height = webp_size(*pixels)
     if canvas not in (None, (width, height)):
-        raise broken("its canvas is not as large as its picture")
+        raise broken("its canvas is not as large as its image")
     parts = [pixels]
     if alpha is not None and pixels[0] == b"VP8 ":
         extent = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
         parts = [(b"VP8X", memoryview(b"\x10\0\0\0" + extent)), (b"ALPH", alpha), pixels]
     chunks = b"".join(webp_chunk(kind, body) for kind, body in parts)
-    return Picture(
+    return ImageFile(
         "WEBP", width, height, turn, b"".join([b"RIFF", struct.pack("<I", 4 + len(chunks)), b"WEBP", chunks])
     )
 
@@ -253,7 +251,7 @@ def webp_chunks(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
             raise cut_off()
         yield kind, data[place + 8 : place + 8 + length]
         place += 8 + length + length % 2
-    raise InputError(f"the picture has more than {MAX_PARTS:,} chunks; save it again with another program")
+    raise InputError(f"the image has more than {MAX_PARTS:,} chunks; save it again with another program")
 
 
 def webp_size(kind: bytes, body: memoryview) -> tuple[int, int]:

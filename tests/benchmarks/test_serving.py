@@ -178,7 +178,7 @@ def test_wrong_flags_are_sentences():
 def test_the_simulation_of_many_devices_agrees_with_arithmetic():
     one = capacity(0.02, 32)
     quiet = simulate(1, 0.2 * one, 0.02, 32, seconds=40)
-    # Alone, a request takes a call for each step and one for its picture, and waits for the call that runs.
+    # Alone, a request takes a call for each step and one for its image, and waits for the call that runs.
     assert 10.99 * 0.02 <= quiet.short.min() <= np.percentile(quiet.short, 95) <= 12.1 * 0.02
     full = simulate(1, 1.5 * one, 0.02, 32, seconds=60)
     assert 0.9 * one < full.rate < 1.02 * one

@@ -164,4 +164,4 @@ def test_no_route_takes_more_than_the_readme_says(measured):
 def test_images_of_noise_are_the_worst() -> None:
     """What is asked for here fills the budgets: an image that decodes to more than it has as a file."""
     data = photo(1000, "WEBP")
-    assert codec.decode_memory(codec.open_picture(data), 32) > 10 * len(data)
+    assert codec.decode_memory(codec.open_file(data), 32) > 10 * len(data)

@@ -77,8 +77,8 @@ def small_study(monkeypatch):
 
 @pytest.mark.slow
 def test_a_stopped_study_goes_on_and_writes_its_page(small_study, tiny_dir, image_folder, tmp_path):
-    output, pictures = tmp_path / "docs", str(image_folder)
-    common = [str(tiny_dir), "--real", pictures, "--reference", pictures, "-o", str(output)]
+    output, images = tmp_path / "docs", str(image_folder)
+    common = [str(tiny_dir), "--real", images, "--reference", images, "-o", str(output)]
     common += ["--samples", "6", "--compared", "3", "--cache", str(tmp_path / "cache")]
     file = output / "samplers.json"
     with pytest.raises(SystemExit, match="settings are left"):
@@ -106,13 +106,13 @@ def test_a_stopped_study_goes_on_and_writes_its_page(small_study, tiny_dir, imag
 
 
 def test_wrong_counts_get_a_sentence(tiny_dir, image_folder, tmp_path):
-    pictures = str(image_folder)
-    common = [str(tiny_dir), "--real", pictures, "--reference", pictures, "-o", str(tmp_path)]
+    images = str(image_folder)
+    common = [str(tiny_dir), "--real", images, "--reference", images, "-o", str(tmp_path)]
     with pytest.raises(SystemExit, match="--compared must be at most --samples, got 9 and 4"):
         main([*common, "--samples", "4", "--compared", "9"])
 
 
 def test_a_class_without_pictures_gets_a_sentence(demo_dir, image_folder, tmp_path):
-    pictures = str(image_folder)
-    with pytest.raises(SystemExit, match="no pictures of class 107"):
-        main([str(demo_dir), "--real", pictures, "--reference", pictures, "-o", str(tmp_path)])
+    images = str(image_folder)
+    with pytest.raises(SystemExit, match="no images of class 107"):
+        main([str(demo_dir), "--real", images, "--reference", images, "-o", str(tmp_path)])

@@ -93,20 +93,20 @@ def test_a_dry_run_needs_no_data_and_writes_nothing(tmp_path, monkeypatch, capsy
     arguments = [*network, "run.compile=off", "run.device=cpu", "data.path=/nowhere", "--dry-run"]
     main([str(ROOT / "training/configs/demo.toml"), *arguments])
     printed = capsys.readouterr().out
-    for named in ("0.2M parameters", "GFLOP forward", "memory held", "pictures/s", "the whole run here", "one H100"):
+    for named in ("0.2M parameters", "GFLOP forward", "memory held", "images/s", "the whole run here", "one H100"):
         assert named in printed
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
 def test_twenty_real_steps_of_dsd_s_at_256_pixels(tmp_path):
-    """On generated pictures, on the CPU: the losses fall and memory stays small. One to five minutes."""
+    """On generated images, on the CPU: the losses fall and memory stays small. One to five minutes."""
     for label in CLASSES:
-        (tmp_path / f"pictures/{label}").mkdir(parents=True)
+        (tmp_path / f"images/{label}").mkdir(parents=True)
         for number in range(12):
             pixels = write_image(sample_image(label, number, size=300))
-            (tmp_path / f"pictures/{label}/{number}.png").write_bytes(pixels)
-    overrides = [f"data.path={tmp_path}/pictures", f"data.validation={tmp_path}/pictures", f"run.dir={tmp_path}/run"]
+            (tmp_path / f"images/{label}/{number}.png").write_bytes(pixels)
+    overrides = [f"data.path={tmp_path}/images", f"data.validation={tmp_path}/images", f"run.dir={tmp_path}/run"]
     overrides += ["optim.steps=20", "optim.batch_size=2", "optim.micro_batch_size=1", "optim.warmup_steps=5"]
     overrides += ["run.log_every=1", "run.eval_every=1000", "run.eval_images=4", "run.samples_per_class=0"]
     overrides += ["data.num_workers=1", "run.device=cpu", "run.precision=auto"]
@@ -127,5 +127,5 @@ def test_twenty_real_steps_of_dsd_s_at_256_pixels(tmp_path):
     assert after["loss"] < before["loss"] and after["reconstruction"] < 0.8 * before["reconstruction"]
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(f"peak {peak / 1e9:.1f} GB, {lines[-2]['pictures_per_second']:.2f} pictures/s")
+    print(f"peak {peak / 1e9:.1f} GB, {lines[-2]['pictures_per_second']:.2f} images/s")
     assert peak < 8e9

@@ -38,7 +38,7 @@ def write_shard(path, members):
 
 
 def write_shards(folder, count=3, each=12):
-    """`count` tar files of `each` pictures, of the classes in turn."""
+    """`count` tar files of `each` images, of the classes in turn."""
     folder.mkdir()
     for shard in range(count):
         members = []
@@ -56,12 +56,12 @@ def shards(tmp_path_factory):
 
 
 def test_pictures_are_those_of_the_shards(shards):
-    pictures = Images(str(shards), 24, classes=(207, 950))
-    assert len(pictures) == 24
-    pixels, label = pictures[8]  # the second class of three, so picture 13 of all: shard 1, number 1
+    images = Images(str(shards), 24, classes=(207, 950))
+    assert len(images) == 24
+    pixels, label = images[8]  # the second class of three, so image 13 of all: shard 1, number 1
     assert label == 207
     assert np.array_equal(pixels.numpy(), sample_image(207, 13))
-    assert pictures.shards().tolist() == [0] * 8 + [1] * 8 + [2] * 8
+    assert images.shards().tolist() == [0] * 8 + [1] * 8 + [2] * 8
     some = Images(str(shards / "train-{000..001}.tar"), 24)
     assert len(some) == 24 and np.array_equal(some[20][0].numpy(), Images(str(shards), 24)[20][0].numpy())
 
@@ -96,9 +96,9 @@ def test_what_is_wrong_with_shards_is_said(tmp_path):
     with pytest.raises(CheckpointError, match=r"names .*b-1\.tar, which is not there"):
         Images(str(tmp_path / "b-{1..2}.tar"), 16)
     for members, named in (
-        ([("a.png", b"x")], r"picture a needs a member a\.cls"),
-        ([("a.png", b"x"), ("a.cls", b"dog")], r"picture a needs a member a\.cls"),
-        ([("a.txt", b"x")], "holds no pictures"),
+        ([("a.png", b"x")], r"image a needs a member a\.cls"),
+        ([("a.png", b"x"), ("a.cls", b"dog")], r"image a needs a member a\.cls"),
+        ([("a.txt", b"x")], "holds no images"),
     ):
         write_shard(tmp_path / "x.tar", members)
         with pytest.raises(CheckpointError, match=named):
@@ -106,8 +106,8 @@ def test_what_is_wrong_with_shards_is_said(tmp_path):
     (tmp_path / "x.tar").write_bytes(b"no tar" * 1000)
     with pytest.raises(CheckpointError, match=r"x\.tar is no tar file"):
         Images(str(tmp_path), 16)
-    write_shard(tmp_path / "x.tar", [("a.png", b"no picture"), ("a.cls", b"1")])
-    with pytest.raises(CheckpointError, match=r"picture at byte 512 of x\.tar"):
+    write_shard(tmp_path / "x.tar", [("a.png", b"no image"), ("a.cls", b"1")])
+    with pytest.raises(CheckpointError, match=r"image at byte 512 of x\.tar"):
         Images(str(tmp_path), 16)[0]
 
 
@@ -176,7 +176,7 @@ BROKEN = {
     "only a device": header("a.png", 0, tarfile.CHRTYPE) + END,
     "garbage between members": GOOD + b"x" * 512 + GOOD + END,
     "half a header": GOOD + header("b.png", 3)[:100],
-    "half a picture": (GOOD + member("b.png", bytes(5000)))[:-2000],
+    "half an image": (GOOD + member("b.png", bytes(5000)))[:-2000],
     "nothing": b"",
     "zeros": END,
     "text": b"hello" * 300,
@@ -222,9 +222,9 @@ def test_bytes_changed_anywhere(tmp_path, changes, cut):
     (tmp_path / "x.tar").write_bytes(data[: len(data) - cut])
     (tmp_path / INDEX).unlink(missing_ok=True)
     with contextlib.suppress(CheckpointError):
-        pictures = Images(str(tmp_path / "x.tar"), 16)
-        for index in range(len(pictures)):
-            pictures[index]
+        images = Images(str(tmp_path / "x.tar"), 16)
+        for index in range(len(images)):
+            images[index]
 
 
 @pytest.mark.timeout(20)
@@ -254,11 +254,11 @@ def test_an_index_that_is_a_bomb_or_lies_is_made_again(tmp_path, caplog):
         lie()
         caplog.clear()
         tracemalloc.start()
-        pictures = Images(str(file), 24)
+        images = Images(str(file), 24)
         assert tracemalloc.get_traced_memory()[1] < 30_000_000
         tracemalloc.stop()
         assert "is made again" in caplog.text
-        assert np.array_equal(pictures[0][0].numpy(), sample_image(1, 1))
+        assert np.array_equal(images[0][0].numpy(), sample_image(1, 1))
     caplog.clear()
     assert len(Images(str(file), 24)) == 1 and caplog.text == "", "the index is used again"
 
@@ -317,7 +317,7 @@ def stop_at_some_moment(process, folder, step, number):
 
 
 def test_a_streamed_run_stopped_at_any_moment_loses_little_and_ends_the_same(tmp_path):
-    """144 pictures, 8 a step: stops are in the middle of an epoch. kill -9 loses at most the
+    """144 images, 8 a step: stops are in the middle of an epoch. kill -9 loses at most the
     steps since the last save, SIGTERM none, and what comes of it in the end is, to the bit, that of never stopping."""
     shards = write_shards(tmp_path / "shards", count=4, each=36)
     threads = torch.get_num_threads()

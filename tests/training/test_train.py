@@ -272,14 +272,14 @@ def test_what_is_wrong_with_data_is_said(image_folder, tmp_path):
     ):
         with pytest.raises(CheckpointError, match=named):
             Images(path, 16)
-    with pytest.raises(CheckpointError, match="no pictures of class 5"):
+    with pytest.raises(CheckpointError, match="no images of class 5"):
         Images(str(image_folder), 16, classes=(1, 5))
     (tmp_path / "dogs").mkdir()
     with pytest.raises(CheckpointError, match="must be named by a wnid"):
         Images(str(tmp_path), 16)
     (tmp_path / "dogs").rename(tmp_path / "207")
-    (tmp_path / "207/broken.png").write_bytes(b"no picture")
-    with pytest.raises(CheckpointError, match=r"broken\.png: the bytes are no picture"):
+    (tmp_path / "207/broken.png").write_bytes(b"no image")
+    with pytest.raises(CheckpointError, match=r"broken\.png: the bytes are no image"):
         Images(str(tmp_path), 16).hold()
     (tmp_path / "x.parquet").write_bytes(b"no parquet")
     with pytest.raises(CheckpointError, match=r"x\.parquet is no parquet file"):

@@ -1,7 +1,7 @@
-"""What EfficientNet-Lite0 sees in pictures: 1280 pooled features each, and its classes.
+"""What EfficientNet-Lite0 sees in images: 1280 pooled features each, and its classes.
 
 The weights come in a package of their own, trained on ImageNet by others, so nothing is downloaded from elsewhere. All
-pictures are shown to it at 128 pixels. Distances on its features are not FID, which is on those of Inception: they are
+images are shown to it at 128 pixels. Distances on its features are not FID, which is on those of Inception: they are
 called frechet_lite0 and so on, and compare only with each other.
 """
 
@@ -25,15 +25,15 @@ from dsd_serve.files import atomic
 
 INSTALL = "pip install 'dsd-serve[eval]'"
 VERSION = "lite0-128-1"  # names cached features: change it with anything that changes a feature
-SIZE = 128  # pixels at which the classifier sees all pictures
+SIZE = 128  # pixels at which the classifier sees all images
 BATCH = 64
-PIECE = 1024  # pictures whose features are cached together
+PIECE = 1024  # images whose features are cached together
 
 Features = NDArray[np.float32]  # [N, 1280]
 
 
 class Lite0:
-    """The classifier on a device; `features` sees pictures, the other methods read features."""
+    """The classifier on a device; `features` sees images, the other methods read features."""
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = torch.device(device)
@@ -66,7 +66,7 @@ class Lite0:
         return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
 
     def found(self, features: Features, labels: NDArray[np.int64], among: Sequence[int]) -> NDArray[np.bool_]:
-        """Whether the label [N] of each picture is the likeliest of the classes `among`: bool [N]."""
+        """Whether the label [N] of each image is the likeliest of the classes `among`: bool [N]."""
         classes = np.array(sorted(among))
         return classes[self.logits(features)[:, classes].argmax(1)] == labels
 
@@ -116,7 +116,7 @@ class FeatureCache:
         self.folder = folder
 
     def features(self, classifier: Lite0, pixels: NDArray[np.uint8], title: str = "") -> Features:
-        """`classifier.features` of pictures uint8 [N, 3, S, S], or what it said the last time."""
+        """`classifier.features` of images uint8 [N, 3, S, S], or what it said the last time."""
         return np.concatenate([*self.pieces(classifier, pixels, title)])
 
     def pieces(self, classifier: Lite0, pixels: NDArray[np.uint8], title: str) -> Iterator[Features]:

@@ -1,6 +1,6 @@
-"""How far two sets of pictures are apart, from their features, and how two pictures differ.
+"""How far two sets of images are apart, from their features, and how two images differ.
 
-Features are float [N, D], one row a picture, of whatever network. None of these numbers compare across networks or
+Features are float [N, D], one row an image, of whatever network. None of these numbers compare across networks or
 across sample counts: the Frechet distance of few samples is biased upwards, so it is always given with its counts.
 """
 
@@ -27,9 +27,9 @@ class Moments:
 
 
 def moments(features: Features) -> Moments:
-    """Mean and unbiased covariance in float64; InputError for fewer than two pictures."""
+    """Mean and unbiased covariance in float64; InputError for fewer than two images."""
     if len(features) < 2:
-        raise InputError(f"a distance needs two pictures or more on each side, got {len(features)}")
+        raise InputError(f"a distance needs two images or more on each side, got {len(features)}")
     exact = np.asarray(features, np.float64)
     return Moments(exact.mean(0), np.atleast_2d(np.cov(exact, rowvar=False)))
 
@@ -50,7 +50,7 @@ def frechet(a: Moments, b: Moments) -> float:
 
 
 def frechet_to(features: Features, real: Moments) -> float:
-    """`frechet` of features [N, D] from a set: the same number, much faster for fewer pictures than features.
+    """`frechet` of features [N, D] from a set: the same number, much faster for fewer images than features.
 
     With the covariance A = X' X / (N - 1) of centred features, A B has the eigenvalues of X B X' / (N - 1), N by N.
     """
@@ -70,7 +70,7 @@ class KernelSet:
     def __init__(self, features: Features) -> None:
         count, size = features.shape
         if count < 2:
-            raise InputError(f"a distance needs two pictures or more on each side, got {count}")
+            raise InputError(f"a distance needs two images or more on each side, got {count}")
         self.scaled = np.asarray(features, np.float32) / np.float32(np.sqrt(size))
         self.within = (kernel_sum(self.scaled, self.scaled) - kernel_diagonal(self.scaled)) / (count * (count - 1))
 
@@ -78,7 +78,7 @@ class KernelSet:
 def kid(a: KernelSet, b: KernelSet) -> float:
     """Kernel distance: the unbiased squared MMD with the kernel (x y / D + 1)^3 of KID (arXiv 1801.01401).
 
-    Over all pairs of pictures, where KID averages over random subsets: the same expectation, without drawing lots.
+    Over all pairs of images, where KID averages over random subsets: the same expectation, without drawing lots.
     It may come out slightly below 0 for sets of one distribution.
     """
     between = kernel_sum(a.scaled, b.scaled) / (len(a.scaled) * len(b.scaled))
@@ -97,12 +97,12 @@ def kernel_diagonal(x: Features) -> float:
 def precision_recall(samples: Features, real: Features, neighbours: int = 3) -> tuple[float, float]:
     """Share of samples within the real set, and of the real set within the samples (arXiv 1904.06991).
 
-    A set reaches around each of its pictures as far as that one's `neighbours`-th nearest other. Both depend on the
+    A set reaches around each of its images as far as that one's `neighbours`-th nearest other. Both depend on the
     counts of both sets.
     """
     if min(len(samples), len(real)) <= neighbours:
         raise InputError(
-            f"precision and recall need more than {neighbours} pictures a side, got {len(samples)} and {len(real)}"
+            f"precision and recall need more than {neighbours} images a side, got {len(samples)} and {len(real)}"
         )
     return covered(samples, real, neighbours), covered(real, samples, neighbours)
 
@@ -111,7 +111,7 @@ def covered(points: Features, balls: Features, neighbours: int) -> float:
     """The share of points [N, D] that lie in the ball of one of `balls` [M, D]."""
     middle = np.asarray(balls, np.float64).mean(0)
     x, y = (torch.from_numpy((side - middle).astype(np.float32)) for side in (points, balls))
-    # The nearest of a set to its own picture is that picture.
+    # The nearest of a set to its own image is that image.
     radii = torch.cat([squared_distances(part, y).kthvalue(neighbours + 1).values for part in y.split(CHUNK)])
     inside = [(squared_distances(part, y) <= radii).any(1) for part in x.split(CHUNK)]
     return float(torch.cat(inside).double().mean())
@@ -123,9 +123,9 @@ def squared_distances(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def class_score(log_probabilities: Features) -> float:
-    """exp of the mean KL divergence of each picture's classes from those of all, as the Inception score has it.
+    """exp of the mean KL divergence of each image's classes from those of all, as the Inception score has it.
 
-    arXiv 1606.03498. log_probabilities: [N, K], normalised. From 1, when all pictures look alike, to K.
+    arXiv 1606.03498. log_probabilities: [N, K], normalised. From 1, when all images look alike, to K.
     """
     log_p = np.asarray(log_probabilities, np.float64)
     p = np.exp(log_p)
@@ -165,12 +165,12 @@ WINDOW, SIGMA, K1, K2 = 11, 1.5, 0.01, 0.03  # of SSIM, as its authors have them
 
 @torch.inference_mode()
 def ssim(pixels: NDArray[np.uint8], others: NDArray[np.uint8]) -> float:
-    """Mean structural similarity of pictures uint8 [N, 3, H, W], each channel for itself: up to 1, which is equality.
+    """Mean structural similarity of images uint8 [N, 3, H, W], each channel for itself: up to 1, which is equality.
 
     Wang, Bovik, Sheikh and Simoncelli (2004): Gaussian windows of 11 pixels with sigma 1.5, only whole windows.
     """
     if min(pixels.shape[2:]) < WINDOW:
-        raise InputError(f"SSIM needs pictures of {WINDOW} pixels or more, got {pixels.shape[2]} x {pixels.shape[3]}")
+        raise InputError(f"SSIM needs images of {WINDOW} pixels or more, got {pixels.shape[2]} x {pixels.shape[3]}")
     parts = [
         ssim_of(torch.from_numpy(pixels[i : i + 256]), torch.from_numpy(others[i : i + 256]))
         for i in range(0, len(pixels), 256)

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from dsd_serve.errors import CheckpointError, EngineUnavailableError
 
-SUBSET = 1000  # pictures of a KID subset, as the field has it
+SUBSET = 1000  # images of a KID subset, as the field has it
 NEIGHBOURS = 3
 NAMES = {
     "frechet_inception_distance": "fid",
@@ -92,7 +92,7 @@ class Inception:
         self.fidelity, self.weights, self.device = load_fidelity(), read_inception(path), device
 
     def compare(self, samples: NDArray[np.uint8], real: NDArray[np.uint8]) -> dict[str, Any]:
-        """The numbers of samples against real pictures, both uint8 [N, 3, S, S], with the counts of both."""
+        """The numbers of samples against real images, both uint8 [N, 3, S, S], with the counts of both."""
         self.weights.seek(0)
         fewest = min(len(samples), len(real))
         found = self.fidelity.calculate_metrics(

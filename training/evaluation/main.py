@@ -1,19 +1,19 @@
-"""dsd-eval MODEL --real PICTURES [--reference PICTURES] [--beside MODEL]
-dsd-eval --real PICTURES --reference PICTURES --size S
+"""dsd-eval MODEL --real IMAGES [--reference IMAGES] [--beside MODEL]
+dsd-eval --real IMAGES --reference IMAGES --size S
 
 What a model is worth. MODEL is a model directory, which --engine runs, or the URL of a running server. --real are
-pictures that it was not trained on, --reference (default: the same) those that samples are held against: a parquet
-file, a folder of them or of pictures in folders by class, as for training.
+images that it was not trained on, --reference (default: the same) those that samples are held against: a parquet
+file, a folder of them or of images in folders by class, as for training.
 
   samples         against the reference: Frechet and kernel distance, precision, recall; class score, class accuracy
   reconstruction  of --real: PSNR, SSIM, Frechet distance from the originals, class accuracy
   latents         of --real: effective rank, spread of channels, what a linear probe finds in them
 
 The features are those of EfficientNet-Lite0, so the names end in _lite0: this is not FID. With --inception WEIGHTS,
-FID and its kin are measured too, by torch-fidelity. Beside the model stands what the pictures of --real get against
+FID and its kin are measured too, by torch-fidelity. Beside the model stands what the images of --real get against
 the reference, the floor: no model can be expected below it at the same count. Without MODEL only that is measured.
 
---beside measures a second model on the same pictures, at the larger size of the two and in the classes of both.
+--beside measures a second model on the same images, at the larger size of the two and in the classes of both.
 """
 
 import argparse
@@ -44,13 +44,13 @@ from training.evaluation.report import sheet
 from training.evaluation.subject import Subject, open_subject
 from training.sources import Images
 
-LIMIT = 50_000  # pictures of a set that are looked at, as many as FID is usually given
-PROBE = 5_000  # pictures that the linear probe learns from at most
+LIMIT = 50_000  # images of a set that are looked at, as many as FID is usually given
+PROBE = 5_000  # images that the linear probe learns from at most
 
 
 @dataclass
 class RealSet:
-    """Real pictures uint8 [N, 3, S, S], their labels int64 [N] and features [N, 1280]. name: of the file or folder."""
+    """Real images uint8 [N, 3, S, S], their labels int64 [N] and features [N, 1280]. name: of the file or folder."""
 
     name: str
     pixels: NDArray[np.uint8]
@@ -60,7 +60,7 @@ class RealSet:
 
 @dataclass
 class Yardstick:
-    """What models are measured with: pictures that are new to them, a reference, the classes and the networks."""
+    """What models are measured with: images that are new to them, a reference, the classes and the networks."""
 
     size: int
     classes: tuple[int, ...]
@@ -78,7 +78,7 @@ class Yardstick:
         return self.reference is not self.held_out
 
     def compare(self, pixels: NDArray[np.uint8], features: Features, labels: NDArray[np.int64]) -> dict[str, Any]:
-        """All numbers of pictures against the reference, with the counts of both sides."""
+        """All numbers of images against the reference, with the counts of both sides."""
         real = self.reference
         precision, recall = precision_recall(features, real.features)
         numbers: dict[str, Any] = {
@@ -100,7 +100,7 @@ class Yardstick:
         return float(self.classifier.found(features, labels, self.classes).mean())
 
     def real(self, count: int) -> dict[str, Any]:
-        """What held-out pictures get, `count` of them if there are so many, for numbers compare at one count only.
+        """What held-out images get, `count` of them if there are so many, for numbers compare at one count only.
 
         With a reference of its own all that samples get, else what needs none.
         """
@@ -117,10 +117,10 @@ class Yardstick:
 
 
 def resized(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Square pictures uint8 [N, 3, S, S] at another size."""
+    """Square images uint8 [N, 3, S, S] at another size."""
     if pixels.shape[-1] == size:
         return pixels
-    return np.stack([codec.resize(picture, size) for picture in pixels])
+    return np.stack([codec.resize(image, size) for image in pixels])
 
 
 def evaluate(subject: Subject, yardstick: Yardstick, samples: int, params: SamplingParams) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def reconstruction_and_latents(subject: Subject, yardstick: Yardstick) -> dict[s
 
 
 def probe(subject: Subject, yardstick: Yardstick, latents: NDArray[np.float32]) -> dict[str, Any]:
-    """A linear probe that learns from the reference and is tried on the held-out pictures, or on a part of these."""
+    """A linear probe that learns from the reference and is tried on the held-out images, or on a part of these."""
     held, reference = yardstick.held_out, yardstick.reference
     if len(yardstick.classes) < 2:
         return {}
@@ -182,34 +182,34 @@ def evenly(count: int, limit: int) -> NDArray[np.int64]:
 
 
 def open_images(path: str, size: int) -> Images:
-    """The pictures at a path, before any is decoded."""
+    """The images at a path, before any is decoded."""
     return Images(path, size)
 
 
-def read_real(pictures: Images, classes: Sequence[int], limit: int, sigma: float = 0.0) -> RealSet:
-    """The pictures of some classes, at most `limit`, decoded and perhaps blurred; their features are yet to come."""
-    kept = np.flatnonzero(np.isin(pictures.labels, classes))
-    chosen = pictures.subset(kept[evenly(len(kept), limit)])
+def read_real(images: Images, classes: Sequence[int], limit: int, sigma: float = 0.0) -> RealSet:
+    """The images of some classes, at most `limit`, decoded and perhaps blurred; their features are yet to come."""
+    kept = np.flatnonzero(np.isin(images.labels, classes))
+    chosen = images.subset(kept[evenly(len(kept), limit)])
     chosen.hold()
     assert chosen.pixels is not None
     pixels = blur(chosen.pixels, sigma) if sigma else chosen.pixels
-    return RealSet(Path(pictures.path).name, pixels, chosen.labels, np.empty((0, 0), np.float32))
+    return RealSet(Path(images.path).name, pixels, chosen.labels, np.empty((0, 0), np.float32))
 
 
 def common_classes(subjects: Sequence[Subject], real: Sequence[Images]) -> tuple[int, ...]:
-    """The classes that all models were trained on and all picture sets hold."""
-    groups = [set(subject.classes) for subject in subjects] + [set(pictures.labels.tolist()) for pictures in real]
+    """The classes that all models were trained on and all image sets hold."""
+    groups = [set(subject.classes) for subject in subjects] + [set(images.labels.tolist()) for images in real]
     classes = sorted(set.intersection(*groups))
     if not classes:
-        raise CheckpointError("there is no class that the models were trained on and that all the pictures have")
+        raise CheckpointError("there is no class that the models were trained on and that all the images have")
     return tuple(classes)
 
 
 def make_yardstick(options: argparse.Namespace, subjects: Sequence[Subject]) -> Yardstick:
-    """Read and look at the real pictures."""
+    """Read and look at the real images."""
     size = options.size or max((subject.image_size for subject in subjects), default=0)
     if not size:
-        raise InputError("without a model, --size must say at how many pixels pictures are compared")
+        raise InputError("without a model, --size must say at how many pixels images are compared")
     device = options.device if options.device.startswith("cuda") and torch.cuda.is_available() else "cpu"
     inception = Inception(options.inception, device) if options.inception else None
     classifier = lite0(device)
@@ -218,8 +218,8 @@ def make_yardstick(options: argparse.Namespace, subjects: Sequence[Subject]) -> 
     classes = common_classes(subjects, real)
     held = options.limit if subjects else min(options.limit, options.samples or options.limit)
     sets = [
-        read_real(pictures, classes, limit, sigma)
-        for pictures, limit, sigma in zip(real, (held, options.limit), (options.blur, 0.0), strict=False)
+        read_real(images, classes, limit, sigma)
+        for images, limit, sigma in zip(real, (held, options.limit), (options.blur, 0.0), strict=False)
     ]
     for one in sets:
         one.features = cache.features(classifier, one.pixels, f"features of {one.name}")
@@ -241,11 +241,11 @@ def chosen_params(options: argparse.Namespace, defaults: SamplingParams) -> Samp
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Carry out the command line."""
     if options.beside and not options.model:
-        raise InputError("--beside needs a model to stand beside: dsd-eval MODEL --beside OTHER --real PICTURES")
+        raise InputError("--beside needs a model to stand beside: dsd-eval MODEL --beside OTHER --real IMAGES")
     if not options.model and not options.reference:
-        raise InputError("there is nothing to compare: give a model, or --reference with other real pictures")
+        raise InputError("there is nothing to compare: give a model, or --reference with other real images")
     if options.blur and options.model:
-        raise InputError("--blur is for real pictures against real ones, without a model")
+        raise InputError("--blur is for real images against real ones, without a model")
     key = os.environ.get("DSD_API_KEY", "")
     subjects = [
         open_subject(place, options.engine, options.device, options.precision, key)
@@ -279,9 +279,9 @@ def arguments_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("model", nargs="?", metavar="MODEL", help="a model directory, or http://HOST:PORT of a server")
-    parser.add_argument("--real", required=True, metavar="PICTURES", help="real pictures that are new to the model")
-    parser.add_argument("--reference", metavar="PICTURES", help="what samples are compared with (default: --real)")
-    parser.add_argument("--beside", metavar="MODEL", help="a second model, measured on the same pictures")
+    parser.add_argument("--real", required=True, metavar="IMAGES", help="real images that are new to the model")
+    parser.add_argument("--reference", metavar="IMAGES", help="what samples are compared with (default: --real)")
+    parser.add_argument("--beside", metavar="MODEL", help="a second model, measured on the same images")
     parser.add_argument("--output", type=Path, metavar="FILE", help="a JSON file for the numbers")
     parser.add_argument("--inception", type=Path, metavar="WEIGHTS", help="measure FID too, with these weights")
     drawing = parser.add_argument_group("samples")
@@ -296,12 +296,12 @@ def arguments_parser() -> argparse.ArgumentParser:
     running.add_argument("--engine", choices=ENGINE_NAMES, default="onnx")
     running.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     running.add_argument("--precision", choices=PRECISIONS, default="fp32")
-    real = parser.add_argument_group("real pictures")
+    real = parser.add_argument_group("real images")
     real.add_argument("--size", type=count, metavar="S", help="pixels at which all is compared (default: the model's)")
     real.add_argument("--limit", type=count, default=LIMIT, metavar="N", help=f"of each set at most N ({LIMIT})")
     real.add_argument("--blur", type=float, default=0.0, metavar="SIGMA", help="blur --real, to see the numbers rise")
     real.add_argument(
-        "--cache", type=Path, default=default_cache(), metavar="DIR", help="keeps features of real pictures"
+        "--cache", type=Path, default=default_cache(), metavar="DIR", help="keeps features of real images"
     )
     real.add_argument("--no-cache", action="store_true")
     return parser
@@ -316,7 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             with atomic(options.output) as temporary:
                 temporary.write_text(json.dumps(rounded(numbers), indent=1) + "\n", encoding="utf-8")
     except KeyboardInterrupt:
-        sys.exit("dsd-eval: stopped; the features of real pictures that were ready are kept")
+        sys.exit("dsd-eval: stopped; the features of real images that were ready are kept")
     except (DSDError, OSError) as error:
         sys.exit(f"dsd-eval: {error}")
     print(sheet(numbers))

@@ -10,7 +10,7 @@ from dsd_serve.effective_rank import centred_rank, effective_rank
 from dsd_serve.errors import InputError
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the ridge, as shares of the mean energy of a direction
-EVERY = 5  # each fifth picture is kept from the probe where there is no set of its own to test on
+EVERY = 5  # each fifth image is kept from the probe where there is no set of its own to test on
 
 
 def latent_statistics(latents: NDArray[np.float32]) -> dict[str, Any]:
@@ -18,7 +18,7 @@ def latent_statistics(latents: NDArray[np.float32]) -> dict[str, Any]:
 
     effective_rank, centred_rank: 1 to C, see dsd_serve/effective_rank.py. channel_mean, channel_std: [C], over images
     and tokens.
-    picture_std: mean spread over pictures of a channel at one place, near 0 when all pictures get the same latents.
+    picture_std: mean spread over images of a channel at one place, near 0 when all images get the same latents.
     """
     z = torch.from_numpy(np.asarray(latents, np.float32))
     tokens = z.flatten(0, 1).double()
@@ -40,16 +40,16 @@ def probe_accuracy(
     test: NDArray[np.float32],
     test_labels: NDArray[np.int64],
 ) -> float:
-    """How often a linear map of latents [N, L, C] finds the label [N] of the test pictures: 0 to 1.
+    """How often a linear map of latents [N, L, C] finds the label [N] of the test images: 0 to 1.
 
     Ridge regression onto one column per class, in closed form, so there is nothing random about it. Its strength is
-    the one of STRENGTHS that does best on every fifth training picture, the least where several do.
+    the one of STRENGTHS that does best on every fifth training image, the least where several do.
     """
     classes, targets = np.unique(train_labels, return_inverse=True)
     if len(classes) < 2:
-        raise InputError("a linear probe needs pictures of two classes or more")
+        raise InputError("a linear probe needs images of two classes or more")
     if len(train) < 2 * EVERY:
-        raise InputError(f"a linear probe needs {2 * EVERY} training pictures or more, got {len(train)}")
+        raise InputError(f"a linear probe needs {2 * EVERY} training images or more, got {len(train)}")
     x, y = (side.reshape(len(side), -1).astype(np.float64) for side in (train, test))
     one_hot = np.eye(len(classes))[targets]
     rest = np.arange(len(x)) % EVERY != EVERY - 1
@@ -76,7 +76,7 @@ class Ridge:
 
 
 def split_every(count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices (train, test) of pictures: every fifth is for the test."""
+    """Indices (train, test) of images: every fifth is for the test."""
     index = np.arange(count)
     held = index % EVERY == EVERY - 1
     return index[~held], index[held]

@@ -1,4 +1,4 @@
-"""The numbers of dsd-eval as a table: a column for each model, one for real pictures."""
+"""The numbers of dsd-eval as a table: a column for each model, one for real images."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ MEASURES = (
     Measure("latents", "effective_rank", "latents: effective rank", ".2f", None),
     Measure("latents", "centred_rank", "latents: centred rank", ".2f", None),
     Measure("latents", "channels", "latents: channels", "d", None),
-    Measure("latents", "picture_std", "latents: spread over pictures", ".3f", None),
+    Measure("latents", "picture_std", "latents: spread over images", ".3f", None),
 )
 
 
@@ -75,16 +75,16 @@ def written(value: float | None, measure: Measure) -> str:
 
 
 def conditions(numbers: Mapping[str, Any]) -> str:
-    """At what size, against how many pictures, how sampled."""
+    """At what size, against how many images, how sampled."""
     held, reference, size = numbers["held_out"], numbers["reference"], numbers["size"]
     lines = [
         f"{size} x {size} pixels, {len(numbers['classes'])} classes; reference: "
-        f"{reference['pictures']} pictures of {reference['name']}"
+        f"{reference['pictures']} images of {reference['name']}"
     ]
     blurred = f", blurred by {held['blur']:g} pixels" if held["blur"] else ""
     if "frechet_lite0" in numbers["real"]:
         lines.append(
-            f"real: {numbers['real']['pictures']} pictures of {held['name']}{blurred} against the reference, the floor"
+            f"real: {numbers['real']['pictures']} images of {held['name']}{blurred} against the reference, the floor"
         )
     else:
         lines.append(f"real: {numbers['real']['pictures']} of these; with --reference their distance is the floor")

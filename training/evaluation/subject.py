@@ -2,25 +2,23 @@
 
 import base64
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from dsd_serve import programs
-from dsd_serve.checkpoint import read_model_dir
 from dsd_serve.client import Client
-from dsd_serve.engines import Engine, load_engine
 from dsd_serve.errors import EngineUnavailableError, ServerError
 from dsd_serve.imaging import codec
+from dsd_serve.loading import load
+from dsd_serve.model import Model
 from dsd_serve.params import SamplingParams
-from dsd_serve.programs import run_all
-from dsd_serve.rows import Latents, Pixels, Program
+from dsd_serve.programs import Generate, Task
+from dsd_serve.rows import Decode, Encode, Latents, Pixels
 
 T = TypeVar("T")
 BATCH = 50  # programs that go through an engine together
@@ -30,7 +28,7 @@ PATIENCE = 60  # refusals of a busy server before we give up, each after a secon
 
 
 class Subject(Protocol):
-    """One model. name, fingerprint: which. image_size S: of its pictures. classes: the labels that it was trained on.
+    """One model. name, fingerprint: which. image_size S: of its images. classes: the labels that it was trained on.
 
     defaults: how it wants to be sampled. engine: what runs it, plain values.
     """
@@ -43,7 +41,7 @@ class Subject(Protocol):
     engine: dict[str, Any]
 
     def draw(self, labels: Sequence[int], params: SamplingParams) -> NDArray[np.uint8]:
-        """A picture of each label, picture i from index i of the seed: uint8 [N, 3, S, S]."""
+        """An image of each label, image i from index i of the seed: uint8 [N, 3, S, S]."""
         ...
 
     def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -51,7 +49,7 @@ class Subject(Protocol):
         ...
 
     def decode(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """Latents float32 [N, L, C] -> pictures uint8 [N, 3, S, S]."""
+        """Latents float32 [N, L, C] -> images uint8 [N, 3, S, S]."""
         ...
 
 
@@ -64,40 +62,35 @@ def open_subject(
     """
     if place.startswith(("http://", "https://")):
         return ServerSubject(Client(place, api_key=api_key))
-    return EngineSubject(Path(place), load_engine(engine, Path(place), device=device, precision=precision), precision)
+    return ModelSubject(load(place, engine, device=device, precision=precision))
 
 
-class EngineSubject:
-    """A model directory on an engine."""
+class ModelSubject:
+    """A model directory on an engine of this process."""
 
-    def __init__(self, path: Path, engine: Engine, precision: str = "fp32") -> None:
-        model = read_model_dir(path)
-        self.runner, self.config = engine, engine.config
-        self.name, self.fingerprint, self.defaults = model.name, model.fingerprint(precision), model.defaults
-        self.image_size, self.classes = engine.config.image_size, engine.config.trained_classes
-        self.engine = engine.describe()
+    def __init__(self, model: Model) -> None:
+        self.model, info = model, model.info
+        self.name, self.fingerprint, self.defaults = info.name, info.fingerprint, info.defaults
+        self.image_size, self.classes = info.config.image_size, info.config.trained_classes
+        self.engine = dict(info.described)
 
     def draw(self, labels: Sequence[int], params: SamplingParams) -> NDArray[np.uint8]:
-        made = (
-            programs.generate(self.config, int(label), replace(params, index=params.index + i))
-            for i, label in enumerate(labels)
-        )
-        return np.stack(self.run(made, len(labels), "samples"))
+        tasks = [Generate(int(label), replace(params, index=params.index + i)) for i, label in enumerate(labels)]
+        return np.stack(self.run(tasks, "samples"))
 
     def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return np.stack(self.run(map(programs.encode, pixels), len(pixels), "latents"))
+        return np.stack(self.run([Encode(one) for one in pixels], "latents"))
 
     def decode(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
-        return np.stack(self.run(map(programs.decode, latents), len(latents), "reconstructions"))
+        return np.stack(self.run([Decode(z) for z in latents], "reconstructions"))
 
-    def run(self, made: Iterator[Program], count: int, title: str) -> list[Any]:
-        """The results of programs, in order."""
+    def run(self, tasks: Sequence[Task], title: str) -> list[Any]:
+        """The results of tasks, in order."""
         results: list[Any] = []
-        with tqdm(total=count, desc=title, unit="picture", leave=False) as bar:
-            while len(results) < count:
-                batch = [next(made) for _ in range(min(BATCH, count - len(results)))]
-                results += run_all(self.runner, batch)
-                bar.update(len(batch))
+        with tqdm(total=len(tasks), desc=title, unit="image", leave=False) as bar:
+            for start in range(0, len(tasks), BATCH):
+                results += self.model.run(tasks[start : start + BATCH])
+                bar.update(len(results) - start)
         return results
 
 
@@ -138,8 +131,8 @@ class ServerSubject:
         return np.stack(self.ask(one, range(len(labels)), "samples"))
 
     def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        def one(picture: Pixels) -> Latents:
-            return self.client.encode(codec.write_image(picture))
+        def one(image: Pixels) -> Latents:
+            return self.client.encode(codec.write_image(image))
 
         return np.stack(self.ask(one, pixels, "latents"))
 

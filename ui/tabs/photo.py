@@ -231,7 +231,7 @@ def mask_of(layer: bytes | None) -> bytes | None:
     if layer is None:
         return None
     try:
-        opacity = codec.decode(codec.open_picture(layer, MAX_PAINTING), opacity=True)
+        opacity = codec.decode(codec.open_file(layer, MAX_PAINTING), opacity=True)
     except InputError as error:
         raise gr.Error(str(error), print_exception=False) from None
     mask = np.where(opacity > 0, np.uint8(255), np.uint8(0))

@@ -21,8 +21,8 @@ def create_app(engine: Engine) -> FastAPI:
     @app.post("/generate")
     async def generate(body: dict[str, Any]) -> Response:
         async with lock:
-            picture = await run_in_threadpool(run, engine, program(engine.config, body))
-        return Response(write_image(picture), media_type="image/png")
+            image = await run_in_threadpool(run, engine, program(engine.config, body))
+        return Response(write_image(image), media_type="image/png")
 
     return app
 

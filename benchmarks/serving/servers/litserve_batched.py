@@ -27,13 +27,13 @@ class GenerateAPI(litserve.LitAPI):
         self.engine = engine_of("onnx", self.model, self.simulated)
 
     def predict(self, batch: Any) -> Any:
-        """A list of bodies -> a list of pictures; one of each where max_batch_size is 1."""
+        """A list of bodies -> a list of images; one of each where max_batch_size is 1."""
         bodies: list[Body] = batch if isinstance(batch, list) else [batch]
-        pictures = run_all(self.engine, [program(self.engine.config, body) for body in bodies])
-        return pictures if isinstance(batch, list) else pictures[0]
+        images = run_all(self.engine, [program(self.engine.config, body) for body in bodies])
+        return images if isinstance(batch, list) else images[0]
 
-    def encode_response(self, picture: Pixels) -> Response:
-        return Response(write_image(picture), media_type="image/png")
+    def encode_response(self, image: Pixels) -> Response:
+        return Response(write_image(image), media_type="image/png")
 
 
 def main() -> None:

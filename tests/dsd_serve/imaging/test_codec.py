@@ -85,14 +85,14 @@ def test_psnr_of_a_known_error():
 
 
 def test_grid_lays_pictures_row_by_row():
-    pictures = [np.full((3, 2, 2), value, np.uint8) for value in (1, 2, 3)]
-    sheet = codec.grid(pictures, columns=2)
+    images = [np.full((3, 2, 2), value, np.uint8) for value in (1, 2, 3)]
+    sheet = codec.grid(images, columns=2)
     assert sheet.shape == (3, 4, 4)
     assert [sheet[0, 0, 0], sheet[0, 0, 2], sheet[0, 2, 0], sheet[0, 2, 2]] == [1, 2, 3, 255]
 
 
 def shaded(width: int, height: int) -> Image.Image:
-    """A picture that has no symmetry, with noise."""
+    """An image that has no symmetry, with noise."""
     x, y = np.meshgrid(np.linspace(0, 200, width), np.linspace(0, 120, height))
     noise = np.random.default_rng(0).integers(0, 50, (height, width))
     return Image.fromarray(np.stack([x + noise, y + noise, (x + y) / 2], -1).astype(np.uint8))
@@ -156,7 +156,7 @@ def test_a_transparent_colour_is_white_at_every_depth(depth, colour, junk):
         pixels = codec.read_image(data)[:, 0]
         assert (pixels[:, 0] == 255).all()
         assert (pixels[:, 1] == (near * 255 // most if depth < 16 else near >> 8)).all()
-        opacity = codec.decode(codec.open_picture(data), opacity=True)[:, 0]
+        opacity = codec.decode(codec.open_file(data), opacity=True)[:, 0]
         assert (opacity[:, 0] == 0).all() and (opacity[:, 1] == 255).all()
 
 
@@ -227,13 +227,13 @@ def test_pictures_behind_the_first_of_a_jpeg_are_left_out():
 
 @pytest.mark.parametrize("name", ["png", "jpeg", "progressive", "webp", "lossless", "alpha"])
 def test_taking_a_file_apart_changes_no_pixel(name):
-    data = hostile.pictures()[name]
+    data = hostile.images()[name]
     assert np.array_equal(codec.read_image(data), codec.to_pixels(Image.open(io.BytesIO(data))))
 
 
 def test_no_decoder_sees_metadata():
     for upload in hostile.defused():
-        picture = codec.open_picture(upload.body)
+        picture = codec.open_file(upload.body)
         assert len(picture.data) < 60_000, upload.name
         file = Image.open(io.BytesIO(picture.data))
         file.load()
@@ -242,7 +242,7 @@ def test_no_decoder_sees_metadata():
 
 @pytest.mark.parametrize("name", ["png", "jpeg", "progressive", "webp", "lossless", "alpha"])
 def test_a_file_that_is_cut_anywhere_is_refused(name):
-    data = hostile.pictures()[name]
+    data = hostile.images()[name]
     for length in range(len(data)):
         with pytest.raises(InputError):
             codec.read_image(data[:length])
@@ -252,7 +252,7 @@ def test_a_file_that_is_cut_anywhere_is_refused(name):
 @settings(deadline=None)  # a decoder on a busy machine
 @given(flips=st.lists(st.tuples(st.integers(0, 800), st.integers(1, 255)), min_size=1, max_size=6))
 def test_damaged_files_give_a_square_or_an_input_error(name, flips):
-    data = bytearray(hostile.pictures()[name])
+    data = bytearray(hostile.images()[name])
     for place, change in flips:
         data[place % len(data)] ^= change
     try:

@@ -73,7 +73,7 @@ def test_precision_and_recall_of_sets_that_are_known():
     near, far = real + np.array([0, 0.5]), real + np.array([0, 1000.0])
     assert precision_recall(near, real) == (1, 1)
     assert precision_recall(far, real) == (0, 0)
-    few = np.concatenate([near[:2]] * 4)  # one corner of the real pictures: right, but not all that there is
+    few = np.concatenate([near[:2]] * 4)  # one corner of the real images: right, but not all that there is
     precision, recall = precision_recall(few, real)
     assert precision == 1
     assert recall < 0.5
@@ -120,11 +120,11 @@ def test_blur_keeps_the_mean_and_takes_the_contrast(rng):
 
 def test_what_cannot_be_measured_gets_a_sentence():
     one, small = np.zeros((1, 4)), np.zeros((1, 3, 8, 8), np.uint8)
-    with pytest.raises(InputError, match="two pictures or more"):
+    with pytest.raises(InputError, match="two images or more"):
         moments(one)
-    with pytest.raises(InputError, match="two pictures or more"):
+    with pytest.raises(InputError, match="two images or more"):
         KernelSet(one)
-    with pytest.raises(InputError, match="more than 3 pictures"):
+    with pytest.raises(InputError, match="more than 3 images"):
         precision_recall(one, one)
     with pytest.raises(InputError, match="11 pixels or more, got 8 x 8"):
         ssim(small, small)

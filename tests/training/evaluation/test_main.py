@@ -1,4 +1,4 @@
-"""dsd-eval on small real models, real pictures, a real server; wrong inputs get sentences."""
+"""dsd-eval on small real models, real images, a real server; wrong inputs get sentences."""
 
 import json
 import sys
@@ -106,7 +106,7 @@ def test_an_engine_and_a_server_of_the_same_model_are_the_same_subject(tiny_dir,
     drawn = local.draw(labels, params)
     assert np.array_equal(remote.draw(labels, params), drawn)
     last = generate(load_engine("onnx", tiny_dir).config, 207, SamplingParams(8, 7, 2, guidance_scale=2.0))
-    assert np.array_equal(drawn[4], run(load_engine("onnx", tiny_dir), last)), "picture i is that of index + i"
+    assert np.array_equal(drawn[4], run(load_engine("onnx", tiny_dir), last)), "image i is that of index + i"
     latents = local.encode(drawn)
     assert np.allclose(remote.encode(drawn), latents, atol=1e-5)
     assert np.array_equal(remote.decode(latents), local.decode(latents))
@@ -154,18 +154,18 @@ def test_two_models_are_measured_on_the_same_pictures(tiny_dir, demo_dir, image_
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--real", "{pictures}"], "there is nothing to compare"),
-        (["--real", "{pictures}", "--reference", "{pictures}"], "--size must say"),
-        (["--real", "{pictures}", "--reference", "{pictures}", "--beside", "{model}"], "--beside needs a model"),
-        (["{model}", "--real", "{pictures}", "--blur", "2"], "without a model"),
+        (["--real", "{images}"], "there is nothing to compare"),
+        (["--real", "{images}", "--reference", "{images}"], "--size must say"),
+        (["--real", "{images}", "--reference", "{images}", "--beside", "{model}"], "--beside needs a model"),
+        (["{model}", "--real", "{images}", "--blur", "2"], "without a model"),
         (["{model}", "--real", "/nowhere"], "there is no '/nowhere'"),
-        (["/nowhere", "--real", "{pictures}"], "is no model directory"),
-        (["http://127.0.0.1:9", "--real", "{pictures}"], "cannot be reached"),
-        (["{model}", "--real", "{pictures}", "--steps", "0"], "num_steps must be"),
-        (["{model}", "--real", "{pictures}", "--guidance", "-1"], "guidance_scale must be"),
-        (["{model}", "--real", "{pictures}", "--samples", "2"], "more than 3 pictures a side"),
-        (["{model}", "--real", "{pictures}", "--size", "8"], "11 pixels or more"),
-        (["{model}", "--real", "{pictures}", "--samples", "many"], "whole number of 1 or more"),
+        (["/nowhere", "--real", "{images}"], "is no model directory"),
+        (["http://127.0.0.1:9", "--real", "{images}"], "cannot be reached"),
+        (["{model}", "--real", "{images}", "--steps", "0"], "num_steps must be"),
+        (["{model}", "--real", "{images}", "--guidance", "-1"], "guidance_scale must be"),
+        (["{model}", "--real", "{images}", "--samples", "2"], "more than 3 images a side"),
+        (["{model}", "--real", "{images}", "--size", "8"], "11 pixels or more"),
+        (["{model}", "--real", "{images}", "--samples", "many"], "whole number of 1 or more"),
         (["{model}", "--real", "{others}"], "no class that the models were trained on"),
     ],
 )
@@ -241,5 +241,5 @@ def test_the_demo_model_reconstructs_held_out_pictures(demo_dir, real_data):
     held.hold()
     rebuilt = np.stack(run_all(engine, [reconstruct(pixels) for pixels in held.pixels]))
     quality = psnr(held.pixels, rebuilt)
-    print(f"{len(held)} pictures: {quality:.2f} dB")
+    print(f"{len(held)} images: {quality:.2f} dB")
     assert quality >= 20

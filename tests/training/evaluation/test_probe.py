@@ -46,7 +46,7 @@ def test_the_statistics_of_latents_that_are_known():
 
 def test_too_little_for_a_probe_gets_a_sentence():
     z, labels = np.zeros((8, 2, 2), np.float32), np.array([1, 2] * 4)
-    with pytest.raises(InputError, match="10 training pictures or more, got 8"):
+    with pytest.raises(InputError, match="10 training images or more, got 8"):
         probe_accuracy(z, labels, z, labels)
     with pytest.raises(InputError, match="two classes"):
         probe_accuracy(z, labels * 0, z, labels)

@@ -29,7 +29,7 @@ from tools.tritonserver import TritonMissing, TritonServer, binary, write_reposi
 
 pytestmark = pytest.mark.triton
 
-LONG = "/generate?class=1&steps=500&sampler=euler&guidance=1"  # half a second or so for each picture
+LONG = "/generate?class=1&steps=500&sampler=euler&guidance=1"  # half a second or so for each image
 PNG = codec.write_image(sample_image(207, 1, 48))
 MASK = codec.write_image(np.repeat(np.triu(np.full((48, 48), 255, np.uint8))[None], 3, 0))
 
@@ -155,11 +155,11 @@ def test_decode_walks_and_openai_have_the_same_bytes(front, embedded):
 def test_previews_are_those_of_the_embedded_server(front, embedded):
     query = {"class": 207, "seed": 3, "n": 2, "steps": 6, "format": "events", "preview_every": 2}
     told = [events_of(httpx.get(f"{server.url}/generate", params=query, timeout=60)) for server in (front, embedded)]
-    pictures = [
+    images = [
         sorted((name, event["image"], event.get("step", 0), event["base64"]) for name, event in events[:-1])
         for events in told
     ]
-    assert [(name, image, step) for name, image, step, _ in pictures[0]] == [
+    assert [(name, image, step) for name, image, step, _ in images[0]] == [
         ("image", 0, 0),
         ("image", 1, 0),
         ("preview", 0, 2),
@@ -167,7 +167,7 @@ def test_previews_are_those_of_the_embedded_server(front, embedded):
         ("preview", 1, 2),
         ("preview", 1, 4),
     ]
-    assert pictures[0] == pictures[1]
+    assert images[0] == images[1]
 
 
 def describe(triton: TritonServer) -> dict:
