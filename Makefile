@@ -36,7 +36,7 @@ VENV = $(PYTHON) -m venv $(1) || { echo "make: Python 3.11 or later with venv is
 TRY = OMP_NUM_THREADS=1 $(DEV)/bin/python -m pytest $(1) $(2) || { echo "make: once more, what failed"; \
 	$(DEV)/bin/python -m pytest $(1) --last-failed --last-failed-no-failures none; }
 
-.PHONY: run ui test test-slow test-ui test-triton test-clients triton lint docs coverage audit locks fmt ci demo study eval samplers bench bench-serving measure-ui gpu image deploy-lint clean
+.PHONY: run ui test test-slow test-ui test-triton test-clients triton lint docs audit locks fmt ci demo study eval samplers bench bench-serving measure-ui gpu image deploy-lint clean
 
 run: $(RUN)/.done
 	$(RUN)/bin/dsd-serve $(ARGS)
@@ -73,14 +73,6 @@ lint: $(DEV)/.done
 docs: $(DOCS)/.done
 	$(DOCS)/bin/python tools/tree.py
 	$(DOCS)/bin/zensical build --strict
-
-# The share of lines that `make test` runs, server processes and other children included.
-coverage: $(DEV)/.done
-	rm -rf build/coverage && mkdir -p build/coverage
-	COVERAGE_PROCESS_START=$(abspath pyproject.toml) COVERAGE_FILE=$(abspath build/coverage/data) \
-		OMP_NUM_THREADS=1 $(DEV)/bin/python -m coverage run -m pytest -n auto --maxprocesses 4 --dist loadfile
-	COVERAGE_FILE=$(abspath build/coverage/data) $(DEV)/bin/python -m coverage combine -q build/coverage
-	COVERAGE_FILE=$(abspath build/coverage/data) $(DEV)/bin/python -m coverage report --sort=cover
 
 audit: $(LINT)/.done
 	$(LINT)/bin/python tools/audit.py --database

@@ -28,13 +28,13 @@ def model(name):
 
 images = route("post", "/v1/images/generations")
 answer = images.sync(client=client, body=model("GenerationRequest").from_dict({"prompt": "207", "seed": 7}))
-picture = route("get", "/generate").sync_detailed(client=client, class_="207", seed=7)
+image = route("get", "/generate").sync_detailed(client=client, class_="207", seed=7)
 wrong = images.sync(client=client, body=model("GenerationRequest").from_dict({"prompt": "no such thing"}))
 found = {
     "type": type(answer).__name__,
     "drawn": answer.data[0].b64_json,
-    "bytes": base64.b64encode(picture.content).decode(),
-    "parsed": type(picture.parsed).__name__,
+    "bytes": base64.b64encode(image.content).decode(),
+    "parsed": type(image.parsed).__name__,
     "classes": [one.name for one in route("get", "/classes").sync(client=client, q="retriever")],
     "wrong": type(wrong).__name__,
 }

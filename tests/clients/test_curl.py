@@ -63,10 +63,10 @@ def test_every_body_arrives_with_an_offer_of_http_2_too(curl, plain, photo, late
     status, answer = curl(version, *sent, *body, plain + path)
     assert status == 200, answer
     expected = json.loads(curl("--http1.1", *body, plain + path)[1])
-    assert pictures(json.loads(answer)) == pictures(expected) != []
+    assert images(json.loads(answer)) == images(expected) != []
 
 
-def pictures(answer) -> list:
+def images(answer) -> list:
     """What is drawn, encoded or decoded in a JSON answer of any route, without what differs from request to request."""
     found = answer.get("images") or answer.get("data") or [answer]
     return [one.get("base64") or one.get("b64_json") or one.get("latents") for one in found]

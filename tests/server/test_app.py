@@ -142,7 +142,7 @@ def test_reconstruct_takes_real_photos(http, real_data):
 
 def test_wrong_uploads_are_sentences(http):
     assert "the body is empty" in problem(http.post("/reconstruct"), 422)
-    assert "no picture that can be read" in problem(http.post("/reconstruct", content=b"hello"), 422)
+    assert "no image that can be read" in problem(http.post("/reconstruct", content=b"hello"), 422)
     truncated = write_image(sample_image(1, 0, size=64))[:-60]
     assert "broken" in problem(http.post("/reconstruct", content=truncated), 422)
     assert "larger than 2 MB" in problem(http.post("/reconstruct", content=b"x" * 2_000_001), 413)
@@ -218,7 +218,7 @@ def test_a_full_queue_refuses_at_the_door_what_would_be_work_and_nothing_else(ti
     running = Server("--model", str(tiny_dir), "--max-waiting", "1", "--row-budget", "1", "--max-steps", "1000")
     with httpx.Client(base_url=running.url, timeout=60) as client, ThreadPoolExecutor(2) as pool:
         known = client.get("/generate", params={"class": 1, "seed": 1, "steps": 1}).headers["etag"]
-        # One picture, of 4000 rows, runs; another waits, and the queue is full until the first ends.
+        # One image, of 4000 rows, runs; another waits, and the queue is full until the first ends.
         slow = f"{running.url}/generate?class=1&steps=1000&sampler=heun&guidance=2"
         busy = []
         for place in ("running", "waiting"):
@@ -243,7 +243,7 @@ def test_a_full_queue_refuses_at_the_door_what_would_be_work_and_nothing_else(ti
 
 
 def test_a_client_that_goes_away_frees_its_place(tiny_dir):
-    """The second client would wait for minutes behind the first's pictures if these went on."""
+    """The second client would wait for minutes behind the first's images if these went on."""
     running = Server("--model", str(tiny_dir), "--row-budget", "1", "--max-steps", "1000")
     with httpx.Client(base_url=running.url, timeout=1) as impatient, pytest.raises(httpx.ReadTimeout):
         impatient.get("/generate", params={"class": 1, "n": 16, "steps": 1000})
@@ -278,7 +278,7 @@ def test_a_server_that_cannot_start_says_why_and_exits(arguments, environment, w
 
 
 def test_after_kill_9_it_serves_again_within_three_seconds():
-    """With the demo model, on the same port, to the first picture."""
+    """With the demo model, on the same port, to the first image."""
     running = Server()
     url, port = running.url, running.url.rpartition(":")[2]
     running.process.kill()

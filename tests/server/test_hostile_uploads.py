@@ -49,11 +49,11 @@ def server(tiny_dir: Path) -> Iterator[Watched]:
         pytest.skip("the memory of a process can be measured on Linux only")
     running = Watched("--model", str(tiny_dir), "--body-timeout", "2")
     with httpx.Client(base_url=running.url, timeout=60) as client:
-        for data in hostile.pictures().values():
+        for data in hostile.images().values():
             assert client.post("/reconstruct", content=data).status_code == 200
     yield running
     with httpx.Client(base_url=running.url, timeout=60) as client:
-        assert client.post("/reconstruct", content=hostile.pictures()["png"]).status_code == 200
+        assert client.post("/reconstruct", content=hostile.images()["png"]).status_code == 200
         assert client.get("/generate", params={"class": 207}).status_code == 200
         assert client.get("/health/ready").status_code == 200
     assert running.stop() == 0
@@ -107,11 +107,11 @@ def test_metadata_is_dropped_unread(server: Watched):
 
 
 def test_many_large_pictures_and_bodies_at_once_stay_within_the_stated_memory(server: Watched):
-    pictures = [upload for upload in hostile.large() for _ in range(2)]
-    uploads = pictures + [hostile.Upload("noise", bytes(19_900_000))] * 12
+    images = [upload for upload in hostile.large() for _ in range(2)]
+    uploads = images + [hostile.Upload("noise", bytes(19_900_000))] * 12
     answers, before, peak = peak_of(server, uploads, clients=len(uploads))
-    assert {answer.status_code for answer in answers[: len(pictures)]} <= {200, 429}
-    assert sum(answer.status_code == 200 for answer in answers) > len(pictures) / 2
+    assert {answer.status_code for answer in answers[: len(images)]} <= {200, 429}
+    assert sum(answer.status_code == 200 for answer in answers) > len(images) / 2
     print(f"{len(uploads)} at once: {before:.0f} MB before, {peak:.0f} MB at most")
     assert peak - before < STATED_MB
 

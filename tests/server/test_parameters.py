@@ -483,7 +483,7 @@ def test_what_a_format_cannot_hold_is_refused_before_drawing(large_url, method, 
 
 
 def test_a_walk_between_pictures_is_refused_before_they_are_read(large_url):
-    files = {name: ("a.png", b"no picture", "image/png") for name in ("from", "to")}
+    files = {name: ("a.png", b"no image", "image/png") for name in ("from", "to")}
     query = {"n": 16, "size": 1024, "format": "webp"}
     assert "a webp file must be" in detail(
         httpx.post(f"{large_url}/interpolate", params=query, files=files, timeout=60)

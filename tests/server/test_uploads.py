@@ -202,7 +202,7 @@ def test_a_client_waits_for_its_share_while_others_pass():
 
 def test_the_decoder_gives_what_read_image_gives():
     decoder = Decoder()
-    for data in hostile.pictures().values():
+    for data in hostile.images().values():
         assert np.array_equal(asyncio.run(decoder.read(data, 16)), codec.read_image(data, size=16))
 
 

@@ -14,7 +14,7 @@ TINY = ["model.image_size=16", "model.hidden_size=32", "model.depth=2", "model.n
 
 
 def sample_image(label: int, number: int, size: int = 24) -> np.ndarray:
-    """A picture with a colour and a stripe that depend on its label, and some noise: uint8 [3, size, size]."""
+    """An image with a colour and a stripe that depend on its label, and some noise: uint8 [3, size, size]."""
     rng = np.random.default_rng([label, number])
     pixels = np.full((3, size, size), 40, np.int64)
     pixels[label % 3] += 120

@@ -39,7 +39,7 @@ def noise(size: int = 48) -> Image.Image:
 
 
 @functools.cache
-def pictures() -> dict[str, bytes]:
+def images() -> dict[str, bytes]:
     """A good file of each kind that we read."""
     return {
         "png": encoded(noise(), "PNG"),
@@ -104,13 +104,13 @@ def scan_bomb(width: int, height: int, scans: int) -> bytes:
 
 
 def cut_files() -> Iterator[Upload]:
-    for name, data in pictures().items():
+    for name, data in images().items():
         for length in np.linspace(1, len(data) - 1, 30).astype(int):
             yield Upload(f"{name} cut at {length} of {len(data)}", data[:length])
 
 
 def flipped_pngs() -> Iterator[Upload]:
-    data = pictures()["png"]
+    data = images()["png"]
     for number in range(80):
         rng = random.Random(number)
         place, bit = rng.randrange(len(data)), rng.randrange(8)
@@ -118,8 +118,8 @@ def flipped_pngs() -> Iterator[Upload]:
 
 
 def fuzzed() -> Iterator[Upload]:
-    """Damaged files that may still be pictures."""
-    for name, data in pictures().items():
+    """Damaged files that may still be images."""
+    for name, data in images().items():
         for number in range(25):
             rng = random.Random(number)
             made = data
@@ -145,7 +145,7 @@ def wrong_headers() -> Iterator[Upload]:
     yield Upload("png with two headers", png(8, 8, png_chunk(b"IHDR", bytes(13))))
     yield Upload("png with a huge palette", png(8, 8, png_chunk(b"PLTE", bytes(9000))))
     yield Upload("png chunk that claims 4 GB", PNG + b"\xff\xff\xff\xffIHDR" + bytes(100))
-    jpeg = pictures()["jpeg"]
+    jpeg = images()["jpeg"]
     place = jpeg.find(b"\xff\xc0")
     for code in (0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF):
         yield Upload(f"jpeg with frame {code:x}", jpeg[: place + 1] + bytes([code]) + jpeg[place + 2 :])
@@ -165,8 +165,8 @@ def wrong_headers() -> Iterator[Upload]:
     yield Upload("webp of nothing", webp())
     yield Upload("webp of short chunks", webp((b"VP8 ", b"\0")))
     yield Upload("webp that claims 4 GB", b"RIFF\xff\xff\xff\xffWEBP" + bytes(50))
-    yield Upload("webp canvas that is larger", webp(vp8x(16, 16), (b"VP8L", pictures()["lossless"][20:])))
-    yield Upload("webp that is no key frame", webp((b"VP8 ", b"\1" + pictures()["webp"][21:])))
+    yield Upload("webp canvas that is larger", webp(vp8x(16, 16), (b"VP8L", images()["lossless"][20:])))
+    yield Upload("webp that is no key frame", webp((b"VP8 ", b"\1" + images()["webp"][21:])))
 
 
 def bombs() -> Iterator[Upload]:
@@ -178,8 +178,8 @@ def bombs() -> Iterator[Upload]:
         yield Upload(f"png of {width} x {height}", png(width, height, data=zlib.compress(bytes(10_000))))
     for name in ("jpeg", "progressive"):
         for width, height in ((65_500, 65_500), (65_535, 65_535), (65_535, 700)):
-            yield Upload(f"{name} that claims {width} x {height}", with_size(pictures()[name], width, height))
-    yield Upload("webp canvas of 2^24", webp(vp8x(2**24, 2**24), (b"VP8L", pictures()["lossless"][20:])))
+            yield Upload(f"{name} that claims {width} x {height}", with_size(images()[name], width, height))
+    yield Upload("webp canvas of 2^24", webp(vp8x(2**24, 2**24), (b"VP8L", images()["lossless"][20:])))
     yield Upload(
         "webp canvas of 16384^2, animated", webp(vp8x(16384, 16384, 2), (b"ANIM", bytes(6)), (b"ANMF", bytes(24)))
     )
@@ -192,7 +192,7 @@ def bombs() -> Iterator[Upload]:
         yield Upload(f"jpeg of {scans} scans", scan_bomb(6000, 6000, scans))
     yield Upload("png of a million chunks", png(8, 8, png_chunk(b"prIv", b"") * 1_000_000))
     yield Upload("png of a million empty IDAT", png(8, 8, png_chunk(b"IDAT", b"") * 1_000_000))
-    yield Upload("jpeg of a million segments", with_segments(pictures()["jpeg"], *[(0xFE, b"")] * 1_000_000))
+    yield Upload("jpeg of a million segments", with_segments(images()["jpeg"], *[(0xFE, b"")] * 1_000_000))
     yield Upload("webp of a million chunks", webp(*[(b"junk", b"")] * 1_000_000))
     yield Upload("20 MB of FF", b"\xff\xd8" + b"\xff" * 19_000_000 + b"\0")
 
@@ -228,7 +228,7 @@ def other_files() -> dict[str, bytes]:
         "html": b"<!doctype html><script>alert(1)</script>",
         "zip": archive.getvalue(),
         "tar": tar.getvalue(),
-        "gzip": gzip.compress(pictures()["png"]),
+        "gzip": gzip.compress(images()["png"]),
         "pickle": pickle.dumps({"a": 1}),
         "elf": b"\x7fELF\x02\x01\x01" + bytes(100),
         "exe": b"MZ" + bytes(100),
@@ -255,7 +255,7 @@ def wrong_files() -> Iterator[Upload]:
 
 
 def wrong_types() -> Iterator[Upload]:
-    data = pictures()["png"]
+    data = images()["png"]
     for media in ("text/html", "text/plain", "application/json", "application/pdf", "video/mp4", "multipart/mixed"):
         yield Upload(f"a png as {media}", data, {"content-type": media})
     for encoding in ("gzip", "deflate", "br", "zstd", "gzip, identity", "nonsense"):
@@ -272,7 +272,7 @@ def form(*parts: tuple[str, bytes], boundary: str = "B", said: str | None = None
 
 
 def forms() -> Iterator[Upload]:
-    data = pictures()["png"]
+    data = images()["png"]
     image = 'Content-Disposition: form-data; name="image"; filename="a.png"'
     text = 'Content-Disposition: form-data; name="image"'
     other = 'Content-Disposition: form-data; name="x{}"'
@@ -304,7 +304,7 @@ def forms() -> Iterator[Upload]:
         "a nested form": form((text + "\r\nContent-Type: multipart/mixed; boundary=C", b"--C\r\n\r\nhello\r\n--C--")),
         "base64 in a part": form((image + "\r\nContent-Transfer-Encoding: base64", b"iVBORw0KGgo=")),
         "an svg in a form": form((image, other_files()["svg"])),
-        "a picture cut off in a form": form((image, data[:-20])),
+        "an image cut off in a form": form((image, data[:-20])),
         "a body that is no form": Upload("", data, {"content-type": f"{kind}; boundary=B"}),
         "an empty body as a form": Upload("", b"", {"content-type": f"{kind}; boundary=B"}),
         "a form of line ends": Upload("", b"\r\n" * 3_000_000, {"content-type": f"{kind}; boundary=B"}),
@@ -320,7 +320,7 @@ def forms() -> Iterator[Upload]:
 
 @functools.cache
 def hostile() -> list[Upload]:
-    """Uploads none of which is a picture that we take."""
+    """Uploads none of which is an image that we take."""
     kinds = (cut_files, flipped_pngs, wrong_headers, bombs, animations, wrong_files, wrong_types, forms)
     return [upload for kind in kinds for upload in kind()]
 
@@ -331,7 +331,7 @@ def defused() -> list[Upload]:
     text = [png_chunk(b"zTXt", b"k%d\0\0" % i + zlib.compress(bytes(900_000), 9)) for i in range(60)]
     large_text = png_chunk(b"tEXt", b"k\0" + b"x" * 15_000_000)
     exif = exif_bomb(60_000, 450)
-    jpeg = pictures()["jpeg"]
+    jpeg = images()["jpeg"]
     xmp = (0xE1, b"http://ns.adobe.com/xap/1.0/\0" + b"x" * 60_000)
     segments = [(0xE1, b"Exif\0\0" + exif[place : place + 60_000]) for place in range(0, len(exif), 60_000)]
     small = Image.new("RGB", (8, 8))
@@ -346,11 +346,11 @@ def defused() -> list[Upload]:
         Upload("jpeg with a thumbnail bomb", with_segments(jpeg, (0xE1, b"Exif\0\0" + with_size(jpeg, 65500, 65500)))),
         Upload(
             "webp with an EXIF bomb",
-            webp(vp8x(48, 48, 8), (b"VP8L", pictures()["lossless"][20:]), (b"EXIF", exif_bomb(9_000_000, 5000))),
+            webp(vp8x(48, 48, 8), (b"VP8L", images()["lossless"][20:]), (b"EXIF", exif_bomb(9_000_000, 5000))),
         ),
         Upload("jpeg and zip in one", jpeg + other_files()["zip"]),
-        Upload("png and html in one", pictures()["png"] + other_files()["html"]),
-        Upload("two pictures in a JPEG (MPO)", encoded(small, "MPO", save_all=True, append_images=[small])),
+        Upload("png and html in one", images()["png"] + other_files()["html"]),
+        Upload("two images in a JPEG (MPO)", encoded(small, "MPO", save_all=True, append_images=[small])),
         Upload("more data than pixels", png(8, 8, data=zlib.compress(bytes(50 * MIB), 9))),
         Upload("64 scans", scan_bomb(6000, 6000, 64)),
     ]

@@ -1,4 +1,4 @@
-"""What schemathesis must know of this server: valid pictures, latents and class names, and two more checks.
+"""What schemathesis must know of this server: valid images, latents and class names, and two more checks.
 
 Loaded by schemathesis, in a process of its own; schemathesis.toml says how.
 """
@@ -20,7 +20,7 @@ REASONS = (
     "guidance needs a class to guide to",
     "must be times from 0 to 1 in this order",
     "index must be a whole number from 0 to",
-    "the bytes are no picture that can be read",
+    "the bytes are no image that can be read",
     "no latents that can be read",
     "the latents must be finite numbers",
     "the settings are in the JSON body here",
@@ -34,7 +34,7 @@ def sample_image(mode: str, size: tuple[int, int], media: str) -> bytes:
 
 
 sizes = st.tuples(st.integers(1, 40), st.integers(1, 40))
-pictures = {
+images = {
     media: st.builds(sample_image, st.sampled_from(["RGB", "L"] if media != "webp" else ["RGB"]), sizes, st.just(media))
     for media in ("png", "jpeg", "webp")
 }
@@ -42,7 +42,7 @@ numbers = st.floats(-5, 5, width=32)
 latents = st.lists(numbers, min_size=SHAPE[0] * SHAPE[1], max_size=SHAPE[0] * SHAPE[1]).map(
     lambda values: np.array(values, np.float32).reshape(SHAPE)
 )
-for media, strategy in pictures.items():
+for media, strategy in images.items():
     schemathesis.openapi.media_type(f"image/{media}", strategy)
 for form in ("npy", "safetensors"):
     schemathesis.openapi.media_type(f"application/x-{form}", latents.map(lambda z, form=form: write_latents(z, form)))

@@ -26,7 +26,7 @@ from export.graph.onnx_graph import Graph, block_products
 from export.graph.weights import onnx_type, write_weights
 from export.main import main
 from export.verify import verify
-from studies.precision_cost import as_on_a_gpu, numerics, pictures, psnr
+from studies.precision_cost import as_on_a_gpu, images, numerics, psnr
 from tests.support.data import ROOT
 from tests.support.processor import has_int8, needs_int8
 from tests.support.servers import Server
@@ -191,8 +191,8 @@ def test_islands_lower_the_error(demo_dir, tmp_path):
 def test_images_after_fifty_steps(demo_copy, precision, least):
     model = read_model_dir(demo_copy)
     with numerics(model, precision) as engine:
-        ours = pictures(engine, model, 5, 2)
-    theirs = pictures(load_engine("onnx", demo_copy), model, 5, 2)
+        ours = images(engine, model, 5, 2)
+    theirs = images(load_engine("onnx", demo_copy), model, 5, 2)
     values = [psnr(a, b) for a, b in zip(ours, theirs, strict=True)]
     print(precision, sorted(values))
     assert min(values) >= least
