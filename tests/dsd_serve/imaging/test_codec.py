@@ -73,7 +73,7 @@ def test_broken_bytes_give_a_picture_or_an_input_error(cut, flips):
     try:
         pixels = codec.read_image(bytes(data[: len(data) - cut]))
     except InputError as error:
-        assert "picture" in str(error)
+        assert "image" in str(error)
     else:
         assert pixels.dtype == np.uint8
         assert pixels.ndim == 3

@@ -172,7 +172,7 @@ def test_two_models_are_measured_on_the_same_pictures(tiny_dir, demo_dir, image_
 def test_what_cannot_be_evaluated_gets_a_sentence(arguments, sentence, tiny_dir, image_folder, tmp_path, capsys):
     (tmp_path / "others/5").mkdir(parents=True)
     (tmp_path / "others/5/a.png").write_bytes((image_folder / "1/0.png").read_bytes())
-    places = {"pictures": image_folder, "model": tiny_dir, "others": tmp_path / "others"}
+    places = {"images": image_folder, "model": tiny_dir, "others": tmp_path / "others"}
     with pytest.raises(SystemExit) as stopped:
         main([argument.format(**places) for argument in arguments] + ["--no-cache"])
     said = str(stopped.value) if stopped.value.code != 2 else capsys.readouterr().err
