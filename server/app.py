@@ -1,4 +1,4 @@
-"""The HTTP application: puts the service and the routes together."""
+"""The HTTP application: service, middleware and routes."""
 
 import contextlib
 from collections.abc import AsyncIterator, Callable
@@ -39,9 +39,9 @@ def create_app(service: Service) -> FastAPI:
         summary="Images from a single network: generate, edit, interpolate, encode, decode.",
         lifespan=lifespan,
         separate_input_output_schemas=False,
-        redirect_slashes=False,  # errors.py redirects without naming a host
+        redirect_slashes=False,  # error_responses.py redirects without naming a host
         generate_unique_id_function=lambda route: route.name,  # what generated clients call their functions
-        openapi_url=None,  # documentation.py serves it, and /docs
+        openapi_url=None,  # openapi.py serves it, and /docs
         telemetry=service.traces.config(),
     )
     app.state.service = service

@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from server.http_heads import Refused
+from server.http_heads import RejectedRequest
 
 if TYPE_CHECKING:
     from server.settings import Settings
@@ -22,7 +22,7 @@ CUTS = ("refused", "slow_head", "slow_body", "unread", "crowded")  # why the ser
 
 
 class Connection(Protocol):
-    """A connection as the Door sees it."""
+    """A connection as the ConnectionLimiter sees it."""
 
     address: str
 
@@ -32,7 +32,7 @@ class Connection(Protocol):
     def check(self, now: float) -> None: ...
 
 
-class Door:
+class ConnectionLimiter:
     """The connections of one server. When there are too many, the one that has been idle for the longest gives way.
 
     cut: called with one of CUTS for each connection that the server closes of its own accord.
@@ -46,7 +46,7 @@ class Door:
         self.idle: defaultdict[str, dict[Connection, None]] = defaultdict(dict)
         self.said: dict[str, float] = {}
 
-    def enter(self, new: Connection) -> Refused | None:
+    def enter(self, new: Connection) -> RejectedRequest | None:
         """Let a connection in; why its requests are refused, where no other gave way to it."""
         address, most, most_each = (
             new.address,
@@ -57,12 +57,14 @@ class Door:
         self.by_address[address] += 1
         refused = None
         if most_each and self.by_address[address] > most_each and not self.drop_idle(address):
-            refused = Refused(429, f"this address has {most_each} connections already, the most it may have")
+            refused = RejectedRequest(429, f"this address has {most_each} connections already, the most it may have")
         if len(self.open) > most:
             self.say("crowd", f"{most} connections are open, the most that --max-connections allows; idle ones go")
             busiest = max(self.idle, key=lambda one: len(self.idle[one]), default=None)
             if busiest is None or not self.drop_idle(busiest):
-                refused = Refused(503, f"the server has {most} connections already, the most it takes; try again soon")
+                refused = RejectedRequest(
+                    503, f"the server has {most} connections already, the most it takes; try again soon"
+                )
         if len(self.open) > most + RESERVE:
             self.cut("crowded")
             new.abort()

@@ -41,7 +41,7 @@ STATUS: dict[type[DSDError], int] = {
     ClosedError: 503,
     DeadlineError: 504,
 }
-MISTAKE = "the server made a mistake; its log has the details"
+INTERNAL_ERROR = "internal error; see the server log"
 MEDIA_TYPE = "application/problem+json"
 MAX_PARAMETERS = 100  # in a query string; no request has half as many
 MAX_SENTENCES = 5
@@ -99,8 +99,8 @@ def document(error: BaseException) -> dict[str, Any]:
 
 
 def detail_of(error: BaseException) -> str:
-    """What a client is told of an error: nothing of a bug of ours."""
-    return str(error) if isinstance(error, DSDError) else MISTAKE
+    """The sentence for the client. It says nothing about a bug in the server."""
+    return str(error) if isinstance(error, DSDError) else INTERNAL_ERROR
 
 
 def headers_of(error: DSDError) -> dict[str, str]:
@@ -180,7 +180,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
-        return reply(request, 500, MISTAKE)
+        return reply(request, 500, INTERNAL_ERROR)
 
 
 async def answer(error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
@@ -240,15 +240,15 @@ def cut(text: str) -> str:
 
 
 def sentences(items: Sequence[dict[str, Any]]) -> str:
-    """Errors of pydantic in words."""
+    """Errors of pydantic as text."""
     told = [sentence(item) for item in items[:MAX_SENTENCES]]
     if len(items) > MAX_SENTENCES:
-        told.append(f"and {len(items) - MAX_SENTENCES:,} more mistakes")
+        told.append(f"and {len(items) - MAX_SENTENCES:,} more errors")
     return "; ".join(told)
 
 
 def sentence(item: dict[str, Any]) -> str:
-    """One error of pydantic in words, with the place and what was sent."""
+    """One error of pydantic as text, with its place and the value that was sent."""
     *places, name = (cut(str(part)) for part in item["loc"][1:]) if len(item["loc"]) > 1 else ("the request",)
     whole = ".".join([*places, name])
     if item["type"] == "missing":

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import uvicorn
     from starlette.types import ASGIApp
 
-    from server.connections import Door
+    from server.connections import ConnectionLimiter
     from server.settings import Settings
 
 BOUNDS = (
@@ -149,15 +149,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         settings.add_flag(group, name, getattr(settings.Settings(), name))
 
 
-def configure(app: ASGIApp, door: Door) -> uvicorn.Config:
-    """Uvicorn's configuration of an application behind a door."""
+def configure(app: ASGIApp, limiter: ConnectionLimiter) -> uvicorn.Config:
+    """Uvicorn's configuration of an application behind a limiter."""
     import uvicorn
 
     from server.http_protocol import BoundedProtocol
     from server.lifecycle import LAST_ANSWERS
 
     def connection(*args: Any, **kwargs: Any) -> BoundedProtocol:
-        return BoundedProtocol(door, *args, **kwargs)
+        return BoundedProtocol(limiter, *args, **kwargs)
 
     return uvicorn.Config(
         app,
@@ -165,7 +165,7 @@ def configure(app: ASGIApp, door: Door) -> uvicorn.Config:
         ws="none",
         log_config=None,  # its lines go through ours
         access_log=False,
-        timeout_keep_alive=door.settings.keep_alive,  # type: ignore[arg-type]  # a float does as well
+        timeout_keep_alive=limiter.settings.keep_alive,  # type: ignore[arg-type]  # a float does as well
         timeout_graceful_shutdown=LAST_ANSWERS + 1,
         reset_contextvars=True,
     )
@@ -191,8 +191,8 @@ def serve_page(make: Callable[[], tuple[ASGIApp, Sequence[Callable[[], None]]]],
     Raises ConfigError when one of them is wrong, or the address cannot be had.
     """
     from server import settings
-    from server.connections import Door
-    from server.lifecycle import DoorServer
+    from server.connections import ConnectionLimiter
+    from server.lifecycle import BoundedServer
     from server.telemetry import logs
 
     flags, defaults = vars(options), settings.Settings()
@@ -203,5 +203,5 @@ def serve_page(make: Callable[[], tuple[ASGIApp, Sequence[Callable[[], None]]]],
     logs.configure(known.log_level, known.log_format)
     with listening(known.host, known.port) as sockets:
         app, at_end = make()
-        door = Door(known)
-        DoorServer(configure(guarded(app, known), door), door, at_end=at_end).run(sockets)
+        limiter = ConnectionLimiter(known)
+        BoundedServer(configure(guarded(app, known), limiter), limiter, at_end=at_end).run(sockets)

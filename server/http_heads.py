@@ -7,10 +7,11 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from server import error_responses
 
+WITH_BODY = ("POST", "PUT", "PATCH")  # methods whose bodies are read
 MAX_HEAD = 65_536  # bytes of request line and headers; also of chunk extensions or trailers without any body between
 
 
-class Refused(Exception):
+class RejectedRequest(Exception):
     """A request that is answered here and reaches no application: its status, and a sentence."""
 
     def __init__(self, status: int, sentence: str) -> None:
@@ -19,43 +20,43 @@ class Refused(Exception):
 
 
 def check_head(version: str, method: bytes, headers: list[tuple[bytes, bytes]]) -> None:
-    """Raises Refused for what the parser lets pass and RFC 9110 and 9112 do not."""
+    """Raises RejectedRequest for what the parser lets pass and RFC 9110 and 9112 do not."""
     if version == "0.9":
-        raise Refused(400, "the request line must end in HTTP/1.1 or HTTP/1.0")
+        raise RejectedRequest(400, "the request line must end in HTTP/1.1 or HTTP/1.0")
     if version not in ("1.0", "1.1"):
-        raise Refused(505, f"this server speaks HTTP/1.1, not HTTP/{version}")
+        raise RejectedRequest(505, f"this server speaks HTTP/1.1, not HTTP/{version}")
     if method == b"CONNECT":
-        raise Refused(400, "this server is not a proxy: it does not take CONNECT")
+        raise RejectedRequest(400, "this server is not a proxy: it does not take CONNECT")
     hosts, codings, expectations = (
         [value for name, value in headers if name == wanted] for wanted in (b"host", b"transfer-encoding", b"expect")
     )
     if len(hosts) > 1 or (not hosts and version == "1.1"):
-        raise Refused(400, f"a request must have one Host header, got {len(hosts)}")
+        raise RejectedRequest(400, f"a request must have one Host header, got {len(hosts)}")
     if codings and (len(codings) > 1 or codings[0].lower() != b"chunked"):
-        raise Refused(400, f"Transfer-Encoding must be chunked, got {shown(b', '.join(codings))}")
+        raise RejectedRequest(400, f"Transfer-Encoding must be chunked, got {shown(b', '.join(codings))}")
     if version == "1.1" and any(value.lower() != b"100-continue" for value in expectations):
-        raise Refused(417, f"Expect must be 100-continue, got {shown(b', '.join(expectations))}")
+        raise RejectedRequest(417, f"Expect must be 100-continue, got {shown(b', '.join(expectations))}")
 
 
 def shown(value: bytes) -> str:
     return repr(value[:80].decode("latin-1"))
 
 
-def malformed(error: httptools.HttpParserError, data: bytes) -> Refused:
+def malformed(error: httptools.HttpParserError, data: bytes) -> RejectedRequest:
     """What a client should change, where the parser's reason does not say it."""
     reason = str(error)
     if reason == "Pause on PRI/Upgrade":
-        return Refused(505, "this server speaks HTTP/1.1, not HTTP/2")
+        return RejectedRequest(505, "this server speaks HTTP/1.1, not HTTP/2")
     if data.startswith(b"\x16\x03"):
-        return Refused(400, "this server speaks plain HTTP: use http:// and not https://")
+        return RejectedRequest(400, "this server speaks plain HTTP: use http:// and not https://")
     if isinstance(error, httptools.HttpParserInvalidURLError) and any(byte > 0x7F for byte in data[:MAX_HEAD]):
-        return Refused(400, "the URL must be ASCII: percent-encode what is not, as gr%C3%B6%C3%9Fe")
+        return RejectedRequest(400, "the URL must be ASCII: percent-encode what is not, as gr%C3%B6%C3%9Fe")
     if isinstance(error, httptools.HttpParserCallbackError):
-        return Refused(400, "the URL of the request is not valid")
-    return Refused(400, f"this is not a valid HTTP/1.1 request: {reason}")
+        return RejectedRequest(400, "the URL of the request is not valid")
+    return RejectedRequest(400, f"this is not a valid HTTP/1.1 request: {reason}")
 
 
-def answer_of(refused: Refused, headers: list[tuple[bytes, bytes]]) -> bytes:
+def answer_of(refused: RejectedRequest, headers: list[tuple[bytes, bytes]]) -> bytes:
     """A problem document with its head."""
     body = error_responses.problem(refused.status, refused.sentence).body
     lines = [name + b": " + value for name, value in headers]

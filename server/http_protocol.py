@@ -14,8 +14,8 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from server import error_responses
-from server.connections import Door, network_of
-from server.http_heads import MAX_HEAD, Refused, answer_of, check_head, malformed
+from server.connections import ConnectionLimiter, network_of
+from server.http_heads import MAX_HEAD, WITH_BODY, RejectedRequest, answer_of, check_head, malformed
 from server.transport import Line
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_IGNORED = 1_000_000  # bytes of a body where nobody reads one
-BODILESS = ("GET", "HEAD", "OPTIONS")
 
 # After an answer that came before the end of its request, what still comes is read and thrown away. A socket that is
 # closed with unread data makes TCP reset the connection, which destroys the answer on its way (RFC 9112, 9.6).
@@ -48,12 +47,12 @@ class BoundedProtocol(HttpToolsProtocol):
     `MAX_HEAD` bytes and one read (256 KiB) may pass.
     """
 
-    def __init__(self, door: Door, config: Config, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, limiter: ConnectionLimiter, config: Config, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
-        self.door = door
+        self.limiter = limiter
         self.served: ASGIApp = config.loaded_app
         self.app = self.run
-        self.surplus: Refused | None = None  # why the requests of this connection are refused
+        self.surplus: RejectedRequest | None = None  # why the requests of this connection are refused
         self.first = True  # no head has been complete yet
         self.in_head = True  # the next byte belongs to a head
         self.begun = False  # something of that head has come
@@ -75,11 +74,11 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_made(self.line)  # type: ignore[arg-type]
         self.address = network_of(self.client[0] if self.client else "")
         self.since = self.heard = self.stalled = self.loop.time()
-        self.surplus = self.door.enter(self)
+        self.surplus = self.limiter.enter(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.line.closing = True
-        self.door.leave(self)
+        self.limiter.leave(self)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -93,12 +92,12 @@ class BoundedProtocol(HttpToolsProtocol):
         try:
             self.parse(data)
         except httptools.HttpParserError as error:
-            refused = error.__context__ if isinstance(error.__context__, Refused) else malformed(error, data)
+            refused = error.__context__ if isinstance(error.__context__, RejectedRequest) else malformed(error, data)
             self.refuse(refused)
             return
         self.head = 0 if self.fruitful else self.head + len(data)
         if self.head > MAX_HEAD:
-            self.refuse(Refused(400, f"the request line and headers are over {MAX_HEAD} bytes; send less"))
+            self.refuse(RejectedRequest(400, f"the request line and headers are over {MAX_HEAD} bytes; send less"))
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """The client has closed, or sends nothing more but still reads. Only writing tells the two apart: the system of
@@ -107,7 +106,7 @@ class BoundedProtocol(HttpToolsProtocol):
             return False
         if not self.in_head:
             self.half_closed = True
-            self.refuse(Refused(400, "the connection was closed before the whole body had come"))
+            self.refuse(RejectedRequest(400, "the connection was closed before the whole body had come"))
             return self.unanswered > 0
         self.half_closed = True
         cycle = self.cycle
@@ -165,11 +164,11 @@ class BoundedProtocol(HttpToolsProtocol):
         self.headers = []  # trailers do not become headers
         self.in_head = self.begun = self.first = False
         self.come = 0
-        self.ignored = self.scope["method"] in BODILESS
+        self.ignored = self.scope["method"] not in WITH_BODY
         if not self.unanswered:
             self.since = self.loop.time()
         self.unanswered += 1
-        self.door.works(self)
+        self.limiter.works(self)
         if self.surplus is not None:
             self.cycle.keep_alive = False
 
@@ -178,9 +177,11 @@ class BoundedProtocol(HttpToolsProtocol):
         self.come += len(body)
         if self.cycle.response_complete:
             if self.come > LINGER_BYTES:
-                raise Refused(413, "the body goes on long after its answer")
+                raise RejectedRequest(413, "the body goes on long after its answer")
         elif self.ignored and self.come > MAX_IGNORED:
-            raise Refused(413, f"a {self.scope['method']} takes no body, and this one is over {MAX_IGNORED} bytes")
+            raise RejectedRequest(
+                413, f"a {self.scope['method']} takes no body, and this one is over {MAX_IGNORED} bytes"
+            )
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -206,7 +207,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
         path = scope["path"].removeprefix(scope["root_path"])
         if self.surplus is not None and not path.startswith(HEALTH):
-            self.door.cut("crowded")
+            self.limiter.cut("crowded")
             headers = {"Retry-After": "5", "Connection": "close"}
             await error_responses.problem(self.surplus.status, self.surplus.sentence, headers)(scope, receive, send)
             return
@@ -228,12 +229,12 @@ class BoundedProtocol(HttpToolsProtocol):
     def rest(self) -> None:
         """Between two requests, or before the end of a head."""
         if not self.line.closing:
-            self.door.rests(self)
+            self.limiter.rests(self)
 
-    def refuse(self, refused: Refused, reason: str = "refused") -> None:
+    def refuse(self, refused: RejectedRequest, reason: str = "refused") -> None:
         """Answer what cannot be parsed any further, after the requests before it, and close."""
         self.refused = True
-        self.door.cut(reason)
+        self.limiter.cut(reason)
         log.info("a request of %s is refused: %d %s", self.address, refused.status, refused.sentence)
         if not self.in_head:  # within a body
             if not self.unanswered:
@@ -262,7 +263,7 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         self.come = 0
         self.since = self.heard = self.loop.time()
-        self.door.rests(self)
+        self.limiter.rests(self)
         self.flow.resume_reading()
         with contextlib.suppress(OSError):  # the client was faster
             self.line.transport.write_eof()
@@ -275,7 +276,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def abort(self) -> None:
         self.line.closing = True
         self.line.transport.abort()
-        self.door.leave(self)
+        self.limiter.leave(self)
 
     # What the clock calls.
 
@@ -283,12 +284,12 @@ class BoundedProtocol(HttpToolsProtocol):
         """End the connection when its client has let it wait for too long."""
         if self.half_closed:
             self.check_reset()
-        settings = self.door.settings
+        settings = self.limiter.settings
         taken = self.line.written - self.line.unsent
         if taken == self.line.written or taken >= self.taken + LEAST_TAKEN:
             self.taken, self.stalled = taken, now
         elif now - self.stalled >= settings.write_timeout:
-            self.door.cut("unread")
+            self.limiter.cut("unread")
             log.info("%s did not take its answer within %g seconds", self.address, settings.write_timeout)
             self.abort()
             return
@@ -300,12 +301,14 @@ class BoundedProtocol(HttpToolsProtocol):
         elif not self.unanswered and (self.begun or self.first) and now - self.since >= settings.head_timeout:
             if self.begun:
                 sentence = f"the head of the request did not come within {settings.head_timeout:g} seconds"
-                self.refuse(Refused(408, sentence), "slow_head")
+                self.refuse(RejectedRequest(408, sentence), "slow_head")
             else:
-                self.door.cut("slow_head")
+                self.limiter.cut("slow_head")
                 self.line.close()
         elif self.unanswered == 1 and not self.in_head and now - self.since >= settings.body_timeout + LATE:
-            self.refuse(Refused(408, f"the body did not come within {settings.body_timeout:g} seconds"), "slow_body")
+            self.refuse(
+                RejectedRequest(408, f"the body did not come within {settings.body_timeout:g} seconds"), "slow_body"
+            )
 
     def check_reset(self) -> None:
         """End the connection of a client that was not there any more."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
-from server.connections import Door
+from server.connections import ConnectionLimiter
 
 if TYPE_CHECKING:  # dsd-ui has neither
     from dsd_serve.backends import Backend
@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 LAST_ANSWERS = 5  # seconds for answers on their way once everything else is over
 
 
-class DoorServer(uvicorn.Server):
-    """Uvicorn with a door. SIGTERM or SIGINT ends it in order and with exit code 0, a second one at once.
+class BoundedServer(uvicorn.Server):
+    """Uvicorn with a limiter. SIGTERM or SIGINT ends it in order and with exit code 0, a second one at once.
 
     SIGHUP calls `reload`, and ends it in order only when its terminal is gone. at_end: called before connections are
     closed.
@@ -41,13 +41,13 @@ class DoorServer(uvicorn.Server):
     def __init__(
         self,
         config: uvicorn.Config,
-        door: Door,
+        limiter: ConnectionLimiter,
         *,
         at_end: Sequence[Callable[[], None]] = (),
         reload: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(config)
-        self.door, self.at_end, self.reload = door, at_end, reload
+        self.limiter, self.at_end, self.reload = limiter, at_end, reload
         self.leaving = self.hung_up = False
         self.on_terminal = on_terminal()
 
@@ -78,7 +78,7 @@ class DoorServer(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Called by uvicorn every 0.1 s; True ends the server."""
         if counter % 5 == 0:
-            self.door.check(asyncio.get_running_loop().time())
+            self.limiter.check(asyncio.get_running_loop().time())
         if counter % 10 == 0:
             self.check_descriptors()
         if self.hung_up:
@@ -99,8 +99,8 @@ class DoorServer(uvicorn.Server):
 
     def close_connections(self) -> None:
         """Close what is left, before uvicorn cancels it with a traceback for each."""
-        log.warning("%d connections are closed in the middle of their answers", len(self.door.open))
-        for connection in list(self.door.open):
+        log.warning("%d connections are closed in the middle of their answers", len(self.limiter.open))
+        for connection in list(self.limiter.open):
             connection.abort()
 
     def check_descriptors(self) -> None:
@@ -109,14 +109,14 @@ class DoorServer(uvicorn.Server):
             os.close(os.open(os.devnull, os.O_RDONLY))
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
-                self.door.say(
+                self.limiter.say(
                     "descriptors",
-                    f"no file descriptor is left with {len(self.door.open)} connections open, so new ones are closed; "
+                    f"no file descriptors are left: {len(self.limiter.open)} connections are open, new ones are closed; "
                     "raise ulimit -n, or lower --max-connections",
                 )
 
 
-class DrainingServer(DoorServer):
+class DrainingServer(BoundedServer):
     """Uvicorn closes its socket at SIGTERM, so that clients find nobody; this one answers until the last request ends.
 
     After `grace` seconds what still runs is cancelled. A second signal ends the process at once.
@@ -125,13 +125,13 @@ class DrainingServer(DoorServer):
     def __init__(
         self,
         config: uvicorn.Config,
-        door: Door,
+        limiter: ConnectionLimiter,
         drain: Drain,
         backend: Backend,
         grace: float,
         reload: Callable[[], None],
     ) -> None:
-        super().__init__(config, door, at_end=drain.at_end, reload=reload)
+        super().__init__(config, limiter, at_end=drain.at_end, reload=reload)
         self.drain, self.backend, self.grace = drain, backend, grace
         self.told = False
 

@@ -28,12 +28,12 @@ def serve(settings: Settings) -> None:
 
     from dsd_serve.imaging import codec
     from server.app import create_app
-    from server.connections import Door
+    from server.connections import ConnectionLimiter
     from server.front import configure, listening
     from server.lifecycle import DrainingServer
     from server.service import Service
     from server.settings import unknown_variables
-    from server.startup import Opening
+    from server.startup import StartupApp
     from server.telemetry import logs
 
     logs.configure(settings.log_level, settings.log_format)
@@ -42,21 +42,23 @@ def serve(settings: Settings) -> None:
             logging.getLogger("server.main").warning(sentence)
     with listening(settings.host, settings.port) as sockets:  # before the model, which takes its time
         service = Service(settings)
-        door = Door(settings, service.metrics.connection_cut)
-        service.metrics.watch_connections(door)
-        opening: Opening | None = None
+        limiter = ConnectionLimiter(settings, service.metrics.connection_cut)
+        service.metrics.watch_connections(limiter)
+        opening: StartupApp | None = None
         if settings.triton:
 
             def make() -> FastAPI:
                 service.wait_for_triton()
                 return create_app(service)
 
-            opening = Opening(make, lambda: service.backend.not_ready, service.backend.close)
-        config = configure(opening or create_app(service), door)
+            opening = StartupApp(make, lambda: service.backend.not_ready, service.backend.close)
+        config = configure(opening or create_app(service), limiter)
         # What is there by now stays: a full collection looks at requests only, so it comes sooner and is short.
         gc.collect()
         gc.freeze()
-        DrainingServer(config, door, service.drain, service.backend, settings.grace, service.reload_keys).run(sockets)
+        DrainingServer(config, limiter, service.drain, service.backend, settings.grace, service.reload_keys).run(
+            sockets
+        )
     if opening is not None and opening.failed is not None:
         raise opening.failed
 

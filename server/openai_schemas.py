@@ -1,8 +1,7 @@
-"""What requests and answers of the OpenAI-compatible routes look like. A null, or an empty text where one need not be
-given, is what is left out.
+"""Requests and answers of the OpenAI-compatible routes. A null, or an empty text for an optional field, counts as absent.
 
-Their parameters that change nothing here are accepted; those that ask for what this server does not do are refused,
-and so are unknown ones.
+OpenAI's parameters without an effect here are accepted; those that request unsupported features are rejected, as are
+unknown ones.
 """
 
 import re
@@ -78,19 +77,19 @@ def nullable(schema: dict[str, Any]) -> None:
 
 
 class Options(Request):
-    """What all three routes take; what is left out is taken from the model's recommendation."""
+    """Parameters of all three routes. Defaults are the model's recommendation."""
 
     model_config = ConfigDict(json_schema_extra=nullable)
 
     model: Annotated[
-        str | None, Field(max_length=MAX_IGNORED, description="see /v1/models (default: the one that is served)")
+        str | None, Field(max_length=MAX_IGNORED, description="name from /v1/models (default: the served model)")
     ] = None
-    n: Annotated[int, Field(ge=1, le=MAX_IMAGES, description="number of pictures"), WholeNumber] = 1
+    n: Annotated[int, Field(ge=1, le=MAX_IMAGES, description="number of images"), WholeNumber] = 1
     size: Annotated[str, AfterValidator(parse_size), Field(description="auto, or a square as 256x256")] = "auto"
     response_format: Annotated[
         str,
         AfterValidator(
-            lambda value: only(value, ("b64_json",), "pictures are in the answer, none are kept to be linked to")
+            lambda value: only(value, ("b64_json",), "images are in the answer, none are kept to be linked to")
         ),
     ] = "b64_json"
     output_format: Literal["png", "jpeg", "webp"] = "png"
@@ -122,7 +121,7 @@ class Options(Request):
 
     @property
     def side(self) -> int | None:
-        """Of the pictures in pixels; None is the network's own."""
+        """Of the images in pixels; None is the network's own."""
         return side_of(self.size) or None
 
     def sampling_values(self) -> dict[str, Any]:
@@ -144,7 +143,7 @@ class GenerationRequest(Options):
     stream: Annotated[bool, Field(description="answer with server-sent events")] = False
     partial_images: Annotated[
         int | None,
-        Field(ge=0, le=3, description="with stream: previews on the way, evenly over the steps"),
+        Field(ge=0, le=3, description="with stream: number of previews, spread evenly over the steps"),
         WholeNumber,
     ] = None
     background: Annotated[
@@ -156,7 +155,7 @@ class GenerationRequest(Options):
     safety_identifier: Ignored = None
     # Not of OpenAI.
     class_id: Annotated[
-        int | None, Field(ge=0, le=MOST, description="ImageNet-1k index, instead of what the prompt says"), WholeNumber
+        int | None, Field(ge=0, le=MOST, description="ImageNet-1k index, instead of the prompt"), WholeNumber
     ] = None
     guidance_scale: Annotated[float | None, of_setting("guidance_scale"), RealNumber] = None
     guidance_interval: Annotated[
@@ -183,13 +182,13 @@ class GenerationRequest(Options):
 
 
 class VariationForm(Options):
-    """POST /v1/images/variations: the text fields beside `image`."""
+    """POST /v1/images/variations: the text fields, in addition to `image`."""
 
     strength: Strength = 0.6
 
 
 class EditForm(GenerationRequest):
-    """POST /v1/images/edits: the text fields beside `image` and `mask`."""
+    """POST /v1/images/edits: the text fields, in addition to `image` and `mask`."""
 
     strength: Strength = 0.6
     input_fidelity: Annotated[str | None, Field(max_length=MAX_IGNORED, description="ignored; see strength")] = None
@@ -197,7 +196,7 @@ class EditForm(GenerationRequest):
 
 class DrawnImage(BaseModel):
     b64_json: str
-    seed: Annotated[int, Field(description="with the index: what draws the picture again")]
+    seed: Annotated[int, Field(description="with the index: draws the same image again")]
     index: int
 
 
@@ -207,7 +206,7 @@ class TokenCounts(BaseModel):
 
 
 class Usage(BaseModel):
-    """Tokens are the network's: latent tokens of pictures that were encoded, and of those drawn. Text has none."""
+    """Tokens are the network's: latent tokens of images that were encoded, and of those drawn. Text has none."""
 
     input_tokens: int
     input_tokens_details: TokenCounts

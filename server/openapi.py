@@ -1,4 +1,4 @@
-"""The OpenAPI document: what routes say of their answers and bodies, and what holds for the server that runs."""
+"""The OpenAPI document: answers and bodies of the routes, completed with the limits and classes of the running server."""
 
 import importlib.resources
 from collections.abc import Iterator, Mapping, Sequence
@@ -51,14 +51,14 @@ ON_THEIR_OWN: tuple[type[BaseModel], ...] = (  # models that FastAPI does not fi
 WRONG = {
     400: ("the connection was closed before the whole body had come", "the connection was closed too early"),
     401: ("the API key is missing or not known here", "this server needs an API key"),
-    404: ("there is no such thing here", "this model has no card; dsd-export writes one as card.md"),
-    406: ("no format that the client accepts", "this gives image/png; the client accepts only text/html"),
+    404: ("not found", "this model has no card; dsd-export writes one as card.md"),
+    406: ("no format that the client accepts is available", "this gives image/png; the client accepts only text/html"),
     408: ("the body came too slowly", "the body did not come within 60 seconds; send it faster"),
     413: ("the body is larger than allowed", "the body is larger than 20 MB, which is the limit of this server"),
-    415: ("a body of another type", "the body must be JSON, with the header content-type: application/json"),
-    422: ("a parameter, picture or latents are wrong", "steps must be at most 250 on this server, got 100000"),
+    415: ("unsupported type of body", "the body must be JSON, with the header content-type: application/json"),
+    422: ("a parameter, the image or the latents are invalid", "steps must be at most 250 on this server, got 100000"),
     429: ("too much is waiting; see Retry-After", "256 images are waiting, this server takes at most 256"),
-    500: ("the engine failed, or the server has an error", "the engine gave numbers that are not finite"),
+    500: ("the engine failed, or an internal error", "the engine gave numbers that are not finite"),
     503: ("starting, shutting down, or the engine is dead", "the server is shutting down"),
     504: ("the result cannot be there before the timeout", "this would take about 9.5 s, more than the timeout of 2 s"),
 }
@@ -102,7 +102,9 @@ CACHE_HEADERS = {
     "Vary": header("Accept"),
 }
 SHOWN_HEADERS = {"Server-Timing": {**SERVER_TIMING, "required": True}}
-PSNR_HEADERS = {"X-DSD-PSNR": {**header("of the answer against the picture, in dB", type="number"), "required": True}}
+PSNR_HEADERS = {
+    "X-DSD-PSNR": {**header("PSNR of the answer against the network's input, in dB", type="number"), "required": True}
+}
 
 
 def problems(*statuses: int, words: Mapping[int, str] = {}) -> Responses:

@@ -1,4 +1,4 @@
-"""How much memory requests take in all, and what one request holds until its answer has been sent."""
+"""Bounds of the memory of all requests, and the resources that one request holds until its answer is sent."""
 
 import ipaddress
 from collections.abc import Callable
@@ -15,14 +15,14 @@ BESIDES = 118_000_000  # bytes: images drawn but not yet encoded, buffers of con
 
 
 def memory_bound(settings: Settings) -> int:
-    """Bytes that all requests together take at most, besides what the server has at rest."""
+    """Upper bound of the memory of all requests, in bytes above idle."""
     budgets = settings.max_uploads_mb + settings.max_decode_mb + settings.max_encode_mb
     return int(budgets * 1e6) + MAX_PREVIEWS + BESIDES
 
 
 @dataclass
-class Held:
-    """What one request holds; all of it is given back when its answer has been sent, or the client is gone."""
+class RequestResources:
+    """Resources of one request, released when its answer has been sent or the client is gone."""
 
     who: str | None
     deadline: float | None = None  # of the event loop's clock: when the answer is of no use any more
@@ -46,16 +46,16 @@ class Held:
             self.drop(name)
 
 
-def held_by(scope: Scope) -> Held:
-    """What the request of this scope holds."""
-    held: Held | None = scope.get("dsd.held")
+def resources_of(scope: Scope) -> RequestResources:
+    """The resources of this scope's request."""
+    held: RequestResources | None = scope.get("dsd.held")
     if held is None:
-        held = scope["dsd.held"] = Held(client_of(scope))
+        held = scope["dsd.held"] = RequestResources(client_of(scope))
     return held
 
 
 def client_of(scope: Scope) -> str | None:
-    """Whose share a request takes of, in words: its API key, else its address.
+    """The client whose share a request counts against, as text: its API key, else its address.
 
     None for this machine itself, where a proxy or the page asks for many.
     """

@@ -1,6 +1,6 @@
-"""Reading uploads: a body or the fields of a form, and the pictures in them, within limits.
+"""Reading requests: settings in JSON, uploaded files and the fields of forms, within limits.
 
-A route that takes pictures does
+A route that takes images does
 
     form = await read_uploads(request, files=("image", "mask"), fields=("strength",))
     pixels = await form.read_image("image", service.decoder, size)
@@ -26,7 +26,7 @@ from dsd_serve.imaging.decoding import Decoder
 from dsd_serve.rows import Pixels
 from dsd_serve.strict_json import read_json
 from server import error_responses
-from server.request_memory import Held, held_by
+from server.request_memory import RequestResources, resources_of
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
@@ -61,7 +61,7 @@ async def read_settings(request: Request, model: type[Model], *, openai: bool = 
     if request.scope["query_string"] and not openai:
         raise InputError("the settings are in the JSON body here; nothing may be in the query string")
     values: Any = read_json(b"".join([chunk async for chunk in request.stream()]))
-    held_by(request.scope).drop("body")
+    resources_of(request.scope).drop("body")
     if not isinstance(values, dict):
         raise InputError(f"{NO_OBJECT}, got {shown(values)}")
     return error_responses.validated(model, values, strict=True)
@@ -69,14 +69,14 @@ async def read_settings(request: Request, model: type[Model], *, openai: bool = 
 
 @dataclass
 class Form:
-    """What was uploaded: files and text fields by name. A body that is no form is the first file.
+    """Uploaded files and text fields by name. A body that is not a form is the first file.
 
     held: what its request holds; when the last file has been read, nothing of the body.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
     fields: dict[str, str] = field(default_factory=dict)
-    held: Held = field(default_factory=lambda: Held(None))
+    held: RequestResources = field(default_factory=lambda: RequestResources(None))
 
     async def read_image(self, name: str, decoder: "Decoder", size: int, *, opacity: bool = False) -> Pixels:
         """The pixels of an uploaded image, as `Decoder.read` gives them. Its bytes are gone afterwards."""
@@ -85,7 +85,7 @@ class Form:
         return pixels
 
     def parse(self, name: str, parser: Callable[[bytes], Read]) -> Read:
-        """What a parser makes of a file. Its bytes are gone afterwards."""
+        """The parsed file. Its bytes are freed."""
         parsed = parser(self.files.pop(name))
         self.done()
         return parsed
@@ -103,7 +103,7 @@ async def read_uploads(
 ) -> Form:
     """The named files and text fields of a form; or the body, as the first of the files, which must be there.
 
-    media_types: what a body may be besides a picture. Raises InputError for a form that is not as described, 415 for
+    media_types: accepted types of the body, in addition to images. Raises InputError for a form that is not as described, 415 for
     another kind of body. The size and time of the body are limited by BodyLimits.
     """
     kind = media_type(request.scope)
@@ -118,7 +118,7 @@ async def read_uploads(
     if not form.files.get(files[0]):
         what = f"field {files[0]} of the form" if kind == "multipart/form-data" else "body"
         raise InputError(f"the {what} is empty; send a file as the body, or as the field {files[0]} of a form")
-    form.held = held_by(request.scope)
+    form.held = resources_of(request.scope)
     return form
 
 
@@ -137,7 +137,7 @@ async def read_form(request: Request, files: Sequence[str], fields: Collection[s
     if not parts.complete:
         raise InputError("the form cannot be read: it ends before its closing boundary")
     form = parts.form()
-    form.held = held_by(request.scope)
+    form.held = resources_of(request.scope)
     return form
 
 
@@ -225,6 +225,6 @@ async def read_images(
 
 
 async def read_file(request: Request, name: str, media_types: Collection[str], parser: Callable[[bytes], Read]) -> Read:
-    """What a parser makes of the one file of a request: its body, or the field `name` of a form."""
+    """The parsed file of a request: its body, or the field `name` of a form."""
     form = await read_uploads(request, (name,), media_types=media_types)
     return form.parse(name, parser)

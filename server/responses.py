@@ -1,4 +1,4 @@
-"""Answers: which format a client gets, and pictures in that format."""
+"""Content negotiation, and images encoded in the negotiated format."""
 
 import asyncio
 import base64
@@ -27,13 +27,13 @@ from dsd_serve.params import to_headers
 from dsd_serve.rows import Pixels
 from server import error_responses
 from server.answers import Answer, fill
-from server.request_memory import held_by
+from server.request_memory import resources_of
 from server.settings import Settings
 
 Made = TypeVar("Made")
 
-PICTURES = {media: name for name, media in codec.MEDIA_TYPES.items()}
-ANSWERS = {**PICTURES, "application/json": "json", "application/zip": "zip"}
+IMAGE_TYPES = {media: name for name, media in codec.MEDIA_TYPES.items()}
+ANSWERS = {**IMAGE_TYPES, "application/json": "json", "application/zip": "zip"}
 EVENTS = {**ANSWERS, "text/event-stream": "events"}
 BYTES = "application/octet-stream"  # who accepts this gets what is offered first
 # What browsers accept beside images of ours; they name all that they can show, not what they would rather have.
@@ -45,7 +45,7 @@ QUICK_PIXELS = 64 * 64  # up to here encoding takes less than a millisecond, and
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageWithSettings:
     """uint8 [3, H, W], and what it takes to draw it again: written into PNG files and JSON answers."""
 
     pixels: Pixels
@@ -172,7 +172,7 @@ class Encoder:
 
     async def run(self, request: Request, needed: int, make: Callable[[], Made]) -> tuple[Made, Claim]:
         """What `make` gives, which takes `needed` bytes, made in a thread. The claim is the request's until its end."""
-        held = held_by(request.scope)
+        held = resources_of(request.scope)
         try:
             async with asyncio.timeout_at(held.deadline):
                 claim = await self.memory.take(needed, held.who)
@@ -194,14 +194,14 @@ class Encoder:
         try:
             yield text
         finally:
-            held_by(request.scope).claims.discard(claim)
+            resources_of(request.scope).claims.discard(claim)
             claim.release()
 
 
 async def answer(
     request: Request,
     encoder: Encoder,
-    pictures: Sequence[Picture],
+    images: Sequence[ImageWithSettings],
     chosen: str,
     size: int | None,
     common: Mapping[str, Any],
@@ -210,19 +210,19 @@ async def answer(
     columns: int | None = None,
 ) -> Response:
     """Images as one file (several side by side in `columns`), as a zip, or with `common` as the JSON of `shape`."""
-    drawn = pictures[0].pixels.shape[-1]
+    drawn = images[0].pixels.shape[-1]
     side = size or drawn
-    if len(pictures) * max(side, drawn) ** 2 <= QUICK_PIXELS:
-        return encode_answer(pictures, chosen, size, common, headers, shape, columns)
-    needed = encode_memory(chosen, len(pictures), side, columns)
-    make = partial(encode_answer, pictures, chosen, size, common, headers, shape, columns)
+    if len(images) * max(side, drawn) ** 2 <= QUICK_PIXELS:
+        return encode_answer(images, chosen, size, common, headers, shape, columns)
+    needed = encode_memory(chosen, len(images), side, columns)
+    make = partial(encode_answer, images, chosen, size, common, headers, shape, columns)
     response, claim = await encoder.run(request, needed, make)
     claim.shrink(len(response.body))
     return response
 
 
 def encode_answer(
-    pictures: Sequence[Picture],
+    images: Sequence[ImageWithSettings],
     chosen: str,
     size: int | None,
     common: Mapping[str, Any],
@@ -231,12 +231,12 @@ def encode_answer(
     columns: int | None,
 ) -> Response:
     if chosen == "json":
-        shown = [{**picture.settings, "base64": to_base64(picture, size)} for picture in pictures]
+        shown = [{**image.settings, "base64": to_base64(image, size)} for image in images]
         return JSONResponse(fill(shape, {**common, "images": shown}), headers=headers)
     if chosen == "zip":
-        return Response(to_zip(pictures, size), media_type="application/zip", headers=headers)
-    settings = pictures[0].settings if len(pictures) == 1 else {**common, "n": len(pictures)}
-    sheet = codec.sheet([picture.pixels for picture in pictures], size, columns)
+        return Response(to_zip(images, size), media_type="application/zip", headers=headers)
+    settings = images[0].settings if len(images) == 1 else {**common, "n": len(images)}
+    sheet = codec.sheet([image.pixels for image in images], size, columns)
     body = codec.encode(sheet, chosen, text_of(settings))
     return Response(body, media_type=codec.MEDIA_TYPES[chosen], headers=headers)
 
@@ -254,20 +254,20 @@ def text_of(settings: Mapping[str, Any]) -> dict[str, str]:
     return {codec.TEXT_KEY: json.dumps(settings)}
 
 
-def to_png(picture: Picture, size: int | None) -> bytes:
-    return codec.encode(codec.resized(picture.pixels, size), "png", text_of(picture.settings))
+def to_png(image: ImageWithSettings, size: int | None) -> bytes:
+    return codec.encode(codec.resized(image.pixels, size), "png", text_of(image.settings))
 
 
-def to_base64(picture: Picture, size: int | None) -> str:
-    return base64.b64encode(to_png(picture, size)).decode()
+def to_base64(image: ImageWithSettings, size: int | None) -> str:
+    return base64.b64encode(to_png(image, size)).decode()
 
 
-def to_zip(pictures: Sequence[Picture], size: int | None) -> bytes:
-    """PNGs 000.png, 001.png ... with a fixed date, so that the same pictures give the same bytes."""
+def to_zip(images: Sequence[ImageWithSettings], size: int | None) -> bytes:
+    """PNGs 000.png, 001.png ... with a fixed date, so that the same images give the same bytes."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for number, picture in enumerate(pictures):
-            archive.writestr(zipfile.ZipInfo(f"{number:03}.png"), to_png(picture, size))
+        for number, image in enumerate(images):
+            archive.writestr(zipfile.ZipInfo(f"{number:03}.png"), to_png(image, size))
     return buffer.getvalue()
 
 

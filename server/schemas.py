@@ -1,4 +1,4 @@
-"""What requests and answers look like. Unknown parameters are refused, so that a misspelling is no silent default."""
+"""Request models. Unknown parameters are rejected, so that a misspelling never becomes a silent default."""
 
 import re
 from collections.abc import Callable
@@ -102,7 +102,7 @@ Size = Annotated[
     Field(
         ge=8,
         le=MOST,
-        description="side of the pictures in pixels; the network's own size is scaled to it (default: not scaled)",
+        description="side of the images, in pixels; images are resized to it (default: the network's size)",
     ),
     WholeNumber,
 ]
@@ -125,7 +125,7 @@ Seed = Annotated[
     Field(
         ge=0,
         le=MAX_SEED,
-        description="same seed, same picture (default: random). JavaScript rounds JSON numbers above 2^53: send a "
+        description="same seed, same image (default: random). JavaScript rounds JSON numbers above 2^53: send a "
         "string of digits there, and read the header X-DSD-Seed, which is exact",
         examples=[1],
     ),
@@ -143,13 +143,13 @@ Timeout = Annotated[
         ge=0.001,
         le=MOST,
         allow_inf_nan=False,
-        description="seconds after which the answer is of no use: refused at once when it cannot be expected in time",
+        description="deadline of the request, in seconds; refused at once if it cannot be met",
     ),
     RealNumber,
 ]
 Strength = Annotated[
     float,
-    Field(ge=0.001, le=1, allow_inf_nan=False, description="how much noise: 1 keeps nothing of the picture"),
+    Field(ge=0.001, le=1, allow_inf_nan=False, description="amount of noise, 0 to 1; 1 keeps nothing of the image"),
     RealNumber,
 ]
 
@@ -170,11 +170,11 @@ class Request(BaseModel):
 
 
 class SamplingQuery(Request):
-    """Settings of all that is drawn. What is left out is taken from the model's recommendation."""
+    """Sampling settings. Defaults are the model's recommendation."""
 
     seed: Seed = None
     n: Annotated[
-        int, Field(ge=1, le=MOST, description="number of pictures; image i is that of index + i"), WholeNumber
+        int, Field(ge=1, le=MOST, description="number of images; image i is that of index + i"), WholeNumber
     ] = 1
     index: Annotated[int, of_setting("index"), WholeNumber] = 0
     steps: Annotated[int | None, of_setting("num_steps", le=MOST, examples=[8]), WholeNumber] = None
@@ -193,34 +193,34 @@ class GenerateRequest(SamplingQuery):
     class_: Annotated[ClassName, Field(alias="class")]
     format: Annotated[
         Literal["png", "jpeg", "webp", "json", "zip", "events"] | None,
-        Field(description="default: what Accept asks for, else png; events are server-sent events with previews"),
+        Field(description="default: by the Accept header, else png; `events` are server-sent events with previews"),
     ] = None
 
 
 class EditQuery(SamplingQuery):
-    """Settings of POST /edit, in the query string; the body is the picture, or a form with image and mask."""
+    """Settings of POST /edit, in the query string; the body is the image, or a form with image and mask."""
 
-    class_: Annotated[ClassName | None, Field(alias="class", description="what to draw (default: no class)")] = None
+    class_: Annotated[ClassName | None, Field(alias="class", description="class to draw (default: none)")] = None
     strength: Strength = 0.6
     format: Annotated[
         Literal["png", "jpeg", "webp", "json", "zip", "events"] | None,
-        Field(description="default: what Accept asks for, else png; events are server-sent events with previews"),
+        Field(description="default: by the Accept header, else png; `events` are server-sent events with previews"),
     ] = None
 
 
-class PictureQuery(Request):
-    """Settings of POST /reconstruct and /decode, in the query string; the body is the picture or the latents."""
+class ImageQuery(Request):
+    """Settings of POST /reconstruct and /decode, in the query string; the body is the image or the latents."""
 
-    format: Annotated[Format | None, Field(description="default: what Accept asks for, else png")] = None
+    format: Annotated[Format | None, Field(description="default: by the Accept header, else png")] = None
     size: Size = None
     timeout: Timeout = None
 
 
 class EncodeQuery(Request):
-    """Settings of POST /encode, in the query string; the body is the picture."""
+    """Settings of POST /encode, in the query string; the body is the image."""
 
     format: Annotated[
-        Literal["npy", "safetensors", "json"] | None, Field(description="default: what Accept asks for, else npy")
+        Literal["npy", "safetensors", "json"] | None, Field(description="default: by the Accept header, else npy")
     ] = None
     timeout: Timeout = None
 
@@ -230,17 +230,17 @@ WalkLength = Annotated[
     Field(
         ge=2,
         le=MOST,
-        description="number of pictures, both ends included; 8 or what the server's limit leaves of it",
+        description="number of images, both ends included (default: 8, or the server's limit if that is lower)",
     ),
     WholeNumber,
 ]
 
 
 class WalkQuery(Request):
-    """Settings of POST /interpolate between two pictures, in the query string; the body is a form with both."""
+    """Settings of POST /interpolate between two images, in the query string; the body is a form with both."""
 
     n: WalkLength = 8
-    format: Annotated[Format | None, Field(description="default: what Accept asks for, else png")] = None
+    format: Annotated[Format | None, Field(description="default: by the Accept header, else png")] = None
     size: Size = None
     timeout: Timeout = None
 
@@ -263,7 +263,7 @@ class InterpolateRequest(SamplingQuery):
     from_: Annotated[End, Field(alias="from")]
     to: End
     n: WalkLength = 8
-    format: Annotated[Format | None, Field(description="default: what Accept asks for, else png")] = None
+    format: Annotated[Format | None, Field(description="default: by the Accept header, else png")] = None
     seed: Annotated[None, Field(description=OF_ENDS), BeforeValidator(left_out(OF_ENDS, None))] = None
     index: Annotated[int, Field(ge=0, le=0, description=OF_ENDS), BeforeValidator(left_out(OF_ENDS, 0))] = 0
     preview_every: Annotated[
@@ -272,7 +272,5 @@ class InterpolateRequest(SamplingQuery):
 
 
 class ClassesQuery(Request):
-    q: Annotated[
-        str, StringConstraints(max_length=200), Field(description="words to search for", examples=["retriever"])
-    ] = ""
+    q: Annotated[str, StringConstraints(max_length=200), Field(description="search words", examples=["retriever"])] = ""
     trained: Annotated[bool, Field(description="only classes that this model can draw")] = True

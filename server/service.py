@@ -1,4 +1,4 @@
-"""What the routes share: the model, the batcher, and how a request's tasks are run, streamed and cancelled."""
+"""The model and its backend, and running, streaming and cancelling the tasks of a request."""
 
 import asyncio
 import logging
@@ -30,12 +30,12 @@ from dsd_serve.programs import Edit, OnPreviews, Task
 from dsd_serve.rows import Array, Pixels
 from server.keys import claim_images, load_keys, renew
 from server.middleware.drain import Drain
-from server.request_memory import Held, held_by
+from server.request_memory import RequestResources, resources_of
 from server.responses import Encoder
 from server.schemas import SamplingQuery
 from server.settings import Settings
 from server.site import parse_origins
-from server.stream_events import PING_SECONDS, Ended, Event, EventQueue, Preview, PreviewMemory, soon, within
+from server.stream_events import PING_SECONDS, Done, Event, EventQueue, Preview, PreviewMemory, soon, within
 from server.telemetry.metrics import Metrics
 from server.telemetry.traces import load_traces
 
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Finished:
+class Results:
     """Results in the order of the tasks, and how long they waited and ran, in milliseconds."""
 
     results: list[Any]
@@ -56,7 +56,7 @@ class Finished:
 
 
 class Service:
-    """One model behind a batcher, with what surrounds it. engine: in place of the one that the settings name."""
+    """One model on its backend, with the limits and counters of the server. engine: replaces the one from the settings."""
 
     def __init__(self, settings: Settings, engine: Engine | None = None) -> None:
         self.settings = settings
@@ -102,8 +102,8 @@ class Service:
         (log.info if model.invariance.holds else log.warning)("self-test: %s", model.invariance)
         log.info("%s on %s, %d rows a tick", model.name, model.described, model.budget)
 
-    async def run(self, request: Request, asked: Sequence[Task], timeout: float | None = None) -> Finished:
-        """Carry out the tasks of one request; cancelled when its client goes away."""
+    async def run(self, request: Request, asked: Sequence[Task], timeout: float | None = None) -> Results:
+        """Run the tasks of one request; cancelled when its client disconnects."""
         jobs = self.submit(request, asked, timeout)
         watcher = watch(request, jobs)
         try:
@@ -118,19 +118,19 @@ class Service:
                 job.cancel()  # does nothing to those that are done
         first = min(job.submitted for job in jobs)
         started, ended = min(job.started for job in jobs), max(job.ended for job in jobs)
-        return Finished(results, 1000 * (started - first), 1000 * (ended - started))
+        return Results(results, 1000 * (started - first), 1000 * (ended - started))
 
     def stream(self, request: Request, asked: Sequence[Task], timeout: float | None = None) -> AsyncIterator[Event]:
-        """Carry out tasks and tell what happens. They are submitted at once: this raises what `submit` raises."""
+        """Run tasks and yield their events. They are submitted at once: this raises what `submit` raises."""
         loop = asyncio.get_running_loop()
         queue = EventQueue(self.previews)
-        held_by(request.scope).put("previews", queue.close)
+        resources_of(request.scope).put("previews", queue.close)
 
-        def tell(event: Preview | Ended) -> None:
+        def tell(event: Preview | Done) -> None:
             soon(loop, lambda: queue.put(event))
 
         def on_end(number: int) -> Callable[["Future[Any]"], None]:
-            return lambda future: tell(Ended(number, future))
+            return lambda future: tell(Done(number, future))
 
         jobs = self.submit(request, asked, timeout, lambda number, step, pixels: tell(Preview(number, step, pixels)))
         for number, job in enumerate(jobs):
@@ -142,7 +142,7 @@ class Service:
             try:
                 while remaining:
                     event = await within(PING_SECONDS, queue.get())
-                    remaining -= isinstance(event, Ended)
+                    remaining -= isinstance(event, Done)
                     yield event
             finally:
                 watcher.cancel()
@@ -158,7 +158,7 @@ class Service:
 
         They count until the answer has been sent, or until more tasks of the same request follow.
         """
-        limit, held = self.settings.max_seconds, held_by(request.scope)
+        limit, held = self.settings.max_seconds, resources_of(request.scope)
         within_limit = limit if timeout is None else min(timeout, limit)
         held.drop("key")
         held.put("key", claim_images(len(asked)))
@@ -168,7 +168,7 @@ class Service:
         self.traces.follow(jobs)
         return jobs
 
-    def count(self, held: Held, count: int) -> None:
+    def count(self, held: RequestResources, count: int) -> None:
         """Count images until they are sent. Raises QueueFullError when too many are drawn that clients do not take, or
         when one client would have more than half of the queue."""
         held.drop("images")
@@ -199,7 +199,7 @@ class Service:
                 del self.shares[who]
 
     def params(self, query: SamplingQuery) -> list[SamplingParams]:
-        """Sampling parameters of each picture; raises InputError above a limit."""
+        """Sampling parameters of each image; raises InputError above a limit."""
         defaults, limits = self.model.defaults, self.settings
         steps = min(defaults.num_steps, limits.max_steps) if query.steps is None else query.steps
         at_most("n", query.n, limits.max_images)
@@ -241,7 +241,7 @@ class Service:
         at_most("size", size or 1, self.settings.max_size)
 
     def check_fits(self, chosen: str, n: int, size: int | None, columns: int | None = None) -> None:
-        """Raise InputError when one file of the chosen format cannot hold n pictures of that size side by side."""
+        """Raise InputError when one file of the chosen format cannot hold n images of that size side by side."""
         codec.check_fits(chosen, n, size or self.config.image_size, columns)
 
 

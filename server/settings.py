@@ -32,7 +32,7 @@ def descriptors() -> int:
 
 @dataclass(frozen=True)
 class Settings:
-    """One field per setting; HELP below says what each is for."""
+    """The settings, with defaults; HELP describes them."""
 
     model: Path = field(default_factory=demo_model)
     host: str = "127.0.0.1"
@@ -75,24 +75,24 @@ HELP = {
     "model": "model directory, as dsd-export writes it (default: the demo model of the package)",
     "host": "address to listen on; 0.0.0.0 for all interfaces, :: for all of IPv4 and IPv6",
     "port": "TCP port",
-    "engine": f"what runs the network: {' or '.join(ENGINE_NAMES)}",
+    "engine": f"engine that runs the network: {' or '.join(ENGINE_NAMES)}",
     "device": "cpu, cuda or cuda:N; never replaced by another one",
     "precision": f"{listed(PRECISIONS)}, of those that the model was exported in",
     "threads": "CPU threads of the engine, 0 for all cores",
-    "row_budget": "rows per tick of the batcher, 0 to measure the best at start",
-    "max_waiting": "images that may wait; more are answered with 429",
-    "max_wait": "seconds of estimated work that may be ahead of a request; more is answered with 429",
-    "max_seconds": "seconds that a request may take; one that would take longer is refused with 504",
+    "row_budget": "rows per tick of the batcher, 0 to measure the best value at start",
+    "max_waiting": "length of the queue, in images; more are rejected with 429",
+    "max_wait": "limit of the estimated wait, in seconds; above it requests are rejected with 429",
+    "max_seconds": "time limit of a request, in seconds; one that would take longer is rejected with 504",
     "max_images": "largest n of one request",
     "max_steps": "largest number of sampler steps",
-    "max_size": "largest side of an answer's pictures, in pixels",
+    "max_size": "largest side of an answer's images, in pixels",
     "max_body_mb": "largest request body, in megabytes",
     "max_uploads_mb": "memory for the bodies of all requests, twice their size; more is answered with 429",
-    "max_decode_mb": "memory for decoding uploaded pictures; those that would need more wait for others",
+    "max_decode_mb": "memory for decoding uploads; images that would exceed it wait",
     "max_encode_mb": "memory for encoding answers, and for those that wait to be sent; what would need more waits, and "
     "what could never be encoded is refused with 422",
-    "body_timeout": "seconds in which the body of a request must come",
-    "head_timeout": "seconds in which the request line and headers of a request must come",
+    "body_timeout": "time limit for the body of a request, in seconds",
+    "head_timeout": "time limit for the request line and headers, in seconds",
     "write_timeout": "seconds in which a client must take 64 KiB of its answer, or all that is left of it; else its "
     "connection is closed, and its request cancelled",
     "keep_alive": "seconds for which a connection is kept after an answer: longer than a proxy in front does (nginx "
@@ -102,7 +102,7 @@ HELP = {
     "it, up to 1024)",
     "max_connections_per_address": "the same for one address, or one /64 of IPv6, with 429; only where clients connect "
     "directly, because all that come through a proxy have the proxy's address (default: 0, no limit)",
-    "max_megapixels": "largest uploaded picture, in millions of pixels",
+    "max_megapixels": "largest uploaded image, in millions of pixels",
     "grace": "seconds to finish running requests after SIGTERM; a second signal ends the server at once",
     "api_keys": "file of API keys, one name:key[:requests_per_minute[:images_at_once]] a line; # begins a comment. "
     "With keys every request but those to /health needs one, as Authorization: Bearer KEY or X-API-Key: KEY. Keys may "
@@ -121,7 +121,7 @@ HELP = {
     "triton": "HOST:PORT[,HOST:PORT] of Triton servers (gRPC, 8001) that do the work, with the model that dsd-export "
     "--triton wrote; the settings of the model and --max-wait then have no effect, config.pbtxt has them. Needs the "
     "extra triton (default: the work is done here)",
-    "ui": "a page in the browser at /, as a client of this server. Needs the extra ui (default: off)",
+    "ui": "web UI at /, a client of this server. Needs the extra ui (default: off)",
 }
 
 CONNECTIONS = ("head_timeout", "write_timeout", "keep_alive", "max_connections", "max_connections_per_address")

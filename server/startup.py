@@ -1,4 +1,4 @@
-"""Before Triton: a server that listens, and answers 503 with the reason, until it knows what it serves."""
+"""Startup with Triton: the server listens and answers 503 with the reason until the model is known."""
 
 import asyncio
 import logging
@@ -14,8 +14,8 @@ from server import error_responses
 log = logging.getLogger(__name__)
 
 
-class Opening:
-    """ASGI application that becomes the one that `make` gives.
+class StartupApp:
+    """ASGI application that is replaced by the result of `make`.
 
     make: called in a thread; may take as long as it likes. not_ready: why it is not there yet. give_up: lets `make`
     raise, when the server ends before. failed: what `make` raised, which ends the server.

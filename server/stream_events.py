@@ -24,14 +24,14 @@ class Preview:
 
 
 @dataclass(frozen=True)
-class Ended:
+class Done:
     """Task `number` is done; `future` has its image or its error."""
 
     number: int
     future: "Future[Any]"
 
 
-Event = Preview | Ended | None  # None: nothing for PING_SECONDS
+Event = Preview | Done | None  # None: nothing for PING_SECONDS
 
 
 class PreviewMemory:
@@ -46,10 +46,10 @@ class EventQueue:
 
     def __init__(self, memory: PreviewMemory) -> None:
         self.memory = memory
-        self.events: deque[Preview | Ended] = deque()
+        self.events: deque[Preview | Done] = deque()
         self.arrived = asyncio.Event()
 
-    def put(self, event: Preview | Ended) -> None:
+    def put(self, event: Preview | Done) -> None:
         if isinstance(event, Preview) and self.memory.total + event.pixels.nbytes > MAX_PREVIEWS:
             oldest = next((one for one in self.events if isinstance(one, Preview)), None)
             if oldest is not None:
@@ -59,7 +59,7 @@ class EventQueue:
         self.count(event, 1)
         self.arrived.set()
 
-    async def get(self) -> Preview | Ended:
+    async def get(self) -> Preview | Done:
         while not self.events:
             self.arrived.clear()
             await self.arrived.wait()
@@ -67,7 +67,7 @@ class EventQueue:
         self.count(event, -1)
         return event
 
-    def count(self, event: Preview | Ended, sign: int) -> None:
+    def count(self, event: Preview | Done, sign: int) -> None:
         if isinstance(event, Preview):
             self.memory.total += sign * event.pixels.nbytes
 

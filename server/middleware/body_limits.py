@@ -9,13 +9,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from dsd_serve.errors import shown
 from dsd_serve.memory import Memory
 from server import error_responses
-from server.request_memory import held_by
+from server.http_heads import WITH_BODY
+from server.request_memory import resources_of
 from server.request_reader import media_type
 from server.settings import Settings
 
 MAX_JSON_BYTES = 1_000_000  # parsed, JSON takes many times its size
 MAX_UNASKED_BYTES = 100_000  # of the body of a GET, which nothing reads
-WITH_BODY = ("POST", "PUT", "PATCH")
 COPIES = 2  # a body, and what is read out of it
 LEAST_BYTES = 5_000  # that must come in each GRACE seconds
 GRACE = 5.0  # seconds
@@ -47,7 +47,7 @@ class BodyLimits:
             detail = f"the body must be sent as it is, without content-encoding, got {shown(encoding)}"
             await error_responses.answer(HTTPException(415, detail), scope, receive, send)
             return
-        held = held_by(scope)
+        held = resources_of(scope)
         body = Body(self, scope, headers, receive)
         held.put("body", body.release)
         try:
@@ -78,7 +78,7 @@ class Body:
         length = headers.get("content-length", "")
         self.announced = int(length[:20]) if length.isdecimal() else 0
         self.size = 0
-        self.claim = limits.memory.claim(0, held_by(scope).who)
+        self.claim = limits.memory.claim(0, resources_of(scope).who)
         self.complete = False
         self.deadline = asyncio.get_running_loop().time() + limits.seconds
         self.since, self.recent = self.deadline - limits.seconds, 0  # LEAST_BYTES came last, and bytes after it

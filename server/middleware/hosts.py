@@ -58,7 +58,7 @@ class AllowedHosts:
         return bool(NAME.fullmatch(name)) and ("." not in name or name in self.names or name.endswith(self.endings))
 
 
-class OwnPages:
+class SameOriginPages:
     """ASGI middleware: 403 for what a page of another site makes a browser send without asking, a form or a body of no
     type. Its sender could not read the answer, but the work would be done. All else a browser asks for first (CORS).
 

@@ -1,4 +1,4 @@
-"""What every request has: an id, an answer, and one `Exchange` that logs and metrics are told of at its end."""
+"""Request ids, and a `RequestRecord` of each request for logs and metrics when it ends."""
 
 import logging
 import re
@@ -23,7 +23,7 @@ CLIENT_WENT_AWAY = 499  # as nginx writes it; no such answer is sent
 
 
 @dataclass
-class Exchange:
+class RequestRecord:
     """A request and its answer. status 0: no answer was begun; 499: the client went away before the answer's end."""
 
     scope: Scope
@@ -50,14 +50,14 @@ class Exchange:
         return error
 
 
-Listener = Callable[[Exchange], None]
+Listener = Callable[[RequestRecord], None]
 
 
-class Watch:
-    """ASGI middleware around all that answers: request ids, and the end of each exchange."""
+class RequestIds:
+    """ASGI middleware, around everything that answers: request ids, and a record of each request at its end."""
 
     def __init__(self, app: ASGIApp, listeners: Sequence[Listener]) -> None:
-        self.app, self.listeners = Mistakes(app), listeners
+        self.app, self.listeners = UncaughtErrors(app), listeners
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -65,38 +65,38 @@ class Watch:
             return
         number = choose_id(Headers(scope=scope).get(HEADER, ""))
         error_responses.request_id.set(number)
-        exchange = Exchange(scope)
+        record = RequestRecord(scope)
 
         async def observed_receive() -> Message:
             message = await receive()
-            if message["type"] == "http.disconnect" and not exchange.complete:
-                exchange.disconnected = True
+            if message["type"] == "http.disconnect" and not record.complete:
+                record.disconnected = True
             return message
 
         async def observed_send(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers[HEADER] = number
-                exchange.status, exchange.headers = message["status"], headers
+                record.status, record.headers = message["status"], headers
             await send(message)
             if message["type"] == "http.response.body" and not message.get("more_body", False):
-                exchange.complete = True
+                record.complete = True
 
         try:
             await self.app(scope, observed_receive, observed_send)
         finally:
-            self.end(exchange)
+            self.end(record)
 
-    def end(self, exchange: Exchange) -> None:
-        exchange.seconds = time.perf_counter() - exchange.began
-        if exchange.disconnected:
-            exchange.status = CLIENT_WENT_AWAY
+    def end(self, record: RequestRecord) -> None:
+        record.seconds = time.perf_counter() - record.began
+        if record.disconnected:
+            record.status = CLIENT_WENT_AWAY
         for listener in self.listeners:
-            listener(exchange)
+            listener(record)
 
 
-class Mistakes:
-    """ASGI middleware: the answer to what nobody caught."""
+class UncaughtErrors:
+    """ASGI middleware: answers 500 to uncaught errors."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -125,4 +125,4 @@ def choose_id(asked: str) -> str:
 
 
 def install(app: FastAPI, *listeners: Listener) -> None:
-    app.add_middleware(Watch, listeners=listeners)
+    app.add_middleware(RequestIds, listeners=listeners)

@@ -19,8 +19,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from dsd_serve.errors import QueueFullError
 from server import error_responses
 from server.keys import ApiKey, current_key, find
-from server.middleware.hosts import AllowedHosts, OwnPages
-from server.middleware.request_id import Mistakes
+from server.middleware.hosts import AllowedHosts, SameOriginPages
+from server.middleware.request_id import UncaughtErrors
 
 log = logging.getLogger(__name__)
 
@@ -87,10 +87,10 @@ def install(
     for each request."""
     if keys:
         app.add_middleware(KeyMiddleware, keys=keys, used=used, rejected=rejected)
-    app.add_middleware(OwnPages, origins=origins, rejected=rejected)
+    app.add_middleware(SameOriginPages, origins=origins, rejected=rejected)
     app.add_middleware(AllowedHosts, names=hosts, rejected=rejected)
     if origins:
-        app.add_middleware(Mistakes)  # so that a page may read this answer too
+        app.add_middleware(UncaughtErrors)  # so that a page may read this answer too
         # Outside of the others: a browser's preflight request carries no key, and a page may read every refusal
         app.add_middleware(
             CORSMiddleware,

@@ -1,6 +1,6 @@
-"""While the queue is full, requests for work are refused at the door.
+"""While the queue is full, requests for work are refused before anything is parsed.
 
-An answer of 429 must cost little, or many of them would take the processor from the pictures that are being drawn.
+An answer of 429 must cost little, or many of them would take the CPU from the images that are being drawn.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -17,7 +17,7 @@ class Shedding:
     """ASGI middleware. 429 before the body is read or anything is parsed.
 
     routes: those that queue work, by path. A GET that may be answered from what the client has (304), and a HEAD, queue
-    none and are let through. queue_full: why not even one more picture would be taken now, or None.
+    none and are let through. queue_full: why not even one more image would be taken now, or None.
     """
 
     def __init__(

@@ -37,9 +37,9 @@ from server.openapi import (
 from server.request_reader import read_images, read_settings
 from server.responses import (
     EVENTS,
-    PICTURES,
+    IMAGE_TYPES,
     TEXT_KIND,
-    Picture,
+    ImageWithSettings,
     answer,
     choose,
     etag_of,
@@ -56,15 +56,15 @@ from server.schemas import (
     SamplingQuery,
 )
 from server.service import Service
-from server.stream_events import Ended, Event, Preview
+from server.stream_events import Done, Event, Preview
 
 router = Router(dependencies=[Depends(refuse_repeated)])
 
 PREVIEWS = 8  # of a stream whose client does not say how many
 
-EVENT_STREAM = (*PICTURES, "application/zip", "text/event-stream")
+EVENT_STREAM = (*IMAGE_TYPES, "application/zip", "text/event-stream")
 OF_A_CLASS = {
-    "a picture": {"class": 207, "seed": 1},
+    "an image": {"class": 207, "seed": 1},
     "four in JSON": {"class": "golden retriever", "n": 4, "format": "json"},
     "quickly": {"class": "n02099601", "steps": 4, "sampler": "dpmpp_2m", "guidance": 1},
     "with previews": {"class": "golden retriever", "format": "events", "preview_every": 2},
@@ -77,13 +77,13 @@ NOT_CHANGED: Responses = {
 
 @router.get("/generate", responses={**DRAWN, **NOT_CHANGED, **problems(*OF_WORK)}, response_class=Response)
 async def generate_get(request: Request, query: Annotated[GenerateRequest, Query()]) -> Response:
-    """Draw pictures of a class: `curl "localhost:8000/generate?class=207" -o dog.png`.
+    """Draw images of a class: `curl "localhost:8000/generate?class=207" -o dog.png`.
 
-    n > 1 gives one picture with all of them side by side, or each of them in a zip or in JSON. HEAD draws nothing.
+    n > 1 gives one image with all of them side by side, or each of them in a zip or in JSON. HEAD draws nothing.
 
     `format=events` is for a browser's EventSource too: it draws once, and the answer to its attempt to go on after the
     end, which has the header Last-Event-ID, is 204 without content. Its own event `error`, of a connection that broke,
-    has no data; that of a picture has.
+    has no data; that of an image has.
     """
     return await draw(request, query)
 
@@ -110,12 +110,12 @@ async def generate_post(request: Request) -> Response:
         **problems(*OF_WORK, *OF_BODIES),
     },
     response_class=Response,
-    openapi_extra=takes(*PICTURES, form=("image", "mask"), optional=("mask",)),
+    openapi_extra=takes(*IMAGE_TYPES, form=("image", "mask"), optional=("mask",)),
 )
 async def edit_post(request: Request, query: Annotated[EditQuery, Query()]) -> Response:
-    """Redraw a picture towards a class: `curl -F image=@dog.jpg "localhost:8000/edit?class=1&strength=0.7" -o out.png`.
+    """Redraw an image towards a class: `curl -F image=@dog.jpg "localhost:8000/edit?class=1&strength=0.7" -o out.png`.
 
-    The body is the picture itself, or a form with `image` and, to redraw a part only, `mask`: a picture of the same
+    The body is the image itself, or a form with `image` and, to redraw a part only, `mask`: an image of the same
     shape, white where to draw. The centre square of both is scaled to the network's size.
     """
     service: Service = request.app.state.service
@@ -174,7 +174,7 @@ async def answer_drawn(
     more: Mapping[str, Any],
     headers: Mapping[str, str] = {},  # never changed
 ) -> Response:
-    """Draw one picture for each of `params`, and answer with them or with events."""
+    """Draw one image for each of `params`, and answer with them or with events."""
     service: Service = request.app.state.service
     settings = [{**service.settings_of(wanted, p), **more} for p in params]
     used = {**headers, **settings_headers(settings[0])}
@@ -182,17 +182,17 @@ async def answer_drawn(
         events = service.stream(request, tasks, query.timeout)
         return event_stream(native_events(request, events, settings, query.size), used)
     done = await service.run(request, tasks, query.timeout)
-    pictures = [Picture(pixels, setting) for pixels, setting in zip(done.results, settings, strict=True)]
+    images = [ImageWithSettings(pixels, setting) for pixels, setting in zip(done.results, settings, strict=True)]
     common = {**settings[0], "size": query.size or service.config.image_size}
     headers = {**used, "Server-Timing": done.server_timing}
     shape = EditedAnswer if "strength" in more else DrawnAnswer
-    return await answer(request, service.encoder, pictures, chosen, query.size, common, headers, shape)
+    return await answer(request, service.encoder, images, chosen, query.size, common, headers, shape)
 
 
 async def native_events(
     request: Request, events: AsyncIterator[Event], settings: Sequence[Mapping[str, Any]], size: int | None
 ) -> AsyncIterator[tuple[str, Any] | None]:
-    """preview, then image or error for each picture, then done."""
+    """preview, then image or error for each image, then done."""
     service: Service = request.app.state.service
     encoding = partial(service.encoder.text, request, TEXT_KIND, service.side(size))
     async for event in events:
@@ -200,14 +200,14 @@ async def native_events(
             yield None
         elif isinstance(event, Preview):
             steps = settings[event.number]["steps"]
-            async with encoding(partial(to_base64, Picture(event.pixels, {"preview": True}), size)) as text:
+            async with encoding(partial(to_base64, ImageWithSettings(event.pixels, {"preview": True}), size)) as text:
                 values = {"image": event.number, "step": event.step, "steps": steps, "base64": text}
                 yield "preview", fill(PreviewEvent, values)
-        elif isinstance(event, Ended) and (error := event.future.exception()) is not None:
+        elif isinstance(event, Done) and (error := event.future.exception()) is not None:
             yield "error", fill(ErrorEvent, {"image": event.number, **error_responses.document(error)})
         else:
             setting = settings[event.number]
-            async with encoding(partial(to_base64, Picture(event.future.result(), setting), size)) as text:
+            async with encoding(partial(to_base64, ImageWithSettings(event.future.result(), setting), size)) as text:
                 yield "image", fill(ImageEvent, {"image": event.number, **setting, "base64": text})
     yield "done", fill(DoneEvent, {"images": len(settings), **settings[0]})
 
@@ -223,5 +223,5 @@ def head(chosen: str, headers: Mapping[str, str]) -> Response:
     """What a HEAD request gets: the headers that are known before anything is drawn."""
     media = next(media for media, name in EVENTS.items() if name == chosen)
     response = Response(headers=headers, media_type=media)
-    del response.headers["content-length"]  # that of the picture is not known
+    del response.headers["content-length"]  # that of the image is not known
     return response

@@ -1,4 +1,4 @@
-"""The routes that tell: classes, the model, health, what the batcher does."""
+"""Routes for information: classes, the model, health, the state of the batcher."""
 
 from typing import Annotated, Any
 
@@ -30,7 +30,7 @@ async def classes(request: Request, query: Annotated[ClassesQuery, Query()]) -> 
 
 @router.get("/model")
 async def model(request: Request) -> ModelAnswer:
-    """What is served, how it is best sampled, what runs it, and the limits of this server."""
+    """The model, its recommended settings, its engine, and the limits of this server."""
     service: Service = request.app.state.service
     config, defaults, settings = service.config, service.model.defaults, service.settings
     return ModelAnswer(
@@ -74,7 +74,7 @@ async def model(request: Request) -> ModelAnswer:
     },
 )
 def model_card(request: Request) -> Response:
-    """The model card: what the model draws, how it was trained, what it may be used for."""
+    """The model card: classes, training, and permitted use."""
     card: str | None = request.app.state.service.model.card
     if card is None:
         raise HTTPException(404, "this model has no card; dsd-export writes one as card.md")
@@ -83,13 +83,13 @@ def model_card(request: Request) -> Response:
 
 @router.get("/health/live")
 async def live() -> Health:
-    """The process answers."""
+    """Liveness: the process answers."""
     return Health(status="live")
 
 
-@router.get("/health/ready", response_model=Health, responses=problems(503, words={503: "nothing would be served now"}))
+@router.get("/health/ready", response_model=Health, responses=problems(503, words={503: "not ready"}))
 async def ready(request: Request) -> Response:
-    """Requests will be served: the model is loaded, the engine works, the server is not shutting down."""
+    """Readiness: the model is loaded, the engine works, and the server is not shutting down."""
     if reason := request.app.state.service.backend.not_ready:
         return error_responses.problem(503, reason, {"Retry-After": "5"})
     return JSONResponse({"status": "ready"})
@@ -97,7 +97,7 @@ async def ready(request: Request) -> Response:
 
 @router.get("/debug/batcher")
 async def debug_batcher(request: Request) -> dict[str, Any]:
-    """What runs and waits at this moment: programs by number, rows left, seconds since they came."""
+    """Running and waiting programs: their numbers, rows left, and age in seconds."""
     return request.app.state.service.backend.snapshot()
 
 

@@ -35,7 +35,7 @@ from server.openai_schemas import (
 )
 from server.openapi import events, takes
 from server.request_reader import Form, media_type, read_form, read_settings
-from server.responses import Picture, event_stream, settings_headers, text_of, texts_memory
+from server.responses import ImageWithSettings, event_stream, settings_headers, text_of, texts_memory
 from server.router import Router
 from server.schemas import SamplingQuery
 from server.service import Service
@@ -46,7 +46,7 @@ router = Router(prefix="/v1")
 FormOptions = TypeVar("FormOptions", bound=Options)
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"model": ErrorAnswer, "description": "a parameter or picture is wrong"},
+    400: {"model": ErrorAnswer, "description": "a parameter or image is wrong"},
     404: {"model": ErrorAnswer, "description": "there is no such model"},
     429: {"model": ErrorAnswer, "description": "too much is waiting; see Retry-After"},
     503: {"model": ErrorAnswer, "description": "starting, shutting down, or the engine is dead"},
@@ -81,7 +81,7 @@ def takes_form(model: type[Options], *files: str) -> dict[str, Any]:
     "/images/generations", responses=DRAWN, response_class=Response, openapi_extra=takes(json=GenerationRequest)
 )
 async def generations(request: Request) -> Response:
-    """Draw pictures of the class that the prompt names."""
+    """Draw images of the class that the prompt names."""
     service: Service = request.app.state.service
     query = await read_settings(request, GenerationRequest, openai=True)
     check_model(service, query.model)
@@ -99,7 +99,7 @@ async def generations(request: Request) -> Response:
     openapi_extra=takes_form(VariationForm, "image"),
 )
 async def variations(request: Request) -> Response:
-    """Draw a picture again, a little differently: it is encoded, noised and denoised, towards no class."""
+    """Draw an image again, a little differently: it is encoded, noised and denoised, towards no class."""
     service: Service = request.app.state.service
     query, _, params, pixels, _ = await read_upload(request, VariationForm, ("image",))
     params = [replace(p, guidance_scale=1.0) for p in params]
@@ -115,7 +115,7 @@ async def variations(request: Request) -> Response:
     openapi_extra=takes_form(EditForm, "image", "mask"),
 )
 async def edits(request: Request) -> Response:
-    """Redraw a picture, or where a mask of the same shape is transparent, towards the class that the prompt names."""
+    """Redraw an image, or where a mask of the same shape is transparent, towards the class that the prompt names."""
     service: Service = request.app.state.service
     query, wanted, params, pixels, mask = await read_upload(request, EditForm, ("image", "mask"))
     params = with_previews(params, query, query.strength)
@@ -192,7 +192,7 @@ def about(param: str, prefix: str = "") -> Iterator[None]:
 
 
 def sampling(service: Service, query: Options) -> list[SamplingParams]:
-    """Sampling parameters of each picture."""
+    """Sampling parameters of each image."""
     native = SamplingQuery(n=query.n, size=query.side, **from_openai(query.sampling_values()))
     try:
         params = service.params(native)
@@ -253,7 +253,7 @@ async def answer_drawn(
     kind: str,
     more: Mapping[str, Any] = {},  # never changed
 ) -> Response:
-    """Draw one picture for each of `params`, and answer with them or with events named by `kind`."""
+    """Draw one image for each of `params`, and answer with them or with events named by `kind`."""
     service: Service = request.app.state.service
     settings = [{**service.settings_of(wanted, p), **more} for p in params]
     headers = {"Cache-Control": "no-store", **settings_headers(settings[0])}
@@ -265,13 +265,13 @@ async def answer_drawn(
         spent = usage_of(service, encoded, 1).model_dump()
         return event_stream(openai_events(request, events, query, settings, common, spent, kind), headers)
     done = await service.run(request, tasks)
-    pictures = [Picture(pixels, setting) for pixels, setting in zip(done.results, settings, strict=True)]
-    needed = texts_memory(query.output_format, len(pictures), side)
+    images = [ImageWithSettings(pixels, setting) for pixels, setting in zip(done.results, settings, strict=True)]
+    needed = texts_memory(query.output_format, len(images), side)
 
     def make() -> Response:
         data = [
-            DrawnImage(b64_json=to_base64(picture, query), seed=p.seed, index=p.index)
-            for picture, p in zip(pictures, params, strict=True)
+            DrawnImage(b64_json=to_base64(image, query), seed=p.seed, index=p.index)
+            for image, p in zip(images, params, strict=True)
         ]
         body = ImagesAnswer(created=created, data=data, **common, usage=usage)
         return JSONResponse(body.model_dump(), headers={**headers, "Server-Timing": done.server_timing})
@@ -291,7 +291,7 @@ async def openai_events(
     usage: Mapping[str, Any],
     kind: str,
 ) -> AsyncIterator[tuple[str, Any] | None]:
-    """Partial images, then the completed picture or an error, of each picture; `index` says of which."""
+    """Partial images, then the completed image or an error, of each image; `index` says of which."""
     sent = [0] * len(settings)
     service: Service = request.app.state.service
     encoding = partial(service.encoder.text, request, query.output_format, service.side(query.side))
@@ -305,26 +305,26 @@ async def openai_events(
         if isinstance(event, Preview):
             name, number = f"{kind}.partial_image", {"partial_image_index": sent[event.number]}
             sent[event.number] += 1
-            async with encoding(partial(to_base64, Picture(event.pixels, {"preview": True}), query)) as text:
+            async with encoding(partial(to_base64, ImageWithSettings(event.pixels, {"preview": True}), query)) as text:
                 yield name, {"type": name, "b64_json": text, **number, **told}
         elif (error := event.future.exception()) is not None:
             status, detail = error_responses.status_of(error), error_responses.detail_of(error)
             yield "error", error_responses.openai_body(status, detail)
         else:
             name = f"{kind}.completed"
-            async with encoding(partial(to_base64, Picture(event.future.result(), setting), query)) as text:
+            async with encoding(partial(to_base64, ImageWithSettings(event.future.result(), setting), query)) as text:
                 yield name, {"type": name, "b64_json": text, **told, "usage": usage}
 
 
-def to_base64(picture: Picture, query: Options) -> str:
+def to_base64(image: ImageWithSettings, query: Options) -> str:
     """The same bytes as the native routes give."""
     quality = codec.QUALITY if query.output_compression is None else query.output_compression
-    image = codec.resized(picture.pixels, query.side)
-    return base64.b64encode(codec.encode(image, query.output_format, text_of(picture.settings), quality)).decode()
+    resized = codec.resized(image.pixels, query.side)
+    return base64.b64encode(codec.encode(resized, query.output_format, text_of(image.settings), quality)).decode()
 
 
 def usage_of(service: Service, encoded: int, drawn: int) -> Usage:
-    """Of `encoded` pictures that went in and `drawn` ones that came out."""
+    """Of `encoded` images that went in and `drawn` ones that came out."""
     tokens = service.config.latent_shape[0]
     return Usage(
         input_tokens=encoded * tokens,

@@ -27,22 +27,22 @@ from server.openapi import (
 from server.request_reader import read_file, read_images
 from server.responses import (
     ANSWERS,
-    PICTURES,
-    Picture,
+    IMAGE_TYPES,
+    ImageWithSettings,
     answer,
     choose,
 )
 from server.router import Router
 from server.schemas import (
     EncodeQuery,
-    PictureQuery,
+    ImageQuery,
 )
-from server.service import Finished, Service
+from server.service import Results, Service
 
 router = Router(dependencies=[Depends(refuse_repeated)])
 
 LATENTS = {"application/x-npy": "npy", "application/x-safetensors": "safetensors", "application/json": "json"}
-FILES = (*PICTURES, "application/zip")
+FILES = (*IMAGE_TYPES, "application/zip")
 
 
 @router.post(
@@ -52,10 +52,10 @@ FILES = (*PICTURES, "application/zip")
         **problems(*OF_WORK, *OF_BODIES),
     },
     response_class=Response,
-    openapi_extra=takes(*PICTURES, form=("image",)),
+    openapi_extra=takes(*IMAGE_TYPES, form=("image",)),
 )
 async def encode_post(request: Request, query: Annotated[EncodeQuery, Query()]) -> Response:
-    """A picture to its latents, float32 [L, C]: `curl --data-binary @dog.jpg localhost:8000/encode -o dog.npy`.
+    """An image to its latents, float32 [L, C]: `curl --data-binary @dog.jpg localhost:8000/encode -o dog.npy`.
 
     L tokens in row-major order, C channels of zero mean and unit variance. safetensors has one tensor, `latents`.
     """
@@ -78,8 +78,8 @@ async def encode_post(request: Request, query: Annotated[EncodeQuery, Query()]) 
     response_class=Response,
     openapi_extra=takes("application/x-npy", "application/x-safetensors", json=LatentsAnswer),
 )
-async def decode_post(request: Request, query: Annotated[PictureQuery, Query()]) -> Response:
-    """Latents, as /encode gives them, to a picture: `curl --data-binary @dog.npy localhost:8000/decode -o dog.png`."""
+async def decode_post(request: Request, query: Annotated[ImageQuery, Query()]) -> Response:
+    """Latents, as /encode gives them, to an image: `curl --data-binary @dog.npy localhost:8000/decode -o dog.png`."""
     service: Service = request.app.state.service
     chosen = choose(request, query.format, ANSWERS)
     service.check_size(query.size)
@@ -97,12 +97,12 @@ async def decode_post(request: Request, query: Annotated[PictureQuery, Query()])
         **problems(*OF_WORK, *OF_BODIES),
     },
     response_class=Response,
-    openapi_extra=takes(*PICTURES, form=("image",)),
+    openapi_extra=takes(*IMAGE_TYPES, form=("image",)),
 )
-async def reconstruct_post(request: Request, query: Annotated[PictureQuery, Query()]) -> Response:
-    """Encode a picture and decode its latents: `curl -F image=@dog.jpg localhost:8000/reconstruct -o out.png`.
+async def reconstruct_post(request: Request, query: Annotated[ImageQuery, Query()]) -> Response:
+    """Encode an image and decode its latents: `curl -F image=@dog.jpg localhost:8000/reconstruct -o out.png`.
 
-    The body is the picture itself or a form with a field `image`. Its centre is scaled to the network's size.
+    The body is the image itself or a form with a field `image`. Its centre is scaled to the network's size.
     """
     service: Service = request.app.state.service
     chosen = choose(request, query.format, ANSWERS)
@@ -116,11 +116,11 @@ async def reconstruct_post(request: Request, query: Annotated[PictureQuery, Quer
 
 
 async def answer_shown(
-    request: Request, service: Service, chosen: str, query: PictureQuery, done: Finished, more: Mapping[str, Any] = {}
+    request: Request, service: Service, chosen: str, query: ImageQuery, done: Results, more: Mapping[str, Any] = {}
 ) -> Response:
-    """One picture that was not drawn by sampling."""
+    """One image that was not drawn by sampling."""
     headers = {"Server-Timing": done.server_timing, **{f"X-DSD-{name.upper()}": str(more[name]) for name in more}}
     common = {"size": query.size or service.config.image_size, **more, "model": service.model.name}
-    shown = [Picture(done.results[0], {**more})]
+    shown = [ImageWithSettings(done.results[0], {**more})]
     shape = ReconstructedAnswer if more else DecodedAnswer
     return await answer(request, service.encoder, shown, chosen, query.size, common, headers, shape)

@@ -26,8 +26,8 @@ from server.openapi import (
 from server.request_reader import media_type, read_images, read_settings
 from server.responses import (
     ANSWERS,
-    PICTURES,
-    Picture,
+    IMAGE_TYPES,
+    ImageWithSettings,
     answer,
     choose,
 )
@@ -36,14 +36,14 @@ from server.schemas import (
     InterpolateRequest,
     WalkQuery,
 )
-from server.service import Finished, Service
+from server.service import Results, Service
 
 router = Router(dependencies=[Depends(refuse_repeated)])
 
 Walk = TypeVar("Walk", InterpolateRequest, WalkQuery)
 
 OF_AN_END = ("class", "seed", "index")
-FILES = (*PICTURES, "application/zip")
+FILES = (*IMAGE_TYPES, "application/zip")
 OF_A_WALK = {
     "between classes": {"from": {"class": 207, "seed": 1}, "to": {"class": 1}, "n": 4},
     "between seeds": {"from": {"class": 207, "seed": 1}, "to": {"class": 207, "seed": 2}, "n": 4, "format": "json"},
@@ -60,17 +60,17 @@ OF_A_WALK = {
     openapi_extra=takes(form=("from", "to"), json=InterpolateRequest, examples=OF_A_WALK),
 )
 async def interpolate_post(request: Request) -> Response:
-    """Walk in n pictures from one end to the other, side by side, or each of them in a zip or in JSON.
+    """Walk in n images from one end to the other, side by side, or each of them in a zip or in JSON.
 
     As JSON `{"from": {"class": 207, "seed": 1}, "to": {"class": 1}, "n": 8}`: between seeds along the great circle of
-    their noises, between classes by averaging the clean estimates of both. As a form with the pictures `from` and `to`:
+    their noises, between classes by averaging the clean estimates of both. As a form with the images `from` and `to`:
     between their latents, `curl -F from=@dog.jpg -F to=@cat.jpg localhost:8000/interpolate -o walk.png`; n, format,
     size and timeout are then in the query string.
     """
     service: Service = request.app.state.service
     if media_type(request.scope) == "multipart/form-data":
         query = error_responses.validated(WalkQuery, dict(request.query_params), strict=False)
-        return await walk_pictures(request, service, within_limit(service, query))
+        return await walk_images(request, service, within_limit(service, query))
     return await walk_classes(request, service, within_limit(service, await read_settings(request, InterpolateRequest)))
 
 
@@ -97,14 +97,14 @@ async def walk_classes(request: Request, service: Service, query: InterpolateReq
     return await answer_walk(request, service, chosen, query.size, fractions, done, common)
 
 
-async def walk_pictures(request: Request, service: Service, query: WalkQuery) -> Response:
+async def walk_images(request: Request, service: Service, query: WalkQuery) -> Response:
     chosen = choose(request, query.format, ANSWERS)
     service.check_walk(query.n, query.size)
     service.check_fits(chosen, query.n, query.size, columns=query.n)
     service.encoder.check_images(chosen, query.n, service.side(query.size), query.n)
     sent = await read_images(request, service.decoder, service.config.image_size, ("from", "to"))
     if "to" not in sent:
-        raise InputError("the form must have two pictures, in the file fields from and to; to is missing")
+        raise InputError("the form must have two images, in the file fields from and to; to is missing")
     ends = [sent["from"], sent["to"]]
     encoded = await service.run(request, [Encode(pixels) for pixels in ends], query.timeout)
     start, end = encoded.results
@@ -120,21 +120,21 @@ async def answer_walk(
     chosen: str,
     size: int | None,
     fractions: Sequence[float],
-    done: Finished,
+    done: Results,
     common: dict[str, Any],
 ) -> Response:
-    pictures = [
-        Picture(pixels, {**common, "fraction": round(fraction, 6)})
+    images = [
+        ImageWithSettings(pixels, {**common, "fraction": round(fraction, 6)})
         for pixels, fraction in zip(done.results, fractions, strict=True)
     ]
     common["size"] = size or service.config.image_size
     headers = {"Server-Timing": done.server_timing, "Cache-Control": "no-store"}
     shape = WalkAnswer if "from" in common else LatentWalkAnswer
-    return await answer(request, service.encoder, pictures, chosen, size, common, headers, shape, columns=len(pictures))
+    return await answer(request, service.encoder, images, chosen, size, common, headers, shape, columns=len(images))
 
 
 def within_limit(service: Service, query: Walk) -> Walk:
-    """The walk with as many pictures as the server gives, where its client does not say how many."""
+    """The walk with as many images as the server gives, where its client does not say how many."""
     if "n" in query.model_fields_set:
         return query
     return query.model_copy(update={"n": min(query.n, service.settings.max_images)})

@@ -19,7 +19,7 @@ from typing import Any, TextIO
 from opentelemetry import trace
 
 from server.error_responses import request_id
-from server.middleware.request_id import Exchange
+from server.middleware.request_id import RequestRecord
 
 access = logging.getLogger("server.access")
 
@@ -191,16 +191,16 @@ def lines_dropped() -> int:
     return sum(stream.dropped for stream in streams)
 
 
-def access_line(exchange: Exchange) -> None:
+def access_line(record: RequestRecord) -> None:
     """The line of a request. Of the query only what the answer's headers repeat: its other values may be secret."""
-    scope = exchange.scope
+    scope = record.scope
     path = scope["path"] if len(scope["path"]) <= MAX_PATH else scope["path"][:MAX_PATH] + "..."
     fields: dict[str, Any] = {
         "method": scope["method"],
         "path": path,
-        "status": exchange.status,
-        "duration_ms": round(1000 * exchange.seconds, 1),
+        "status": record.status,
+        "duration_ms": round(1000 * record.seconds, 1),
         "client": (scope.get("client") or ("unknown",))[0],
     }
-    fields |= {name: exchange.headers[header] for name, header in FROM_ANSWER.items() if header in exchange.headers}
+    fields |= {name: record.headers[header] for name, header in FROM_ANSWER.items() if header in record.headers}
     access.info("request", extra={"fields": fields})

@@ -1,4 +1,4 @@
-"""Prometheus metrics, GET /metrics: told by the batcher of its work and by requests of their end."""
+"""Prometheus metrics, GET /metrics: the batcher's work, and requests."""
 
 import platform
 from collections import Counter as Counted
@@ -23,9 +23,9 @@ from dsd_serve import __version__
 from dsd_serve.backends import Backend, Observer
 from dsd_serve.errors import CancelledError
 from dsd_serve.rows import Decode, Denoise, Encode, Row
-from server.connections import CUTS, Door
+from server.connections import CUTS, ConnectionLimiter
 from server.middleware.drain import Drain
-from server.middleware.request_id import Exchange
+from server.middleware.request_id import RequestRecord
 from server.router import Router
 from server.telemetry.logs import lines_dropped
 
@@ -90,7 +90,7 @@ class Metrics(Observer):
             for value in values:
                 counter.labels(value)
 
-    # What the batcher tells.
+    # Called by the batcher.
 
     def tick(self, rows: Sequence[Row], seconds: float) -> None:
         self.ticks.inc()
@@ -113,28 +113,30 @@ class Metrics(Observer):
     def rejected(self, reason: str) -> None:
         self.rejections.labels(reason).inc()
 
-    # What requests tell.
+    # Called at the end of requests.
 
-    def answered(self, exchange: Exchange) -> None:
-        self.requests.labels(exchange.route, str(exchange.status)).inc()
-        self.request_seconds.labels(exchange.route).observe(exchange.seconds)
-        if exchange.disconnected:
+    def answered(self, record: RequestRecord) -> None:
+        self.requests.labels(record.route, str(record.status)).inc()
+        self.request_seconds.labels(record.route).observe(record.seconds)
+        if record.disconnected:
             self.cancellations.labels("disconnect").inc()
-        elif isinstance(exchange.error, CancelledError):
+        elif isinstance(record.error, CancelledError):
             self.cancellations.labels("shutdown").inc()
-        if exchange.status == 413:
+        if record.status == 413:
             self.rejected("too_large")
 
     def connection_cut(self, reason: str) -> None:
         self.cuts.labels(reason).inc()
 
     def gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
-        """Add what is read only when somebody asks."""
+        """Add a gauge whose value is read at each scrape."""
         Gauge(name, text, registry=self.registry).set_function(value)
 
-    def watch_connections(self, door: Door) -> None:
-        self.gauge("dsd_connections", "Open connections.", lambda: len(door.open))
-        self.gauge("dsd_unsent_bytes", "Bytes of answers that their clients have not taken yet.", lambda: door.unsent)
+    def watch_connections(self, limiter: ConnectionLimiter) -> None:
+        self.gauge("dsd_connections", "Open connections.", lambda: len(limiter.open))
+        self.gauge(
+            "dsd_unsent_bytes", "Bytes of answers that their clients have not taken yet.", lambda: limiter.unsent
+        )
 
     def watch(
         self,

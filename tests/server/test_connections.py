@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import pytest
 
 from server import connections, http_protocol, lifecycle
-from server.connections import Door
+from server.connections import ConnectionLimiter
 from server.front import close, configure, listen
-from server.lifecycle import DoorServer
+from server.lifecycle import BoundedServer
 from server.settings import Settings
 from tests.support.servers import until
 from tests.support.sockets import OFFERS, read_all, read_answer
@@ -120,8 +120,8 @@ def served(**limits):
     settings = Settings(**{"head_timeout": 1.0, "write_timeout": 1.0, **limits})
     sockets = listen("127.0.0.1", 0)
     cuts = []
-    door, app = Door(settings, cuts.append), App()
-    server = DoorServer(configure(app, door), door)
+    limiter, app = ConnectionLimiter(settings, cuts.append), App()
+    server = BoundedServer(configure(app, limiter), limiter)
     thread = threading.Thread(target=server.run, args=(sockets,))
     thread.start()
 
@@ -131,12 +131,12 @@ def served(**limits):
 
     try:
         until(lambda: server.started)
-        yield SimpleNamespace(address=sockets[0].getsockname(), door=door, app=app, cuts=cuts, stop=stop)
+        yield SimpleNamespace(address=sockets[0].getsockname(), limiter=limiter, app=app, cuts=cuts, stop=stop)
     finally:
         stop()
         close(sockets)
     assert not thread.is_alive()
-    assert not door.open and not door.idle and not door.by_address
+    assert not limiter.open and not limiter.idle and not limiter.by_address
 
 
 @pytest.fixture(scope="module")
@@ -307,11 +307,11 @@ def test_what_comes_after_an_early_answer_is_bounded(monkeypatch, path, limit):
                     opened.sendall(b"x" * 100_000)
                 elif limit == "LINGER_SECONDS":
                     opened.sendall(b"x")
-                elif not server.door.open:
+                elif not server.limiter.open:
                     opened.sendall(b"x")
                     opened.sendall(b"x")
                 time.sleep(0.05)
-        until(lambda: not server.door.open)
+        until(lambda: not server.limiter.open)
 
 
 @pytest.mark.parametrize("method", [b"GET", b"HEAD", b"OPTIONS"])
@@ -391,11 +391,11 @@ def test_an_idle_connection_is_kept_as_long_as_it_was_said():
 def test_who_does_not_take_his_answer_is_cut(path, connection):
     with served() as server, connect(server) as opened:
         opened.sendall(b"GET %b HTTP/1.1\r\n" % path + HOST + connection + b"\r\n")
-        until(lambda: server.door.unsent)
+        until(lambda: server.limiter.unsent)
         assert path.decode() not in server.app.ended  # until its answer is taken, a request is under way
         until(lambda: server.cuts == ["unread"])
         until(lambda: path.decode() in server.app.ended)
-        assert not server.door.open and not server.door.unsent
+        assert not server.limiter.open and not server.limiter.unsent
 
 
 def test_who_takes_an_answer_by_drops_is_cut_and_who_is_slow_is_not(monkeypatch):
@@ -420,7 +420,7 @@ def test_the_server_ends_although_an_answer_is_not_taken(monkeypatch, caplog):
     monkeypatch.setattr(lifecycle, "LAST_ANSWERS", 1)
     with served(write_timeout=60.0) as server, connect(server) as opened:
         opened.sendall(b"GET /big HTTP/1.1\r\n" + HOST + b"\r\n")
-        until(lambda: server.door.unsent)
+        until(lambda: server.limiter.unsent)
         server.stop()
         assert server.app.ended == ["/big"]
     assert "1 connections are closed in the middle of their answers" in caplog.text
@@ -471,7 +471,7 @@ def test_idle_connections_give_way():
         for _ in range(200):
             stack.enter_context(connect(server)).sendall(b"GET / HTTP/1.1\r\nX-A: ")
         assert health(server)
-        until(lambda: len(server.door.open) <= 20)
+        until(lambda: len(server.limiter.open) <= 20)
         assert set(server.cuts) == {"crowded"}
 
 
@@ -480,7 +480,7 @@ def test_busy_connections_do_not_give_way_and_health_answers():
         busy = [stack.enter_context(connect(server)) for _ in range(10)]
         for one in busy:
             one.sendall(b"POST /echo HTTP/1.1\r\n" + HOST + b"Content-Length: 2\r\n\r\n")
-        until(lambda: not server.door.idle)
+        until(lambda: not server.limiter.idle)
         for _ in range(30):
             assert health(server)
         late = talk(server, b"GET /echo HTTP/1.1\r\n" + HOST + b"\r\n")
@@ -499,7 +499,7 @@ def test_connections_of_one_address():
         busy = [stack.enter_context(connect(server)) for _ in range(3)]
         for one in busy:
             one.sendall(b"POST /echo HTTP/1.1\r\n" + HOST + b"Content-Length: 2\r\n\r\n")
-        until(lambda: not server.door.idle)
+        until(lambda: not server.limiter.idle)
         assert "this address has 3" in refused(talk(server, b"GET /echo HTTP/1.1\r\n" + HOST + b"\r\n"), 429)
         assert health(server)
 

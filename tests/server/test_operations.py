@@ -168,7 +168,7 @@ def test_a_mistake_of_ours_is_a_problem_with_the_id(caplog):
     assert (answer.status_code, answer.headers["x-request-id"], answer.json()["request_id"]) == (500, "abc", "abc")
     assert "for the log only" not in answer.text
     assert "details for the log only" in caplog.text
-    assert [(exchange.route, exchange.status) for exchange in seen] == [("/broken", 500)]
+    assert [(record.route, record.status) for record in seen] == [("/broken", 500)]
 
 
 # Metrics and the dashboard.
@@ -219,8 +219,8 @@ def test_a_client_that_goes_away_is_counted(server):
 
 def test_a_request_cancelled_by_shutdown_is_counted():
     metrics = Metrics()
-    metrics.answered(request_id.Exchange({"type": "http", "state": {"error": CancelledError("x")}}, status=503))
-    metrics.answered(request_id.Exchange({"type": "http", "state": {}}, status=503))
+    metrics.answered(request_id.RequestRecord({"type": "http", "state": {"error": CancelledError("x")}}, status=503))
+    metrics.answered(request_id.RequestRecord({"type": "http", "state": {}}, status=503))
     count = metrics.registry.get_sample_value
     assert count("dsd_requests_cancelled_total", {"reason": "shutdown"}) == 1
     assert count("dsd_requests_total", {"route": "none", "code": "503"}) == 2

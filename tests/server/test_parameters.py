@@ -23,8 +23,8 @@ from server.schemas import (
     EditQuery,
     EncodeQuery,
     GenerateRequest,
+    ImageQuery,
     InterpolateRequest,
-    PictureQuery,
     WalkQuery,
 )
 from tests.support.data import sample_image
@@ -36,7 +36,7 @@ RIGHT: dict[Any, tuple[dict[str, Any], bool]] = {
     InterpolateRequest: ({"from": {"class": 1}, "to": {"class": 207}}, True),
     GenerationRequest: ({"prompt": "1", "stream": True}, True),
     EditQuery: ({}, False),
-    PictureQuery: ({}, False),
+    ImageQuery: ({}, False),
     EncodeQuery: ({}, False),
     WalkQuery: ({}, False),
     ClassesQuery: ({}, False),
@@ -261,7 +261,7 @@ BIG = "x" * 900_000
             {"class": 1, "guidance": 10**400},
             "guidance must be a finite number, got a number of 401 digits",
         ),
-        ("/generate", {"class": 1, **{f"p{i}": 1 for i in range(5000)}}, "and 4,995 more mistakes"),
+        ("/generate", {"class": 1, **{f"p{i}": 1 for i in range(5000)}}, "and 4,995 more errors"),
         ("/generate", [BIG], "the body must be a JSON object"),
         ("/interpolate", {"from": {"class": None}, "to": {"class": 1}}, "from.class must be an index"),
         ("/interpolate", {"from": {"class": 1}, "to": {"class": "???"}}, "to.class must be an index"),
@@ -396,7 +396,7 @@ def test_heads_of_many_parts_are_answered_shortly(server_url):
     answer = raw(server_url, b"/generate?class=1&" + many)
     assert b"the query string must have at most 100 parameters, got 10,001" in answer
     answer = raw(server_url, b"/generate?class=1&" + b"&".join(b"p%d=1" % number for number in range(90)))
-    assert b"and 85 more mistakes" in answer and len(answer) < 2000
+    assert b"and 85 more errors" in answer and len(answer) < 2000
     answer = raw(server_url, b"/generate?class=1", b"Accept: " + b'"x",' * 10_000 + b"\r\n")
     assert b"406" in answer[:20] and b"the header Accept must have at most 2,000 characters" in answer
     answer = raw(server_url, b"/generate?class=1&seed=1&steps=1", b"If-None-Match: " + b"a," * 20_000 + b"\r\n")

@@ -23,8 +23,8 @@ from dsd_serve.imaging import codec
 from server import responses
 from server.answers import LatentWalkAnswer
 from server.app import ROUTERS, create_app
-from server.request_memory import Held, client_of, memory_bound
-from server.responses import Encoder, Picture, encode_memory, texts_memory
+from server.request_memory import RequestResources, client_of, memory_bound
+from server.responses import Encoder, ImageWithSettings, encode_memory, texts_memory
 from server.service import Service
 from server.settings import Settings
 from server.stream_events import EventQueue, Preview, PreviewMemory
@@ -57,7 +57,7 @@ def test_encoding_takes_no_more_than_is_reckoned(chosen, noise):
     rng = np.random.default_rng(0)
     side = 1024
     pixels = rng.integers(0, 256 if noise else 1, (3, side, side), dtype=np.uint8)
-    drawn = [Picture(pixels, {"model": "m", "fraction": 0.0}) for _ in range(4)]
+    drawn = [ImageWithSettings(pixels, {"model": "m", "fraction": 0.0}) for _ in range(4)]
     responses.encode_answer(drawn[:1], chosen, 64, {"model": "m", "size": 64}, {}, LatentWalkAnswer, None)
     Path("/proc/self/clear_refs").write_text("5")
     before = process_memory("self", "VmRSS")
@@ -190,7 +190,7 @@ def test_the_bytes_of_a_body_are_freed_before_its_images_are_drawn(name, client,
 
 def test_a_client_has_at_most_half_of_the_queue(client):
     service = client.app.state.service
-    one, other, again = Held("the key a"), Held("the key b"), Held("the key a")
+    one, other, again = RequestResources("the key a"), RequestResources("the key b"), RequestResources("the key a")
     service.count(one, 128)
     with pytest.raises(QueueFullError, match="the key a has 128 images under way, and half of the 256"):
         service.count(again, 1)

@@ -20,7 +20,7 @@ from dsd_serve.imaging.decoding import Decoder
 from dsd_serve.memory import Memory
 from server import error_responses
 from server.middleware.body_limits import Body, BodyLimits
-from server.request_memory import Held
+from server.request_memory import RequestResources
 from server.request_reader import read_uploads
 from server.settings import Settings
 from tests.support import hostile
@@ -256,7 +256,7 @@ def test_a_client_has_half_of_the_memory_for_uploads():
         limits = BodyLimits(application(), SETTINGS, Memory(4_000_000))
         bodies = []
         for who in ("the key a", "the key a", "the key b"):
-            scope = {"type": "http", "method": "POST", "headers": [], "dsd.held": Held(who)}
+            scope = {"type": "http", "method": "POST", "headers": [], "dsd.held": RequestResources(who)}
 
             async def source() -> dict[str, object]:
                 return {"type": "http.request", "body": bytes(700_000), "more_body": True}
