@@ -23,12 +23,12 @@ ROUTERS = (images.router, walks.router, reconstruction.router, openai.router, in
 def create_app(service: Service) -> FastAPI:
     """The application around a service that is ready; its batcher is closed at shutdown."""
 
-    beside: list[Callable[[FastAPI], contextlib.AbstractAsyncContextManager[Any]]] = []
+    contexts: list[Callable[[FastAPI], contextlib.AbstractAsyncContextManager[Any]]] = []
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
-            for open_ in beside:
+            for open_ in contexts:
                 await stack.enter_async_context(open_(app))
             yield
         await run_in_threadpool(service.backend.close, service.settings.grace)
@@ -53,7 +53,7 @@ def create_app(service: Service) -> FastAPI:
         app.include_router(router)
     openapi.install(app, service)
     if service.settings.ui:
-        ui_mount.install(app, service, beside.append)
+        ui_mount.install(app, service, contexts.append)
     return app
 
 

@@ -106,7 +106,7 @@ class ConnectionLimiter:
 
     @property
     def unsent(self) -> int:
-        """Bytes of answers that their clients have not taken yet, besides what the system holds."""
+        """Bytes of answers that clients have not taken yet, not counting the system's buffers."""
         return sum(connection.unsent for connection in self.open)
 
     def say(self, about: str, sentence: str) -> None:
@@ -118,7 +118,7 @@ class ConnectionLimiter:
 
 
 def network_of(host: str) -> str:
-    """What counts as one address: an IPv4 address, or the 64 bits of an IPv6 address that belong to one network."""
+    """The network that counts as one address: an IPv4 address, or the /64 of an IPv6 address."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:

@@ -146,7 +146,7 @@ def openai_body(status: int, message: str, param: str | None = None, code: str |
 def openai_error(
     status: int, message: str, headers: dict[str, str] | None = None, param: str | None = None, code: str | None = None
 ) -> JSONResponse:
-    """What is 422 elsewhere is 400 here. `x-should-retry` tells the clients, which repeat every 5xx by themselves."""
+    """A 422 becomes 400, as in OpenAI's API. `x-should-retry` is for its clients, which retry every 5xx by default."""
     status = 400 if status == 422 else status
     more = {"x-should-retry": "false"} if status in NOT_RETRIED else {}
     return JSONResponse(openai_body(status, message, param, code), status, {**more, **(headers or {})})
@@ -221,7 +221,7 @@ def nothing_here(request: Request) -> Response:
 
 
 async def refuse_repeated(request: Request) -> None:
-    """Refuse a query string that says the same twice, for which one is meant is not known, or says very much.
+    """Reject a query string that repeats a parameter, because it is ambiguous, or that has too many of them.
 
     A dependency of routes, so it comes before their parameters are read; asynchronous, because FastAPI runs the others
     in a thread, which costs more than this does.
@@ -241,10 +241,10 @@ def cut(text: str) -> str:
 
 def sentences(items: Sequence[dict[str, Any]]) -> str:
     """Errors of pydantic as text."""
-    told = [sentence(item) for item in items[:MAX_SENTENCES]]
+    parts = [sentence(item) for item in items[:MAX_SENTENCES]]
     if len(items) > MAX_SENTENCES:
-        told.append(f"and {len(items) - MAX_SENTENCES:,} more errors")
-    return "; ".join(told)
+        parts.append(f"and {len(items) - MAX_SENTENCES:,} more errors")
+    return "; ".join(parts)
 
 
 def sentence(item: dict[str, Any]) -> str:

@@ -150,7 +150,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def configure(app: ASGIApp, limiter: ConnectionLimiter) -> uvicorn.Config:
-    """Uvicorn's configuration of an application behind a limiter."""
+    """Uvicorn's configuration of an application, with limits on its connections."""
     import uvicorn
 
     from server.http_protocol import BoundedProtocol

@@ -43,7 +43,7 @@ def shown(value: bytes) -> str:
 
 
 def malformed(error: httptools.HttpParserError, data: bytes) -> RejectedRequest:
-    """What a client should change, where the parser's reason does not say it."""
+    """The rejection of a request that cannot be parsed, with a hint where the parser's reason gives none."""
     reason = str(error)
     if reason == "Pause on PRI/Upgrade":
         return RejectedRequest(505, "this server speaks HTTP/1.1, not HTTP/2")

@@ -67,7 +67,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self.since = self.heard = self.stalled = 0.0  # loop times: state began, last byte in, answer last taken
         self.taken = 0  # bytes of answers that had been taken at `stalled`
 
-    # What the loop calls.
+    # Called by the event loop.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.line = Line(transport, self.hang_up)
@@ -118,7 +118,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self.loop.call_later(PROBE_SECONDS, self.check_reset)
         return True
 
-    # What the parser calls.
+    # Called by the parser.
 
     def parse(self, data: bytes | memoryview) -> None:
         while data:
@@ -278,7 +278,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self.line.transport.abort()
         self.limiter.leave(self)
 
-    # What the clock calls.
+    # Called at intervals.
 
     def check(self, now: float) -> None:
         """End the connection when its client has let it wait for too long."""

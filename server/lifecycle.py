@@ -32,7 +32,8 @@ LAST_ANSWERS = 5  # seconds for answers on their way once everything else is ove
 
 
 class BoundedServer(uvicorn.Server):
-    """Uvicorn with a limiter. SIGTERM or SIGINT ends it in order and with exit code 0, a second one at once.
+    """Uvicorn with limits on its connections. SIGTERM or SIGINT ends it in order and with exit code 0, a second
+    signal at once.
 
     SIGHUP calls `reload`, and ends it in order only when its terminal is gone. at_end: called before connections are
     closed.
@@ -111,8 +112,8 @@ class BoundedServer(uvicorn.Server):
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 self.limiter.say(
                     "descriptors",
-                    f"no file descriptors are left: {len(self.limiter.open)} connections are open, new ones are closed; "
-                    "raise ulimit -n, or lower --max-connections",
+                    f"no file descriptors are left: {len(self.limiter.open)} connections are open, new ones are "
+                    "closed; raise ulimit -n, or lower --max-connections",
                 )
 
 
@@ -133,7 +134,7 @@ class DrainingServer(BoundedServer):
     ) -> None:
         super().__init__(config, limiter, at_end=drain.at_end, reload=reload)
         self.drain, self.backend, self.grace = drain, backend, grace
-        self.told = False
+        self.logged = False
 
     def leave(self) -> None:
         self.drain.begin()
@@ -150,9 +151,9 @@ class DrainingServer(BoundedServer):
         return await super().on_tick(counter)
 
     def tell(self, sentence: str) -> None:
-        if not self.told:
+        if not self.logged:
             log.info(sentence)
-        self.told = True
+        self.logged = True
 
 
 @contextlib.contextmanager

@@ -1,4 +1,6 @@
-"""Requests and answers of the OpenAI-compatible routes. A null, or an empty text for an optional field, counts as absent.
+"""Requests and answers of the OpenAI-compatible routes.
+
+A null, or an empty text for an optional field, counts as absent.
 
 OpenAI's parameters without an effect here are accepted; those that request unsupported features are rejected, as are
 unknown ones.
@@ -36,7 +38,7 @@ def parse_size(value: str) -> str:
 
 
 def side_of(size: str) -> int:
-    """256 of 256x256; 0 of what is no square."""
+    """The side of a size: 256 for 256x256, and 0 for anything that is not a square."""
     found = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", size)
     return int(found[1]) if found and int(found[1]) == int(found[2]) else 0
 

@@ -1,4 +1,4 @@
-"""The OpenAPI document: answers and bodies of the routes, completed with the limits and classes of the running server."""
+"""The OpenAPI document: answers and bodies of the routes, with the limits and classes of the running server."""
 
 import importlib.resources
 from collections.abc import Iterator, Mapping, Sequence

@@ -103,8 +103,8 @@ async def read_uploads(
 ) -> Form:
     """The named files and text fields of a form; or the body, as the first of the files, which must be there.
 
-    media_types: accepted types of the body, in addition to images. Raises InputError for a form that is not as described, 415 for
-    another kind of body. The size and time of the body are limited by BodyLimits.
+    media_types: accepted types of the body, in addition to images. Raises InputError for a form that is not as
+    described, and 415 for another type of body. The size and time of the body are limited by BodyLimits.
     """
     kind = media_type(request.scope)
     if kind == "multipart/form-data":

@@ -36,7 +36,7 @@ IMAGE_TYPES = {media: name for name, media in codec.MEDIA_TYPES.items()}
 ANSWERS = {**IMAGE_TYPES, "application/json": "json", "application/zip": "zip"}
 EVENTS = {**ANSWERS, "text/event-stream": "events"}
 BYTES = "application/octet-stream"  # who accepts this gets what is offered first
-# What browsers accept beside images of ours; they name all that they can show, not what they would rather have.
+# Further types that browsers accept: they list all that they can show, not a preference.
 OF_BROWSERS = ("image/avif", "image/apng", "image/svg+xml", "image/jxl")
 WEIGHT = re.compile(r"(?=\.?[0-9])[0-9]?(\.[0-9]*)?", re.ASCII)
 QUOTES = re.compile(r'(\\.|")', re.DOTALL)  # what begins and ends a quoted string, and what is escaped in it
@@ -66,7 +66,7 @@ class MediaRange:
         return {media.partition("/")[0] + "/*": 2, "*/*": 1}.get(self.media, 0)
 
 
-def choose(request: Request, asked: str | None, offered: Mapping[str, str]) -> str:
+def choose(request: Request, requested: str | None, offered: Mapping[str, str]) -> str:
     """The format of the answer: what the parameter asks for, else what the client likes best of those offered (media
     type -> name). Raises 406 when the client accepts none.
 
@@ -74,8 +74,8 @@ def choose(request: Request, asked: str | None, offered: Mapping[str, str]) -> s
     liked the same, the one that is named more closely, then earlier, then offered earlier, is chosen. A browser gets
     PNG where it accepts that: its list names WebP because it can show it, and only a PNG holds its settings.
     """
-    if asked is not None:
-        return asked
+    if requested is not None:
+        return requested
     first = next(iter(offered))
     accept = ", ".join(request.headers.getlist("accept"))
     if len(accept) > MAX_ACCEPT:
@@ -100,7 +100,7 @@ def liking(media: str, ranges: Sequence[MediaRange]) -> tuple[float, int, int]:
 
 
 def accepted(accept: str) -> list[MediaRange]:
-    """The ranges of an Accept header; one with a weight that is no number is left out, no header at all is */*."""
+    """The ranges of an Accept header; one whose weight is not a number is left out, a missing header is */*."""
     if not accept.strip():
         return [MediaRange("*/*", 1.0)]
     ranges = []
@@ -171,7 +171,10 @@ class Encoder:
         self.check(encode_memory(chosen, count, side, columns), f"{count} x {side} x {side} pixels as {chosen}")
 
     async def run(self, request: Request, needed: int, make: Callable[[], Made]) -> tuple[Made, Claim]:
-        """What `make` gives, which takes `needed` bytes, made in a thread. The claim is the request's until its end."""
+        """The result of `make`, which takes `needed` bytes, computed in a thread.
+
+        The claim belongs to the request until its end.
+        """
         held = resources_of(request.scope)
         try:
             async with asyncio.timeout_at(held.deadline):

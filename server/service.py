@@ -56,7 +56,10 @@ class Results:
 
 
 class Service:
-    """One model on its backend, with the limits and counters of the server. engine: replaces the one from the settings."""
+    """One model on its backend, with the limits and counters of the server.
+
+    engine: replaces the one from the settings.
+    """
 
     def __init__(self, settings: Settings, engine: Engine | None = None) -> None:
         self.settings = settings
@@ -102,9 +105,9 @@ class Service:
         (log.info if model.invariance.holds else log.warning)("self-test: %s", model.invariance)
         log.info("%s on %s, %d rows a tick", model.name, model.described, model.budget)
 
-    async def run(self, request: Request, asked: Sequence[Task], timeout: float | None = None) -> Results:
+    async def run(self, request: Request, tasks: Sequence[Task], timeout: float | None = None) -> Results:
         """Run the tasks of one request; cancelled when its client disconnects."""
-        jobs = self.submit(request, asked, timeout)
+        jobs = self.submit(request, tasks, timeout)
         watcher = watch(request, jobs)
         try:
             results = await asyncio.gather(*(asyncio.wrap_future(job.future) for job in jobs))
@@ -120,19 +123,19 @@ class Service:
         started, ended = min(job.started for job in jobs), max(job.ended for job in jobs)
         return Results(results, 1000 * (started - first), 1000 * (ended - started))
 
-    def stream(self, request: Request, asked: Sequence[Task], timeout: float | None = None) -> AsyncIterator[Event]:
+    def stream(self, request: Request, tasks: Sequence[Task], timeout: float | None = None) -> AsyncIterator[Event]:
         """Run tasks and yield their events. They are submitted at once: this raises what `submit` raises."""
         loop = asyncio.get_running_loop()
         queue = EventQueue(self.previews)
         resources_of(request.scope).put("previews", queue.close)
 
-        def tell(event: Preview | Done) -> None:
+        def put(event: Preview | Done) -> None:
             soon(loop, lambda: queue.put(event))
 
         def on_end(number: int) -> Callable[["Future[Any]"], None]:
-            return lambda future: tell(Done(number, future))
+            return lambda future: put(Done(number, future))
 
-        jobs = self.submit(request, asked, timeout, lambda number, step, pixels: tell(Preview(number, step, pixels)))
+        jobs = self.submit(request, tasks, timeout, lambda number, step, pixels: put(Preview(number, step, pixels)))
         for number, job in enumerate(jobs):
             job.future.add_done_callback(on_end(number))
         watcher = watch(request, jobs)
@@ -152,7 +155,7 @@ class Service:
         return events()
 
     def submit(
-        self, request: Request, asked: Sequence[Task], timeout: float | None, on_preview: OnPreviews | None = None
+        self, request: Request, tasks: Sequence[Task], timeout: float | None, on_preview: OnPreviews | None = None
     ) -> Sequence[Job]:
         """Put tasks of one request in the queue. Raises what `submit_tasks`, `claim_images` and `count` raise.
 
@@ -161,9 +164,9 @@ class Service:
         limit, held = self.settings.max_seconds, resources_of(request.scope)
         within_limit = limit if timeout is None else min(timeout, limit)
         held.drop("key")
-        held.put("key", claim_images(len(asked)))
-        self.count(held, len(asked))
-        jobs = self.backend.submit_tasks(asked, timeout=within_limit, on_preview=on_preview)
+        held.put("key", claim_images(len(tasks)))
+        self.count(held, len(tasks))
+        jobs = self.backend.submit_tasks(tasks, timeout=within_limit, on_preview=on_preview)
         held.deadline = asyncio.get_running_loop().time() + within_limit
         self.traces.follow(jobs)
         return jobs

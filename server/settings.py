@@ -179,7 +179,7 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
     parser = Parser(
         prog="dsd-serve",
         description="Serve a DSD model over HTTP. Try: curl 'localhost:8000/generate?class=207' -o dog.png",
-        epilog="Each flag can also be given as the environment variable named beside it; flags win, and an empty "
+        epilog="Each flag can also be given as the environment variable in brackets; flags win, and an empty "
         "variable counts as unset.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -221,7 +221,7 @@ def choose(name: str, flag: str | list[str] | None, default: Any) -> Any:
         if "://" not in text or not isinstance(default, int):
             raise
         raise ConfigError(
-            f"{error}; Kubernetes sets this variable in the pods beside a service of that name: write "
+            f"{error}; Kubernetes sets this variable in the pods of a namespace with a service of that name: write "
             "enableServiceLinks: false into the pod's spec, or rename the service"
         ) from None
 

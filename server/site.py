@@ -84,5 +84,5 @@ def is_sane(prefix: str) -> bool:
 
 
 def root_path(scope: Scope) -> str:
-    """What links of this request must begin with, as /dsd; empty where the server is at the root."""
+    """The prefix of links for this request, such as /dsd; empty at the root."""
     return str(scope.get(KEY, ""))

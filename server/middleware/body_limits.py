@@ -27,7 +27,7 @@ class BodyLimits:
     """ASGI middleware. 413 for a body that is too large, 408 for one that comes too slowly, 415 for one that is
     compressed, 429 while the bodies of all requests take more memory than is set aside for them.
 
-    What a request holds, its body and the memory of its answer, is given back when the answer has been sent.
+    The resources of a request, its body and the memory of its answer, are released when the answer has been sent.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings, memory: Memory) -> None:

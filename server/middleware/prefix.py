@@ -29,7 +29,7 @@ class RootPath:
 
 
 def below_prefix(page: ASGIApp) -> ASGIApp:
-    """An application that is told its prefix as ASGI has it: in `root_path`, and at the beginning of every path."""
+    """An application that gets its prefix as ASGI defines it: in `root_path`, and at the start of every path."""
 
     async def call(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":

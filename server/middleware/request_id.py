@@ -119,9 +119,9 @@ class UncaughtErrors:
             await error_responses.answer(error, scope, receive, send)
 
 
-def choose_id(asked: str) -> str:
+def choose_id(sent: str) -> str:
     """The client's own id where it is harmless, else a new one."""
-    return asked if SANE_ID.fullmatch(asked) else uuid.uuid4().hex
+    return sent if SANE_ID.fullmatch(sent) else uuid.uuid4().hex
 
 
 def install(app: FastAPI, *listeners: Listener) -> None:

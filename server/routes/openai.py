@@ -142,7 +142,7 @@ def model_entry(service: Service) -> ModelEntry:
     return ModelEntry(id=service.model.name, created=service.model.created)
 
 
-# What was asked for.
+# Reading requests.
 
 
 async def read_upload(
@@ -207,7 +207,7 @@ def sampling(service: Service, query: Options) -> list[SamplingParams]:
 def with_previews(
     params: Sequence[SamplingParams], query: GenerationRequest, strength: float | None = None
 ) -> list[SamplingParams]:
-    """Spread the partial images over the steps, so that there are never more than were asked for."""
+    """Spread the partial images over the steps, never more than requested."""
     every = query.preview_every or 0
     if (most := query.partial_images) is not None:
         steps = params[0].num_steps if strength is None else len(edit_timesteps(params[0].num_steps, strength)) - 1
@@ -300,20 +300,20 @@ async def openai_events(
             yield None
             continue
         setting = settings[event.number]
-        told = {"created_at": int(time.time()), "quality": "auto", **common}
-        told |= {"seed": setting["seed"], "index": setting["index"]}
+        values = {"created_at": int(time.time()), "quality": "auto", **common}
+        values |= {"seed": setting["seed"], "index": setting["index"]}
         if isinstance(event, Preview):
             name, number = f"{kind}.partial_image", {"partial_image_index": sent[event.number]}
             sent[event.number] += 1
             async with encoding(partial(to_base64, ImageWithSettings(event.pixels, {"preview": True}), query)) as text:
-                yield name, {"type": name, "b64_json": text, **number, **told}
+                yield name, {"type": name, "b64_json": text, **number, **values}
         elif (error := event.future.exception()) is not None:
             status, detail = error_responses.status_of(error), error_responses.detail_of(error)
             yield "error", error_responses.openai_body(status, detail)
         else:
             name = f"{kind}.completed"
             async with encoding(partial(to_base64, ImageWithSettings(event.future.result(), setting), query)) as text:
-                yield name, {"type": name, "b64_json": text, **told, "usage": usage}
+                yield name, {"type": name, "b64_json": text, **values, "usage": usage}
 
 
 def to_base64(image: ImageWithSettings, query: Options) -> str:

@@ -99,7 +99,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def jsonable(value: Any) -> Any:
-    """What every reader of JSON takes: surrogates without their other half are written out, as NaN and infinity are."""
+    """A value that every JSON parser accepts: lone surrogates, NaN and infinity are written out as text."""
     if value is None or isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
         return value
     return str(value).encode("utf-8", "backslashreplace").decode()
@@ -116,7 +116,7 @@ class StreamHandler(logging.Handler):
         self.changed = threading.Condition()
         self.waiting = 0  # characters of the lines, and of the one that is written now
         self.dropped = 0  # lines that could not be written, since the start
-        self.told = 0  # of them, those that a line tells of
+        self.reported = 0  # of them, those that a line reports
         threading.Thread(target=self.loop, name=f"log-{self.descriptor}", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -146,11 +146,11 @@ class StreamHandler(logging.Handler):
                 self.changed.wait_for(lambda: self.lines)
                 line = self.lines.popleft()
             written = self.write(line)
-            if written and self.told < self.dropped and not self.lines:
+            if written and self.reported < self.dropped and not self.lines:
                 dropped = self.dropped
-                sentence = f"{dropped - self.told} lines of this log were dropped, because they could not be written"
+                sentence = f"{dropped - self.reported} lines of this log were dropped: they could not be written"
                 if self.write(self.own_line(sentence)):
-                    self.told = dropped
+                    self.reported = dropped
             with self.changed:
                 self.waiting -= len(line)
                 self.dropped += not written

@@ -89,28 +89,28 @@ def spans_of(tracer: Tracer, parent: Context, job: Timed) -> Callable[["Future[A
     return end
 
 
-def load_traces(asked: bool) -> Traces:
+def load_traces(enabled: bool) -> Traces:
     """Traces as the settings and the environment ask for them. Raises ConfigError where they cannot be had."""
-    reason = "--otel" if asked else next((name for name in ENDPOINTS if told(name)), None)
+    reason = "--otel" if enabled else next((name for name in ENDPOINTS if variable(name)), None)
     if reason is None:
         return Traces()
     for name, off in OFF.items():
-        if told(name) and told(name).lower() not in ALLOWED[name]:
-            raise ConfigError(f"{name} must be {' or '.join(ALLOWED[name])}, got {shown(told(name))}")
-        if told(name).lower() == off:
-            if asked:
+        if variable(name) and variable(name).lower() not in ALLOWED[name]:
+            raise ConfigError(f"{name} must be {' or '.join(ALLOWED[name])}, got {shown(variable(name))}")
+        if variable(name).lower() == off:
+            if enabled:
                 raise ConfigError(f"--otel asks for traces and {name}={off} forbids them; take one of them back")
             log.info("%s=%s: no traces are sent", name, off)
             return Traces()
     for name in PROTOCOLS:
-        if told(name) not in ("", "http/protobuf"):
+        if variable(name) not in ("", "http/protobuf"):
             raise ConfigError(
-                f"{name} must be http/protobuf, got {shown(told(name))}; its port is 4318 as a rule. "
+                f"{name} must be http/protobuf, got {shown(variable(name))}; its port is 4318 as a rule. "
                 "OTEL_TRACES_EXPORTER=none sends no traces"
             )
     for name in ENDPOINTS:
-        if told(name) and not is_address(told(name)):
-            raise ConfigError(f"{name} must be an address like http://localhost:4318, got {shown(told(name))}")
+        if variable(name) and not is_address(variable(name)):
+            raise ConfigError(f"{name} must be an address like http://localhost:4318, got {shown(variable(name))}")
     try:
         return Traces(open_provider())
     except ImportError as error:
@@ -123,7 +123,7 @@ def load_traces(asked: bool) -> Traces:
         ) from None
 
 
-def told(name: str) -> str:
+def variable(name: str) -> str:
     """The value of a variable; an empty one counts as unset."""
     return os.environ.get(name, "").strip()
 
@@ -144,7 +144,7 @@ def open_provider() -> TracerProvider:
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     attributes: dict[str, Any] = {
-        "service.name": told("OTEL_SERVICE_NAME") or "dsd-serve",
+        "service.name": variable("OTEL_SERVICE_NAME") or "dsd-serve",
         "service.version": __version__,
     }
     provider = Provider(resource=Resource.create(attributes), shutdown_on_exit=False)
