@@ -112,7 +112,7 @@ class BoundedServer(uvicorn.Server):
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 self.limiter.say(
                     "descriptors",
-                    f"no file descriptors are left: {len(self.limiter.open)} connections are open, new ones are "
+                    f"no file descriptor is left with {len(self.limiter.open)} connections open, so new ones are "
                     "closed; raise ulimit -n, or lower --max-connections",
                 )
 

@@ -148,7 +148,9 @@ class StreamHandler(logging.Handler):
             written = self.write(line)
             if written and self.reported < self.dropped and not self.lines:
                 dropped = self.dropped
-                sentence = f"{dropped - self.reported} lines of this log were dropped: they could not be written"
+                sentence = (
+                    f"{dropped - self.reported} lines of this log were dropped, because they could not be written"
+                )
                 if self.write(self.own_line(sentence)):
                     self.reported = dropped
             with self.changed:
