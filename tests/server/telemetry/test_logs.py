@@ -120,7 +120,7 @@ def test_lines_that_find_no_room_are_dropped_and_counted_and_the_rest_keeps_its_
     logger.info("after")
     assert reader.readline() == b"after\n"
     until(lambda: not handler.waiting)
-    assert handler.told == handler.dropped == dropped
+    assert handler.reported == handler.dropped == dropped
 
 
 def test_a_line_longer_than_the_room_and_one_that_cannot_be_formatted(pipe):
