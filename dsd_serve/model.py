@@ -10,7 +10,8 @@ with dsd_serve.load() as model:  # the demo model
 """
 
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast, overload
 
@@ -23,8 +24,17 @@ from dsd_serve.errors import ClosedError, InputError, shown
 from dsd_serve.imaging import codec
 from dsd_serve.imaging.inputs import ImageInput, read_input
 from dsd_serve.labels import ImageClass
-from dsd_serve.params import FIELDS, MAX_SEED, SamplingParams, to_api, whole, with_values
-from dsd_serve.programs import Edit, Generate, Interpolate, OnPreviews, Reconstruct, Task, WalkEnd, between
+from dsd_serve.params import FIELDS, MAX_SEED, SamplingParams, whole, with_values
+from dsd_serve.programs import (
+    Generate,
+    Interpolate,
+    OnPreviews,
+    Reconstruct,
+    Task,
+    WalkEnd,
+    between,
+    walk_fractions,
+)
 from dsd_serve.rows import Decode, Encode, Latents, Pixels
 
 ClassName = str | int
@@ -98,10 +108,10 @@ class Model:
         `preview_every` steps, by default after each.
         """
         several = [classes] if isinstance(classes, str | int) else list(classes)
-        found = [labels.resolve(str(name), self.info.config.trained_classes) for name in several]
+        found = [self.info.find_class(name) for name in several]
         params = self.params(seed, n, on_preview, settings)
         tasks = [Generate(wanted.index, p) for wanted in found for p in params]
-        about = [self.settings_of(wanted, p) for wanted in found for p in params]
+        about = [self.info.settings_of(wanted, p) for wanted in found for p in params]
         images = self.draw(tasks, about, size, on_preview)
         return images[0] if isinstance(classes, str | int) and n is None else images
 
@@ -153,10 +163,9 @@ class Model:
         strength: the amount of noise in (0, 1]; 1 keeps nothing of the image. mask: an image, white where to redraw;
         the rest keeps its pixels. n, on_preview: as in `generate`.
         """
-        config = self.info.config
         if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 < strength <= 1:
             raise InputError(f"strength must be above 0 and at most 1, got {shown(strength)}", "strength")
-        wanted = None if class_ is None else labels.resolve(str(class_), config.trained_classes)
+        wanted = None if class_ is None else self.info.find_class(class_)
         if wanted is None:
             if settings.get("guidance_scale") not in (None, 1):
                 raise InputError("guidance_scale needs a class to guide to: give class_, or leave it out")
@@ -164,9 +173,8 @@ class Model:
         params = self.params(seed, n, on_preview, settings)
         pixels = self.read(image)
         drawn = None if mask is None else self.read(mask).mean(0) >= 128
-        label = config.null_label if wanted is None else wanted.index
-        tasks = [Edit(pixels, label, p, float(strength), drawn) for p in params]
-        about = [{**self.settings_of(wanted, p), "strength": strength} for p in params]
+        tasks = self.info.edits(pixels, wanted, params, float(strength), drawn)
+        about = [{**self.info.settings_of(wanted, p), "strength": strength} for p in params]
         images = self.draw(tasks, about, size, on_preview)
         return images[0] if n is None else images
 
@@ -188,23 +196,16 @@ class Model:
         the latents are interpolated; nothing is sampled, so seeds and settings are refused.
         """
         whole("n", n, 2, MAX_IMAGES)
-        fractions = [i / (n - 1) for i in range(n)]
+        fractions = walk_fractions(n)
         ends = [start, end]
         if all(isinstance(one, str | int) for one in ends):
             (params,) = self.params(seed, None, None, settings)
-            whole("end_seed", params.seed if end_seed is None else end_seed, 0, MAX_SEED)
-            trained = self.info.config.trained_classes
-            first, last = (
-                labels.resolve(str(one), trained, name) for one, name in zip(ends, ("start", "end"), strict=True)
-            )
-            from_ = WalkEnd(first.index, params.seed, params.index)
-            to = WalkEnd(last.index, params.seed if end_seed is None else end_seed, params.index)
+            end_seed = params.seed if end_seed is None else end_seed
+            whole("end_seed", end_seed, 0, MAX_SEED)
+            from_ = WalkEnd(self.info.find_class(cast(ClassName, start), "start").index, params.seed, params.index)
+            to = WalkEnd(self.info.find_class(cast(ClassName, end), "end").index, end_seed, params.index)
             tasks: list[Task] = [Interpolate(from_, to, fraction, params) for fraction in fractions]
-            common = {
-                "from": {"class": from_.label, "seed": from_.seed},
-                "to": {"class": to.label, "seed": to.seed},
-                **{name: value for name, value in self.settings_of(None, params).items() if name not in OF_AN_END},
-            }
+            common = self.info.walk_settings_of(from_, to, params)
         elif any(isinstance(one, str | int) for one in ends):
             raise InputError("start and end must be two classes or two images, got one of each")
         else:
@@ -284,9 +285,6 @@ class Model:
         first = with_values(self.info.defaults, values)
         return [replace(first, index=first.index + i) for i in range(1 if n is None else n)]
 
-    def settings_of(self, wanted: ImageClass | None, params: SamplingParams) -> dict[str, Any]:
-        return settings_of(self.info, wanted, params)
-
     def read(self, image: ImageInput) -> Pixels:
         """The centre square of an image at the network's size, uint8 [3, H, W]. Raises InputError."""
         return read_input(image, self.info.config.image_size)
@@ -320,43 +318,31 @@ class Model:
         return images
 
     def run(self, tasks: Iterable[Task], on_preview: OnPreviews | None = None) -> list[Any]:
-        """The results of tasks, in order. At most UNDER_WAY of them are with the backend at a time."""
+        """The results of tasks, in order."""
+        return list(self.results(tasks, on_preview))
+
+    def results(self, tasks: Iterable[Task], on_preview: OnPreviews | None = None) -> Iterator[Any]:
+        """The results of tasks as they are ready, in order. At most UNDER_WAY tasks are with the backend at a time;
+        closing the iterator cancels them."""
         if self.closed:
             raise ClosedError("the model is closed; load it again")
-        results: list[Any] = []
-        jobs: list[Job] = []
+        jobs: deque[Job] = deque()
 
-        def submit(number: int, task: Task) -> Job:
-            def tell(_: int, step: int, pixels: Pixels) -> None:
-                assert on_preview is not None
-                on_preview(number, step, pixels)
-
-            return self.backend.submit_tasks([task], on_preview=None if on_preview is None else tell)[0]
+        def previews_of(number: int) -> OnPreviews | None:
+            return None if on_preview is None else lambda _, step, pixels: on_preview(number, step, pixels)
 
         try:
             for number, task in enumerate(tasks):
-                jobs.append(submit(number, task))
+                jobs.extend(self.backend.submit_tasks([task], on_preview=previews_of(number)))
                 if len(jobs) >= UNDER_WAY:
-                    results.append(jobs.pop(0).future.result())
+                    yield jobs[0].future.result()
+                    jobs.popleft()
             while jobs:
-                results.append(jobs.pop(0).future.result())
+                yield jobs[0].future.result()
+                jobs.popleft()
         finally:
             for job in jobs:
-                job.cancel()  # only after an error
-        return results
-
-
-OF_AN_END = ("class", "seed", "index")  # settings that each end of a walk has for itself
-
-
-def settings_of(info: ModelInfo, wanted: ImageClass | None, params: SamplingParams) -> dict[str, Any]:
-    """The settings that draw an image of a model again, under the names of the HTTP API."""
-    return {
-        "class": None if wanted is None else {"index": wanted.index, "wnid": wanted.wnid, "name": wanted.name},
-        **to_api(params),
-        "model": info.name,
-        "fingerprint": info.fingerprint,
-    }
+                job.cancel()  # does nothing to those that are done
 
 
 def checked_size(size: int | None) -> int | None:

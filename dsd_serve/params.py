@@ -125,13 +125,13 @@ def whole(name: str, value: int, least: float, most: float) -> None:
 
 SETTINGS: dict[str, Setting] = {item.name: item.metadata["setting"] for item in fields(SamplingParams)}
 
-# Dialects: field name -> name.
 FIELDS = tuple(SETTINGS)
+# Field name -> the HTTP API's name; the API's name -> OpenAI's; header -> field name.
 API_NAMES = {name: setting.api or name for name, setting in SETTINGS.items()}
 OPENAI_NAMES = {API_NAMES[name]: setting.openai or name for name, setting in SETTINGS.items()}
+HEADERS = {f"X-DSD-{API_NAMES[name].title()}": name for name, setting in SETTINGS.items() if setting.header}
 RECOMMENDED = tuple(name for name, setting in SETTINGS.items() if setting.recommended)
 SHOWN_WITH_IMAGE = tuple(name for name, setting in SETTINGS.items() if setting.shown_with_image)
-HEADERS = {f"X-DSD-{API_NAMES[name].title()}": name for name, setting in SETTINGS.items() if setting.header}
 
 
 def with_values(defaults: SamplingParams, values: Mapping[str, Any]) -> SamplingParams:

@@ -260,6 +260,11 @@ class Reconstruct:
         return reconstruct(self.pixels)
 
 
+def walk_fractions(n: int) -> list[float]:
+    """The places of the n >= 2 images of a walk: 0 is its start, 1 its end."""
+    return [i / (n - 1) for i in range(n)]
+
+
 @dataclass(frozen=True, slots=True)
 class WalkEnd:
     """One end of a walk: a class, and the noise of an image."""

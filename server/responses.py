@@ -33,6 +33,7 @@ from server.settings import Settings
 Made = TypeVar("Made")
 
 IMAGE_TYPES = {media: name for name, media in codec.MEDIA_TYPES.items()}
+FILE_TYPES = (*IMAGE_TYPES, "application/zip")
 ANSWERS = {**IMAGE_TYPES, "application/json": "json", "application/zip": "zip"}
 EVENTS = {**ANSWERS, "text/event-stream": "events"}
 BYTES = "application/octet-stream"  # who accepts this gets what is offered first
@@ -213,13 +214,12 @@ async def answer(
     columns: int | None = None,
 ) -> Response:
     """Images as one file (several side by side in `columns`), as a zip, or with `common` as the JSON of `shape`."""
+    make = partial(encode_answer, images, chosen, size, common, headers, shape, columns)
     drawn = images[0].pixels.shape[-1]
     side = size or drawn
     if len(images) * max(side, drawn) ** 2 <= QUICK_PIXELS:
-        return encode_answer(images, chosen, size, common, headers, shape, columns)
-    needed = encode_memory(chosen, len(images), side, columns)
-    make = partial(encode_answer, images, chosen, size, common, headers, shape, columns)
-    response, claim = await encoder.run(request, needed, make)
+        return make()
+    response, claim = await encoder.run(request, encode_memory(chosen, len(images), side, columns), make)
     claim.shrink(len(response.body))
     return response
 

@@ -21,13 +21,11 @@ from dsd_serve.engines import Engine
 from dsd_serve.errors import CancelledError, ConfigError, InputError, QueueFullError, shown
 from dsd_serve.imaging import codec
 from dsd_serve.imaging.decoding import Decoder
-from dsd_serve.labels import ImageClass
 from dsd_serve.loading import load
 from dsd_serve.memory import Memory
-from dsd_serve.model import Model, settings_of
+from dsd_serve.model import Model
 from dsd_serve.params import SamplingParams, from_api
-from dsd_serve.programs import Edit, OnPreviews, Task
-from dsd_serve.rows import Array, Pixels
+from dsd_serve.programs import OnPreviews, Task
 from server.keys import claim_images, load_keys, renew
 from server.middleware.drain import Drain
 from server.request_memory import RequestResources, resources_of
@@ -212,26 +210,6 @@ class Service:
         first = from_api({**query.model_dump(), "seed": seed, "steps": steps}, defaults)
         return [replace(first, index=first.index + i) for i in range(query.n)]
 
-    def find_class(self, name: str | int, param: str = "class") -> ImageClass:
-        """The class that a request names in its parameter `param`. Raises InputError."""
-        return labels.resolve(str(name), self.config.trained_classes, param)
-
-    def edits(
-        self,
-        pixels: Pixels,
-        wanted: ImageClass | None,
-        params: Sequence[SamplingParams],
-        strength: float,
-        mask: Array | None = None,
-    ) -> list[Task]:
-        """Redraw an image towards a class, or towards none, once for each of `params`."""
-        label = self.config.null_label if wanted is None else wanted.index
-        return [Edit(pixels, label, p, strength, mask) for p in params]
-
-    def settings_of(self, wanted: ImageClass | None, params: SamplingParams) -> dict[str, Any]:
-        """The settings that draw an image again, under the names of the API."""
-        return settings_of(self.model, wanted, params)
-
     def side(self, size: int | None) -> int:
         """Of the images of an answer, in pixels; None is the network's own size."""
         return size or self.config.image_size
@@ -246,6 +224,11 @@ class Service:
     def check_fits(self, chosen: str, n: int, size: int | None, columns: int | None = None) -> None:
         """Raise InputError when one file of the chosen format cannot hold n images of that size side by side."""
         codec.check_fits(chosen, n, size or self.config.image_size, columns)
+
+    def check_answer(self, chosen: str, n: int, size: int | None, columns: int | None = None) -> None:
+        """`check_fits`, and raise InputError when the answer would need more memory than all answers may take."""
+        self.check_fits(chosen, n, size, columns)
+        self.encoder.check_images(chosen, n, self.side(size), columns)
 
 
 def open_remote(settings: Settings, observer: Observer) -> TritonBackend:

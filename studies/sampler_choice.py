@@ -38,10 +38,11 @@ from studies.sampler_report import document, draw
 from training.evaluation.classifier import FeatureCache, Lite0, default_cache, lite0
 from training.evaluation.distances import KernelSet, frechet_to, kid, moments
 from training.evaluation.main import LIMIT, RealSet, count, read_real
-from training.evaluation.subject import BATCH
 from training.sources import Images
 
 log = logging.getLogger(__name__)
+
+BATCH = 50  # programs that go through the engine together
 
 REFERENCE_STEPS = 500
 EVALUATIONS = (5, 9, 19, 39)  # of the network, without guidance: what heun takes for 3, 5, 10 and 20 steps

@@ -29,8 +29,8 @@ def tree(root: Path) -> str:
     parts = []
     for package in PACKAGES:
         files = sorted(file for file in (root / package).rglob("*.py") if first_sentence(file))
-        # a package's own __init__ first, then its modules, then its folders
-        files.sort(key=lambda file: [(part.endswith(".py"), part) for part in file.relative_to(root).parts][:-1])
+        # the modules of a folder before its folders
+        files.sort(key=lambda file: file.parent.parts)
         rows = [f"| `{file.relative_to(root)}` | {escaped(first_sentence(file))} |" for file in files]
         parts.append(f"### {package}\n\n| file | |\n|---|---|\n" + "\n".join(rows) + "\n")
     return "\n".join(parts)

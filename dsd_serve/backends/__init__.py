@@ -12,12 +12,16 @@ from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
+from dsd_serve import labels
 from dsd_serve.config import ModelConfig
 from dsd_serve.engines.selftest import BatchInvariance
 from dsd_serve.errors import CancelledError, ConfigError, DeadlineError, QueueFullError
-from dsd_serve.params import SamplingParams
-from dsd_serve.programs import OnPreviews, Task
-from dsd_serve.rows import Row
+from dsd_serve.labels import ImageClass
+from dsd_serve.params import SamplingParams, to_api
+from dsd_serve.programs import Edit, OnPreviews, Task, WalkEnd
+from dsd_serve.rows import Array, Pixels, Row
+
+OF_AN_END = ("class", "seed", "index")  # settings that each end of a walk has for itself
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,40 @@ class ModelInfo:
     budget: int
     card: str | None
     created: int
+
+    def find_class(self, name: str | int, param: str = "class") -> ImageClass:
+        """The training class with this index, wnid or name. Raises InputError, which names the parameter `param`."""
+        return labels.resolve(str(name), self.config.trained_classes, param)
+
+    def edits(
+        self,
+        pixels: Pixels,
+        wanted: ImageClass | None,
+        params: Sequence[SamplingParams],
+        strength: float,
+        mask: Array | None = None,
+    ) -> list[Task]:
+        """Tasks that redraw an image towards a class, or towards none, once for each of `params`."""
+        label = self.config.null_label if wanted is None else wanted.index
+        return [Edit(pixels, label, p, strength, mask) for p in params]
+
+    def settings_of(self, wanted: ImageClass | None, params: SamplingParams) -> dict[str, Any]:
+        """The settings that draw an image again, under the names of the HTTP API."""
+        return {
+            "class": None if wanted is None else {"index": wanted.index, "wnid": wanted.wnid, "name": wanted.name},
+            **to_api(params),
+            "model": self.name,
+            "fingerprint": self.fingerprint,
+        }
+
+    def walk_settings_of(self, start: WalkEnd, end: WalkEnd, params: SamplingParams) -> dict[str, Any]:
+        """The settings that draw a walk between classes again, under the names of the HTTP API."""
+        common = self.settings_of(None, params)
+        return {
+            "from": {"class": start.label, "seed": start.seed},
+            "to": {"class": end.label, "seed": end.seed},
+            **{name: value for name, value in common.items() if name not in OF_AN_END},
+        }
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "config": self.config.to_dict()}

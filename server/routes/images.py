@@ -1,7 +1,7 @@
 """Routes that draw images of a class: /generate and /edit."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
 
@@ -11,10 +11,11 @@ from fastapi import Depends, Query, Request, Response
 from dsd_serve import __version__
 from dsd_serve.errors import InputError
 from dsd_serve.labels import ImageClass
-from dsd_serve.params import SamplingParams
+from dsd_serve.params import SamplingParams, to_fields
 from dsd_serve.programs import Generate, Task
 from server import error_responses
 from server.answers import (
+    Answer,
     DoneEvent,
     DrawnAnswer,
     EditedAnswer,
@@ -37,6 +38,7 @@ from server.openapi import (
 from server.request_reader import read_images, read_settings
 from server.responses import (
     EVENTS,
+    FILE_TYPES,
     IMAGE_TYPES,
     TEXT_KIND,
     ImageWithSettings,
@@ -62,7 +64,7 @@ router = Router(dependencies=[Depends(refuse_repeated)])
 
 PREVIEWS = 8  # of a stream whose client does not say how many
 
-EVENT_STREAM = (*IMAGE_TYPES, "application/zip", "text/event-stream")
+EVENT_STREAM = (*FILE_TYPES, "text/event-stream")
 OF_A_CLASS = {
     "an image": {"class": 207, "seed": 1},
     "four in JSON": {"class": "golden retriever", "n": 4, "format": "json"},
@@ -121,7 +123,7 @@ async def edit_post(request: Request, query: Annotated[EditQuery, Query()]) -> R
     service: Service = request.app.state.service
     params = with_previews(service.params(query), chosen := choose(request, query.format, EVENTS))
     service.check_fits(chosen, query.n, query.size)
-    wanted = None if query.class_ is None else service.find_class(query.class_)
+    wanted = None if query.class_ is None else service.model.find_class(query.class_)
     if wanted is None:
         if query.guidance not in (None, 1):
             raise InputError("guidance needs a class to guide to: give class, or leave guidance out")
@@ -129,8 +131,8 @@ async def edit_post(request: Request, query: Annotated[EditQuery, Query()]) -> R
     service.encoder.check_images(chosen, query.n, service.side(query.size))
     sent = await read_images(request, service.decoder, service.config.image_size, ("image", "mask"))
     mask = sent["mask"].mean(0) >= 128 if "mask" in sent else None
-    tasks = service.edits(sent["image"], wanted, params, query.strength, mask)
-    return await answer_drawn(request, query, chosen, wanted, params, tasks, {"strength": query.strength})
+    tasks = service.model.edits(sent["image"], wanted, params, query.strength, mask)
+    return await answer_drawn(request, query, chosen, wanted, params, tasks, EditedAnswer, {"strength": query.strength})
 
 
 async def draw(request: Request, query: GenerateRequest) -> Response:
@@ -138,10 +140,9 @@ async def draw(request: Request, query: GenerateRequest) -> Response:
     chosen = choose(request, query.format, EVENTS)
     if chosen == "events" and resumes(request):
         return Response(status_code=204, headers={"Cache-Control": "no-store", "Vary": "Accept"})
-    wanted = service.find_class(query.class_)
+    wanted = service.model.find_class(query.class_)
     params = with_previews(service.params(query), chosen)
-    service.check_fits(chosen, query.n, query.size)
-    service.encoder.check_images(chosen, query.n, service.side(query.size))
+    service.check_answer(chosen, query.n, query.size)
     tasks = [Generate(wanted.index, p) for p in params]
     headers = {"Cache-Control": "no-store", "Vary": "Accept"}
     if query.seed is not None and chosen != "events":
@@ -152,7 +153,7 @@ async def draw(request: Request, query: GenerateRequest) -> Response:
             __version__,
             PIL.__version__,
             wanted.index,
-            [asdict(p) for p in params],
+            [to_fields(p) for p in params],
             chosen,
             query.size,
         )
@@ -160,8 +161,8 @@ async def draw(request: Request, query: GenerateRequest) -> Response:
         if is_fresh(request, etag):
             return Response(status_code=304, headers=headers)
     if request.method == "HEAD":
-        return head(chosen, {**headers, **settings_headers(service.settings_of(wanted, params[0]))})
-    return await answer_drawn(request, query, chosen, wanted, params, tasks, {}, headers)
+        return head(chosen, {**headers, **settings_headers(service.model.settings_of(wanted, params[0]))})
+    return await answer_drawn(request, query, chosen, wanted, params, tasks, DrawnAnswer, {}, headers)
 
 
 async def answer_drawn(
@@ -171,12 +172,13 @@ async def answer_drawn(
     wanted: ImageClass | None,
     params: Sequence[SamplingParams],
     tasks: Sequence[Task],
+    shape: type[Answer],
     more: Mapping[str, Any],
     headers: Mapping[str, str] = {},  # never changed
 ) -> Response:
     """Draw one image for each of `params`, and answer with them or with events."""
     service: Service = request.app.state.service
-    settings = [{**service.settings_of(wanted, p), **more} for p in params]
+    settings = [{**service.model.settings_of(wanted, p), **more} for p in params]
     used = {**headers, **settings_headers(settings[0])}
     if chosen == "events":
         events = service.stream(request, tasks, query.timeout)
@@ -185,7 +187,6 @@ async def answer_drawn(
     images = [ImageWithSettings(pixels, setting) for pixels, setting in zip(done.results, settings, strict=True)]
     common = {**settings[0], "size": query.size or service.config.image_size}
     headers = {**used, "Server-Timing": done.server_timing}
-    shape = EditedAnswer if "strength" in more else DrawnAnswer
     return await answer(request, service.encoder, images, chosen, query.size, common, headers, shape)
 
 

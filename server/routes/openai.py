@@ -103,7 +103,7 @@ async def variations(request: Request) -> Response:
     service: Service = request.app.state.service
     query, _, params, pixels, _ = await read_upload(request, VariationForm, ("image",))
     params = [replace(p, guidance_scale=1.0) for p in params]
-    tasks = service.edits(pixels, None, params, query.strength)
+    tasks = service.model.edits(pixels, None, params, query.strength)
     more = {"strength": query.strength}
     return await answer_drawn(request, query, None, params, tasks, "image_variation", more)
 
@@ -119,7 +119,7 @@ async def edits(request: Request) -> Response:
     service: Service = request.app.state.service
     query, wanted, params, pixels, mask = await read_upload(request, EditForm, ("image", "mask"))
     params = with_previews(params, query, query.strength)
-    tasks = service.edits(pixels, wanted, params, query.strength, mask)
+    tasks = service.model.edits(pixels, wanted, params, query.strength, mask)
     more = {"strength": query.strength}
     return await answer_drawn(request, query, wanted, params, tasks, "image_edit", more)
 
@@ -177,9 +177,9 @@ def prompted(service: Service, query: GenerationRequest) -> ImageClass:
     """The class that `class_id` or the prompt names."""
     if query.class_id is not None:
         with about("class_id"):
-            return service.find_class(query.class_id)
+            return service.model.find_class(query.class_id)
     with about("prompt", "the prompt must name a class that this model draws; "):
-        return service.find_class(query.prompt.strip().removeprefix("class:"))
+        return service.model.find_class(query.prompt.strip().removeprefix("class:"))
 
 
 @contextmanager
@@ -255,7 +255,7 @@ async def answer_drawn(
 ) -> Response:
     """Draw one image for each of `params`, and answer with them or with events named by `kind`."""
     service: Service = request.app.state.service
-    settings = [{**service.settings_of(wanted, p), **more} for p in params]
+    settings = [{**service.model.settings_of(wanted, p), **more} for p in params]
     headers = {"Cache-Control": "no-store", **settings_headers(settings[0])}
     side = query.side or service.config.image_size
     common = {"output_format": query.output_format, "size": f"{side}x{side}", "background": "opaque"}

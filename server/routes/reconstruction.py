@@ -10,6 +10,7 @@ from dsd_serve.imaging.latents import read_latents, write_latents
 from dsd_serve.programs import Reconstruct
 from dsd_serve.rows import Decode, Encode
 from server.answers import (
+    Answer,
     DecodedAnswer,
     LatentsAnswer,
     ReconstructedAnswer,
@@ -27,6 +28,7 @@ from server.openapi import (
 from server.request_reader import read_file, read_images
 from server.responses import (
     ANSWERS,
+    FILE_TYPES,
     IMAGE_TYPES,
     ImageWithSettings,
     answer,
@@ -42,7 +44,6 @@ from server.service import Results, Service
 router = Router(dependencies=[Depends(refuse_repeated)])
 
 LATENTS = {"application/x-npy": "npy", "application/x-safetensors": "safetensors", "application/json": "json"}
-FILES = (*IMAGE_TYPES, "application/zip")
 
 
 @router.post(
@@ -72,7 +73,7 @@ async def encode_post(request: Request, query: Annotated[EncodeQuery, Query()]) 
 @router.post(
     "/decode",
     responses={
-        **gives(*FILES, json=DecodedAnswer, headers=SHOWN_HEADERS),
+        **gives(*FILE_TYPES, json=DecodedAnswer, headers=SHOWN_HEADERS),
         **problems(*OF_WORK, *OF_BODIES),
     },
     response_class=Response,
@@ -83,17 +84,16 @@ async def decode_post(request: Request, query: Annotated[ImageQuery, Query()]) -
     service: Service = request.app.state.service
     chosen = choose(request, query.format, ANSWERS)
     service.check_size(query.size)
-    service.check_fits(chosen, 1, query.size)
-    service.encoder.check_images(chosen, 1, service.side(query.size))
+    service.check_answer(chosen, 1, query.size)
     z = await read_file(request, "latents", LATENTS, lambda data: read_latents(data, service.config.latent_shape))
     done = await service.run(request, [Decode(z)], query.timeout)
-    return await answer_shown(request, service, chosen, query, done)
+    return await answer_shown(request, service, chosen, query, done, DecodedAnswer)
 
 
 @router.post(
     "/reconstruct",
     responses={
-        **gives(*FILES, json=ReconstructedAnswer, headers={**SHOWN_HEADERS, **PSNR_HEADERS}),
+        **gives(*FILE_TYPES, json=ReconstructedAnswer, headers={**SHOWN_HEADERS, **PSNR_HEADERS}),
         **problems(*OF_WORK, *OF_BODIES),
     },
     response_class=Response,
@@ -107,20 +107,24 @@ async def reconstruct_post(request: Request, query: Annotated[ImageQuery, Query(
     service: Service = request.app.state.service
     chosen = choose(request, query.format, ANSWERS)
     service.check_size(query.size)
-    service.check_fits(chosen, 1, query.size)
-    service.encoder.check_images(chosen, 1, service.side(query.size))
+    service.check_answer(chosen, 1, query.size)
     pixels = (await read_images(request, service.decoder, service.config.image_size))["image"]
     done = await service.run(request, [Reconstruct(pixels)], query.timeout)
     quality = codec.psnr(pixels[None], done.results[0][None])
-    return await answer_shown(request, service, chosen, query, done, {"psnr": round(quality, 2)})
+    return await answer_shown(request, service, chosen, query, done, ReconstructedAnswer, {"psnr": round(quality, 2)})
 
 
 async def answer_shown(
-    request: Request, service: Service, chosen: str, query: ImageQuery, done: Results, more: Mapping[str, Any] = {}
+    request: Request,
+    service: Service,
+    chosen: str,
+    query: ImageQuery,
+    done: Results,
+    shape: type[Answer],
+    more: Mapping[str, Any] = {},
 ) -> Response:
     """One image that was not drawn by sampling."""
     headers = {"Server-Timing": done.server_timing, **{f"X-DSD-{name.upper()}": str(more[name]) for name in more}}
     common = {"size": query.size or service.config.image_size, **more, "model": service.model.name}
     shown = [ImageWithSettings(done.results[0], {**more})]
-    shape = ReconstructedAnswer if more else DecodedAnswer
     return await answer(request, service.encoder, shown, chosen, query.size, common, headers, shape)

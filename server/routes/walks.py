@@ -6,10 +6,11 @@ from typing import Any, TypeVar
 from fastapi import Depends, Request, Response
 
 from dsd_serve.errors import InputError
-from dsd_serve.programs import Interpolate, WalkEnd, between
+from dsd_serve.programs import Interpolate, WalkEnd, between, walk_fractions
 from dsd_serve.rows import Decode, Encode
 from server import error_responses
 from server.answers import (
+    Answer,
     AnyWalkAnswer,
     LatentWalkAnswer,
     WalkAnswer,
@@ -26,7 +27,7 @@ from server.openapi import (
 from server.request_reader import media_type, read_images, read_settings
 from server.responses import (
     ANSWERS,
-    IMAGE_TYPES,
+    FILE_TYPES,
     ImageWithSettings,
     answer,
     choose,
@@ -42,8 +43,6 @@ router = Router(dependencies=[Depends(refuse_repeated)])
 
 Walk = TypeVar("Walk", InterpolateRequest, WalkQuery)
 
-OF_AN_END = ("class", "seed", "index")
-FILES = (*IMAGE_TYPES, "application/zip")
 OF_A_WALK = {
     "between classes": {"from": {"class": 207, "seed": 1}, "to": {"class": 1}, "n": 4},
     "between seeds": {"from": {"class": 207, "seed": 1}, "to": {"class": 207, "seed": 2}, "n": 4, "format": "json"},
@@ -53,7 +52,7 @@ OF_A_WALK = {
 @router.post(
     "/interpolate",
     responses={
-        **gives(*FILES, json=AnyWalkAnswer, headers=SHOWN_HEADERS),
+        **gives(*FILE_TYPES, json=AnyWalkAnswer, headers=SHOWN_HEADERS),
         **problems(*OF_WORK, *OF_BODIES),
     },
     response_class=Response,
@@ -78,40 +77,37 @@ async def walk_classes(request: Request, service: Service, query: InterpolateReq
     chosen = choose(request, query.format, ANSWERS)
     params = service.params(query)[0]
     service.check_fits(chosen, query.n, query.size, columns=query.n)
-    start = service.find_class(query.from_.class_, "from.class")
-    end = service.find_class(query.to.class_, "to.class")
+    start = service.model.find_class(query.from_.class_, "from.class")
+    end = service.model.find_class(query.to.class_, "to.class")
     service.encoder.check_images(chosen, query.n, service.side(query.size), query.n)
     seeds = [end.seed for end in (query.from_, query.to) if end.seed is not None] or [params.seed]
     ends = [
         WalkEnd(wanted.index, seeds[0] if one.seed is None else one.seed, one.index)
         for wanted, one in ((start, query.from_), (end, query.to))
     ]
-    fractions = [i / (query.n - 1) for i in range(query.n)]
+    fractions = walk_fractions(query.n)
     walk = [Interpolate(ends[0], ends[1], fraction, params) for fraction in fractions]
     done = await service.run(request, walk, query.timeout)
-    common = {
-        "from": {"class": start.index, "seed": ends[0].seed},
-        "to": {"class": end.index, "seed": ends[1].seed},
-        **{name: value for name, value in service.settings_of(None, params).items() if name not in OF_AN_END},
-    }
-    return await answer_walk(request, service, chosen, query.size, fractions, done, common)
+    common = service.model.walk_settings_of(ends[0], ends[1], params)
+    return await answer_walk(request, service, chosen, query.size, fractions, done, common, WalkAnswer)
 
 
 async def walk_images(request: Request, service: Service, query: WalkQuery) -> Response:
     chosen = choose(request, query.format, ANSWERS)
     service.check_walk(query.n, query.size)
-    service.check_fits(chosen, query.n, query.size, columns=query.n)
-    service.encoder.check_images(chosen, query.n, service.side(query.size), query.n)
+    service.check_answer(chosen, query.n, query.size, columns=query.n)
     sent = await read_images(request, service.decoder, service.config.image_size, ("from", "to"))
     if "to" not in sent:
         raise InputError("the form must have two images, in the file fields from and to; to is missing")
     ends = [sent["from"], sent["to"]]
     encoded = await service.run(request, [Encode(pixels) for pixels in ends], query.timeout)
     start, end = encoded.results
-    fractions = [i / (query.n - 1) for i in range(query.n)]
+    fractions = walk_fractions(query.n)
     walk = [Decode(between(start, end, fraction, on_sphere=False)) for fraction in fractions]
     done = await service.run(request, walk, query.timeout)
-    return await answer_walk(request, service, chosen, query.size, fractions, done, {"model": service.model.name})
+    return await answer_walk(
+        request, service, chosen, query.size, fractions, done, {"model": service.model.name}, LatentWalkAnswer
+    )
 
 
 async def answer_walk(
@@ -122,6 +118,7 @@ async def answer_walk(
     fractions: Sequence[float],
     done: Results,
     common: dict[str, Any],
+    shape: type[Answer],
 ) -> Response:
     images = [
         ImageWithSettings(pixels, {**common, "fraction": round(fraction, 6)})
@@ -129,7 +126,6 @@ async def answer_walk(
     ]
     common["size"] = size or service.config.image_size
     headers = {"Server-Timing": done.server_timing, "Cache-Control": "no-store"}
-    shape = WalkAnswer if "from" in common else LatentWalkAnswer
     return await answer(request, service.encoder, images, chosen, size, common, headers, shape, columns=len(images))
 
 

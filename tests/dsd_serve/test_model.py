@@ -14,7 +14,6 @@ import dsd_serve
 from dsd_serve.errors import CheckpointError, ClosedError, EngineUnavailableError, InputError
 from dsd_serve.imaging.codec import write_image
 from dsd_serve.imaging.latents import read_npy_of_any_shape
-from dsd_serve.model import settings_of
 from tests.support.data import ROOT, sample_image
 
 
@@ -214,4 +213,4 @@ def test_the_settings_of_an_image_are_those_of_a_server(model, http):
     image = model.generate(1, seed=1)
     ours = json.loads(image.info["dsd"])
     assert {name: answer[name] for name in ours} == ours
-    assert settings_of(model.info, None, model.info.defaults)["class"] is None
+    assert model.info.settings_of(None, model.info.defaults)["class"] is None

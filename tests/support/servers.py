@@ -37,7 +37,9 @@ class Server:
         folder: Path | None = None,
         env: dict[str, str] | None = None,
     ) -> None:
-        folder = folder or Path(tempfile.mkdtemp(prefix="dsd-test-"))
+        if folder is None:
+            self.temporary = tempfile.TemporaryDirectory(prefix="dsd-test-")  # deleted with this object
+            folder = Path(self.temporary.name)
         self.stdout, self.stderr = folder / "stdout", folder / "stderr"
         command = [sys.executable, "-m", module, "--port", "0", *arguments]
         with self.stdout.open("w") as out, self.stderr.open("w") as err:

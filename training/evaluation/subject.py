@@ -21,7 +21,6 @@ from dsd_serve.programs import Generate, Task
 from dsd_serve.rows import Decode, Encode, Latents, Pixels
 
 T = TypeVar("T")
-BATCH = 50  # programs that go through an engine together
 AT_ONCE = 8  # requests that are under way at a server
 BUSY = 429
 PATIENCE = 60  # refusals of a busy server before we give up, each after a second
@@ -86,12 +85,7 @@ class ModelSubject:
 
     def run(self, tasks: Sequence[Task], title: str) -> list[Any]:
         """The results of tasks, in order."""
-        results: list[Any] = []
-        with tqdm(total=len(tasks), desc=title, unit="image", leave=False) as bar:
-            for start in range(0, len(tasks), BATCH):
-                results += self.model.run(tasks[start : start + BATCH])
-                bar.update(len(results) - start)
-        return results
+        return list(tqdm(self.model.results(tasks), total=len(tasks), desc=title, unit="image", leave=False))
 
 
 class ServerSubject:

@@ -66,9 +66,9 @@ def output_shapes(config: ModelConfig) -> dict[str, tuple[type[np.generic], tupl
 
 def to_wire(task: Task) -> Message:
     """Input tensors and parameters of a task."""
-    name = NAMES[type(task)]
-    inputs, parameters = OPERATIONS[name].write(task)
-    return inputs, {"operation": name, **parameters}
+    operation = operation_of(task)
+    inputs, parameters = operation.write(task)
+    return inputs, {"operation": operation.name, **parameters}
 
 
 def from_wire(
@@ -206,39 +206,55 @@ def write_denoise(row: Denoise) -> Message:
 
 @dataclass(frozen=True)
 class Operation:
-    """One value of the parameter `operation`: the tasks that it stands for, and both directions of the wire."""
+    """One value of the parameter `operation`: its tasks, their output tensor, and both directions of the wire."""
 
+    name: str
     task: type
+    output: str
     read: Callable[[RequestReader], list[Task]]
     write: Callable[[Any], Message]
 
 
-OPERATIONS: dict[str, Operation] = {
-    "generate": Operation(
+ALL = (
+    Operation(
+        "generate",
         Generate,
+        "image",
         lambda reader: [Generate(reader.label("label"), reader.params())],
         lambda task: ({}, {"label": task.label, **to_fields(task.params)}),
     ),
-    "edit": Operation(Edit, read_edit, write_edit),
-    "reconstruct": Operation(
+    Operation("edit", Edit, "image", read_edit, write_edit),
+    Operation(
+        "reconstruct",
         Reconstruct,
+        "image",
         lambda reader: [Reconstruct(reader.row("pixels"))],
         lambda task: ({"pixels": task.pixels[None]}, {}),
     ),
-    "interpolate": Operation(Interpolate, read_interpolate, write_interpolate),
-    "encode": Operation(
+    Operation("interpolate", Interpolate, "image", read_interpolate, write_interpolate),
+    Operation(
+        "encode",
         Encode,
+        "latents",
         lambda reader: [Encode(pixels) for pixels in reader.rows("pixels")],
         lambda row: ({"pixels": row.pixels[None]}, {}),
     ),
-    "decode": Operation(
+    Operation(
+        "decode",
         Decode,
+        "image",
         lambda reader: [Decode(z) for z in reader.rows("latents")],
         lambda row: ({"latents": row.z[None]}, {}),
     ),
-    "denoise": Operation(Denoise, read_denoise, write_denoise),
-}
-NAMES = {operation.task: name for name, operation in OPERATIONS.items()}
+    Operation("denoise", Denoise, "latents", read_denoise, write_denoise),
+)
+OPERATIONS = {operation.name: operation for operation in ALL}
+BY_TASK = {operation.task: operation for operation in ALL}
+
+
+def operation_of(task: Task) -> Operation:
+    """The operation of a task."""
+    return BY_TASK[type(task)]
 
 
 def results_to_wire(results: Sequence[Array]) -> dict[str, Array]:

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from dsd_serve.backends.triton.messages import output_shapes
+from dsd_serve.backends.triton.messages import operation_of, output_shapes
 from dsd_serve.config import ModelConfig
 from dsd_serve.errors import EngineError, shown
 from dsd_serve.programs import Task
-from dsd_serve.rows import Array, Denoise, Encode
+from dsd_serve.rows import Array
 
 
 class WrongAnswer(Exception):
@@ -41,7 +41,7 @@ class ResponseReader:
 
     def __init__(self, task: Task, config: ModelConfig) -> None:
         self.shapes = output_shapes(config)
-        self.kind = "latents" if isinstance(task, Encode | Denoise) else "image"
+        self.kind = operation_of(task).output
         params = getattr(task, "params", None)
         self.steps = params.num_steps if params is not None and params.preview_every else 0
         self.step, self.ended = 0, False
