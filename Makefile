@@ -10,7 +10,7 @@
 # make study  the collapse study of docs/;  DATA= as above
 # make eval   what the demo model is worth, BESIDE=DIR another one; DATA= as above
 # make samplers  what samplers, steps and guidance cost and give; DATA= as above
-# make measure-ui  the page: twenty visitors, first paint, from a clone to the first picture
+# make measure-ui  the page: twenty visitors, first paint, from a clone to the first image
 # make gpu    all that needs an NVIDIA GPU, in the environment that is active: tests, checked plans, docs/speed.md
 # make triton  Triton with the demo model, and the front on port 8000; make test-triton  the tests that need it
 # make bench  the engine against the machine      make bench-serving  serving under load, beside others

@@ -23,7 +23,7 @@ from benchmarks.output import add_flag, output_of
 from dsd_serve.errors import DSDError
 from dsd_serve.files import atomic
 from training.device import Device, choose_device
-from training.estimate import flops_per_picture, random_batch
+from training.estimate import flops_per_image, random_batch
 from training.order import Order, micro_batches
 from training.run_config import TrainConfig, load_config
 from training.sources import Images
@@ -93,7 +93,7 @@ def time_case(
     source = random_batches(config) if batches is None else batches
     seconds = best(lambda: train_step(state, forward, config, where, source), where)
     rate = config.optim.batch_size / seconds
-    flops = rate * flops_per_picture(config.model_config(), config.loss, state.objective)
+    flops = rate * flops_per_image(config.model_config(), config.loss, state.objective)
     share = flops / rates["bf16" if where.bf16 else "fp32"]
     return {"pictures_per_second": rate, "tflops": flops / 1e12, "share_of_matmul": share}
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from benchmarks.output import Output, add_flag, output_of
 from dsd_serve.errors import DSDError
 from dsd_serve.files import atomic
-from training.estimate import flops_per_picture
+from training.estimate import flops_per_image
 from training.evaluation.classifier import SIZE, load_network
 from training.monitor import denoised_psnr, latent_metrics
 from training.run_config import TrainConfig, load_config
@@ -90,7 +90,7 @@ def export_vision(file: Path) -> None:
 
 def cost(config: TrainConfig, base: TrainConfig) -> float:
     """Matrix products of a step against those of the base: unlike seconds, the same on a busy machine."""
-    flops, of_base = (flops_per_picture(item.model_config(), item.loss) for item in (config, base))
+    flops, of_base = (flops_per_image(item.model_config(), item.loss) for item in (config, base))
     return flops / of_base
 
 

@@ -282,9 +282,7 @@ def written(result: Mapping[str, Any]) -> str:
     return f"{psnr}frechet_lite0 {result['frechet_lite0']:.1f}, top1 {result['top1_lite0']:.1%}"
 
 
-def read_pictures(
-    options: argparse.Namespace, config: ModelConfig, classifier: Lite0
-) -> tuple[RealSet, dict[str, Any]]:
+def read_images(options: argparse.Namespace, config: ModelConfig, classifier: Lite0) -> tuple[RealSet, dict[str, Any]]:
     """The reference, and what real images get against it: the floor, at the count of the samples."""
     sets, cache = [], FeatureCache(options.cache)
     for path in (options.real, options.reference):
@@ -310,7 +308,7 @@ def run(options: argparse.Namespace) -> int:
     if options.compared > options.samples:
         raise InputError(f"--compared must be at most --samples, got {options.compared} and {options.samples}")
     engine, classifier = load_engine("onnx", options.model), lite0()
-    real, floor = read_pictures(options, engine.config, classifier)
+    real, floor = read_images(options, engine.config, classifier)
     output = output_of(options)
     file = output.results / "samplers.json"
     values = begin(file, conditions(options, engine, floor))

@@ -41,12 +41,12 @@ class Speed:
         return self.micro_seconds * optim.batch_size / self.images + self.update_seconds
 
 
-def rows_per_picture(loss: LossSection) -> int:
+def rows_per_image(loss: LossSection) -> int:
     """Rows that one image sends through the trunk in a step: two encodings, K draws, one decoding."""
     return loss.num_draws + 3
 
 
-def flops_per_picture(network: ModelConfig, loss: LossSection, objective: Objective | None = None) -> float:
+def flops_per_image(network: ModelConfig, loss: LossSection, objective: Objective | None = None) -> float:
     """Matrix products of a training step over its images: forward and, at twice the cost, backward.
 
     The target encoder has no backward. Of `objective` the heads are counted; LPIPS and a vision model never are.
@@ -190,8 +190,8 @@ def dry_run(config: TrainConfig) -> Iterator[str]:
     state = new_state(config, where.device)
     trained = sum(p.numel() for p in state.objective.model.parameters())
     heads = sum(p.numel() for p in state.objective.parameters()) - trained
-    flops = flops_per_picture(network, loss, state.objective)
-    images, rows, tokens = optim.steps * optim.batch_size, rows_per_picture(loss), network.latent_shape[0]
+    flops = flops_per_image(network, loss, state.objective)
+    images, rows, tokens = optim.steps * optim.batch_size, rows_per_image(loss), network.latent_shape[0]
     yield f"network: {trained / 1e6:.1f}M parameters, and {heads / 1e6:.1f}M of heads that only training has"
     yield f"run: {optim.steps} steps of {optim.batch_size} images, {images / 1e6:.1f}M images"
     yield f"an image: {rows} rows of {tokens} tokens, {flops / 1e9:.0f} GFLOP forward and backward"
@@ -213,7 +213,7 @@ def dry_run(config: TrainConfig) -> Iterator[str]:
 
 def on_this_device(state: State, config: TrainConfig, where: Device, flops: float, most: int) -> Iterator[str]:
     """The sentences about real steps, with micro-batches of at most `most` images."""
-    rows, tokens = rows_per_picture(config.loss), state.ema.config.latent_shape[0]
+    rows, tokens = rows_per_image(config.loss), state.ema.config.latent_shape[0]
     number = min(config.optim.micro_batch_size, most)
     if where.device.type == "cpu":
         number = min(number, max(1, 256 // tokens))  # more go no faster there

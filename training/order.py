@@ -22,18 +22,18 @@ class Order:
     """Which images make up which micro-batch: each epoch is a fresh permutation, and steps run across its border.
 
     With `together` the shards are permuted and the images of so many of them at a time: nearly as random, and read
-    nearly in a row. shards [num_pictures]: the shard of each image.
+    nearly in a row. shards [num_images]: the shard of each image.
     """
 
     def __init__(
         self,
-        num_pictures: int,
+        num_images: int,
         batch_size: int,
         seed: int,
         shards: NDArray[np.int64] | None = None,
         together: int = 0,
     ) -> None:
-        self.num_pictures, self.batch_size, self.seed = num_pictures, batch_size, seed
+        self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
         self.shards, self.together = shards, together
         self.epoch = -1
         self.permutation = np.empty(0, np.int64)
@@ -41,7 +41,7 @@ class Order:
     def indices(self, step: int) -> NDArray[np.int64]:
         """Indices [batch_size] of the images of a step, over all processes."""
         positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        epochs, offsets = np.divmod(positions, self.num_pictures)
+        epochs, offsets = np.divmod(positions, self.num_images)
         found = np.empty(self.batch_size, np.int64)
         for epoch in np.unique(epochs):
             found[epochs == epoch] = self.permuted(int(epoch))[offsets[epochs == epoch]]
@@ -55,12 +55,12 @@ class Order:
 
     def shuffle(self, generator: np.random.Generator) -> NDArray[np.int64]:
         if self.shards is None or not self.together:
-            return generator.permutation(self.num_pictures)
+            return generator.permutation(self.num_images)
         names = np.unique(self.shards)
         place = np.empty(names[-1] + 1, np.int64)
         place[names] = generator.permutation(len(names)) // self.together
         # one random key for each image, sorted within the group that its shard is in
-        return np.lexsort((generator.permutation(self.num_pictures), place[self.shards]))
+        return np.lexsort((generator.permutation(self.num_images), place[self.shards]))
 
 
 def micro_batches(

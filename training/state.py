@@ -1,4 +1,4 @@
-"""The state of a run: networks and optimisers, made anew, from a model directory or from a checkpoint."""
+"""The state of a run: networks and optimisers, new, from a model directory or from a checkpoint."""
 
 import copy
 from dataclasses import dataclass, replace

@@ -72,13 +72,13 @@ async def rate_of(url: str, seconds: float) -> float:
 class Single:
     """Medians of requests that are alone, in milliseconds.
 
-    whole: as the client sees it. beside_engine: without the calls of the engine. beside_picture: without the time from
+    whole: as the client sees it. without_engine: without the calls of the engine. without_png: without the time from
     the first tick to the last, by Server-Timing; that is known where the engine is in another process, too.
     """
 
     whole: float
-    beside_engine: float
-    beside_picture: float
+    without_engine: float
+    without_png: float
 
 
 def singles(url: str, seconds: float) -> Single:
@@ -132,7 +132,7 @@ def main() -> None:
             process.terminate()
             process.wait(60)
         shares.append(rate / loop["rate"])
-        added.append(alone.beside_engine - loop["png_ms"])
+        added.append(alone.without_engine - loop["png_ms"])
         print(
             f"engine {loop['rate']:.1f} images/s, HTTP {rate:.1f}: {shares[-1]:.1%}; single request "
             f"{alone.whole:.2f} ms, of which {added[-1]:.2f} ms are neither the network nor the PNG",

@@ -56,7 +56,7 @@ def compare(repository: Path, seconds: float) -> None:
         with TritonServer(repository, repository.with_name("log")) as triton:
             through, there = rate_and_latency(["--triton", triton.grpc], seconds)
         shares.append(through / embedded)
-        added.append(there.beside_picture - here.beside_picture)
+        added.append(there.without_png - here.without_png)
         print(
             f"round {number + 1}: embedded {embedded:.1f} images/s, through Triton {through:.1f}: {shares[-1]:.1%}; "
             f"single request {here.whole:.2f} ms, {there.whole:.2f} ms; without the network {added[-1]:.2f} ms more",

@@ -55,40 +55,40 @@ def read_image(data: bytes, max_pixels: int = MAX_PIXELS, size: int | None = Non
 
 def open_file(data: bytes, max_pixels: int = MAX_PIXELS) -> ImageFile:
     """What a file holds, found without decoding: a PNG, JPEG or WebP of at most `max_pixels`, or InputError."""
-    picture = inspect(data)
-    if picture.width * picture.height > max_pixels:
-        raise InputError(f"the image has {picture.width} x {picture.height} pixels; at most {max_pixels:,} are allowed")
-    return picture
+    source = inspect(data)
+    if source.width * source.height > max_pixels:
+        raise InputError(f"the image has {source.width} x {source.height} pixels; at most {max_pixels:,} are allowed")
+    return source
 
 
-def decode(picture: ImageFile, size: int | None = None, *, opacity: bool = False) -> Pixels:
+def decode(source: ImageFile, size: int | None = None, *, opacity: bool = False) -> Pixels:
     """The pixels of an image, upright and in RGB; with `size` those of its centre square, [3, size, size].
 
     opacity: not its colours, but how opaque it is, as greys: 0 is transparent, 255 opaque.
     """
     try:
-        file = Image.open(io.BytesIO(picture.data), formats=[picture.format])
+        file = Image.open(io.BytesIO(source.data), formats=[source.format])
         if size is not None:
             file.draft(
                 None, (DRAFT_GAP * size, DRAFT_GAP * size)
             )  # a JPEG of many pixels is decoded at 1/2, 1/4 or 1/8
-        if picture.format == "PNG":
-            scale_transparency(file, picture.data)
+        if source.format == "PNG":
+            scale_transparency(file, source.data)
         file.load()
         to_rgb = opacity_of if opacity else flatten
         image = to_rgb(file) if size is None else centre(file, size, to_rgb)
     except Exception as error:  # decoders raise anything on broken input
         raise InputError(f"the image is broken and cannot be decoded ({type(error).__name__}: {error})") from None
-    turn = TURNS.get(picture.orientation)
+    turn = TURNS.get(source.orientation)
     return to_pixels(image if turn is None else image.transpose(turn))
 
 
-def decode_memory(picture: ImageFile, size: int) -> int:
-    """Bytes that `decode(image, size)` takes at most."""
-    if picture.format != "JPEG":
-        return picture.memory()
-    gap = min(picture.width, picture.height) // (DRAFT_GAP * size)
-    return picture.memory(next(shrink for shrink in (8, 4, 2, 1) if shrink <= max(gap, 1)))
+def decode_memory(source: ImageFile, size: int) -> int:
+    """Bytes that `decode(source, size)` takes at most."""
+    if source.format != "JPEG":
+        return source.memory()
+    gap = min(source.width, source.height) // (DRAFT_GAP * size)
+    return source.memory(next(shrink for shrink in (8, 4, 2, 1) if shrink <= max(gap, 1)))
 
 
 def centre(image: Image.Image, size: int, to_rgb: Callable[[Image.Image], Image.Image]) -> Image.Image:
@@ -210,8 +210,8 @@ def sheet(images: Sequence[Pixels], size: int | None = None, columns: int | None
     width, height = (size, size) if size else images[0].shape[:0:-1]
     columns, rows = sheet_shape(len(images), columns)
     made = Image.new("RGB", (columns * width, rows * height), "white")
-    for number, picture in enumerate(images):
-        made.paste(resized(picture, size), (number % columns * width, number // columns * height))
+    for number, image in enumerate(images):
+        made.paste(resized(image, size), (number % columns * width, number // columns * height))
     return made
 
 

@@ -31,7 +31,7 @@ def engine(tiny_dir):
 
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m"])
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
-def test_the_same_seed_gives_the_same_picture(engine, sampler, guidance):
+def test_the_same_seed_gives_the_same_image(engine, sampler, guidance):
     params = SamplingParams(seed=4, num_steps=5, sampler=sampler, guidance_scale=guidance)
     first, again = (run(engine, generate(engine.config, 207, params)) for _ in range(2))
     assert first.shape == engine.config.pixel_shape
@@ -133,7 +133,7 @@ def test_full_strength_forgets_the_picture_and_less_keeps_more(demo_dir):
     assert changes[0] < changes[2] / 3
 
 
-def test_editing_begins_on_the_path_between_noise_and_picture(engine):
+def test_editing_begins_on_the_path_between_noise_and_image(engine):
     params = SamplingParams(seed=5, index=2, num_steps=10, sampler="euler")
     pixels = sample_image(1, 0, size=16)
     ticks, _ = rows_of(edit(engine.config, pixels, 207, params, 0.3), engine)

@@ -11,14 +11,14 @@ from dsd_serve.imaging.codec import write_image
 from tests.support.data import CLASSES, ROOT, sample_image
 from training.device import Device
 from training.estimate import (
-    flops_per_picture,
+    flops_per_image,
     forget_peak,
     kept_for_backward,
     measure_speed,
     peak_bytes,
     probe,
     random_batch,
-    rows_per_picture,
+    rows_per_image,
     state_bytes,
 )
 from training.run_config import load_config
@@ -38,9 +38,9 @@ def test_flops_are_those_that_torch_counts(train_config, draws):
     network = state.ema.config
     with FlopCounterMode(display=False) as counter:
         add_gradient(state, state.objective, config, CPU, random_batch(network, 2, 0), 1.0)
-    expected = flops_per_picture(network, config.loss, state.objective)
+    expected = flops_per_image(network, config.loss, state.objective)
     assert counter.get_total_flops() / 2 == pytest.approx(expected, rel=0.03)
-    assert rows_per_picture(config.loss) == draws + 3
+    assert rows_per_image(config.loss) == draws + 3
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])

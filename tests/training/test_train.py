@@ -213,23 +213,23 @@ def test_a_run_that_breaks_stops_and_keeps_the_last_good_checkpoint(train_config
 
 
 def test_a_folder_of_folders(image_folder):
-    pictures = Images(str(image_folder), 16)
-    assert len(pictures) == 36
-    assert sorted(set(pictures.labels.tolist())) == [1, 207, 950]
-    lazy, label = pictures[30]
-    pictures.hold()
-    held, _ = pictures[30]
+    images = Images(str(image_folder), 16)
+    assert len(images) == 36
+    assert sorted(set(images.labels.tolist())) == [1, 207, 950]
+    lazy, label = images[30]
+    images.hold()
+    held, _ = images[30]
     assert torch.equal(lazy, held)
     assert lazy.shape == (3, 16, 16)
-    assert label == pictures.labels[30] == 207
-    kept, held_out = hold_out(pictures, share=0.25)
+    assert label == images.labels[30] == 207
+    kept, held_out = hold_out(images, share=0.25)
     assert (len(kept), len(held_out)) == (27, 9)
 
 
 def test_real_parquet_shards(real_data):
-    pictures = Images(str(real_data / "tiny-imagenet-200"), 64, classes=(207,))
-    assert len(pictures) == 500  # validation is not mixed in
-    assert pictures[499][0].shape == (3, 64, 64)
+    images = Images(str(real_data / "tiny-imagenet-200"), 64, classes=(207,))
+    assert len(images) == 500  # validation is not mixed in
+    assert images[499][0].shape == (3, 64, 64)
 
 
 def test_parquet_as_huggingface_writes_it(image_folder, tmp_path):
@@ -256,9 +256,9 @@ def test_huggingface_datasets(image_folder, tmp_path, monkeypatch):
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    pictures = Images(f"hf:{tmp_path}/shards:validation", 16, classes=(207,))
-    pixels, label = pictures[0]
-    assert (len(pictures), label) == (1, 207)
+    images = Images(f"hf:{tmp_path}/shards:validation", 16, classes=(207,))
+    pixels, label = images[0]
+    assert (len(images), label) == (1, 207)
     assert np.array_equal(pixels.numpy(), fit(sample_image(207, 0), 16))
     with pytest.raises(CheckpointError, match="cannot be loaded"):
         Images(f"hf:{tmp_path}/nowhere", 16)
@@ -297,13 +297,13 @@ def test_an_epoch_holds_every_picture_once():
 
 @pytest.mark.parametrize("held", [True, False])
 def test_processes_share_a_step_without_overlap(image_folder, held):
-    pictures = Images(str(image_folder), 16)
+    images = Images(str(image_folder), 16)
     if held:
-        pictures.hold()
-    whole = list(micro_batches(pictures, Order(36, 12, 0), 2, 4, 4, rank=0, world=1, num_workers=0))
+        images.hold()
+    whole = list(micro_batches(images, Order(36, 12, 0), 2, 4, 4, rank=0, world=1, num_workers=0))
     parts = []
     for rank in range(3):
-        parts += micro_batches(pictures, Order(36, 12, 0), 2, 4, 4, rank=rank, world=3, num_workers=1)
+        parts += micro_batches(images, Order(36, 12, 0), 2, 4, 4, rank=rank, world=3, num_workers=1)
     assert [key[:2] for key in whole] == sorted(part[:2] for part in parts)
     for step, number, pixels, labels in parts:
         (same,) = [w for w in whole if w[:2] == (step, number)]

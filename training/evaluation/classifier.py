@@ -45,7 +45,7 @@ class Lite0:
     def features(self, pixels: NDArray[np.uint8], title: str = "") -> Features:
         """Images uint8 [N, 3, S, S] of any size -> float32 [N, 1280]. title: shown with the progress."""
         parts = []
-        with tqdm(total=len(pixels), desc=title, unit="picture", disable=not title, leave=False) as bar:
+        with tqdm(total=len(pixels), desc=title, unit="image", disable=not title, leave=False) as bar:
             for begin in range(0, len(pixels), BATCH):
                 batch = torch.from_numpy(pixels[begin : begin + BATCH]).to(self.device)
                 images = (batch.float() - 127) / 128
@@ -120,7 +120,7 @@ class FeatureCache:
         return np.concatenate([*self.pieces(classifier, pixels, title)])
 
     def pieces(self, classifier: Lite0, pixels: NDArray[np.uint8], title: str) -> Iterator[Features]:
-        with tqdm(total=len(pixels), desc=title, unit="picture", disable=not title, leave=False) as bar:
+        with tqdm(total=len(pixels), desc=title, unit="image", disable=not title, leave=False) as bar:
             for begin in range(0, len(pixels), PIECE):
                 piece = np.ascontiguousarray(pixels[begin : begin + PIECE])
                 yield self.piece(classifier, piece)

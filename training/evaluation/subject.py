@@ -140,7 +140,7 @@ class ServerSubject:
         """The answers for all inputs, in order."""
         with ThreadPoolExecutor(AT_ONCE) as pool:
             answers = pool.map(lambda value: patiently(one, value), inputs)
-            return list(tqdm(answers, total=len(inputs), desc=title, unit="picture", leave=False))
+            return list(tqdm(answers, total=len(inputs), desc=title, unit="image", leave=False))
 
 
 def patiently(one: Callable[[Any], T], value: Any) -> T:

@@ -196,7 +196,7 @@ def test_what_comes_too_late_ends_at_the_next_tick(watched):
     batcher.close()
 
 
-def test_values_that_are_not_finite_fail_one_picture(watched, batcher):
+def test_values_that_are_not_finite_fail_one_image(watched, batcher):
     """The poisoned program shares its ticks with a healthy one."""
     poison = np.full(watched.config.latent_shape, np.nan, np.float32)
 

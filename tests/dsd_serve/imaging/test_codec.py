@@ -66,7 +66,7 @@ def test_other_formats_are_refused():
 
 
 @given(cut=st.integers(0, 300), flips=st.lists(st.tuples(st.integers(0, 10_000), st.integers(1, 255)), max_size=8))
-def test_broken_bytes_give_a_picture_or_an_input_error(cut, flips):
+def test_broken_bytes_give_an_image_or_an_input_error(cut, flips):
     data = bytearray(encoded(Image.effect_noise((32, 32), 60)))
     for place, change in flips:
         data[place % len(data)] ^= change
@@ -233,9 +233,9 @@ def test_taking_a_file_apart_changes_no_pixel(name):
 
 def test_no_decoder_sees_metadata():
     for upload in hostile.defused():
-        picture = codec.open_file(upload.body)
-        assert len(picture.data) < 60_000, upload.name
-        file = Image.open(io.BytesIO(picture.data))
+        found = codec.open_file(upload.body)
+        assert len(found.data) < 60_000, upload.name
+        file = Image.open(io.BytesIO(found.data))
         file.load()
         assert not {"exif", "xmp", "icc_profile", "k", "comment"} & set(file.info), upload.name
 

@@ -78,7 +78,7 @@ def test_server_timing_names_the_queue_and_the_network(http):
     assert all(float(value) >= 0 for value in parts.values())
 
 
-def test_events_bring_previews_then_the_same_picture(http):
+def test_events_bring_previews_then_the_same_image(http):
     query = {"class": 207, "seed": 3, "steps": 6, "n": 2, "preview_every": 2}
     answer = http.post("/generate", json=query, headers={"accept": "text/event-stream"})
     assert answer.headers["content-type"].startswith("text/event-stream")
@@ -211,13 +211,13 @@ def test_edit_without_a_class_makes_variations(http):
 def test_a_walk_between_classes_begins_and_ends_with_what_generate_draws(http):
     body = {"from": {"class": 1, "seed": 5}, "to": {"class": "orange", "seed": 6}, "n": 5, "steps": 3}
     answer = http.post("/interpolate", json={**body, "format": "json"}).json()
-    pictures = [pixels_of(image["base64"]) for image in answer["images"]]
+    drawn = [pixels_of(image["base64"]) for image in answer["images"]]
     ends = [http.get("/generate", params={"class": c, "seed": s, "steps": 3}) for c, s in ((1, 5), (950, 6))]
-    assert np.array_equal(pictures[0], read_image(ends[0].content))
-    assert np.array_equal(pictures[-1], read_image(ends[1].content))
+    assert np.array_equal(drawn[0], read_image(ends[0].content))
+    assert np.array_equal(drawn[-1], read_image(ends[1].content))
     assert [image["fraction"] for image in answer["images"]] == [0, 0.25, 0.5, 0.75, 1]
     strip = read_image(http.post("/interpolate", json=body).content)
-    assert np.array_equal(strip, grid(pictures, columns=5))
+    assert np.array_equal(strip, grid(drawn, columns=5))
     same = http.post("/interpolate", json={"from": {"class": 1, "seed": 5}, "to": {"class": 950}, "format": "json"})
     assert same.json()["to"]["seed"] == 5
 

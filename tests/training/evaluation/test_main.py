@@ -138,7 +138,7 @@ def test_a_sheet_has_everything_with_its_counts(place, tiny_dir, server_url, ima
     assert " FID" not in shown
 
 
-def test_two_models_are_measured_on_the_same_pictures(tiny_dir, demo_dir, image_folder, tmp_path, capsys):
+def test_two_models_are_measured_on_the_same_images(tiny_dir, demo_dir, image_folder, tmp_path, capsys):
     arguments = ["--real", image_folder, "--reference", image_folder, "--samples", 6, "--steps", 2]
     numbers = numbers_of(tmp_path, tiny_dir, "--beside", demo_dir, *arguments)
     tiny, demo = numbers["models"]
@@ -234,7 +234,7 @@ def test_torch_fidelity_measures_with_weights_of_the_user(tmp_path, image_folder
     assert torch_fidelity.__version__
 
 
-def test_the_demo_model_reconstructs_held_out_pictures(demo_dir, real_data):
+def test_the_demo_model_reconstructs_held_out_images(demo_dir, real_data):
     engine = load_engine("onnx", demo_dir)
     path = real_data / "tiny-imagenet-200/validation-00000-of-00001.parquet"
     held = Images(str(path), engine.config.image_size, engine.config.classes)
