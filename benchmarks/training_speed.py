@@ -81,7 +81,7 @@ def configured(name: str, batch: int, overrides: Sequence[str]) -> TrainConfig:
 def random_batches(config: TrainConfig) -> Iterator[Batch]:
     for step in itertools.count():
         for _ in range(config.optim.batch_size // config.optim.micro_batch_size):
-            yield random_batch(config.model_config(), config.optim.micro_batch_size, step)
+            yield random_batch(config.network_config(), config.optim.micro_batch_size, step)
 
 
 def time_case(
@@ -93,7 +93,7 @@ def time_case(
     source = random_batches(config) if batches is None else batches
     seconds = best(lambda: train_step(state, forward, config, where, source), where)
     rate = config.optim.batch_size / seconds
-    flops = rate * flops_per_image(config.model_config(), config.loss, state.objective)
+    flops = rate * flops_per_image(config.network_config(), config.loss, state.objective)
     share = flops / rates["bf16" if where.bf16 else "fp32"]
     return {"pictures_per_second": rate, "tflops": flops / 1e12, "share_of_matmul": share}
 
@@ -102,7 +102,7 @@ def time_reading(where: Device, data: str, rates: dict[str, float]) -> dict[str,
     """Whole steps of the demo with images from memory, and decoded by the process itself or by workers."""
     results = {}
     config = configured("demo", 64, ())
-    training = Images(data, config.model_config().image_size, config.data.classes)
+    training = Images(data, config.network_config().image_size, config.data.classes)
     held = training.subset(np.arange(len(training)))
     held.hold()
     for name, workers in READING.items():

@@ -16,7 +16,9 @@ They know nothing of HTTP; server/error_responses.py maps them to status codes. 
 their sentences quote a value.
 """
 
+from collections.abc import Mapping
 from reprlib import Repr
+from typing import Any
 
 
 class DSDError(Exception):
@@ -110,3 +112,14 @@ class Shown(Repr):
 
 
 shown = Shown().repr
+
+
+def rule_of(item: Mapping[str, Any], rules: Mapping[str, str]) -> str:
+    """The rule that an error of pydantic reports, as it reads after "must be".
+
+    item: of `ValidationError.errors()`. rules: by type of error, for where pydantic's own words do not read well; they
+    may name what is in the error's context, as "at most {max_length}".
+    """
+    if item["type"] in rules:
+        return rules[item["type"]].format_map(item.get("ctx", {}))
+    return item["msg"].removeprefix("Input should be ").removeprefix("Value error, ").partition(", unable to ")[0]

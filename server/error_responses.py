@@ -24,6 +24,7 @@ from dsd_serve.errors import (
     EngineError,
     InputError,
     QueueFullError,
+    rule_of,
     shown,
 )
 from server import router
@@ -256,8 +257,4 @@ def sentence(item: dict[str, Any]) -> str:
     if item["type"] == "extra_forbidden":
         place = f" in {'.'.join(places)}" if places else ""
         return f"there is no parameter {shown(item['loc'][-1])}{place}; /docs lists them"
-    if item["type"] in RULES:
-        rule = RULES[item["type"]].format_map(item.get("ctx", {}))
-    else:
-        rule = item["msg"].removeprefix("Input should be ").removeprefix("Value error, ").partition(", unable to ")[0]
-    return f"{whole} must be {rule}, got {shown(item.get('input'))}"
+    return f"{whole} must be {rule_of(item, RULES)}, got {shown(item.get('input'))}"

@@ -90,7 +90,7 @@ def export_vision(file: Path) -> None:
 
 def cost(config: TrainConfig, base: TrainConfig) -> float:
     """Matrix products of a step against those of the base: unlike seconds, the same on a busy machine."""
-    flops, of_base = (flops_per_image(item.model_config(), item.loss) for item in (config, base))
+    flops, of_base = (flops_per_image(item.network_config(), item.loss) for item in (config, base))
     return flops / of_base
 
 

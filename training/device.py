@@ -87,7 +87,7 @@ def choose_device(config: TrainConfig) -> Device:
     native = torch.cuda.is_bf16_supported() if device.type == "cuda" else cpu_multiplies_bf16()
     bf16 = config.run.precision == "bf16" or (config.run.precision == "auto" and native)
     compiled = config.run.compile == "on" or (config.run.compile == "auto" and device.type == "cuda")
-    num_tokens, _ = config.model_config().latent_shape
+    num_tokens, _ = config.network_config().latent_shape
     plain_attention = device.type == "cpu" and num_tokens < FEW_TOKENS
     return Device(device, bf16, compiled, rank, world, plain_attention)
 

@@ -117,10 +117,11 @@ def kept_for_backward(config: TrainConfig, where: Device) -> tuple[int, int]:
 
     Both grow by the same with every block, so that networks of one and of two blocks tell those of any depth.
     """
-    loss = replace(config.loss, alignment_layer=1)
-    shallow = (replace(config, model=replace(config.model, depth=depth), loss=loss) for depth in (1, 2))
+    loss = config.loss.model_copy(update={"alignment_layer": 1})
+    models = (config.model.model_copy(update={"depth": depth}) for depth in (1, 2))
+    shallow = (config.model_copy(update={"model": model, "loss": loss}) for model in models)
     (one, fixed_one), (two, fixed_two) = (probe(item, where) for item in shallow)
-    more = config.model_config().depth - 1
+    more = config.network_config().depth - 1
     return one + more * (two - one), fixed_one + more * (fixed_two - fixed_one)
 
 
@@ -186,7 +187,7 @@ def proc_bytes(path: str, name: str) -> int:
 def dry_run(config: TrainConfig) -> Iterator[str]:
     """The lines of the report, each when it is known."""
     where = choose_device(config)
-    loss, optim, network = config.loss, config.optim, config.model_config()
+    loss, optim, network = config.loss, config.optim, config.network_config()
     state = new_state(config, where.device)
     trained = sum(p.numel() for p in state.objective.model.parameters())
     heads = sum(p.numel() for p in state.objective.parameters()) - trained

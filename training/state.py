@@ -34,7 +34,7 @@ class State:
 
 def new_state(config: TrainConfig, device: torch.device) -> State:
     torch.manual_seed(config.run.seed)
-    loss, network = config.loss, config.model_config()
+    loss, network = config.loss, config.network_config()
     model = DSD(network).to(device)
     lpips = Lpips(Path(loss.lpips_file)).to(device) if loss.lpips_weight else None
     vision = VisionModel(Path(loss.vision_model), network.grid_size, device) if loss.vision_weight else None
@@ -101,7 +101,7 @@ def save(state: State, config: TrainConfig, path: Path) -> None:
 def restore(state: State, config: TrainConfig, path: Path) -> None:
     """Load a checkpoint into a fresh state. Raises CheckpointError when it is of another network or objective."""
     values = read_checkpoint(path)
-    ours = config.model_config().to_dict()
+    ours = config.network_config().to_dict()
     for key, value in ours.items():
         if values["network"].get(key) != value:
             raise CheckpointError(

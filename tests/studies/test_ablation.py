@@ -58,7 +58,7 @@ def test_speed_is_that_of_whole_steps_over_the_roof(train_config, monkeypatch):
     rates = {"fp32": 1e12, "bf16": 1e12}
     assert training_speed.matmul_rate(where, training_speed.torch.float32) > 1e6
     row = training_speed.time_case(where, config, rates)
-    flops = flops_per_image(config.model_config(), config.loss)
+    flops = flops_per_image(config.network_config(), config.loss)
     assert row["tflops"] >= row["pictures_per_second"] * flops / 1e12 > 0
     assert row["share_of_matmul"] == pytest.approx(row["tflops"])
 

@@ -74,14 +74,16 @@ def test_each_switch_adds_its_part_to_the_total():
     _, (with_pyramid, more) = step(LossSection(pyramid_weight=2))
     assert set(more) - set(parts) == {"pyramid"}
     torch.testing.assert_close(with_pyramid, total + 2 * more["pyramid"])
-    objective, (_, more) = step(LossSection(vision_weight=0.5), torch.randn(2, 4, 6), width=6)
+    objective, (_, more) = step(
+        LossSection(vision_weight=0.5, vision_model="vision.onnx"), torch.randn(2, 4, 6), width=6
+    )
     assert set(more) - set(parts) == {"vision"}
     assert 0 <= more["vision"] <= 2
     more["vision"].backward()
     assert objective.model.patch_embed.proj.weight.grad is not None, "it reaches the encoder through z_t"
     perceptual = torch.nn.PairwiseDistance()
     perceptual.weight = torch.nn.Parameter(torch.zeros(1))
-    objective, (_, more) = step(LossSection(lpips_weight=1), perceptual=perceptual)
+    objective, (_, more) = step(LossSection(lpips_weight=1, lpips_file="lpips.safetensors"), perceptual=perceptual)
     assert set(more) - set(parts) == {"lpips"}
     assert objective.state_dict().keys() == plain.state_dict().keys(), "what is frozen is not saved"
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dsd_serve.checkpoint import read_checkpoint, read_weights
+from dsd_serve.checkpoint import read_checkpoint, read_weights, write_checkpoint
 from dsd_serve.config import ModelConfig
 from dsd_serve.errors import CheckpointError, ConfigError
 from dsd_serve.imaging.codec import fit, write_image
@@ -18,7 +18,7 @@ from tests.support.runs import assert_same, launch, losses, train_until
 from training.loss import Draws, Objective
 from training.monitor import Monitor, latent_metrics
 from training.order import Order, micro_batches
-from training.run_config import LossSection, MonitorSection, TrainConfig, load_config
+from training.run_config import LossSection, MonitorSection, TrainConfig
 from training.sources import Images, hold_out, load_images
 from training.state import new_state, start_from
 from training.step import lr_at
@@ -314,39 +314,19 @@ def test_processes_share_a_step_without_overlap(image_folder, held):
 # Configuration.
 
 
-@pytest.mark.parametrize(
-    ("override", "named"),
-    [
-        ("optim.lrr=1", "unknown key optim.'lrr'"),
-        ("optm.lr=1", "unknown key 'optm'"),
-        ("optim.lr=fast", "optim.lr must be of type float"),
-        ("optim.steps=1.5", "optim.steps must be of type int"),
-        ("optim.batch_size=10", "multiple of optim.micro_batch_size"),
-        ("loss.objective=dds", "dsd, stop_gradient, naive"),
-        ("loss.class_dropout=2", "class_dropout must be between 0 and 1"),
-        ("loss.alignment_layer=99", "at most the depth"),
-        ("data.classes=[5000]", "999"),
-        ("model.preset=huge", "model.preset must be one of"),
-        ("run.device", "section.key=value"),
-        ("data.flip=1", "data.flip must be of type bool"),
-    ],
-)
-def test_a_wrong_key_or_value_is_named(override, named):
-    with pytest.raises(ConfigError, match=named):
-        load_config(ROOT / "training/configs/demo.toml", [override])
-
-
-def test_every_shipped_configuration_loads():
-    for path in (ROOT / "training/configs").glob("*.toml"):
-        assert load_config(path).run.dir == f"runs/{path.stem}"
-
-
-def test_a_missing_file_and_a_missing_device_are_sentences(train_config, tmp_path):
-    with pytest.raises(ConfigError, match=r"there is no configuration file"):
-        load_config(tmp_path / "none.toml")
+def test_a_missing_device_is_a_sentence(train_config, tmp_path):
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="sees no CUDA device"):
             train(train_config("run.device=cuda", f"run.dir={tmp_path}"))
+
+
+def test_a_checkpoint_whose_configuration_has_other_keys_is_resumed(checkpoint, train_config, tmp_path):
+    """As one that an earlier version wrote: the current configuration counts, the stored one is a record."""
+    values = read_checkpoint(checkpoint)
+    values["config"] = {"loss": {"forgotten": 1}, "optim": {"steps": "many"}}
+    write_checkpoint(tmp_path / "checkpoint.pt", values)
+    state = train(train_config(f"run.dir={tmp_path}", f"optim.steps={values['step'] + 1}"))
+    assert state.step == values["step"] + 1
 
 
 @pytest.mark.parametrize("override", ["model.depth=3", "loss.objective=naive", "loss.classification_weight=0"])
