@@ -1,1 +1,1 @@
-"""dsd-train: configuration, data, losses, the loop and its measurements."""
+"""dsd-train: configuration, data, losses, training loop and metrics."""

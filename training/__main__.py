@@ -1,4 +1,4 @@
-"""dsd-train, also as python -m training for torchrun; and dsd-eval."""
+"""Entry points of dsd-train, also as `python -m training` for torchrun, and of dsd-eval."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The device of a training process, and what the processes of a run agree on."""
+"""The device of a training process, and agreement between the processes of a run."""
 
 import contextlib
 import os
@@ -13,12 +13,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from dsd_serve.errors import CheckpointError, ConfigError
 from training.run_config import TrainConfig
 
-FEW_TOKENS = 64  # below, plain attention is the faster on a CPU: at 16 tokens 1.6 times, at 256 it is slower
+FEW_TOKENS = 64  # below this plain attention is faster on a CPU: 1.6 times at 16 tokens; at 256 it is slower
 
 
 @dataclass
 class Device:
-    """Where this process computes, and how."""
+    """Device, precision and attention of this process, and its rank in a run of `world` processes."""
 
     device: torch.device
     bf16: bool
@@ -29,7 +29,7 @@ class Device:
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
-        """Mixed precision, and attention by plain matrix products where the fused one is slower."""
+        """Mixed precision, and attention as plain matrix products where the fused kernel is slower."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16))
             if self.plain_attention:
@@ -38,7 +38,7 @@ class Device:
 
 
 def agree_on_step(step: int, where: Device) -> None:
-    """Raise CheckpointError unless all processes start from the same step."""
+    """Raises CheckpointError unless all processes start from the same step."""
     if where.world == 1:
         return
     steps = torch.tensor([step, -step], device=where.device)
@@ -51,7 +51,7 @@ def agree_on_step(step: int, where: Device) -> None:
 
 
 def averaged(losses: dict[str, Tensor], where: Device) -> dict[str, float]:
-    """The losses of the whole batch: each process knows those of its own images."""
+    """Losses averaged over all processes, each of which has those of its own images."""
     values = torch.stack(list(losses.values()))
     if where.world > 1:
         dist.all_reduce(values)
@@ -60,7 +60,7 @@ def averaged(losses: dict[str, Tensor], where: Device) -> dict[str, float]:
 
 
 def choose_device(config: TrainConfig) -> Device:
-    """The device of this process; under torchrun joins the group. Raises ConfigError when it is not there."""
+    """The device of this process; joins the process group under torchrun. Raises ConfigError if it is unavailable."""
     name = config.run.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

@@ -20,7 +20,7 @@ from training.state import State
 
 
 def evaluate(state: State, config: TrainConfig, held: Images, folder: Path) -> dict[str, float]:
-    """Measure the EMA network on held-out images; write grids of reconstructions and of samples."""
+    """Metrics of the EMA network on held-out images; writes grids of reconstructions and samples as PNG."""
     assert held.pixels is not None
     pixels, labels = torch.from_numpy(held.pixels), torch.from_numpy(held.labels)
     numbers, reconstructed = latent_metrics(state.ema, pixels)
@@ -63,7 +63,7 @@ class Journal:
             if path.exists()
             else []
         )
-        path.write_text("".join(line + "\n" for line in kept))  # what was logged after the checkpoint happens again
+        path.write_text("".join(line + "\n" for line in kept))  # steps after the checkpoint run again
         self.best_psnr = max((json.loads(line).get("psnr", -math.inf) for line in kept), default=-math.inf)
         self.file = path.open("a", encoding="utf-8")
         with contextlib.suppress(ImportError):
@@ -88,9 +88,9 @@ class Journal:
 
 
 def report(step: int, numbers: dict[str, float], journal: Journal, monitor: Monitor, bar: Any) -> None:
-    """Write down and show an evaluation, and say which thresholds it crosses. Step 0 is not judged."""
+    """Log and print an evaluation, with a warning for each threshold that it crosses; none at step 0."""
     journal.write(step, {**numbers, **monitor.floors()})
     bar.write(f"step {step}: " + ", ".join(f"{name} {value:.3f}" for name, value in numbers.items()))
-    for sentence in monitor.judge(numbers) if step else ():
+    for sentence in monitor.warnings(numbers) if step else ():
         journal.warn(step, sentence)
         bar.write(f"WARNING: {sentence}")

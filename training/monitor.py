@@ -1,4 +1,4 @@
-"""What training is judged by: effective rank, spread of the latents, reconstruction PSNR."""
+"""Training metrics: effective rank, spread of the latents, reconstruction PSNR, and warnings of collapse."""
 
 import math
 
@@ -14,7 +14,7 @@ from training.run_config import MonitorSection
 
 @torch.no_grad()
 def latent_metrics(model: DSD, pixels: Tensor, batch_size: int = 128) -> tuple[dict[str, float], Tensor]:
-    """Measure a network on images uint8 [N, 3, S, S]: the numbers by name, and the reconstructions uint8.
+    """Metrics of a network on images uint8 [N, 3, S, S], by name, and the reconstructions uint8 [N, 3, S, S].
 
     effective_rank and centred_rank 1 to C; channel_std_min and channel_std_max: spread of single channels over all
     tokens; picture_std: mean spread of a channel at one place over images, near 0 when all get the same latents.
@@ -42,8 +42,8 @@ def latent_metrics(model: DSD, pixels: Tensor, batch_size: int = 128) -> tuple[d
 def denoised_psnr(model: DSD, pixels: Tensor, labels: Tensor, t: float, batch_size: int = 128) -> float:
     """PSNR in dB of images that were encoded, noised to t, denoised in one step and decoded; the noise is fixed.
 
-    pixels uint8 [N, 3, S, S], labels int64 [N]. Unlike the denoising loss it can be compared between runs: latents that
-    are easy to denoise because they hold little are decoded to little.
+    pixels uint8 [N, 3, S, S], labels int64 [N]. It compares across runs, which the denoising loss does not: collapsed
+    latents are easy to denoise but decode badly.
     """
     device = model.role_embed.weight.device
     generator, decoded = torch.Generator().manual_seed(0), []
@@ -57,30 +57,30 @@ def denoised_psnr(model: DSD, pixels: Tensor, labels: Tensor, t: float, batch_si
 
 
 class Monitor:
-    """Tells collapse from health: a sentence for each threshold that an evaluation crosses."""
+    """Warnings of collapse: a sentence for each threshold that an evaluation crosses."""
 
     def __init__(self, thresholds: MonitorSection, latent_dim: int, best_psnr: float = -math.inf) -> None:
         self.thresholds, self.latent_dim, self.best_psnr = thresholds, latent_dim, best_psnr
 
     def floors(self) -> dict[str, float]:
-        """What the numbers must not fall below, by name, for curves beside them."""
+        """The thresholds by name, logged with the metrics so that both show as curves."""
         rank = self.thresholds.rank_share * self.latent_dim
         floors = {"effective_rank_floor": rank, "picture_std_floor": self.thresholds.picture_std}
         if math.isfinite(self.best_psnr):
             floors["psnr_floor"] = self.best_psnr - self.thresholds.psnr_drop
         return floors
 
-    def judge(self, numbers: dict[str, float]) -> list[str]:
-        """The sentences about one evaluation."""
+    def warnings(self, numbers: dict[str, float]) -> list[str]:
+        """A sentence for each threshold that one evaluation crosses."""
         floors = self.floors()
         rank, spread, quality = (numbers[name] for name in ("effective_rank", "picture_std", "psnr"))
         self.best_psnr = max(self.best_psnr, quality)
-        said = []
+        sentences = []
         if rank < floors["effective_rank_floor"]:
             floor = floors["effective_rank_floor"]
-            said.append(f"the latents collapse: effective rank {rank:.1f} of {self.latent_dim}, below {floor:.1f}")
+            sentences.append(f"the latents collapse: effective rank {rank:.1f} of {self.latent_dim}, below {floor:.1f}")
         if spread < floors["picture_std_floor"]:
-            said.append(f"the latents collapse: they hardly differ between images (spread {spread:.3f})")
+            sentences.append(f"the latents collapse: they hardly differ between images (spread {spread:.3f})")
         if quality < floors.get("psnr_floor", -math.inf):
-            said.append(f"reconstruction gets worse: {quality:.1f} dB, its best was {self.best_psnr:.1f} dB")
-        return said
+            sentences.append(f"reconstruction gets worse: {quality:.1f} dB, its best was {self.best_psnr:.1f} dB")
+        return sentences

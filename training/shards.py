@@ -1,8 +1,8 @@
 """Webdataset shards: tar files whose members KEY.jpg and KEY.cls are an image and its label.
 
-They are read where they lie. Their headers are read once, for where each image begins, so that any image can be
-read at once and the order of training stays a function of (seed, step): a run resumes in the middle of an epoch without
-reading what went before. What was found is kept beside the shards in `.dsd-index.npz`, where that can be written.
+Shards are read in place. One scan of their headers gives the offset of each image, so access is random and the order of
+training stays a function of (seed, step): a run resumes in the middle of an epoch without reading what precedes it. The
+offsets are cached next to the shards in `.dsd-index.npz`, where that is writable.
 """
 
 import logging
@@ -21,20 +21,20 @@ from dsd_serve.files import atomic
 
 log = logging.getLogger(__name__)
 
-PICTURES = {"jpg", "jpeg", "png", "webp"}
+IMAGE_KINDS = {"jpg", "jpeg", "png", "webp"}
 INDEX = ".dsd-index.npz"
-MAX_PICTURE = 200_000_000  # bytes of a member
+MAX_IMAGE = 200_000_000  # bytes of a member
 MAX_LABEL = 20  # bytes of a .cls
-MAX_HEADER = 16_384  # bytes of an extended header: long names, and what pax adds
+MAX_HEADER = 16_384  # bytes of an extended header: long names and pax records
 MAX_FILES = 1_000_000  # of one brace pattern
 
 
 class Member(tarfile.TarInfo):
-    """A header of which nothing is believed: `tarfile` would read a negative size backwards, for ever, a long name into
-    all memory, and the map of a sparse file beyond the end."""
+    """An untrusted header. Without these checks `tarfile` reads a negative size backwards for ever, loads a long name
+    of any size into memory, and reads the map of a sparse file beyond the end."""
 
     def _proc_member(self, tar: tarfile.TarFile) -> "Member":
-        most = MAX_HEADER if self.type in EXTENDED else MAX_PICTURE if self.isreg() else self.size
+        most = MAX_HEADER if self.type in EXTENDED else MAX_IMAGE if self.isreg() else self.size
         if not 0 <= self.size <= most:
             raise tarfile.ReadError(f"member {quoted(self.name)} has a size of {self.size} bytes")
         return super()._proc_member(tar)  # type: ignore[misc]  # a hook of tarfile's, which the stubs leave out
@@ -55,12 +55,12 @@ EXTENDED = (
 
 
 def quoted(name: str) -> str:
-    """A name from a shard as sentences show it: short, and without control characters."""
+    """A name from a shard for an error message: short, and without control characters."""
     return shown(name)[1:-1]
 
 
 class TarSource:
-    """Encoded images by index, in the order of the shards. `shards` [N] tells which shard an image is in."""
+    """Encoded images by index, in the order of the shards. shards [N]: the shard of each image."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         self.files = list(files)
@@ -77,25 +77,25 @@ class TarSource:
 
 
 def expand(pattern: str) -> list[str]:
-    """Brace patterns as shells and webdataset have them: a-{000..002}.tar, {train,more}.tar."""
-    found = re.search(r"\{([^{}]*)\}", pattern)
-    if not found:
+    """The names of a brace pattern, as in shells and webdataset: a-{000..002}.tar, {train,more}.tar."""
+    braces = re.search(r"\{([^{}]*)\}", pattern)
+    if not braces:
         return [pattern]
-    if between := re.fullmatch(r"([0-9]{1,12})\.\.([0-9]{1,12})", found[1]):
-        first, last = between[1], between[2]
+    if interval := re.fullmatch(r"([0-9]{1,12})\.\.([0-9]{1,12})", braces[1]):
+        first, last = interval[1], interval[2]
         if int(last) - int(first) >= MAX_FILES:
             raise CheckpointError(f"the pattern {shown(pattern)} names more than {MAX_FILES} files")
         choices = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
     else:
-        choices = found[1].split(",")
-    rest = expand(pattern[found.end() :])
+        choices = braces[1].split(",")
+    rest = expand(pattern[braces.end() :])
     if len(choices) * len(rest) > MAX_FILES:
         raise CheckpointError(f"the pattern {shown(pattern)} names more than {MAX_FILES} files")
-    return [pattern[: found.start()] + choice + end for choice in choices for end in rest]
+    return [pattern[: braces.start()] + choice + end for choice in choices for end in rest]
 
 
 def read_index(files: Sequence[Path]) -> list[NDArray[np.int64]]:
-    """For each shard (offset, length, label) of its images, [N, 3]; from the index where the shard is as it was."""
+    """(offset, length, label) of the images of each shard, [N, 3]; from the index where the shard is unchanged."""
     stamps = {file: f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files}
     kept, tables = load_index(files[0].parent / INDEX, stamps.values()), {}
     new = [file for file in files if stamps[file] not in kept]
@@ -105,12 +105,12 @@ def read_index(files: Sequence[Path]) -> list[NDArray[np.int64]]:
             tables = dict(zip((stamps[file] for file in new), pool.map(scan, new), strict=True))
         known = {stamp: kept[stamp] for stamp in stamps.values() if stamp in kept}
         save_index(files[0].parent / INDEX, {**known, **tables})
-    found = {**kept, **tables}
-    return [found[stamps[file]] for file in files]
+    tables = {**kept, **tables}
+    return [tables[stamps[file]] for file in files]
 
 
 def load_index(path: Path, stamps: Collection[str]) -> dict[str, NDArray[np.int64]]:
-    """The tables of these stamps that the index holds; none when it is not as `save_index` writes it."""
+    """The tables of these stamps in the index; none if the file is damaged or not one of `save_index`."""
     try:
         if not path.exists():
             return {}
@@ -118,18 +118,18 @@ def load_index(path: Path, stamps: Collection[str]) -> dict[str, NDArray[np.int6
             entries = archive.infolist()
             whole = sum(entry.file_size for entry in entries) <= path.stat().st_size
             if not whole or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-                raise ValueError("it would be larger in memory than on the disk")
+                raise ValueError("it would be larger in memory than on disk")
         with np.load(path, allow_pickle=False) as stored:
             tables = {name: stored[name] for name in set(stored.files) & set(stamps)}
         for name, table in tables.items():
             size = int(name.split(":")[-2])
             if table.dtype != np.int64 or table.ndim != 2 or table.shape[1] != 3 or not len(table) or table.min() < 0:
-                raise ValueError("a table is not one of images")
-            if table[:, 1].max() > MAX_PICTURE or (table[:, 0] > size - table[:, 1]).any():
+                raise ValueError("a table does not describe images")
+            if table[:, 1].max() > MAX_IMAGE or (table[:, 0] > size - table[:, 1]).any():
                 raise ValueError("an image ends beyond its shard")
         return tables
-    except Exception:  # zip, numpy and the file system raise their own; a broken index is made again
-        log.info("%s cannot be read and is made again", path)
+    except Exception:  # zip, numpy and the file system raise many kinds; a broken index is rebuilt
+        log.info("%s cannot be read and is rebuilt", path)
         return {}
 
 
@@ -142,7 +142,7 @@ def save_index(path: Path, tables: dict[str, NDArray[np.int64]]) -> None:
 
 
 def scan(file: Path) -> NDArray[np.int64]:
-    """(offset, length, label) of the images of a shard, [N, 3], in their order."""
+    """(offset, length, label) of the images of a shard, [N, 3], in file order."""
     rows: dict[str, list[int]] = {}
     labels: dict[str, int] = {}
     try:
@@ -155,7 +155,7 @@ def scan(file: Path) -> NDArray[np.int64]:
                 check_member(member, size)
                 key, _, kind = member.name.rpartition("/")[2].partition(".")
                 key = f"{member.name.rpartition('/')[0]}/{key}"
-                if kind.lower() in PICTURES:
+                if kind.lower() in IMAGE_KINDS:
                     rows[key] = [member.offset_data, member.size]
                 elif kind == "cls":
                     labels[key] = read_label(tar, member)
@@ -165,28 +165,28 @@ def scan(file: Path) -> NDArray[np.int64]:
     except Exception as error:  # tarfile raises anything on broken files
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise CheckpointError(
-            f"{file} is no tar file that can be read: {reason}; compressed ones must be unpacked"
+            f"{file} is not a readable tar file: {reason}; a compressed one must be unpacked first"
         ) from None
     for key in rows:
         if labels.get(key, -1) < 0:
             name = quoted(key.lstrip("/"))
             raise CheckpointError(f"{file}: image {name} needs a member {name}.cls with its label")
     if not rows:
-        raise CheckpointError(f"{file} holds no images: members KEY.jpg and KEY.cls are looked for")
+        raise CheckpointError(f"{file} holds no images; it needs members KEY.jpg and KEY.cls")
     return np.array([[*row, labels[key]] for key, row in rows.items()], np.int64)
 
 
 def check_member(member: tarfile.TarInfo, size: int) -> None:
-    """Raises ReadError for a member that does not lie within a shard of `size` bytes. A pax header may have changed it
-    after it was looked at."""
+    """Raises ReadError for a member that does not lie within a shard of `size` bytes. `Member` checks the plain header
+    only; a pax header may then have changed the size."""
     if member.issparse():
         raise tarfile.ReadError(f"member {quoted(member.name)} is a sparse file, which is not supported")
-    if not 0 <= member.size <= min(MAX_PICTURE, size - member.offset_data):
+    if not 0 <= member.size <= min(MAX_IMAGE, size - member.offset_data):
         raise tarfile.ReadError(f"member {quoted(member.name)} has a size of {member.size} bytes, of {size} in all")
 
 
 def read_label(tar: tarfile.TarFile, member: tarfile.TarInfo) -> int:
-    """The label that a .cls holds, -1 when it holds something else."""
+    """The label in a .cls member; -1 if it is not a label."""
     if member.size > MAX_LABEL:
         return -1
     text = tar.extractfile(member).read().strip()  # type: ignore[union-attr]  # it is a file
@@ -194,7 +194,7 @@ def read_label(tar: tarfile.TarFile, member: tarfile.TarInfo) -> int:
 
 
 def check_end(file: Path, offset: int) -> None:
-    """Raises ReadError where tarfile took something else than zeros or the end of the file for the end of a shard."""
+    """Raises ReadError unless a shard ends in zeros or with the file: tarfile also stops at damaged headers."""
     with file.open("rb") as data:
         data.seek(offset)
         block = data.read(tarfile.BLOCKSIZE)

@@ -17,15 +17,15 @@ from training.teachers import Lpips, VisionModel
 
 @dataclass
 class State:
-    """What a checkpoint holds: after `step` optimiser steps."""
+    """Networks and optimisers after `step` optimiser steps; a checkpoint holds all but `vision`."""
 
     objective: Objective
     ema: DSD
     optimizer: torch.optim.Optimizer
-    muon: torch.optim.Optimizer | None = None  # beside it, for the matrices of the blocks
-    vision: VisionModel | None = None  # frozen, so no part of a checkpoint
+    muon: torch.optim.Optimizer | None = None  # for the matrices of the blocks; the rest is AdamW's
+    vision: VisionModel | None = None  # frozen, so it is not saved
     step: int = 0
-    finite: Tensor | None = None  # whether every gradient since the start was
+    finite: Tensor | None = None  # bool []: all gradients of this process so far were finite
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
@@ -71,13 +71,13 @@ def new_optimizers(
 
 
 def start_from(state: State, path: Path) -> None:
-    """Give the network and its EMA copy the weights of a model directory. Raises CheckpointError when it is of another
-    network; which classes it was trained on does not matter."""
+    """Load the weights of a model directory into the network and its EMA copy. Raises CheckpointError for a network of
+    another shape; its classes may differ."""
     directory = read_model_dir(path)
     directory.check([directory.weights])
     ours = state.ema.config
-    if (theirs := replace(directory.config, classes=ours.classes)) != ours:
-        raise CheckpointError(f"run.start_from {path} is another network: {theirs}; this configuration has {ours}")
+    if (loaded := replace(directory.config, classes=ours.classes)) != ours:
+        raise CheckpointError(f"run.start_from {path} holds another network: {loaded}; this configuration has {ours}")
     weights = {name: torch.from_numpy(array) for name, array in read_weights(path).items()}
     state.objective.model.load_state_dict(weights)
     state.ema.load_state_dict(weights)
@@ -99,7 +99,7 @@ def save(state: State, config: TrainConfig, path: Path) -> None:
 
 
 def restore(state: State, config: TrainConfig, path: Path) -> None:
-    """Load a checkpoint into a fresh state. Raises CheckpointError when it is of another network or objective."""
+    """Load a checkpoint into a new state. Raises CheckpointError for another network or objective."""
     values = read_checkpoint(path)
     ours = config.network_config().to_dict()
     for key, value in ours.items():

@@ -1,11 +1,11 @@
 """dsd-train training/configs/NAME.toml [section.key=value ...]
 
-Trains a DSD network. A run folder holds checkpoint.pt, metrics.jsonl, TensorBoard's events and PNG grids; starting a
-run again in the same folder goes on from its checkpoint, to the bit. Ctrl-C or SIGTERM saves a checkpoint and exits.
+Train a DSD network. The run folder holds checkpoint.pt, metrics.jsonl, TensorBoard events and PNG grids. Ctrl-C or
+SIGTERM saves a checkpoint and exits; rerun the same command to resume from it, bit-exact on a CPU.
 Several devices: torchrun --nproc-per-node N -m training training/configs/NAME.toml
-Several machines: the same on each, with --nnodes and --rdzv-endpoint of torchrun, run.dir on a disk that they share.
-A run may go on with another number of processes: the batch, its images and its noise do not depend on it.
-What a run will cost, before there are any images: dsd-train CONFIG --dry-run
+Several machines: the same on each, with torchrun's --nnodes and --rdzv-endpoint, and run.dir on a shared disk.
+A run may resume with another number of processes: the batch, its images and its noise do not depend on it.
+The cost of a run, before there are any images: dsd-train CONFIG --dry-run
 """
 
 import argparse
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 class StopSignal:
-    """Becomes true at SIGINT or SIGTERM; a second one ends the process at once."""
+    """A flag that SIGINT or SIGTERM sets; a second signal exits at once."""
 
     def __init__(self) -> None:
         self.caught = False
@@ -51,8 +51,8 @@ class StopSignal:
             sys.exit(128 + number)
         self.caught = True
 
-    def agreed(self, where: Device) -> bool:
-        """Whether any process caught one: all must stop after the same step."""
+    def caught_anywhere(self, where: Device) -> bool:
+        """Whether any process caught a signal: all must stop after the same step."""
         if where.world == 1:
             return self.caught
         flag = torch.tensor([self.caught], dtype=torch.int32, device=where.device)
@@ -61,7 +61,7 @@ class StopSignal:
 
 
 def announce(state: State, config: TrainConfig, where: Device, training: Images, held: Images) -> None:
-    """Say what is trained on what."""
+    """Log the data, network and device of the run."""
     log.info(
         "%s: %d images (%s), %d held out; %.1fM parameters on %s, %s%s; %s",
         config.run.dir,
@@ -77,7 +77,7 @@ def announce(state: State, config: TrainConfig, where: Device, training: Images,
 
 
 def train(config: TrainConfig) -> State:
-    """Train as the configuration says; returns the state at the end or where it was stopped."""
+    """Train, and return the state after the last step or where a signal stopped the run."""
     where = choose_device(config)
     first = where.rank == 0
     folder = Path(config.run.dir)
@@ -105,10 +105,10 @@ def train(config: TrainConfig) -> State:
     began, began_step, stop = time.perf_counter(), state.step, StopSignal()
     while True:
         done = state.step >= config.optim.steps
-        stopping = stop.agreed(where)
+        stopping = stop.caught_anywhere(where)
         evaluating = done or (state.step % config.run.eval_every == 0 and not stopping)
         saving = done or stopping or (state.step % config.run.save_every == 0 and state.step > 0)
-        if where.device.type == "cpu" or evaluating or saving:  # elsewhere asking waits for the device
+        if where.device.type == "cpu" or evaluating or saving:  # on a GPU the check waits for the device
             check_finite(state, checkpoint)
         if first and evaluating:
             numbers = evaluate(state, config, held, folder)
@@ -140,7 +140,7 @@ def train(config: TrainConfig) -> State:
 
 
 def check_finite(state: State, checkpoint: Path) -> None:
-    """Raise ConfigError when a gradient was infinite or not a number: before anything of it is saved."""
+    """Raise ConfigError if a gradient was infinite or NaN. Called before every save."""
     if state.finite is None or bool(state.finite):
         return
     kept = "nothing was saved yet"
@@ -158,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("config", type=Path, help="a TOML file, see training/configs")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that replace the file's")
-    parser.add_argument("--dry-run", action="store_true", help="say what the run will cost; needs no data")
+    parser.add_argument("--dry-run", action="store_true", help="print the cost of the run; needs no data")
     options = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
@@ -174,4 +174,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not dist.is_initialized():
             sys.exit(f"dsd-train: {error}")
         print(f"dsd-train: {error}", file=sys.stderr, flush=True)
-        os._exit(1)  # Python's own end takes the group's threads away under them, and may abort
+        os._exit(1)  # a normal exit tears the process group down while its threads run, and may abort

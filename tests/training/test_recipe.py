@@ -39,7 +39,7 @@ def test_muon_has_the_matrices_of_the_blocks_and_adamw_all_else(train_config):
     assert not {id(p) for p in of_muon} & {id(p) for p in of_adamw}
 
 
-def test_a_run_with_muon_resumes_to_the_bit(train_config, tmp_path):
+def test_a_run_with_muon_resumes_bit_exactly(train_config, tmp_path):
     options = ["optim.name=muon", "run.save_every=3", "run.eval_every=100", "run.samples_per_class=0"]
     train(train_config("optim.steps=6", f"run.dir={tmp_path}/whole", *options))
     for last in (2, 6):
@@ -127,7 +127,7 @@ def write_graph(path, prefix_tokens=0, size=32, pooled=False):
 
 
 @pytest.mark.parametrize("prefix_tokens", [0, 1])
-def test_a_vision_model_sees_the_pictures_on_the_grid_of_the_latents(tmp_path, prefix_tokens):
+def test_a_vision_model_sees_the_images_on_the_grid_of_the_latents(tmp_path, prefix_tokens):
     """Images of 16 pixels go to the graph's 32; four patches are the four tokens, the class token is left out."""
     graph = write_graph(tmp_path / "vision.onnx", prefix_tokens)
     model = VisionModel(graph, 2, torch.device("cpu"))
@@ -147,7 +147,7 @@ def test_a_run_is_aligned_to_a_vision_model(train_config, tmp_path):
     assert '"vision"' in (tmp_path / "run/metrics.jsonl").read_text()
 
 
-def test_what_is_wrong_with_frozen_models_is_said(train_config, tmp_path):
+def test_wrong_frozen_models_get_a_sentence(train_config, tmp_path):
     with pytest.raises(ConfigError, match=r"loss\.vision_model must name a file"):
         train_config("loss.vision_weight=1")
     with pytest.raises(CheckpointError, match="is not there"):
@@ -195,7 +195,7 @@ def test_lpips_is_a_distance_over_vgg16(tmp_path):
     torch.testing.assert_close(model.stages[0]((images - model.shift) / model.scale), x)
 
 
-def test_what_is_wrong_with_the_weights_of_lpips_is_said(tmp_path):
+def test_wrong_lpips_weights_get_a_sentence(tmp_path):
     file = tmp_path / "lpips.safetensors"
     with pytest.raises(CheckpointError, match=r"must be a safetensors file, got .*lpips\.safetensors"):
         Lpips(file)

@@ -55,7 +55,7 @@ def shards(tmp_path_factory):
     return write_shards(tmp_path_factory.mktemp("tars") / "shards")
 
 
-def test_pictures_are_those_of_the_shards(shards):
+def test_images_are_those_of_the_shards(shards):
     images = Images(str(shards), 24, classes=(207, 950))
     assert len(images) == 24
     pixels, label = images[8]  # the second class of three, so image 13 of all: shard 1, number 1
@@ -89,10 +89,10 @@ def test_headers_are_read_once_and_again_where_a_shard_changed(tmp_path, caplog)
     assert torch.equal(after[3][0], before[0])
     (folder / INDEX).write_bytes(b"broken")
     assert len(Images(str(folder), 24)) == 4
-    assert "is made again" in caplog.text
+    assert "is rebuilt" in caplog.text
 
 
-def test_what_is_wrong_with_shards_is_said(tmp_path):
+def test_wrong_shards_get_a_sentence(tmp_path):
     with pytest.raises(CheckpointError, match=r"names .*b-1\.tar, which is not there"):
         Images(str(tmp_path / "b-{1..2}.tar"), 16)
     for members, named in (
@@ -104,14 +104,14 @@ def test_what_is_wrong_with_shards_is_said(tmp_path):
         with pytest.raises(CheckpointError, match=named):
             Images(str(tmp_path / "x.tar"), 16)
     (tmp_path / "x.tar").write_bytes(b"no tar" * 1000)
-    with pytest.raises(CheckpointError, match=r"x\.tar is no tar file"):
+    with pytest.raises(CheckpointError, match=r"x\.tar is not a readable tar file"):
         Images(str(tmp_path), 16)
     write_shard(tmp_path / "x.tar", [("a.png", b"no image"), ("a.cls", b"1")])
     with pytest.raises(CheckpointError, match=r"image at byte 512 of x\.tar"):
         Images(str(tmp_path), 16)[0]
 
 
-# Shards that are damaged, or were made to do harm.
+# Damaged and malicious shards.
 
 
 def header(name, size, kind=tarfile.REGTYPE, **fields):
@@ -199,7 +199,7 @@ def test_a_shard_that_is_damaged_is_refused_in_a_sentence_at_once(tmp_path, what
     assert not isinstance(error.value.__cause__, BaseException)
 
 
-def test_links_devices_and_strange_members_are_passed_over(tmp_path):
+def test_links_devices_and_strange_members_are_skipped(tmp_path):
     others = [header(f"b{kind.decode()}.png", 0, kind) for kind in (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.FIFOTYPE)]
     long = header("x", 300, tarfile.GNUTYPE_LONGNAME) + padded(b"d/" + b"x" * 298)
     text = pax([record("path", "größe.txt"), record("mtime", "1.5")]) + member("x", b"read me")
@@ -228,7 +228,7 @@ def test_bytes_changed_anywhere(tmp_path, changes, cut):
 
 
 @pytest.mark.timeout(20)
-def test_an_index_that_is_a_bomb_or_lies_is_made_again(tmp_path, caplog):
+def test_a_false_or_huge_index_is_rebuilt(tmp_path, caplog):
     caplog.set_level("INFO")
     file = tmp_path / "x.tar"
     file.write_bytes(GOOD + END)
@@ -257,7 +257,7 @@ def test_an_index_that_is_a_bomb_or_lies_is_made_again(tmp_path, caplog):
         images = Images(str(file), 24)
         assert tracemalloc.get_traced_memory()[1] < 30_000_000
         tracemalloc.stop()
-        assert "is made again" in caplog.text
+        assert "is rebuilt" in caplog.text
         assert np.array_equal(images[0][0].numpy(), sample_image(1, 1))
     caplog.clear()
     assert len(Images(str(file), 24)) == 1 and caplog.text == "", "the index is used again"
@@ -270,7 +270,7 @@ def test_patterns_that_name_too_much():
     assert expand("{9..1}") == [] and expand("{" + "9" * 5000 + "..1}") == ["9" * 5000 + "..1"]
 
 
-def test_shards_are_shuffled_a_few_at_a_time_and_every_picture_comes_once():
+def test_shards_are_shuffled_a_few_at_a_time_and_every_image_comes_once():
     shards = np.repeat(np.arange(10), 7)
     order = Order(70, 14, 3, shards, together=2)
     epochs = np.concatenate([order.indices(step) for step in range(10)]).reshape(2, 70)
@@ -283,7 +283,7 @@ def test_shards_are_shuffled_a_few_at_a_time_and_every_picture_comes_once():
 
 
 def test_resizing_as_adm_does():
-    """Halved by 2 x 2 means while it can be, never enlarged more than needed, cut in the middle."""
+    """Halved by 2 x 2 means as often as possible, then resized, then cropped in the middle."""
     pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 96)).astype(np.uint8)
     means = pixels.reshape(3, 32, 2, 48, 2).mean((2, 4))
     halved = np.floor(means + 0.5)[:, :, 8:40]

@@ -44,7 +44,7 @@ def test_resuming_equals_never_stopping_to_the_bit(train_config, tmp_path):
     assert len(losses) == 12
 
 
-def test_sigterm_saves_a_checkpoint_and_exits_in_order(image_folder, tmp_path):
+def test_sigterm_saves_a_checkpoint_and_exits_with_0(image_folder, tmp_path):
     arguments = train_arguments(image_folder, "optim.steps=100000", f"run.dir={tmp_path}", "run.eval_every=100000")
     command = [sys.executable, "-m", "training", "training/configs/demo.toml", *arguments, "run.log_every=1"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
@@ -93,7 +93,7 @@ def test_two_processes_compute_what_one_does_and_one_goes_on_from_them(image_fol
         torch.testing.assert_close(two["ema"][key], value, atol=5e-4, rtol=1e-3)
 
 
-def test_processes_that_do_not_share_the_folder_are_told(image_folder, checkpoint, tmp_path):
+def test_processes_that_do_not_share_the_folder_get_a_sentence(image_folder, checkpoint, tmp_path):
     """As two machines with a disk each, of which one has a checkpoint."""
     for name in ("zero", "one"):
         (tmp_path / name).mkdir()
@@ -141,7 +141,7 @@ def test_naive_lets_the_gradient_into_the_target():
     assert gradients("naive", gradient_through_z_t=False).abs().max() > 0
 
 
-def test_every_loss_can_be_switched_off_and_reaches_what_it_should():
+def test_every_loss_can_be_switched_off():
     model = DSD(NETWORK)
     config = LossSection(alignment_weight=0, representation_weight=0, classification_weight=0)
     draws = Draws.make(config, 2, NETWORK.latent_shape, torch.Generator().manual_seed(1))
@@ -172,22 +172,22 @@ def test_the_learning_rate_warms_up_and_falls():
     assert lr_at(100, optim) == pytest.approx(0.1)
 
 
-# Measurements.
+# Metrics.
 
 
-def test_collapse_is_said_loudly():
-    def said(rank, spread, *qualities):
+def test_collapse_is_warned_of():
+    def warnings(rank, spread, *qualities):
         monitor = Monitor(MonitorSection(), 16)
-        return [monitor.judge({"effective_rank": rank, "picture_std": spread, "psnr": q}) for q in qualities][-1]
+        return [monitor.warnings({"effective_rank": rank, "picture_std": spread, "psnr": q}) for q in qualities][-1]
 
-    assert "effective rank 2.0 of 16, below 4.0" in said(2.0, 1.0, 20)[0]
-    assert "hardly differ" in said(12.0, 0.01, 20)[0]
-    assert said(12.0, 1.0, 20, 23, 21.5) == []
-    assert said(12.0, 1.0, 20, 23, 20.5) == ["reconstruction gets worse: 20.5 dB, its best was 23.0 dB"]
+    assert "effective rank 2.0 of 16, below 4.0" in warnings(2.0, 1.0, 20)[0]
+    assert "hardly differ" in warnings(12.0, 0.01, 20)[0]
+    assert warnings(12.0, 1.0, 20, 23, 21.5) == []
+    assert warnings(12.0, 1.0, 20, 23, 20.5) == ["reconstruction gets worse: 20.5 dB, its best was 23.0 dB"]
 
 
-def test_thresholds_of_the_configuration_are_judged_live(train_config, tmp_path):
-    """In the journal and TensorBoard's events, beside the numbers, at every evaluation but the first."""
+def test_an_evaluation_below_a_threshold_warns(train_config, tmp_path):
+    """In metrics.jsonl and TensorBoard events, next to the metrics, at every evaluation but the first."""
     train(train_config("optim.steps=4", "run.eval_every=2", "monitor.rank_share=1.0", f"run.dir={tmp_path}"))
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     warned = [line for line in lines if "warning" in line]
@@ -264,7 +264,7 @@ def test_huggingface_datasets(image_folder, tmp_path, monkeypatch):
         Images(f"hf:{tmp_path}/nowhere", 16)
 
 
-def test_what_is_wrong_with_data_is_said(image_folder, tmp_path):
+def test_wrong_data_gets_a_sentence(image_folder, tmp_path):
     for path, named in (
         (str(tmp_path / "nowhere"), "there is no"),
         ("", "data.path must be"),
@@ -286,7 +286,7 @@ def test_what_is_wrong_with_data_is_said(image_folder, tmp_path):
         Images(str(tmp_path), 16)
 
 
-def test_an_epoch_holds_every_picture_once():
+def test_an_epoch_holds_every_image_once():
     order = Order(30, 7, seed=3)
     seen = np.concatenate([order.indices(step) for step in range(60)])[: 30 * 14]
     for epoch in seen.reshape(14, 30):
@@ -355,5 +355,5 @@ def test_a_run_may_begin_with_the_weights_of_a_model_directory(tiny_dir, train_c
     first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
     held_out = torch.from_numpy(np.stack([pixels for pixels, _ in load_images(config)[1]]))
     assert first["psnr"] == pytest.approx(latent_metrics(state.ema, held_out)[0]["psnr"], abs=1e-3)
-    with pytest.raises(CheckpointError, match="is another network"):
+    with pytest.raises(CheckpointError, match="holds another network"):
         start_from(new_state(train_config("model.depth=1"), torch.device("cpu")), tiny_dir)
