@@ -1,12 +1,14 @@
-"""python -m studies.ablation --data tiny-imagenet-200
+"""The ablation: each switch of the training recipe on its own.
 
-Each switch of the recipe turned alone from the same base, on the same images with the same seed: a small network, 100
-steps. Writes ablation.md and ablation.json. The base is run with three seeds, for what chance does. About a minute a
-run with one thread (OMP_NUM_THREADS=1). A run that OUTPUT/ablation.json already holds is not repeated, and --minutes
-ends the command early, so that it can be done in pieces.
+python -m studies.ablation --data tiny-imagenet-200
 
-What is measured can be compared between variants, which losses cannot: on held-out images reconstruction PSNR, and
-that of images which were encoded, noised to t, denoised and decoded.
+Every variant changes one switch of the same base: a small network, 100 steps, the same images and seed. The base runs
+with three seeds, to show the variance. Writes ablation.md and ablation.json. About a minute per run with one thread
+(OMP_NUM_THREADS=1). Runs that are already in OUTPUT/ablation.json are not repeated, and --minutes ends the command
+early, so that the study can be done in pieces.
+
+The metrics compare across variants, which losses do not: on held-out images PSNR of reconstructions, and of images that
+were encoded, noised to t, denoised and decoded.
 """
 
 import argparse
@@ -36,7 +38,7 @@ from training.train import train
 
 CONFIG = Path(__file__).with_name("configs") / "ablation.toml"
 TIMES = (0.3, 0.5, 0.7)
-VISION = "vision.onnx"  # stands for the file that is exported for the run
+VISION = "vision.onnx"  # placeholder for the file that is exported for a run
 
 VARIANTS: dict[str, tuple[str, ...]] = {
     "base": (),
@@ -68,7 +70,7 @@ COLUMNS = {
 
 
 class Features(nn.Module):
-    """The classifier's last feature map, for images normalised as training/teachers.py does."""
+    """The classifier's last feature map, of images [B, 3, S, S] normalised as in training/teachers.py."""
 
     def __init__(self, classifier: Any) -> None:
         super().__init__()
@@ -80,7 +82,7 @@ class Features(nn.Module):
 
 
 def export_vision(file: Path) -> None:
-    """Write EfficientNet-Lite0 without its head as a vision model to align with."""
+    """Export EfficientNet-Lite0 without its head as a vision model for alignment."""
     pixels = torch.zeros(2, 3, SIZE, SIZE)
     rows = {0: torch.export.Dim("B")}
     torch.onnx.export(
@@ -89,13 +91,13 @@ def export_vision(file: Path) -> None:
 
 
 def cost(config: TrainConfig, base: TrainConfig) -> float:
-    """Matrix products of a step against those of the base: unlike seconds, the same on a busy machine."""
-    flops, of_base = (flops_per_image(item.network_config(), item.loss) for item in (config, base))
-    return flops / of_base
+    """Operations of a step over those of the base: unlike seconds, independent of the machine's load."""
+    flops, base_flops = (flops_per_image(item.network_config(), item.loss) for item in (config, base))
+    return flops / base_flops
 
 
 def measure(state: State, config: TrainConfig) -> dict[str, float]:
-    """The numbers of a trained network on the held-out images."""
+    """Metrics of a trained network on the held-out images."""
     _, held = open_images(config)
     held.hold()
     assert held.pixels is not None
@@ -107,7 +109,7 @@ def measure(state: State, config: TrainConfig) -> dict[str, float]:
 
 
 def run_variant(name: str, data: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """Train the base with the switches of a variant; its numbers."""
+    """Train the base with the switches of a variant; returns switches, overrides and metrics."""
     validation = sorted(Path(data).glob("val*.parquet"))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -118,7 +120,7 @@ def run_variant(name: str, data: str, overrides: Sequence[str]) -> dict[str, Any
         config = load_config(CONFIG, [*places, *overrides, *switches])
         state = train(config)
         if state.step < config.optim.steps:  # Ctrl-C or SIGTERM
-            sys.exit("ablation: stopped; the runs that ended are kept")
+            sys.exit("ablation: stopped; finished runs are kept")
         numbers = measure(state, config)
         numbers["cost"] = cost(config, load_config(CONFIG, [*places, *overrides]))
     return {
@@ -129,7 +131,7 @@ def run_variant(name: str, data: str, overrides: Sequence[str]) -> dict[str, Any
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    """The results as Markdown; a star where a number lies above all seeds of the base, a minus where below."""
+    """The results as a Markdown table; + marks a value above all seeds of the base, - one below."""
     seeds = [run for name, run in results.items() if name.startswith("base")]
     lines = [f"| variant | {' | '.join(COLUMNS.values())} |", "|---" * (len(COLUMNS) + 1) + "|"]
     for name, run in results.items():
@@ -164,7 +166,7 @@ counted; `python -m benchmarks.training_speed` measures seconds.
 
 
 def missing(results: dict[str, dict[str, Any]]) -> str:
-    """A sentence about the variants that were not run yet."""
+    """A sentence about the variants that have no result yet."""
     names = [name for name in VARIANTS if name not in results]
     return f"\nNot run yet: {'; '.join(names)}.\n" if names else ""
 
@@ -175,14 +177,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--data", required=True, help="folder of Tiny-ImageNet parquet files, or another source")
     add_flag(parser, "studies/results")
-    parser.add_argument("--minutes", type=float, default=1e9, help="begin no other run after so many minutes")
-    parser.add_argument("--variants", nargs="*", help="names of variants; default: all")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=f"changes of {CONFIG.name}")
+    parser.add_argument("--minutes", type=float, default=1e9, help="start no further run after so many minutes")
+    parser.add_argument("--variants", nargs="*", help="names of variants (default: all)")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help=f"values that replace those of {CONFIG.name}"
+    )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     if unknown := sorted(set(options.variants or ()) - set(VARIANTS)):
         sys.exit(f"ablation: --variants must be of {', '.join(VARIANTS)}; got {unknown[0]!r}")
-    output, began = output_of(options), time.monotonic()
+    output, start = output_of(options), time.monotonic()
     file = output.results / "ablation.json"
     results = json.loads(file.read_text()) if file.exists() else {}
     try:
@@ -190,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             kept = results.get(name, {})
             if kept.get("switches") == list(VARIANTS[name]) and kept.get("overrides") == options.overrides:
                 continue
-            if time.monotonic() - began > 60 * options.minutes:
+            if time.monotonic() - start > 60 * options.minutes:
                 break
             results[name] = run_variant(name, options.data, options.overrides)
             results = {key: results[key] for key in VARIANTS if key in results}

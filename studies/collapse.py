@@ -1,8 +1,10 @@
-"""python -m studies.collapse --data tiny-imagenet-200
+"""The collapse study: effective rank and reconstruction PSNR under the three objectives.
 
-The collapse study: trains the same small network three times, with the objectives naive, stop_gradient and dsd, on the
-same images with the same seed, and draws effective rank and reconstruction PSNR on held-out images against steps.
-Writes collapse.png and collapse.json. Four minutes a seed on two cores.
+python -m studies.collapse --data tiny-imagenet-200
+
+Trains the same small network with the objectives naive, stop_gradient and dsd, on the same images with the same seed.
+Writes collapse.png, with both metrics on held-out images against steps, and collapse.json. Four minutes per seed on two
+cores.
 """
 
 import argparse
@@ -27,21 +29,21 @@ NUMBERS = (*CURVES, "picture_std", "centred_rank")
 
 
 def run_objective(objective: str, seed: int, data: str, overrides: Sequence[str], folder: Path) -> dict[str, Any]:
-    """Train with one objective; its curves on held-out images, by step."""
+    """Train with one objective; returns the metrics on held-out images at each evaluated step."""
     validation = sorted(Path(data).glob("val*.parquet"))
     places = [f"data.path={data}", f"data.validation={validation[0] if validation else ''}", f"run.dir={folder}"]
     config = load_config(CONFIG, [*places, f"loss.objective={objective}", f"run.seed={seed}", *overrides])
-    began = time.perf_counter()
+    start = time.perf_counter()
     train(config)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     measured = [line for line in lines if "effective_rank" in line]
     curves = {name: [line[name] for line in measured] for name in NUMBERS}
-    seconds = round(time.perf_counter() - began, 1)
+    seconds = round(time.perf_counter() - start, 1)
     return {"seed": seed, "steps": [line["step"] for line in measured], **curves, "seconds": seconds}
 
 
 def draw(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """Both curves of the three objectives as one image, a line for each seed."""
+    """Write the figure: a panel per metric, a line for each seed of each objective."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -65,7 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", required=True, help="folder of Tiny-ImageNet parquet files, or another source")
     add_flag(parser, "studies/results")
     parser.add_argument("--seeds", type=int, default=1, help="repeat with the seeds 0 to SEEDS - 1 (default 1)")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=f"changes of {CONFIG.name}")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help=f"values that replace those of {CONFIG.name}"
+    )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:

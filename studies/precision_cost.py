@@ -1,12 +1,14 @@
-"""python -m studies.precision_cost DIR [DIR ...]: what each precision costs and gives.
+"""The precision study: size, speed and error of each precision.
 
-For every model directory (exported with --precision fp16 bf16 int8): the size of the weights, milliseconds a row on
-this CPU beside float32 in the same run, the errors that dsd-export measured, and how much the image differs from
-float32's after a whole generation. Then, for the first directory, what each float32 island is worth, and for the last,
-what its precisions take of memory (`benchmarks.network_memory`).
+python -m studies.precision_cost DIR [DIR ...]
 
-fp16 and bf16 are for GPUs. Their errors are measured here all the same, as a GPU has them: each operator in float32,
-its result rounded (`export.graph.half.emulated`).
+For every model directory (exported with --precision fp16 bf16 int8): the size of the weights, milliseconds per row on
+this CPU and against float32 in the same run, the errors that dsd-export measured, and the PSNR of whole generations
+against float32's. For the first directory also the error without each float32 island, and for the last the memory of
+its precisions (`benchmarks.network_memory`).
+
+fp16 and bf16 are for GPUs. Their errors are measured here by emulation of a GPU: each operator in float32, its result
+rounded (`export.graph.half.emulated`).
 """
 
 import argparse
@@ -40,12 +42,12 @@ from export.verify import Report, verify
 
 NUM_STEPS = 50
 ROUNDS = 15
-PAYS = 1.1  # times float32, from which on a precision is said to pay
+PAYS = 1.1  # speed-up over float32 from which on a precision pays
 
 
 @contextlib.contextmanager
 def as_on_a_gpu(model: ModelDir, proto: onnx.ModelProto, precision: str, weights: Path) -> Iterator[Engine]:
-    """An engine that computes a half graph as a GPU does. weights: what the graph points to."""
+    """An engine that computes a half-precision graph as a GPU does. weights: the file that the graph points to."""
     ort = import_onnxruntime()
     with tempfile.TemporaryDirectory(dir=weights.parent) as temporary:
         graph = Path(temporary) / "emulated.onnx"
@@ -56,7 +58,7 @@ def as_on_a_gpu(model: ModelDir, proto: onnx.ModelProto, precision: str, weights
 
 @contextlib.contextmanager
 def numerics(model: ModelDir, precision: str) -> Iterator[Engine]:
-    """The engine whose errors count in a precision."""
+    """The engine that measures the errors of a precision."""
     if precision not in HALVES:
         yield OnnxEngine.load(model.path, precision=precision)
         return
@@ -66,7 +68,7 @@ def numerics(model: ModelDir, precision: str) -> Iterator[Engine]:
 
 
 def images(engine: Engine, model: ModelDir, num_classes: int, num_seeds: int) -> list[Any]:
-    """An image of each of some classes for each of some seeds, after a whole generation."""
+    """Generated images of num_classes classes with num_seeds seeds each, uint8 [3, S, S]."""
     trained = model.config.trained_classes
     classes = trained[:: max(1, len(trained) // num_classes)][:num_classes]
     programs = [
@@ -84,21 +86,21 @@ def psnr(ours: Any, theirs: Any) -> float:
 
 
 def speeds(model: ModelDir, num_rows: int) -> dict[str, float]:
-    """Median milliseconds a denoise row of each precision that the CPU runs, measured in turns."""
+    """Median milliseconds per denoise row of each precision that the CPU runs, measured in turns."""
     on_cpu = [precision for precision in model.precisions if precision in precisions_of("onnx", "cpu")]
     engines = {name: OnnxEngine.load(model.path, precision=name, flush_denormals=True) for name in on_cpu}
     rows = denoise_rows(model.config, num_rows)
     times: dict[str, list[float]] = {precision: [] for precision in engines}
     for _ in range(ROUNDS + 2):
         for precision, engine in engines.items():
-            began = time.perf_counter()
+            start = time.perf_counter()
             engine.run(rows)
-            times[precision].append(1000 * (time.perf_counter() - began) / num_rows)
+            times[precision].append(1000 * (time.perf_counter() - start) / num_rows)
     return {precision: statistics.median(values[2:]) for precision, values in times.items()}
 
 
 def study(path: Path, num_rows: int, num_classes: int, num_seeds: int) -> dict[str, Any]:
-    """All of one model directory but its islands and its memory."""
+    """The results of one model directory, without islands and memory."""
     model = read_model_dir(path)
     milliseconds = speeds(model, num_rows)
     reference: list[Any] = []
@@ -130,22 +132,22 @@ def study(path: Path, num_rows: int, num_classes: int, num_seeds: int) -> dict[s
 
 
 def islands(path: Path) -> dict[str, dict[str, Any]]:
-    """The errors of the plain graph with other islands: all, each one missing, none."""
+    """Errors of the plain graph by its float32 islands: all, without each one, none."""
     model = read_model_dir(path)
     proto = onnx.load(path / "model.onnx", load_external_data=False)
     reference, state, products = OnnxEngine.load(path), read_weights(path), block_products(proto)
     choices = {"as exported": ISLANDS, "and softmax": frozenset(PARTS)}
     choices |= {f"without {part}": ISLANDS - {part} for part in PARTS if part in ISLANDS}
     choices["none"] = frozenset()
-    found: dict[str, dict[str, Any]] = {name: {} for name in choices}
+    errors: dict[str, dict[str, Any]] = {name: {} for name in choices}
     with tempfile.TemporaryDirectory() as temporary:
         weights = Path(temporary) / "half.safetensors"
         for precision in HALVES:
             write_weights(weights, half_weights(state, precision, products))
             for name, kept in choices.items():
                 with as_on_a_gpu(model, to_half(proto, precision, weights, kept), precision, weights) as engine:
-                    found[name][precision] = verify(engine, reference, precision).to_dict()
-    return found
+                    errors[name][precision] = verify(engine, reference, precision).to_dict()
+    return errors
 
 
 def document(values: dict[str, Any]) -> str:
@@ -173,7 +175,7 @@ def model_section(model: dict[str, Any]) -> list[str]:
         "",
         f"## {model['model']}: {model['parameters'] / 1e6:.1f}M parameters",
         "",
-        f"{model['rows']} rows a call for speed; {model['images']} images, guidance {model['guidance']:g}.",
+        f"{model['rows']} rows a call for speed; {model['pictures']} images, guidance {model['guidance']:g}.",
         "",
         "| precision | weights | ms a row | latents: largest, rms | image: median, worst |",
         "|---|---|---|---|---|",
@@ -200,7 +202,7 @@ def model_section(model: dict[str, Any]) -> list[str]:
     return [*lines, "", "; ".join(verdicts) + "."]
 
 
-def island_section(found: dict[str, dict[str, Any]]) -> list[str]:
+def island_section(errors: dict[str, dict[str, Any]]) -> list[str]:
     lines = [
         "The first model above, plain graph. *conditioning*: embeddings, time features, modulation; *residual*: the",
         "stream between blocks, gates and shifts; *heads*: everything after the last block's products.",
@@ -208,7 +210,7 @@ def island_section(found: dict[str, dict[str, Any]]) -> list[str]:
         "| in float32 | fp16: latents rms, pixels | bf16: latents rms, pixels |",
         "|---|---|---|",
     ]
-    for name, by_precision in found.items():
+    for name, by_precision in errors.items():
         reports = (Report(**report) for report in by_precision.values())
         cells = (f"{report.latent_rms:.1e}, {report.pixel_error}" for report in reports)
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
@@ -229,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m studies.precision_cost", description=__doc__)
     parser.add_argument("models", type=Path, nargs="+", metavar="DIR", help="model directories with all precisions")
     add_flag(parser, "studies/results")
-    parser.add_argument("--rows", type=int, default=4, help="denoise rows a call, for speed (default 4)")
+    parser.add_argument("--rows", type=int, default=4, help="denoise rows per call, for speed (default 4)")
     parser.add_argument("--large", type=int, default=2, help="images of a model of 256 tokens or more (default 2)")
     options = parser.parse_args(arguments)
     models = []

@@ -1,4 +1,4 @@
-"""The sampler study as an image and as a page."""
+"""The figure and the page of the sampler study."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,17 +16,17 @@ TITLES = {
 
 
 def results_of(values: Mapping[str, Any], part: str) -> list[Mapping[str, Any]]:
-    """What was measured of a part so far."""
+    """The results of a part so far."""
     return [values["results"][key] for key in values["parts"][part] if key in values["results"]]
 
 
 def num_missing(values: Mapping[str, Any]) -> int:
-    """Settings that are still to be measured."""
+    """The number of settings without a result."""
     return len({key for part in values["parts"].values() for key in part} - set(values["results"]))
 
 
 def draw(values: Mapping[str, Any], path: Path) -> None:
-    """Four panels: error of the samplers, quality against cost, quality against guidance, intervals."""
+    """Write the figure: sampler error and quality against cost, quality against guidance scale, guidance intervals."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -53,10 +53,10 @@ def draw(values: Mapping[str, Any], path: Path) -> None:
 
 
 def draw_samplers(axis: Any, values: Mapping[str, Any], name: str) -> None:
-    found = results_of(values, "samplers")
-    for number, guidance in enumerate(sorted({result["guidance_scale"] for result in found})):
+    results = results_of(values, "samplers")
+    for number, guidance in enumerate(sorted({result["guidance_scale"] for result in results})):
         for sampler, style in STYLES.items():
-            line = [r for r in found if r["sampler"] == sampler and r["guidance_scale"] == guidance]
+            line = [r for r in results if r["sampler"] == sampler and r["guidance_scale"] == guidance]
             label = f"{sampler}, guidance {guidance:g}"
             axis.plot([r["evaluations"] for r in line], [r[name] for r in line], style, color=f"C{number}", label=label)
 
@@ -82,21 +82,22 @@ def draw_intervals(axis: Any, values: Mapping[str, Any]) -> None:
 
 
 def document(values: Mapping[str, Any]) -> str:
-    """The page: how it was measured, what is recommended, the tables."""
-    told = values["conditions"]
-    real, defaults = told["real"], told["defaults"]
+    """The page in Markdown: conditions, recommendation, tables."""
+    about = values["conditions"]
+    real, defaults = about["real"], about["defaults"]
     lines = [
-        "# The samplers of the demo model" if told["model"] == "dsd-demo" else f"# The samplers of {told['model']}",
+        "# The samplers of the demo model" if about["model"] == "dsd-demo" else f"# The samplers of {about['model']}",
         "",
         "```sh",
         "make samplers DATA=DIR    # goes on where it was stopped",
         "```",
         "",
-        f"{told['model']} ({told['fingerprint'][:8]}) on the {told['engine']['engine']} engine. Every line is "
-        f"{told['samples']} images, of {told['classes']} classes in turn, from the same noise (seed {told['seed']}).",
+        f"{about['model']} ({about['fingerprint'][:8]}) on the {about['engine']['engine']} engine. Every line is "
+        f"{about['samples']} images, of {about['classes']} classes in turn, from the same noise "
+        f"(seed {about['seed']}).",
         "",
         "- **rows**: evaluations of the network for one image; with guidance an evaluation takes two.",
-        f"- **latent PSNR**: final latents of {told['compared']} images against heun with {told['reference_steps']} "
+        f"- **latent PSNR**: final latents of {about['compared']} images against heun with {about['reference_steps']} "
         "steps from the same noise with the same",
         "  guidance. It is the error of the sampler and says nothing of the model.",
         f"- **frechet_lite0**: against {real['reference_pictures']:,} real images, on Lite0 features;",
@@ -120,7 +121,7 @@ def recommendation(best: Mapping[str, Any], default: Mapping[str, Any], defaults
     return [
         "## Recommended",
         "",
-        f"**{named(best)}**: {best['rows']} rows, frechet_lite0 {best['frechet_lite0']:.1f}, top1 "
+        f"**{describe(best)}**: {best['rows']} rows, frechet_lite0 {best['frechet_lite0']:.1f}, top1 "
         f"{best['top1_lite0']:.1%}. It is the cheapest of the settings whose frechet_lite0 exceeds",
         "that of real images by at most 5 % more than the best does, and whose top1 is within two standard errors",
         f"of the best of those. The model's defaults ({defaults['sampler']}, {defaults['num_steps']} steps,",
@@ -129,7 +130,7 @@ def recommendation(best: Mapping[str, Any], default: Mapping[str, Any], defaults
     ]
 
 
-def named(result: Mapping[str, Any]) -> str:
+def describe(result: Mapping[str, Any]) -> str:
     text = f"{result['sampler']}, {result['num_steps']} steps, guidance {result['guidance_scale']:g}"
     if (result["guidance_start"], result["guidance_stop"]) != (0, 1):
         text += f" from {result['guidance_start']:g} to {result['guidance_stop']:g}"

@@ -1,7 +1,9 @@
-"""dsd-train training/configs/NAME.toml [section.key=value ...]
+"""dsd-train: train a DSD network.
 
-Train a DSD network. The run folder holds checkpoint.pt, metrics.jsonl, TensorBoard events and PNG grids. Ctrl-C or
-SIGTERM saves a checkpoint and exits; rerun the same command to resume from it, bit-exact on a CPU.
+dsd-train training/configs/NAME.toml [section.key=value ...]
+
+The run folder holds checkpoint.pt, metrics.jsonl, TensorBoard events and PNG grids. Ctrl-C or SIGTERM saves a
+checkpoint and exits; rerun the same command to resume from it, bit-exact on a CPU.
 Several devices: torchrun --nproc-per-node N -m training training/configs/NAME.toml
 Several machines: the same on each, with torchrun's --nnodes and --rdzv-endpoint, and run.dir on a shared disk.
 A run may resume with another number of processes: the batch, its images and its noise do not depend on it.

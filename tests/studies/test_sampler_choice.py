@@ -8,14 +8,15 @@ from PIL import Image
 
 from dsd_serve.engines import load_engine
 from dsd_serve.programs import generate, run
-from studies import sampler_choice
-from studies.sampler_choice import Setting, latent_psnr, main, program, recommend, settings_of, shifted
+from studies import sampler_settings
+from studies.sampler_choice import latent_psnr, main, program, recommend
+from studies.sampler_settings import Setting, settings_of, shifted
 
 DEFAULTS = {"sampler": "heun", "num_steps": 25, "guidance_scale": 3.0}
 
 
 def test_samplers_are_compared_at_equal_cost():
-    for evaluations in sampler_choice.EVALUATIONS:
+    for evaluations in sampler_settings.EVALUATIONS:
         costs = {Setting(sampler, evaluations, 3.0).rows for sampler in ("euler", "heun", "dpmpp_2m")}
         assert costs == {2 * evaluations}
     assert Setting("heun", 19, 1.0).rows == 19
@@ -51,7 +52,7 @@ def test_latent_psnr_of_a_known_error():
     assert latent_psnr(z, z) == 120
 
 
-def test_the_cheapest_of_the_good_is_recommended():
+def test_the_cheapest_good_setting_is_recommended():
     def result(rows, distance, accuracy, shift=1.0):
         return {"rows": rows, "frechet_lite0": distance, "top1_lite0": accuracy, "shift": shift}
 
@@ -60,23 +61,23 @@ def test_the_cheapest_of_the_good_is_recommended():
         "cheap": result(20, 51.0, 0.79),
         "misses the class": result(10, 50.5, 0.5),
         "far": result(5, 60.0, 0.9),
-        "not to be had": result(1, 40.0, 0.9, shift=2.0),
+        "shifted": result(1, 40.0, 0.9, shift=2.0),
     }
     assert recommend(results, 500, 10.0)["rows"] == 20
-    assert recommend(results, 500, 49.5)["rows"] == 100, "near the floor little is much"
+    assert recommend(results, 500, 49.5)["rows"] == 100, "near the floor small differences count"
 
 
 @pytest.fixture
 def small_study(monkeypatch):
     for name, value in {"EVALUATIONS": (3, 25), "SHIFTS": (2.0,), "GUIDANCE": (1.0,)}.items():
-        monkeypatch.setattr(sampler_choice, name, value)
-    monkeypatch.setattr(sampler_choice, "INTERVALS", ((0.0, 0.5),))
-    monkeypatch.setattr(sampler_choice, "MANY", 7)
-    monkeypatch.setattr(sampler_choice, "REFERENCE_STEPS", 40)
+        monkeypatch.setattr(sampler_settings, name, value)
+    monkeypatch.setattr(sampler_settings, "INTERVALS", ((0.0, 0.5),))
+    monkeypatch.setattr(sampler_settings, "MANY", 7)
+    monkeypatch.setattr(sampler_settings, "REFERENCE_STEPS", 40)
 
 
 @pytest.mark.slow
-def test_a_stopped_study_goes_on_and_writes_its_page(small_study, tiny_dir, image_folder, tmp_path):
+def test_a_stopped_study_resumes_and_writes_its_page(small_study, tiny_dir, image_folder, tmp_path):
     output, images = tmp_path / "docs", str(image_folder)
     common = [str(tiny_dir), "--real", images, "--reference", images, "-o", str(output)]
     common += ["--samples", "6", "--compared", "3", "--cache", str(tmp_path / "cache")]
@@ -112,7 +113,7 @@ def test_wrong_counts_get_a_sentence(tiny_dir, image_folder, tmp_path):
         main([*common, "--samples", "4", "--compared", "9"])
 
 
-def test_a_class_without_pictures_gets_a_sentence(demo_dir, image_folder, tmp_path):
+def test_a_class_without_images_gets_a_sentence(demo_dir, image_folder, tmp_path):
     images = str(image_folder)
     with pytest.raises(SystemExit, match="no images of class 107"):
         main([str(demo_dir), "--real", images, "--reference", images, "-o", str(tmp_path)])

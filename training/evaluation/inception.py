@@ -1,7 +1,7 @@
-"""FID, Inception score, KID, precision and recall on Inception features, by torch-fidelity, as the field measures them.
+"""The standard metrics on Inception features, by torch-fidelity: FID, Inception score, KID, precision and recall.
 
-The weights are the user's, by path: the .pth that torch-fidelity publishes (weights-inception-2015-12-05-6726825d.pth),
-or the same as .safetensors. Nothing is downloaded. The file is read as tensors only, never as a pickle with code.
+The user gives the path of the weights: torch-fidelity's .pth (weights-inception-2015-12-05-6726825d.pth), or the same
+as .safetensors. Nothing is downloaded. Only tensors are read, never a pickle with code.
 """
 
 import io
@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from dsd_serve.errors import CheckpointError, EngineUnavailableError
 
-SUBSET = 1000  # images of a KID subset, as the field has it
+SUBSET = 1000  # images of a KID subset, the usual size
 NEIGHBOURS = 3
 NAMES = {
     "frechet_inception_distance": "fid",
@@ -31,16 +31,16 @@ NAMES = {
 
 
 def load_fidelity() -> Any:
-    """The package torch_fidelity; EngineUnavailableError says what is missing."""
+    """The package torch_fidelity. Raises EngineUnavailableError if it cannot be imported."""
     try:
         import torch_fidelity
     except ImportError as error:
         raise EngineUnavailableError(
             f"--inception needs torch-fidelity, which cannot be imported ({error}): pip install 'dsd-serve[fidelity]'"
         ) from None
-    except RuntimeError as error:  # torchvision, when it was built for another torch
+    except RuntimeError as error:  # torchvision built for another torch
         raise EngineUnavailableError(
-            "--inception needs torch-fidelity, and that torchvision, which does not fit this torch "
+            "--inception needs torch-fidelity, and it needs torchvision, which does not fit this torch "
             f"({' '.join(str(error).split())[:120]}): install the build of torchvision that belongs to "
             f"torch {torch.__version__}"
         ) from None
@@ -48,7 +48,7 @@ def load_fidelity() -> Any:
 
 
 def read_inception(path: Path) -> io.BytesIO:
-    """The weights of a .pth or .safetensors file as a .pth in memory, which holds tensors only. CheckpointError."""
+    """The weights of a .pth or .safetensors file as an in-memory .pth of tensors only. Raises CheckpointError."""
     if not path.is_file():
         raise CheckpointError(
             f"there are no Inception weights {path}; torch-fidelity publishes them as "
@@ -73,7 +73,7 @@ def read_inception(path: Path) -> io.BytesIO:
 
 
 class Pixels(Dataset[Tensor]):
-    """Images uint8 [N, 3, S, S] as torch-fidelity wants them."""
+    """Images uint8 [N, 3, S, S] as a data set for torch-fidelity."""
 
     def __init__(self, pixels: NDArray[np.uint8]) -> None:
         self.pixels = pixels
@@ -86,16 +86,16 @@ class Pixels(Dataset[Tensor]):
 
 
 class Inception:
-    """The metrics of torch-fidelity with the weights of a file. Everything is checked at once, not after the work."""
+    """The metrics of torch-fidelity with the weights of a file; package and weights are checked at construction."""
 
     def __init__(self, path: Path, device: str = "cpu") -> None:
         self.fidelity, self.weights, self.device = load_fidelity(), read_inception(path), device
 
     def compare(self, samples: NDArray[np.uint8], real: NDArray[np.uint8]) -> dict[str, Any]:
-        """The numbers of samples against real images, both uint8 [N, 3, S, S], with the counts of both."""
+        """The metrics of samples against real images, both uint8 [N, 3, S, S], with the counts of both."""
         self.weights.seek(0)
         fewest = min(len(samples), len(real))
-        found = self.fidelity.calculate_metrics(
+        metrics = self.fidelity.calculate_metrics(
             input1=Pixels(samples),
             input2=Pixels(real),
             cuda=self.device.startswith("cuda"),
@@ -111,5 +111,5 @@ class Inception:
             cache=False,
             verbose=True,
         )
-        numbers = {ours: float(found[theirs]) for theirs, ours in NAMES.items()}
+        numbers = {ours: float(metrics[theirs]) for theirs, ours in NAMES.items()}
         return {"pictures": len(samples), "reference_pictures": len(real), **numbers}

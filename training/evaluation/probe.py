@@ -1,4 +1,4 @@
-"""What the latents are like: in how many directions they lie, how they spread, what a linear probe reads in them."""
+"""Metrics of latents: effective rank, spread, and the accuracy of a linear probe."""
 
 from typing import Any
 
@@ -10,11 +10,11 @@ from dsd_serve.effective_rank import centred_rank, effective_rank
 from dsd_serve.errors import InputError
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the ridge, as shares of the mean energy of a direction
-EVERY = 5  # each fifth image is kept from the probe where there is no set of its own to test on
+EVERY = 5  # every fifth image is a test image if there is no separate test set
 
 
 def latent_statistics(latents: NDArray[np.float32]) -> dict[str, Any]:
-    """Numbers of latents [N, L, C], N of 2 or more.
+    """Metrics of latents [N, L, C], N at least 2.
 
     effective_rank, centred_rank: 1 to C, see dsd_serve/effective_rank.py. channel_mean, channel_std: [C], over images
     and tokens.
@@ -40,10 +40,10 @@ def probe_accuracy(
     test: NDArray[np.float32],
     test_labels: NDArray[np.int64],
 ) -> float:
-    """How often a linear map of latents [N, L, C] finds the label [N] of the test images: 0 to 1.
+    """Accuracy of a linear classifier of latents [N, L, C] with labels [N] on the test images, 0 to 1.
 
-    Ridge regression onto one column per class, in closed form, so there is nothing random about it. Its strength is
-    the one of STRENGTHS that does best on every fifth training image, the least where several do.
+    Ridge regression onto one column per class, in closed form and so deterministic. Its strength is the one of
+    STRENGTHS with the best accuracy on every fifth training image; the smallest of equals.
     """
     classes, targets = np.unique(train_labels, return_inverse=True)
     if len(classes) < 2:
@@ -55,8 +55,8 @@ def probe_accuracy(
     rest = np.arange(len(x)) % EVERY != EVERY - 1
     trial = Ridge(x[rest], one_hot[rest])
     scores = [(trial.predict(x[~rest], strength).argmax(1) == targets[~rest]).mean() for strength in STRENGTHS]
-    chosen = STRENGTHS[int(np.argmax(scores))]
-    predicted = classes[Ridge(x, one_hot).predict(y, chosen).argmax(1)]
+    best = STRENGTHS[int(np.argmax(scores))]
+    predicted = classes[Ridge(x, one_hot).predict(y, best).argmax(1)]
     return float((predicted == test_labels).mean())
 
 
@@ -76,7 +76,7 @@ class Ridge:
 
 
 def split_every(count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices (train, test) of images: every fifth is for the test."""
+    """Indices (train, test): every fifth image is a test image."""
     index = np.arange(count)
     held = index % EVERY == EVERY - 1
     return index[~held], index[held]

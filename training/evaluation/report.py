@@ -1,4 +1,4 @@
-"""The numbers of dsd-eval as a table: a column for each model, one for real images."""
+"""The metrics of dsd-eval as a table: a column for each model, and one for real images."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,13 +7,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Measure:
-    """A line of the table: where its value is, what it is called, how it is written, whether more of it is better."""
+    """A line of the table: place of the value in the JSON, title, number format, and whether higher is better."""
 
     section: str
     key: str
     title: str
     form: str = ".3f"
-    is_better_high: bool | None = True  # None: it is told, not judged
+    is_better_high: bool | None = True  # None: reported only
 
 
 MEASURES = (
@@ -41,15 +41,15 @@ MEASURES = (
 
 
 def value_of(sections: Mapping[str, Any], measure: Measure) -> float | None:
-    """The value of a measure, if it was taken. sections: of one model."""
+    """The value of a metric in the sections of one model; None if it was not measured."""
     section = sections.get(measure.section)
     if measure.section == "inception":
         section = sections.get("samples", {}).get("inception")
     return None if section is None else section.get(measure.key)
 
 
-def sheet(numbers: Mapping[str, Any]) -> str:
-    """The table, with a sentence on what stands in it and, of two models, which is the better."""
+def table(numbers: Mapping[str, Any]) -> str:
+    """The table below its conditions; for two models also a sentence that compares them."""
     models = numbers["models"]
     columns = [(column_name(model), model) for model in models]
     columns.append(("real", {"samples": numbers["real"]}))
@@ -57,8 +57,8 @@ def sheet(numbers: Mapping[str, Any]) -> str:
     for measure in MEASURES:
         values = [value_of(sections, measure) for _, sections in columns]
         if any(value is not None for value in values):
-            lines.append([measure.title, direction(measure), *(written(value, measure) for value in values)])
-    verdict = [compared(*models)] if len(models) == 2 else []
+            lines.append([measure.title, direction(measure), *(format_value(value, measure) for value in values)])
+    verdict = [comparison(*models)] if len(models) == 2 else []
     return "\n".join([conditions(numbers), "", *aligned(lines), *verdict])
 
 
@@ -70,12 +70,12 @@ def direction(measure: Measure) -> str:
     return {True: "high", False: "low", None: ""}[measure.is_better_high]
 
 
-def written(value: float | None, measure: Measure) -> str:
+def format_value(value: float | None, measure: Measure) -> str:
     return "-" if value is None else format(value, measure.form)
 
 
 def conditions(numbers: Mapping[str, Any]) -> str:
-    """At what size, against how many images, how sampled."""
+    """Image size, counts of images and sampling settings."""
     held, reference, size = numbers["held_out"], numbers["reference"], numbers["size"]
     lines = [
         f"{size} x {size} pixels, {len(numbers['classes'])} classes; reference: "
@@ -100,22 +100,22 @@ def conditions(numbers: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def compared(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
-    """A sentence: on how many of the measures that are judged the first model is better."""
-    judged, behind = 0, []
+def comparison(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
+    """A sentence: on how many of the metrics with a direction the first model is better."""
+    counted, behind = 0, []
     for measure in MEASURES:
         ours, theirs = value_of(first, measure), value_of(second, measure)
         if measure.is_better_high is None or ours is None or theirs is None:
             continue
-        judged += 1
+        counted += 1
         if ours == theirs or (ours > theirs) != measure.is_better_high:
             behind.append(measure.title)
     names = f"{column_name(first)} is better than {column_name(second)}"
-    return f"\n{names} on {judged - len(behind)} of {judged}" + (f"; not on {', '.join(behind)}" if behind else "")
+    return f"\n{names} on {counted - len(behind)} of {counted}" + (f"; not on {', '.join(behind)}" if behind else "")
 
 
 def aligned(lines: list[list[str]]) -> list[str]:
-    """Columns of equal width, the first two to the left."""
+    """Columns of equal width, the first two left-aligned."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return [
         "  ".join(

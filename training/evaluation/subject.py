@@ -1,4 +1,4 @@
-"""What is evaluated: a model directory on an engine, or a running server by its URL. Both draw, encode and decode."""
+"""Models under evaluation: a model directory on an engine, or a running server by its URL."""
 
 import base64
 import time
@@ -21,15 +21,15 @@ from dsd_serve.programs import Generate, Task
 from dsd_serve.rows import Decode, Encode, Latents, Pixels
 
 T = TypeVar("T")
-AT_ONCE = 8  # requests that are under way at a server
+CONCURRENCY = 8  # requests in flight at a server
 BUSY = 429
-PATIENCE = 60  # refusals of a busy server before we give up, each after a second
+RETRIES = 60  # of a request that a busy server refused, a second apart
 
 
 class Subject(Protocol):
-    """One model. name, fingerprint: which. image_size S: of its images. classes: the labels that it was trained on.
+    """A model that draws, encodes and decodes. image_size: S in pixels. classes: the labels it was trained on.
 
-    defaults: how it wants to be sampled. engine: what runs it, plain values.
+    defaults: its recommended sampling settings. engine: a description of what runs it, plain values.
     """
 
     name: str
@@ -55,9 +55,9 @@ class Subject(Protocol):
 def open_subject(
     place: str, engine: str = "onnx", device: str = "cpu", precision: str = "fp32", api_key: str = ""
 ) -> Subject:
-    """The subject at a place: a URL of a server, else a model directory, which `engine` runs. DSDError where it fails.
+    """The subject at a URL of a server, or else in a model directory, which `engine` runs. Raises DSDError.
 
-    api_key: for a server that asks for one.
+    api_key: for a server that needs one.
     """
     if place.startswith(("http://", "https://")):
         return ServerSubject(Client(place, api_key=api_key))
@@ -89,24 +89,24 @@ class ModelSubject:
 
 
 class ServerSubject:
-    """A running server. Several requests are under way at a time; a busy server is asked again."""
+    """A running server. Requests run concurrently and are repeated while the server is busy."""
 
     def __init__(self, client: Client) -> None:
         self.client = client
-        told = client.model()
-        self.name, self.fingerprint = str(told["name"]), str(told["fingerprint"])
-        self.image_size, self.classes = int(told["image_size"]), tuple(told["classes"])
-        self.max_steps = int(told["limits"]["steps"])
-        wanted = told["defaults"]
+        info = client.model()
+        self.name, self.fingerprint = str(info["name"]), str(info["fingerprint"])
+        self.image_size, self.classes = int(info["image_size"]), tuple(info["classes"])
+        self.max_steps = int(info["limits"]["steps"])
+        recommended = info["defaults"]
         self.defaults = SamplingParams(
-            num_steps=wanted["steps"], sampler=wanted["sampler"], guidance_scale=wanted["guidance"]
+            num_steps=recommended["steps"], sampler=recommended["sampler"], guidance_scale=recommended["guidance"]
         )
-        self.engine = {"server": client.url, **told["engine"]}
+        self.engine = {"server": client.url, **info["engine"]}
 
     def draw(self, labels: Sequence[int], params: SamplingParams) -> NDArray[np.uint8]:
         if params.num_steps > self.max_steps:
             raise EngineUnavailableError(
-                f"the server takes at most {self.max_steps} steps, and {params.num_steps} were asked for; start it "
+                f"the server takes at most {self.max_steps} steps, got {params.num_steps}; start it "
                 f"with --max-steps {params.num_steps}"
             )
         settings = {
@@ -122,30 +122,30 @@ class ServerSubject:
             answer = self.client.generate_json(int(labels[number]), index=params.index + number, **settings)
             return codec.read_image(base64.b64decode(answer["images"][0]["base64"]))
 
-        return np.stack(self.ask(one, range(len(labels)), "samples"))
+        return np.stack(self.request_all(one, range(len(labels)), "samples"))
 
     def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         def one(image: Pixels) -> Latents:
             return self.client.encode(codec.write_image(image))
 
-        return np.stack(self.ask(one, pixels, "latents"))
+        return np.stack(self.request_all(one, pixels, "latents"))
 
     def decode(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
         def one(z: Latents) -> Pixels:
             return codec.read_image(self.client.decode(z, format="png"))
 
-        return np.stack(self.ask(one, latents, "reconstructions"))
+        return np.stack(self.request_all(one, latents, "reconstructions"))
 
-    def ask(self, one: Callable[[Any], T], inputs: Sequence[Any] | NDArray[Any], title: str) -> list[T]:
+    def request_all(self, one: Callable[[Any], T], inputs: Sequence[Any] | NDArray[Any], title: str) -> list[T]:
         """The answers for all inputs, in order."""
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            answers = pool.map(lambda value: patiently(one, value), inputs)
+        with ThreadPoolExecutor(CONCURRENCY) as pool:
+            answers = pool.map(lambda value: with_retries(one, value), inputs)
             return list(tqdm(answers, total=len(inputs), desc=title, unit="image", leave=False))
 
 
-def patiently(one: Callable[[Any], T], value: Any) -> T:
-    """Ask, and ask again while the server is busy."""
-    for _ in range(PATIENCE):
+def with_retries(one: Callable[[Any], T], value: Any) -> T:
+    """Call `one`, and repeat it while the server is busy."""
+    for _ in range(RETRIES):
         try:
             return one(value)
         except ServerError as error:

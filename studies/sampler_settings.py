@@ -1,0 +1,99 @@
+"""The settings that the sampler study measures, by part."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dsd_serve.params import SAMPLER_NAMES, SamplingParams
+from dsd_serve.samplers import num_rows, timesteps
+
+REFERENCE_STEPS = 500
+EVALUATIONS = (5, 9, 19, 39)  # of the network, without guidance: those of heun with 3, 5, 10 and 20 steps
+SHIFTS = (0.5, 2.0)  # besides 1, which is even steps
+GUIDANCE = (1.0, 2.0, 3.0, 4.0, 6.0)
+INTERVALS = ((0.0, 0.75), (0.1, 1.0), (0.25, 1.0))
+MANY = 19  # evaluations at which guidance is studied
+SEED = 1
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Sampling settings. shift s: times t become t / (t + s (1 - t)), so above 1 more of the steps are at noisy t."""
+
+    sampler: str
+    evaluations: int
+    guidance_scale: float
+    guidance_start: float = 0.0
+    guidance_stop: float = 1.0
+    shift: float = 1.0
+
+    @property
+    def num_steps(self) -> int:
+        """heun evaluates twice in all steps but the last."""
+        return (self.evaluations + 1) // 2 if self.sampler == "heun" else self.evaluations
+
+    @property
+    def params(self) -> SamplingParams:
+        return SamplingParams(
+            seed=SEED,
+            num_steps=self.num_steps,
+            sampler=self.sampler,
+            guidance_scale=self.guidance_scale,
+            guidance_start=self.guidance_start,
+            guidance_stop=self.guidance_stop,
+        )
+
+    @property
+    def timesteps(self) -> list[float]:
+        return [shifted(t, self.shift) for t in timesteps(self.num_steps)]
+
+    @property
+    def rows(self) -> int:
+        """Rows of the network for one image."""
+        return num_rows(self.params, self.timesteps)
+
+    @property
+    def key(self) -> str:
+        interval = f"{self.guidance_start:g}-{self.guidance_stop:g}"
+        return f"{self.sampler} {self.evaluations} shift {self.shift:g} guidance {self.guidance_scale:g} {interval}"
+
+    @property
+    def reference(self) -> "Setting":
+        """The setting that its latents are compared with: the same guidance, with hardly any sampler error."""
+        return replace(self, sampler="heun", evaluations=2 * REFERENCE_STEPS - 1, shift=1.0)
+
+
+def shifted(t: float, shift: float) -> float:
+    """The shift of Stable Diffusion 3 (arXiv 2403.03206) for t = 0 noise: s = 1 changes nothing; t = 0 and 1 stay."""
+    return t / (t + shift * (1 - t)) if t else 0.0
+
+
+def default_setting(defaults: Mapping[str, Any]) -> Setting:
+    """The model's recommendation."""
+    steps = defaults["num_steps"]
+    evaluations = 2 * steps - 1 if defaults["sampler"] == "heun" else steps
+    return Setting(defaults["sampler"], evaluations, defaults["guidance_scale"])
+
+
+def settings_of(defaults: Mapping[str, Any]) -> dict[str, list[Setting]]:
+    """The settings of each part of the study. A setting in several parts is measured once."""
+    default_guidance = defaults["guidance_scale"] if defaults["guidance_scale"] > 1 else 2.0
+    guidance = [1.0, default_guidance]
+    best = Setting("heun", MANY, default_guidance)
+    return {
+        "default": [default_setting(defaults)],
+        "samplers": [Setting(s, n, g) for g in guidance for s in SAMPLER_NAMES for n in EVALUATIONS],
+        "guidance": [replace(best, guidance_scale=g) for g in sorted({*GUIDANCE, default_guidance})],
+        "interval": [best]
+        + [
+            replace(best, guidance_scale=g, guidance_start=start, guidance_stop=stop)
+            for g in (default_guidance, default_guidance + 1)
+            for start, stop in INTERVALS
+        ],
+        "shift": [
+            replace(best, sampler=sampler, evaluations=n, shift=shift)
+            for sampler in ("heun", "dpmpp_2m")
+            for n in EVALUATIONS[1:3]
+            for shift in sorted((*SHIFTS, 1.0))
+        ],
+    }

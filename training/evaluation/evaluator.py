@@ -1,0 +1,175 @@
+"""The metrics of a model against sets of real images: samples, reconstructions and latents."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dsd_serve.errors import CheckpointError
+from dsd_serve.imaging import codec
+from dsd_serve.params import SamplingParams
+from training.evaluation.classifier import Features, Lite0
+from training.evaluation.distances import KernelSet, blur, class_score, frechet_to, kid, moments, precision_recall, ssim
+from training.evaluation.inception import Inception
+from training.evaluation.probe import latent_statistics, probe_accuracy, split_every
+from training.evaluation.subject import Subject
+from training.sources import Images
+
+LIMIT = 50_000  # images of a set, the usual count for FID
+PROBE = 5_000  # training images of the linear probe, at most
+
+
+@dataclass
+class ImageSet:
+    """Real images uint8 [N, 3, S, S], their labels int64 [N] and features [N, 1280]. name: of the file or folder."""
+
+    name: str
+    pixels: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    features: Features
+
+
+@dataclass
+class Evaluator:
+    """Measures models: held-out images, a reference, the classes in common, and the feature networks."""
+
+    size: int
+    classes: tuple[int, ...]
+    held_out: ImageSet
+    reference: ImageSet
+    classifier: Lite0
+    inception: Inception | None = None
+
+    def __post_init__(self) -> None:
+        self.moments = moments(self.reference.features)
+        self.kernel = KernelSet(self.reference.features)
+
+    @property
+    def has_reference(self) -> bool:
+        return self.reference is not self.held_out
+
+    def compare(self, pixels: NDArray[np.uint8], features: Features, labels: NDArray[np.int64]) -> dict[str, Any]:
+        """All metrics of images against the reference, with the counts of both."""
+        real = self.reference
+        precision, recall = precision_recall(features, real.features)
+        numbers: dict[str, Any] = {
+            "pictures": len(features),
+            "reference_pictures": len(real.features),
+            "frechet_lite0": frechet_to(features, self.moments),
+            "kid_lite0": kid(KernelSet(features), self.kernel),
+            "precision_lite0": precision,
+            "recall_lite0": recall,
+            "class_score_lite0": class_score(self.classifier.log_probabilities(features)),
+            "top1_lite0": self.accuracy(features, labels),
+        }
+        if self.inception:
+            numbers["inception"] = self.inception.compare(pixels, real.pixels)
+        return numbers
+
+    def accuracy(self, features: Features, labels: NDArray[np.int64]) -> float:
+        """The share of images that the classifier assigns to their label, among the classes."""
+        return float(self.classifier.correct(features, labels, self.classes).mean())
+
+    def real(self, count: int) -> dict[str, Any]:
+        """Metrics of at most `count` held-out images, because metrics compare only at equal counts.
+
+        All metrics of samples if there is a separate reference, else those that need none.
+        """
+        index = evenly(len(self.held_out.labels), count)
+        pixels, features = self.held_out.pixels[index], self.held_out.features[index]
+        labels = self.held_out.labels[index]
+        if self.has_reference:
+            return self.compare(pixels, features, labels)
+        return {
+            "pictures": len(features),
+            "class_score_lite0": class_score(self.classifier.log_probabilities(features)),
+            "top1_lite0": self.accuracy(features, labels),
+        }
+
+    def evaluate(self, subject: Subject, samples: int, params: SamplingParams) -> dict[str, Any]:
+        """All metrics of one model, with its name and sampling settings. samples: images to draw, classes in turn."""
+        labels = np.array([self.classes[i % len(self.classes)] for i in range(samples)], np.int64)
+        drawn = resized(subject.draw(labels.tolist(), params), self.size)
+        features = self.classifier.features(drawn, "features of samples")
+        correct = self.classifier.correct(features, labels, self.classes)
+        sampling = ("seed", "num_steps", "sampler", "guidance_scale", "guidance_start", "guidance_stop")
+        return {
+            "name": subject.name,
+            "fingerprint": subject.fingerprint,
+            "image_size": subject.image_size,
+            "engine": subject.engine,
+            "sampling": {key: getattr(params, key) for key in sampling},
+            "samples": self.compare(drawn, features, labels),
+            **self.reconstruction_and_latents(subject),
+            "top1_by_class": {str(c): round(float(correct[labels == c].mean()), 4) for c in self.classes[:samples]},
+        }
+
+    def reconstruction_and_latents(self, subject: Subject) -> dict[str, Any]:
+        """Metrics of the latents of the held-out images, and of their reconstructions."""
+        held = self.held_out
+        latents = subject.encode(resized(held.pixels, subject.image_size))
+        rebuilt = resized(subject.decode(latents), self.size)
+        features = self.classifier.features(rebuilt, "features of reconstructions")
+        reconstruction = {
+            "pictures": len(rebuilt),
+            "psnr": codec.psnr(held.pixels, rebuilt),
+            "ssim": ssim(held.pixels, rebuilt),
+            "frechet_lite0": frechet_to(features, moments(held.features)),
+            "top1_lite0": self.accuracy(features, held.labels),
+        }
+        return {
+            "reconstruction": reconstruction,
+            "latents": latent_statistics(latents) | self.probe(subject, latents),
+        }
+
+    def probe(self, subject: Subject, latents: NDArray[np.float32]) -> dict[str, Any]:
+        """Accuracy of a linear probe, trained on the reference and tested on the held-out images.
+
+        Without a separate reference it is trained and tested on parts of the held-out images.
+        """
+        held, reference = self.held_out, self.reference
+        if len(self.classes) < 2:
+            return {}
+        if self.has_reference:
+            index = evenly(len(reference.labels), PROBE)
+            encoded = subject.encode(resized(reference.pixels[index], subject.image_size))
+            train, test = (encoded, reference.labels[index]), (latents, held.labels)
+        else:
+            train, test = ((latents[part], held.labels[part]) for part in split_every(len(latents)))
+        accuracy = probe_accuracy(*train, *test)
+        return {"probe_top1": accuracy, "probe_train": len(train[0]), "probe_test": len(test[0])}
+
+
+def resized(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Square images uint8 [N, 3, S, S] at another size."""
+    if pixels.shape[-1] == size:
+        return pixels
+    return np.stack([codec.resize(image, size) for image in pixels])
+
+
+def evenly(count: int, limit: int) -> NDArray[np.int64]:
+    """At most `limit` indices below `count`, evenly spaced, because folders are sorted by class."""
+    kept = min(count, limit)
+    return np.arange(kept) * count // kept
+
+
+def read_images(images: Images, classes: Sequence[int], limit: int, sigma: float = 0.0) -> ImageSet:
+    """At most `limit` images of these classes, decoded, and blurred if sigma is above 0; without features yet."""
+    kept = np.flatnonzero(np.isin(images.labels, classes))
+    subset = images.subset(kept[evenly(len(kept), limit)])
+    subset.hold()
+    assert subset.pixels is not None
+    pixels = blur(subset.pixels, sigma) if sigma else subset.pixels
+    return ImageSet(Path(images.path).name, pixels, subset.labels, np.empty((0, 0), np.float32))
+
+
+def common_classes(subjects: Sequence[Subject], real: Sequence[Images]) -> tuple[int, ...]:
+    """The classes of all models and all image sets."""
+    groups = [set(subject.classes) for subject in subjects] + [set(images.labels.tolist()) for images in real]
+    classes = sorted(set.intersection(*groups))
+    if not classes:
+        raise CheckpointError("there is no class that the models were trained on and that all image sets have")
+    return tuple(classes)
