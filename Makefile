@@ -1,6 +1,7 @@
 # make run    the server on port 8000 with the demo model; installs only what serving needs
 # make ui     the same with a page in the browser at http://localhost:8000
 # make test   the tests      make test-ui  those of the page, in Chromium      make test-slow  those that take minutes
+# make coverage  the tests, and the lines of each module that they run
 # make lint   ruff, mypy, import-linter          make fmt   formats the code
 # make test-clients  other people's clients: curl, nginx, Java, Node, Chromium ...
 # make docs   the documentation site, into build/site; a dead link fails
@@ -36,7 +37,7 @@ VENV = $(PYTHON) -m venv $(1) || { echo "make: Python 3.11 or later with venv is
 TRY = OMP_NUM_THREADS=1 $(DEV)/bin/python -m pytest $(1) $(2) || { echo "make: once more, what failed"; \
 	$(DEV)/bin/python -m pytest $(1) --last-failed --last-failed-no-failures none; }
 
-.PHONY: run ui test test-slow test-ui test-triton test-clients triton lint docs audit locks fmt ci demo study eval samplers bench bench-serving measure-ui gpu image deploy-lint clean
+.PHONY: run ui test coverage test-slow test-ui test-triton test-clients triton lint docs audit locks fmt ci demo study eval samplers bench bench-serving measure-ui gpu image deploy-lint clean
 
 run: $(RUN)/.done
 	$(RUN)/bin/dsd-serve $(ARGS)
@@ -46,6 +47,13 @@ ui: $(RUN)/.ui
 
 test: $(DEV)/.done
 	$(call TRY,-rfE,-n auto --maxprocesses 4 --dist loadfile)
+
+# Tracing slows the servers, so tests that measure time may fail here: the report follows all the same.
+coverage: $(DEV)/.done
+	$(DEV)/bin/coverage erase
+	-OMP_NUM_THREADS=1 $(DEV)/bin/coverage run -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(DEV)/bin/coverage combine --quiet
+	$(DEV)/bin/coverage report --skip-covered --sort=cover
 
 test-slow: $(DEV)/.done
 	$(DEV)/bin/python -m pytest -m slow
@@ -163,4 +171,4 @@ $(DEV)/.done: pyproject.toml constraints.txt overrides.txt
 	@touch $@
 
 clean:
-	rm -rf $(RUN) $(DEV) $(LINT) $(DOCS) .triton .clients build dist
+	rm -rf $(RUN) $(DEV) $(LINT) $(DOCS) .triton .clients .coverage* build dist
