@@ -30,6 +30,7 @@ from dsd_serve.errors import DSDError
 from dsd_serve.precision import PRECISIONS, REFERENCE, precisions_of
 from dsd_serve.programs import sampling_cost
 from dsd_serve.rows import Array, Row
+from export.markdown import markdown_table
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 ROUNDS = 15
@@ -143,20 +144,16 @@ def markdown(found: dict[str, Any]) -> str:
     for precision, result in found["precisions"].items():
         sizes = list(next(iter(result["ms"].values()), {}))
         rate = result["product_rate"]
-        lines += [
-            "",
-            f"## {precision}: {rate / 1e12:.2f} TFLOP/s",
-            "",
-            f"| engine | {' | '.join(f'{size} rows' for size in sizes)} | images a second |",
-            f"|---|{'---|' * (len(sizes) + 1)}",
-        ]
+        rows = []
         for name, row in result["ms"].items():
             cells = [
                 f"{ms:.2f} ({100 * int(size) * found['flops_per_row'] / (ms / 1000) / rate:.0f} %)"
                 for size, ms in row.items()
             ]
             best = max(int(size) / (ms / 1000) for size, ms in row.items()) / found["rows_per_picture"]
-            lines.append(f"| {name} {result['versions'][name]} | {' | '.join(cells)} | {best:.2f} |")
+            rows.append([f"{name} {result['versions'][name]}", *cells, f"{best:.2f}"])
+        header = ["engine", *(f"{size} rows" for size in sizes), "images a second"]
+        lines += ["", f"## {precision}: {rate / 1e12:.2f} TFLOP/s", "", *markdown_table(header, rows)]
         lines += [f"\nNot measured: {name}: {reason}" for name, reason in result["absent"].items()]
     return "\n".join([*lines, ""])
 

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from export.markdown import markdown_table
+
 ROLES = ("encode", "denoise", "decode")
 COUNTS = (1, 4, 1)  # rows of each role
 LIMIT = 0.45  # of the memory of three sessions
@@ -146,14 +148,12 @@ def study(model_dir: Path) -> dict[str, Any]:
 
 def table(values: dict[str, Any]) -> list[str]:
     """Lines of Markdown."""
-    lines = [
-        "| | resident after load | and after running | of that anonymous | peak |",
-        "|---|---|---|---|---|",
-    ]
+    rows = []
     for name, result in values["results"].items():
         after = result["after"]
         numbers = (result["loaded"]["resident"], after["resident"], after["anonymous"], after["peak"])
-        lines.append(f"| {name} | " + " | ".join(f"{number:.0f} MB" for number in numbers) + " |")
+        rows.append([name, *(f"{number:.0f} MB" for number in numbers)])
+    lines = markdown_table(["", "resident after load", "and after running", "of that anonymous", "peak"], rows)
     share = values["share"]
     before = values["results"]["fp32"]["before"]["resident"]
     sentence = f"One graph takes {share:.1%} of three sessions (limit {LIMIT:.0%} for dsd-b)"

@@ -22,6 +22,7 @@ import torch
 from benchmarks.output import add_flag, output_of
 from dsd_serve.errors import DSDError
 from dsd_serve.files import atomic
+from export.markdown import markdown_table
 from training.device import Device, choose_device
 from training.estimate import flops_per_image, random_batch
 from training.order import Order, micro_batches
@@ -123,15 +124,15 @@ def report(results: dict[str, Any]) -> str:
         f"into {PATIENCE:.0f} seconds. A product of two {SIDE} x {SIDE} matrices reaches {rates['fp32']:.3f} TFLOP/s "
         f"in fp32 and {rates['bf16']:.3f} in bf16 there: the roof that the last column is a share of.",
         "",
-        "| demo: 64 images of 32 x 32, 4 noise draws; dsd-s: 2 of 256 x 256, 3 draws | images/s | TFLOP/s | "
-        "of the matrix product |",
-        "|---|---|---|---|",
     ]
+    rows = []
     for name, row in {**results["cases"], **results["reading"]}.items():
         label = f"demo, bf16, math, {name}" if name in READING else name
-        lines.append(
-            f"| {label} | {row['pictures_per_second']:.1f} | {row['tflops']:.3f} | {row['share_of_matmul']:.0%} |"
+        rows.append(
+            [label, f"{row['pictures_per_second']:.1f}", f"{row['tflops']:.3f}", f"{row['share_of_matmul']:.0%}"]
         )
+    sizes = "demo: 64 images of 32 x 32, 4 noise draws; dsd-s: 2 of 256 x 256, 3 draws"
+    lines += markdown_table([sizes, "images/s", "TFLOP/s", "of the matrix product"], rows)
     return "\n".join(lines) + "\n"
 
 

@@ -1,12 +1,13 @@
 """The model card: Markdown."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from dsd_serve.config import ModelConfig
 from dsd_serve.labels import all_classes
 from dsd_serve.params import SamplingParams
 from dsd_serve.precision import PRECISIONS, listed
+from export.markdown import markdown_table
 from export.verify import Report
 
 DATA_NOTE = (
@@ -44,7 +45,7 @@ def write_card(
         "",
         "One network that encodes, denoises and decodes images (DSD, arXiv 2511.14716).",
         "",
-        *table(("", ""), rows),
+        *markdown_table(("", ""), rows),
         "",
         "## What it draws",
         "",
@@ -82,7 +83,7 @@ def with_measurements(card: str, reports: Sequence[Report], sizes: dict[str, int
         f"On {reports[0].num_rows} rows in mixtures; fp32 against the torch network, the others against fp32. "
         f"{halves} are checked on a CPU, each operator in float32 and its result rounded.",
         "",
-        *table(header, rows),
+        *markdown_table(header, rows),
         "",
     ]
     return "\n".join(lines)
@@ -107,11 +108,3 @@ def classes_sentence(config: ModelConfig) -> str:
         return f"All {config.num_classes} classes of ImageNet-1k."
     names = ", ".join(f"{all_classes()[index].name} ({index})" for index in config.trained_classes)
     return f"{len(config.classes)} classes of ImageNet-1k, and nothing else: {names}."
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a Markdown table."""
-    lines = ["| " + " | ".join(cells) + " |" for cells in (header, *rows)]
-    if not any(header):
-        lines[0] = "|" + " |" * len(header)
-    return [lines[0], "|" + "---|" * len(header), *lines[1:]]

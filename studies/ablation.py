@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from benchmarks.output import Output, add_flag, output_of
 from dsd_serve.errors import DSDError
 from dsd_serve.files import atomic
+from export.markdown import markdown_table
 from training.estimate import flops_per_image
 from training.evaluation.classifier import SIZE, load_network
 from training.monitor import denoised_psnr, latent_metrics
@@ -133,7 +134,7 @@ def run_variant(name: str, data: str, overrides: Sequence[str]) -> dict[str, Any
 def table(results: dict[str, dict[str, Any]]) -> str:
     """The results as a Markdown table; + marks a value above all seeds of the base, - one below."""
     seeds = [run for name, run in results.items() if name.startswith("base")]
-    lines = [f"| variant | {' | '.join(COLUMNS.values())} |", "|---" * (len(COLUMNS) + 1) + "|"]
+    rows = []
     for name, run in results.items():
         cells = []
         for key in COLUMNS:
@@ -142,8 +143,8 @@ def table(results: dict[str, dict[str, Any]]) -> str:
             outside = not name.startswith("base") and key != "cost"
             mark = " +" if outside and value > max(base) else " -" if outside and value < min(base) else ""
             cells.append(text + mark)
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        rows.append([name, *cells])
+    return "\n".join(markdown_table(["variant", *COLUMNS.values()], rows)) + "\n"
 
 
 def write(results: dict[str, dict[str, Any]], output: Output) -> None:

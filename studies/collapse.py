@@ -20,6 +20,7 @@ from typing import Any
 from benchmarks.output import add_flag, output_of
 from dsd_serve.errors import DSDError
 from dsd_serve.files import atomic
+from export.markdown import markdown_table
 from training.run_config import OBJECTIVES, load_config
 from training.train import train
 
@@ -88,12 +89,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     output = output_of(options)
     draw(results, output.pages / "collapse.png")
     (output.results / "collapse.json").write_text(json.dumps(results, indent=1) + "\n")
-    print(f"| objective | seed | {' | '.join(NUMBERS)} | seconds |")
-    print("|---" * (len(NUMBERS) + 3) + "|")
-    for objective, runs in results.items():
-        for run in runs:
-            last = " | ".join(f"{run[name][-1]:.2f}" for name in NUMBERS)
-            print(f"| {objective} | {run['seed']} | {last} | {run['seconds']:.0f} |")
+    rows = [
+        [objective, str(run["seed"]), *(f"{run[name][-1]:.2f}" for name in NUMBERS), f"{run['seconds']:.0f}"]
+        for objective, runs in results.items()
+        for run in runs
+    ]
+    print("\n".join(markdown_table(["objective", "seed", *NUMBERS, "seconds"], rows)))
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ from dsd_serve.programs import generate, run_all
 from export.graph.half import HALVES, ISLANDS, PARTS, emulated, half_weights, to_half
 from export.graph.onnx_graph import block_products
 from export.graph.weights import write_weights
+from export.markdown import markdown_table
 from export.verify import Report, verify
 
 NUM_STEPS = 50
@@ -177,11 +178,9 @@ def model_section(model: dict[str, Any]) -> list[str]:
         "",
         f"{model['rows']} rows a call for speed; {model['pictures']} images, guidance {model['guidance']:g}.",
         "",
-        "| precision | weights | ms a row | latents: largest, rms | image: median, worst |",
-        "|---|---|---|---|---|",
     ]
     base = model["results"]["fp32"]
-    verdicts = []
+    rows, verdicts = [], []
     for precision, result in model["results"].items():
         milliseconds, report = result["ms_per_row"], result["measured"]
         speed = "no operators"
@@ -198,8 +197,9 @@ def model_section(model: dict[str, Any]) -> list[str]:
         errors = "-" if precision == "fp32" else f"{report['latent_error']:.1e}, {report['latent_rms']:.1e}"
         image = "-" if precision == "fp32" else f"{result['psnr_median']:.1f}, {result['psnr_least']:.1f} dB"
         size = f"{result['weights_bytes'] / 1e6:.1f} MB{shared}"
-        lines.append(f"| {precision} | {size} | {speed} | {errors} | {image} |")
-    return [*lines, "", "; ".join(verdicts) + "."]
+        rows.append([precision, size, speed, errors, image])
+    header = ["precision", "weights", "ms a row", "latents: largest, rms", "image: median, worst"]
+    return [*lines, *markdown_table(header, rows), "", "; ".join(verdicts) + "."]
 
 
 def island_section(errors: dict[str, dict[str, Any]]) -> list[str]:
@@ -207,14 +207,18 @@ def island_section(errors: dict[str, dict[str, Any]]) -> list[str]:
         "The first model above, plain graph. *conditioning*: embeddings, time features, modulation; *residual*: the",
         "stream between blocks, gates and shifts; *heads*: everything after the last block's products.",
         "",
-        "| in float32 | fp16: latents rms, pixels | bf16: latents rms, pixels |",
-        "|---|---|---|",
     ]
+    rows = []
     for name, by_precision in errors.items():
         reports = (Report(**report) for report in by_precision.values())
-        cells = (f"{report.latent_rms:.1e}, {report.pixel_error}" for report in reports)
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return [*lines, "", f"Chosen: {', '.join(part for part in PARTS if part in ISLANDS)}."]
+        rows.append([name, *(f"{report.latent_rms:.1e}, {report.pixel_error}" for report in reports)])
+    header = ["in float32", "fp16: latents rms, pixels", "bf16: latents rms, pixels"]
+    return [
+        *lines,
+        *markdown_table(header, rows),
+        "",
+        f"Chosen: {', '.join(part for part in PARTS if part in ISLANDS)}.",
+    ]
 
 
 def memory_section(values: dict[str, Any]) -> list[str]:

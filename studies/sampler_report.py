@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dsd_serve.files import atomic
+from export.markdown import markdown_table
 
 STYLES = {"euler": "o-", "heun": "s-", "dpmpp_2m": "^-"}
 TITLES = {
@@ -138,17 +139,12 @@ def describe(result: Mapping[str, Any]) -> str:
 
 
 def table(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    lines = [
-        "| sampler | steps | evaluations | rows | shift | guidance | interval | latent PSNR | frechet_lite0 "
-        "| kid_lite0 | top1 |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for r in results:
         psnr = f"{r['latent_psnr']:.1f} dB" if "latent_psnr" in r else "-"
         interval = "-" if r["guidance_scale"] == 1 else f"{r['guidance_start']:g} to {r['guidance_stop']:g}"
-        lines.append(
-            f"| {r['sampler']} | {r['num_steps']} | {r['evaluations']} | {r['rows']} | {r['shift']:g} | "
-            f"{r['guidance_scale']:g} | {interval} | {psnr} | {r['frechet_lite0']:.1f} | "
-            f"{r['kid_lite0']:.4f} | {r['top1_lite0']:.1%} |"
-        )
-    return lines
+        counts = [str(r[key]) for key in ("sampler", "num_steps", "evaluations", "rows")]
+        numbers = [f"{r['frechet_lite0']:.1f}", f"{r['kid_lite0']:.4f}", f"{r['top1_lite0']:.1%}"]
+        rows.append([*counts, f"{r['shift']:g}", f"{r['guidance_scale']:g}", interval, psnr, *numbers])
+    header = ("sampler", "steps", "evaluations", "rows", "shift", "guidance", "interval", "latent PSNR")
+    return markdown_table([*header, "frechet_lite0", "kid_lite0", "top1"], rows)

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.serving import tables
 from benchmarks.serving.simulated_engine import FLAT_ROWS, STEP_SECONDS, SimulatedEngine
 from benchmarks.serving.workload import GUIDANCE, SHORT, Body, arrivals, requests
 from benchmarks.serving.workload import program as drawing
@@ -144,34 +145,33 @@ def table(step_seconds: float, rows: int, numbers: Sequence[int], seconds: float
         f"A call takes {1000 * step_seconds:g} ms for up to {rows} rows; full calls alone would be {one:.1f} images/s "
         f"a device; {seconds:g} s simulated, the first {WARMUP:g} s do not count.",
         "",
-        "| devices | load | offered, images/s | done, images/s | p50, s | p95, s | short ones: p95, s | rows a call |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
+    measured = []
     for number in numbers:
         for load in LOADS:
             offered = load * one * number
             outcome = simulate(number, offered, step_seconds, rows, seconds)
             p50, p95 = np.percentile(outcome.latencies, [50, 95])
-            lines.append(
-                f"| {number} | {load:.0%} | {offered:.0f} | {outcome.rate:.0f} | {p50:.2f} | {p95:.2f} "
-                f"| {np.percentile(outcome.short, 95):.2f} | {outcome.rows:.1f} |"
-            )
-    return "\n".join(lines)
+            times = [f"{value:.2f}" for value in (p50, p95, np.percentile(outcome.short, 95))]
+            rates = [f"{offered:.0f}", f"{outcome.rate:.0f}"]
+            measured.append([str(number), f"{load:.0%}", *rates, *times, f"{outcome.rows:.1f}"])
+    header = ["devices", "load", "offered, images/s", "done, images/s", "p50, s", "p95, s", "short ones: p95, s"]
+    return "\n".join([*lines, *tables.table([*header, "rows a call"], measured)])
 
 
 def needed(step_seconds: float, rows: int, rates: Sequence[float], limit: float, seconds: float) -> str:
     """The fewest devices for each rate at which 95 % of the requests take at most `limit` seconds."""
-    lines = [f"| images/s | devices for a p95 of {limit:g} s | p50, s | p95, s |", "| --- | --- | --- | --- |"]
+    measured = []
     for rate in rates:
         for number in itertools.count(math.ceil(rate / capacity(step_seconds, rows))):
             outcome = simulate(number, rate, step_seconds, rows, seconds)
             p50, p95 = np.percentile(outcome.latencies, [50, 95])
             if p95 <= limit and outcome.rate >= 0.97 * rate:
-                lines.append(f"| {rate:g} | {number} | {p50:.2f} | {p95:.2f} |")
+                measured.append([f"{rate:g}", str(number), f"{p50:.2f}", f"{p95:.2f}"])
                 break
             if number > 4 * rate:
                 raise SystemExit(f"scaling: no number of devices keeps a p95 of {limit:g} s; ask for a higher --p95")
-    return "\n".join(lines)
+    return "\n".join(tables.table(["images/s", f"devices for a p95 of {limit:g} s", "p50, s", "p95, s"], measured))
 
 
 class Instant(SimulatedEngine):
