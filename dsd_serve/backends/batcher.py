@@ -13,40 +13,23 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from dsd_serve.backends import Job, Observer, outcome_of
+from dsd_serve.backends import Observer, outcome_of
+from dsd_serve.backends.program_job import ProgramJob
 from dsd_serve.backends.row_budget import measure_budget
+from dsd_serve.backends.tick_times import TickTimes
 from dsd_serve.errors import CancelledError, ClosedError, DeadlineError, DSDError, EngineError, QueueFullError
 from dsd_serve.programs import OnPreviews, Task
-from dsd_serve.rows import Array, Cost, Denoise, Engine, OnPreview, Program, Row
+from dsd_serve.rows import Array, Cost, Engine, OnPreview, Program, Row
 
 log = logging.getLogger(__name__)
 
 DEAD_AFTER = 3  # failed ticks in a row
 STALLED_AFTER = 10.0  # seconds of one engine call, and twenty usual ticks: then it counts as hanging
 ONE_ROW = Cost(1, 1)
-
-
-@dataclass(eq=False)
-class ProgramJob(Job):
-    """A program in the batcher. rows_left: what remains of its cost."""
-
-    program: Program
-    rows_left: int
-    rows: list[Row] = field(default_factory=list)
-
-    def cancel(self) -> None:
-        """Cancel it; takes effect at the next tick."""
-        self.cancelled = True
-
-    @property
-    def only_codes(self) -> bool:
-        """Whether it waits for encode or decode rows only. These go first, because they begin or end an image."""
-        return not any(isinstance(row, Denoise) for row in self.rows)
 
 
 class Batcher:
@@ -67,11 +50,7 @@ class Batcher:
     ) -> None:
         self.engine, self.max_waiting, self.max_seconds = engine, max_waiting, max_seconds
         self.observer = observer or Observer()
-        self.row_seconds = 0.0  # of a full tick, per row; moving average
-        self.tick_seconds = 0.0  # moving average over all ticks
-        self.budget = budget
-        if not budget:
-            self.budget, self.tick_seconds, self.row_seconds = measure_budget(engine)
+        self.budget, self.times = (budget, TickTimes()) if budget else measure_budget(engine)
         self.waiting: deque[ProgramJob] = deque()
         self.running: list[ProgramJob] = []
         self.condition = threading.Condition()
@@ -154,12 +133,11 @@ class Batcher:
     def seconds_ahead(self) -> float:
         """Estimated seconds until what is queued and running now is done."""
         with self.condition:  # the lists change meanwhile
-            return sum(job.rows_left for job in itertools.chain(self.running, self.waiting)) * self.row_seconds
+            return self.times.of_rows(sum(job.rows_left for job in (*self.running, *self.waiting)))
 
     def expected_seconds(self, costs: Sequence[Cost]) -> float:
         """Estimated seconds until programs of these costs would be done, if they were submitted now."""
-        work = self.seconds_ahead() + sum(cost.rows for cost in costs) * self.row_seconds
-        return max(work, max(cost.ticks for cost in costs) * self.tick_seconds)
+        return self.times.until_done(self.seconds_ahead(), costs)
 
     @property
     def num_running(self) -> int:
@@ -177,7 +155,7 @@ class Batcher:
         if self.dead or self.closed:
             return self.dead or "the server is shutting down"
         since = self.busy_since
-        if since is not None and (stalled := time.monotonic() - since) > STALLED_AFTER + 20 * self.tick_seconds:
+        if since is not None and (stalled := time.monotonic() - since) > STALLED_AFTER + 20 * self.times.tick:
             return f"the engine has not answered for {stalled:.0f} s"
         return None if self.thread.is_alive() else "the batcher's thread is dead"
 
@@ -194,8 +172,8 @@ class Batcher:
             "budget": self.budget,
             "ticks": self.num_ticks,
             "rows": self.num_rows,
-            "row_ms": round(1000 * self.row_seconds, 3),
-            "tick_ms": round(1000 * self.tick_seconds, 3),
+            "row_ms": round(1000 * self.times.row, 3),
+            "tick_ms": round(1000 * self.times.tick, 3),
             "seconds_ahead": round(self.seconds_ahead(), 3),
             "not_ready": self.not_ready,
             "running": [
@@ -272,13 +250,9 @@ class Batcher:
                 self.end(job, error=EngineError("the network gave values that are not finite for this image"))
 
     def note(self, rows: Sequence[Row], seconds: float) -> None:
-        """Update counts and averages. Only full ticks tell what a row costs under load."""
+        """Update counts and averages."""
         self.observer.tick(rows, seconds)
-        weight = 0.1 if self.tick_seconds else 1.0
-        self.tick_seconds += (seconds - self.tick_seconds) * weight
-        if 2 * len(rows) > self.budget or not self.row_seconds:
-            weight = 0.1 if self.row_seconds else 1.0
-            self.row_seconds += (seconds / len(rows) - self.row_seconds) * weight
+        self.times.note(len(rows), seconds, self.budget)
         self.failures, self.num_ticks, self.num_rows = 0, self.num_ticks + 1, self.num_rows + len(rows)
 
     def choose(self) -> list[ProgramJob]:

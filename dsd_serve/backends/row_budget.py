@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dsd_serve.backends.tick_times import TickTimes
 from dsd_serve.rows import Denoise, Engine, Row
 
 MAX_BUDGET = 64
@@ -13,12 +14,12 @@ NEARLY_BEST = 0.95  # of the best rate; more rows would only delay everyone
 MEASURE_ROUNDS = 10
 
 
-def measure_budget(engine: Engine, seconds: float = 0.6) -> tuple[int, float, float]:
+def measure_budget(engine: Engine, seconds: float = 0.6) -> tuple[int, TickTimes]:
     """The smallest number of denoise rows within 5 % of the best rows per second, from 1, 2, 4 ... 64.
 
-    Also gives the seconds of a tick with one row, and the seconds per row at that number. Warms the engine up. Takes
-    about `seconds`, or two ticks of one row where these take longer. All numbers are tried in turns and the best time
-    of each counts, so that a moment in which the machine was busy does not decide.
+    Also returns the seconds of a tick with one row, and those per row at that number. Warms the engine up. Takes about
+    `seconds`, or two ticks of one row if they take longer. All numbers are measured in turn and the best time of each
+    counts, so that a moment in which the machine was busy does not decide.
     """
     rng = np.random.default_rng(0)
     config = engine.config
@@ -33,7 +34,7 @@ def measure_budget(engine: Engine, seconds: float = 0.6) -> tuple[int, float, fl
             best[size] = min(best.get(size, math.inf), timed(engine, [row] * size))
     rates = {size: size / duration for size, duration in best.items()}
     budget = min(size for size, rate in rates.items() if rate >= NEARLY_BEST * max(rates.values()))
-    return budget, best[1], best[budget] / budget
+    return budget, TickTimes(tick=best[1], row=best[budget] / budget)
 
 
 def timed(engine: Engine, rows: Sequence[Row]) -> float:

@@ -7,6 +7,7 @@ import pytest
 from dsd_serve.backends import Observer
 from dsd_serve.backends.batcher import Batcher
 from dsd_serve.backends.row_budget import measure_budget
+from dsd_serve.backends.tick_times import TickTimes
 from dsd_serve.engines import load_engine
 from dsd_serve.errors import CancelledError, ClosedError, DeadlineError, EngineError, QueueFullError
 from dsd_serve.params import SAMPLER_NAMES, SamplingParams
@@ -157,7 +158,7 @@ def test_work_that_waits_is_limited_by_its_cost(watched):
     """One expensive program may fill what many cheap ones would not."""
     batcher = Batcher(watched, budget=2, max_seconds=1.0)
     batcher.submit(generate(watched.config, 1, SamplingParams(num_steps=2, sampler="euler"))).future.result(30)
-    batcher.row_seconds = 0.01
+    batcher.times.row = 0.01
     watched.go.clear()
     cheap = [batcher.submit(generate(watched.config, 1, SamplingParams(num_steps=1)), Cost(2, 2)) for _ in range(20)]
     dear = batcher.submit(generate(watched.config, 1, SamplingParams(num_steps=1)), Cost(300, 150))
@@ -172,7 +173,7 @@ def test_work_that_waits_is_limited_by_its_cost(watched):
 
 def test_a_deadline_that_cannot_be_met_is_refused_at_once(watched):
     batcher = Batcher(watched, budget=2)
-    batcher.row_seconds, batcher.tick_seconds = 0.01, 0.02
+    batcher.times = TickTimes(tick=0.02, row=0.01)
     program = generate(watched.config, 1, SamplingParams(num_steps=100, sampler="euler"))
     with pytest.raises(DeadlineError, match=r"about 2\.02 s, more than the timeout of 0\.5 s"):
         batcher.submit(program, Cost(101, 101), timeout=0.5)
