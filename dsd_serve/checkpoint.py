@@ -166,7 +166,9 @@ def read_model_dir(path: Path) -> ModelDir:
     try:
         values = json.loads(read_text(file))
     except (FileNotFoundError, NotADirectoryError):
-        raise CheckpointError(f"{path} is no model directory: it has no config.json; dsd-export writes one") from None
+        raise CheckpointError(
+            f"{path} is not a model directory: it has no config.json; dsd-export writes one"
+        ) from None
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
     except RecursionError:

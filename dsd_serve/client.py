@@ -1,7 +1,5 @@
 """Clients of the HTTP API, used by the page, the benchmarks and the tests: `Client`, and `AsyncClient` for asyncio."""
 
-import ipaddress
-import socket
 from collections.abc import AsyncGenerator, Iterator
 from types import TracebackType
 from typing import Any
@@ -11,6 +9,7 @@ from dsd_serve import calls
 from dsd_serve.calls import Call, Event, EventReader
 from dsd_serve.client_answers import MAX_ANSWER, Body, T, check_end, events, result, unreachable
 from dsd_serve.errors import ConfigError
+from dsd_serve.hosts import is_this_machine
 from dsd_serve.rows import Latents
 
 KEEP_ALIVE = 4.0  # seconds: less than any server keeps a connection that nothing is sent on, or requests would be lost
@@ -235,14 +234,3 @@ def options(url: str, timeout: float, api_key: str) -> dict[str, Any]:
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     trust_env = not is_this_machine(urlsplit(url).hostname or "")
     return {"base_url": url, "timeout": timeout, "headers": headers, "trust_env": trust_env, "follow_redirects": False}
-
-
-def is_this_machine(host: str) -> bool:
-    """Whether a host name or address means the machine that this runs on; nothing is looked up in the network."""
-    name, own = host.lower().rstrip("."), socket.gethostname().lower()
-    try:
-        address = ipaddress.ip_address(name)
-    except ValueError:
-        return name in ("localhost", own, f"{own}.local", own.partition(".")[0]) or name.endswith(".localhost")
-    mapped = getattr(address, "ipv4_mapped", None) or address
-    return bool(mapped.is_loopback or mapped.is_unspecified)

@@ -62,7 +62,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        (None, "no model directory"),
+        (None, "not a model directory"),
         ("{", "cannot be read"),
         ("[]", "not of format"),
         ('{"format": "dsd-model-1", "name": "x"}', "network"),

@@ -96,7 +96,7 @@ def test_an_untrained_preset_can_be_exported(tmp_path):
     [
         (["nowhere.pt"], "there is no checkpoint nowhere.pt"),
         (["README.md"], "README.md is"),
-        (["tests"], "tests is no model directory"),
+        (["tests"], "tests is not a model directory"),
     ],
 )
 def test_wrong_input_ends_in_one_sentence(arguments, named, tmp_path):

@@ -257,7 +257,7 @@ def test_a_client_that_goes_away_frees_its_place(tiny_dir):
 @pytest.mark.parametrize(
     ("arguments", "environment", "words"),
     [
-        (["--model", "/nowhere"], {}, "/nowhere is no model directory"),
+        (["--model", "/nowhere"], {}, "/nowhere is not a model directory"),
         (["--device", "cuda"], {}, "onnxruntime-gpu"),
         (["--engine", "magic"], {}, "engine must be one of onnx, torch"),
         (["--max-steps", "0"], {}, "max_steps must be an integer from 1 to 1000, got '0'"),

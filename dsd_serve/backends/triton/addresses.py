@@ -1,11 +1,11 @@
 """Addresses of Triton servers: HOST:PORT of gRPC, and how gRPC connects to them."""
 
-import ipaddress
 import os
 import re
 import urllib.request
 
 from dsd_serve.errors import ConfigError, shown
+from dsd_serve.hosts import is_this_machine
 
 HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}(%[A-Za-z0-9._-]+)?\]")
 MOST_BYTES = 64_000_000  # of one answer; the largest is an image of 4096 x 4096 pixels
@@ -36,23 +36,17 @@ def parse_addresses(text: str) -> list[str]:
 
 
 def is_local(address: str) -> bool:
-    """Whether HOST:PORT is this machine."""
-    host = address.rpartition(":")[0].strip("[]").partition("%")[0].lower()
-    try:
-        number = ipaddress.ip_address(host)
-        number = getattr(number, "ipv4_mapped", None) or number
-        return number.is_loopback or number.is_unspecified
-    except ValueError:
-        return host.rstrip(".") == "localhost" or host.rstrip(".").endswith(".localhost")
+    """Whether HOST:PORT is on this machine."""
+    return is_this_machine(address.rpartition(":")[0].strip("[]"))
 
 
 def channel_options(address: str) -> list[tuple[str, int]]:
-    """What gRPC is told of a channel. A server on this machine is never asked through a proxy."""
+    """The options of a gRPC channel. A server on this machine is never reached through a proxy."""
     return [*CHANNEL, ("grpc.enable_http_proxy", 0)] if is_local(address) else list(CHANNEL)
 
 
 def proxy_of(address: str) -> str | None:
-    """The variable that makes gRPC ask a proxy for HOST:PORT, where there is one. Its value may hold a password."""
+    """The variable that makes gRPC connect to HOST:PORT through a proxy, if any. Its value may hold a password."""
     exempt = os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy", "")  # noqa: SIM112 gRPC's spelling
     bypass = urllib.request.proxy_bypass_environment  # type: ignore[attr-defined]  # the stubs leave it out
     if is_local(address) or bypass(address, {"no": exempt}):

@@ -229,19 +229,20 @@ class TritonBackend:
         """Check the health of a server, for ever."""
         while True:
             try:
-                told = await asyncio.wait_for(server.describe(), ANSWER_WITHIN)
+                description = await asyncio.wait_for(server.describe(), ANSWER_WITHIN)
             except TimeoutError:
                 server.lost(f"has not answered for {ANSWER_WITHIN:g} s")
             except Exception as error:  # grpc and tritonclient raise many kinds; each means that it is not ready
                 server.lost(server.reason_of(error))
             else:
-                self.heard(server, told)
+                self.update(server, description)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(server.check_now.wait(), CHECK_AGAIN if server.not_ready else CHECK_EVERY)
 
-    def heard(self, server: RemoteServer, told: dict[str, Any]) -> None:
+    def update(self, server: RemoteServer, description: dict[str, Any]) -> None:
+        """Take a server in or leave it out, by its answer to a health check."""
         try:
-            info = ModelInfo.from_dict(told["about"])
+            info = ModelInfo.from_dict(description["about"])
         except Exception:  # it may be anything
             server.lost("has another version of this software, which cannot be understood")
             return
@@ -252,9 +253,9 @@ class TritonBackend:
                 f"serves another model ({info.name}, {info.fingerprint[:12]}, not {self.info.fingerprint[:12]})"
             )
             return
-        server.description = told
-        if told["not_ready"] is not None:
-            server.lost(told["not_ready"])
+        server.description = description
+        if description["not_ready"] is not None:
+            server.lost(description["not_ready"])
             return
         if server.not_ready is not None:
             log.info("Triton at %s is ready: %s", server.address, info.described)
@@ -317,16 +318,16 @@ class TritonBackend:
         if not math.isinf(job.deadline):
             parameters["max_seconds"] = max(0.001, job.deadline - time.monotonic())
         result: Array | None = None
-        answers = results.ResponseReader(job.task, self.config)
+        reader = results.ResponseReader(job.task, self.config)
         async for outputs in server.stream(inputs, parameters):
-            told = answers.read(outputs)
-            if isinstance(told, results.Preview):
+            response = reader.read(outputs)
+            if isinstance(response, results.Preview):
                 if job.on_preview is not None:
-                    job.on_preview(job.number, told.step, told.pixels)
+                    job.on_preview(job.number, response.step, response.pixels)
                 continue
-            job.started = max(job.submitted, time.monotonic() - told.ran)
-            self.observer.started(told.queued)
-            result = told.result
+            job.started = max(job.submitted, time.monotonic() - response.ran)
+            self.observer.started(response.queued)
+            result = response.result
         if result is None:
             raise WrongAnswer("it ends before the result")
         return result

@@ -89,18 +89,18 @@ def read_description(outputs: Mapping[str, Array]) -> dict[str, Any]:
     if text is None or text.dtype != np.uint8 or text.ndim != 1:
         raise WrongAnswer("the output text with the description is missing")
     try:
-        told = json.loads(text.tobytes())
+        values = json.loads(text.tobytes())
     except (ValueError, RecursionError):
         raise WrongAnswer("its description is not JSON") from None
-    if not isinstance(told, dict):
+    if not isinstance(values, dict):
         raise WrongAnswer("its description is not a JSON object")
-    found = {"about": told.get("about"), "not_ready": told.get("not_ready")}
+    description = {"about": values.get("about"), "not_ready": values.get("not_ready")}
     for name in ("running", "waiting", "seconds_ahead"):
-        value = told.get(name)
+        value = values.get(name)
         kind = int if name != "seconds_ahead" else int | float
         if isinstance(value, bool) or not isinstance(value, kind) or not 0 <= value < 1e9 or not math.isfinite(value):
             raise WrongAnswer(f"{name} is {shown(value)} in its description")
-        found[name] = value
-    if found["not_ready"] is not None:
-        found["not_ready"] = " ".join(str(found["not_ready"]).split())[:200] or "is not ready"
-    return found
+        description[name] = value
+    if description["not_ready"] is not None:
+        description["not_ready"] = " ".join(str(description["not_ready"]).split())[:200] or "is not ready"
+    return description

@@ -160,7 +160,7 @@ def test_two_models_are_measured_on_the_same_images(tiny_dir, demo_dir, image_fo
         (["--real", "{images}", "--reference", "{images}", "--beside", "{model}"], "--beside needs a first model"),
         (["{model}", "--real", "{images}", "--blur", "2"], "without a model"),
         (["{model}", "--real", "/nowhere"], "there is no '/nowhere'"),
-        (["/nowhere", "--real", "{images}"], "is no model directory"),
+        (["/nowhere", "--real", "{images}"], "is not a model directory"),
         (["http://127.0.0.1:9", "--real", "{images}"], "cannot be reached"),
         (["{model}", "--real", "{images}", "--steps", "0"], "num_steps must be"),
         (["{model}", "--real", "{images}", "--guidance", "-1"], "guidance_scale must be"),

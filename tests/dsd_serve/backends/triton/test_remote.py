@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -52,16 +53,18 @@ def arrays(**named):
 
 
 class Liar(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """Describes itself as `told` and answers every other request with `answers`: lists of tensors, texts of errors,
-    and at the end perhaps a status to break off with."""
+    """Sends `description` to `describe`, and `answers` to every other request: lists of tensors, texts of errors, and at
+    the end perhaps a status to break off with."""
 
-    def __init__(self, told):
-        self.honest, self.told, self.answers = told, told, []
+    def __init__(self, description):
+        self.honest, self.description, self.answers = description, description, []
 
     def ModelStreamInfer(self, requests, context):
         for request in requests:
             if request.parameters["operation"].string_param == "describe":
-                text = self.told if isinstance(self.told, bytes) else json.dumps(self.told).encode()
+                text = (
+                    self.description if isinstance(self.description, bytes) else json.dumps(self.description).encode()
+                )
                 yield response([("text", "UINT8", (len(text),), text)])
                 continue
             for answer in self.answers:
@@ -109,7 +112,7 @@ def liar(demo_dir, config):
 @pytest.fixture
 def remote(liar):
     """A TritonBackend before the liar, which is honest at first; with its Count."""
-    liar.told, liar.answers = liar.honest, []
+    liar.description, liar.answers = liar.honest, []
     count = Count()
     batcher = count.batcher = TritonBackend([liar.address], observer=count)
     batcher.wait(10)
@@ -285,7 +288,7 @@ def test_a_description_that_cannot_be_leaves_the_server_out_until_it_is_right(re
         about = lie.get("about", {})
         merged = {**liar.honest["about"], **about} if isinstance(about, dict) else about
         lie = {**liar.honest, **lie, "about": merged}
-    liar.told = lie
+    liar.description = lie
     batcher.servers[0].description = {}
     batcher.wake(batcher.servers[0].check_now.set)
     until(lambda: not batcher.ready, 10)
@@ -293,7 +296,7 @@ def test_a_description_that_cannot_be_leaves_the_server_out_until_it_is_right(re
     assert (batcher.num_running, batcher.num_waiting, batcher.seconds_ahead()) == (0, 0, 0.0)
     with pytest.raises(ClosedError, match="no Triton server is ready"):
         batcher.submit_tasks([DRAW])
-    liar.told, liar.answers = liar.honest, [good(config)]
+    liar.description, liar.answers = liar.honest, [good(config)]
     assert outcome(batcher).shape == config.pixel_shape
 
 
@@ -310,7 +313,7 @@ def test_a_broken_stream_ends_its_own_job_only(remote, liar, config):
     liar.answers = slow()
     previews = []
     task = Generate(1, SamplingParams(num_steps=2, preview_every=1))
-    (first,) = batcher.submit_tasks([task], on_preview=lambda *told: previews.append(told))
+    (first,) = batcher.submit_tasks([task], on_preview=lambda *preview: previews.append(preview))
     until(lambda: previews)
     liar.answers = ["out of memory"]
     with pytest.raises(ClosedError, match="out of memory"):
@@ -320,7 +323,7 @@ def test_a_broken_stream_ends_its_own_job_only(remote, liar, config):
 
 
 def test_jobs_that_come_while_it_closes_end_too(liar, config):
-    liar.told, liar.answers = liar.honest, [good(config)]
+    liar.description, liar.answers = liar.honest, [good(config)]
     batcher = TritonBackend([liar.address])
     batcher.wait(10)
     with futures.ThreadPoolExecutor(1) as pool:
@@ -351,7 +354,8 @@ def test_jobs_that_come_while_it_closes_end_too(liar, config):
     ("address", "local"),
     [
         *((address, True) for address in ("localhost:1", "LOCALHOST:1", "a.localhost:1", "127.0.0.1:1", "127.9.9.9:1")),
-        *((address, True) for address in ("[::1]:1", "[::ffff:127.0.0.1]:1", "0.0.0.0:1", "[::]:1", "localhost.:1")),
+        *((address, True) for address in ("[::1]:1", "[::1%lo]:1", "[::ffff:127.0.0.1]:1", "0.0.0.0:1", "[::]:1")),
+        *((address, True) for address in ("localhost.:1", f"{socket.gethostname()}:1")),
         *((address, False) for address in ("triton:1", "10.0.0.1:1", "127.evil.example:1", "localhost.evil.example:1")),
     ],
 )
@@ -367,7 +371,7 @@ def test_this_machine_is_never_asked_through_a_proxy(monkeypatch, address, local
 
 def test_a_triton_of_this_machine_is_reached_beside_a_proxy_and_others_are_not(liar):
     """In a process of its own: gRPC reads the variables once."""
-    liar.told = liar.honest
+    liar.description = liar.honest
     code = (
         "import sys; from dsd_serve.backends.triton.remote import TritonBackend\n"
         "local = TritonBackend([sys.argv[1]]); local.wait(20); local.close(1)\n"
