@@ -22,8 +22,11 @@ BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True)
 class Call(Generic[T]):
-    """One request. `arguments` are those of httpx's request; `media` is the type of the answer that it asks for, of
-    which `read` makes the result; it raises ValueError, KeyError or TypeError for one that is not as it should be."""
+    """One request.
+
+    read: makes the result from the answer; raises ValueError, KeyError or TypeError if the answer is malformed.
+    arguments: those of httpx's `request`. media: the media type of the answer.
+    """
 
     method: str
     path: str
@@ -34,29 +37,29 @@ class Call(Generic[T]):
 
 @dataclass(frozen=True)
 class Event:
-    """A server-sent event: name is preview, image, error or done, data what /docs describes under that name."""
+    """A server-sent event. name: preview, image, error or done. data: as /docs describes the event of that name."""
 
     name: str
     data: dict[str, Any]
 
 
 class EventReader:
-    """Bytes of an event stream -> events, as the HTML standard has it: lines end with CR, LF or both, data may be
-    several lines, comments and unknown fields are skipped, and so is an event that the stream breaks off in.
+    """Bytes of an event stream -> events, after the HTML standard: lines end with CR, LF or both, data may span several
+    lines, and comments, unknown fields and an incomplete last event are skipped.
 
-    Raises ValueError for an event that is not a JSON object, or of more than `max_bytes`. `done` is True once the event
-    of that name has come, which is the last one of a stream that is whole.
+    Raises ValueError for an event that is not a JSON object, or of more than `max_bytes`. `done` is True after the
+    event of that name, the last one of a complete stream.
     """
 
     def __init__(self, max_bytes: int = 2**28) -> None:
         self.max_bytes = max_bytes
         self.began = self.done = self.after_cr = False
         self.size = 0  # bytes since the last blank line
-        self.rest: list[bytes] = []  # of a line that has not ended
+        self.rest: list[bytes] = []  # the beginning of an incomplete line
         self.name, self.data = "", list[str]()
 
     def feed(self, chunk: bytes) -> Iterator[Event]:
-        """The events that these bytes end."""
+        """The events that these bytes complete."""
         if not self.began:
             chunk = b"".join(self.rest) + chunk
             if len(chunk) < len(BOM) and BOM.startswith(chunk):
@@ -81,11 +84,11 @@ class EventReader:
             raise ValueError(f"an event of it has more than {self.max_bytes / 1e6:.0f} MB")
 
     def line(self, text: str) -> Event | None:
-        """The event that this line ends, if it ends one."""
+        """The event that this line completes, if any."""
         if not text:
             name, data = self.name or "message", "\n".join(self.data)
             self.name, self.data, self.size = "", [], 0
-            if not data or name not in EVENT_NAMES or self.done:  # those of later versions mean nothing here
+            if not data or name not in EVENT_NAMES or self.done:  # later versions may send others
                 return None
             self.done = name == "done"
             return Event(name, an_object(json.loads(data)))
@@ -116,12 +119,12 @@ def generate_events(class_: str | int, **settings: Any) -> Call[Event]:
 
 
 def edit_json(image: bytes, mask: bytes | None = None, **settings: Any) -> Call[dict[str, Any]]:
-    """An image redrawn, only where a mask is white if given. settings: class_, strength and those of generate."""
+    """An image redrawn; with a mask, only where it is white. settings: class_, strength and those of generate."""
     return Call("POST", "/edit", document, edit_arguments(image, mask, settings, "json"))
 
 
 def edit_events(image: bytes, mask: bytes | None = None, **settings: Any) -> Call[Event]:
-    """The same with previews; for `stream`."""
+    """`edit_json` with previews; for `stream`."""
     return Call("POST", "/edit", event, edit_arguments(image, mask, settings, "events"), EVENTS)
 
 
@@ -185,7 +188,7 @@ def given(settings: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if value is not None}
 
 
-# Reading answers, which are httpx responses. Their type is not named: this file needs no httpx.
+# Readers of answers, which are httpx responses. Their type is Any, so that this file does not need httpx.
 
 
 def body(answer: Any) -> bytes:
@@ -206,8 +209,8 @@ def latents(answer: Any) -> Latents:
 
 
 def event(answer: Any) -> Event:
-    """An event stream is read as it comes, never as one answer."""
-    raise AssertionError("a call that gives events is for `stream`, not for `do`")
+    """Never called: an event stream is read as it arrives."""
+    raise AssertionError("a call that returns events is for `stream`, not for `do`")
 
 
 def an_object(value: Any) -> dict[str, Any]:

@@ -1,17 +1,17 @@
 """The two artefacts on disk: a training checkpoint (one .pt file) and a model directory.
 
-A model directory is what everything passes around:
+A model directory is what dsd-export writes and the engines, the server and Triton read:
 
     config.json        the network, its name, its sampling defaults, and of each precision the sha256 of its files
     model.safetensors  the EMA weights, stored once: float32 or float16
     model.onnx         the graph; its weights are the bytes of model.safetensors
     model.ort.onnx     the same with ONNX Runtime's own attention operator: what the ONNX engine runs
     model.P.onnx, model.P.ort.onnx, model.P.safetensors  the same in precision P, where it was exported
-    card.md            what it was trained on, what it can and cannot do
+    card.md            the model card: training, classes, licence of the data
 
-config.json is written last and taken away first, so a directory that has one is whole.
+config.json is written last and removed first, so a directory that has one is complete.
 
-A .pt is read with `weights_only`, so that it can hold tensors and plain values but no code.
+A .pt file is read with `weights_only`: tensors and plain values, no code.
 """
 
 import errno
@@ -41,10 +41,10 @@ MAX_NAME = 200  # characters of a model's name
 
 @dataclass(frozen=True)
 class ModelDir:
-    """A model directory that was found in order. `defaults`: how it is best sampled, where a caller is silent.
+    """A validated model directory.
 
-    artefacts: precision -> what dsd-export recorded of it: `files` (sha256 by name), `made_from`, `measured`; empty for
-    a directory that was written before there was a record.
+    defaults: the recommended sampling settings. artefacts: precision -> the record of dsd-export: `files` (sha256 by
+    name), `made_from`, `measured`; empty for directories of versions that wrote none.
     """
 
     path: Path
@@ -54,7 +54,7 @@ class ModelDir:
     artefacts: Mapping[str, Any] = field(default_factory=dict)
 
     def graph(self, precision: str = "fp32") -> Path:
-        """What ONNX Runtime runs: the graph with its own operators, or the plain one where that is missing.
+        """The graph for ONNX Runtime: the one with its own operators, or the plain one if that is missing.
 
         Raises CheckpointError when the directory has neither.
         """
@@ -73,7 +73,7 @@ class ModelDir:
 
     @property
     def precisions(self) -> tuple[str, ...]:
-        """Those of PRECISIONS that it has a graph of."""
+        """The precisions in which it has a graph."""
         return tuple(
             name
             for name, row in PRECISIONS.items()
@@ -90,13 +90,13 @@ class ModelDir:
         return [self.graph(precision), own if own.exists() else self.weights]
 
     def check(self, files: Iterable[Path]) -> None:
-        """Raises CheckpointError for what is not a regular file, or not the one that config.json was written with."""
+        """Raises CheckpointError if a file is not regular, or differs from the sha256 in config.json."""
         recorded = {name: sha for artefact in self.artefacts.values() for name, sha in artefact["files"].items()}
         for file in files:
             try:
                 check_regular(file)
             except FileNotFoundError:
-                continue  # who loads it says so
+                continue  # the loader reports it
             except OSError as error:
                 raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
             if file.name in recorded and sha256(file) != recorded[file.name]:
@@ -108,7 +108,7 @@ class ModelDir:
     def check_unchanged(self) -> None:
         """Raises CheckpointError when dsd-export has replaced the directory since it was read.
 
-        Called after loading: what was checked before is what was loaded, if no export began in between.
+        Called after loading: without an export in between, the files that were loaded are those that were checked.
         """
         if not (self.path / "config.json").exists() or read_model_dir(self.path) != self:
             raise CheckpointError(f"{self.path} was exported again while it was loaded; start again")
@@ -142,13 +142,13 @@ def blocks(file: Path) -> Iterator[bytes]:
 
 
 def check_regular(file: Path) -> None:
-    """Raises OSError for what is not a file with an end: a pipe would be waited for, a device read for ever."""
+    """Raises OSError unless it is a regular file: reading a pipe or a device may never end."""
     if not stat.S_ISREG(file.stat().st_mode):
         raise OSError(errno.EINVAL, "it is not a regular file")
 
 
 def read_text(file: Path) -> str:
-    """The text of a file in UTF-8, of at most MAX_TEXT bytes. Raises OSError, and CheckpointError for another text."""
+    """The text of a UTF-8 file. Raises OSError; CheckpointError for another encoding or more than MAX_TEXT bytes."""
     check_regular(file)
     with file.open("rb") as opened:
         data = opened.read(MAX_TEXT + 1)
@@ -161,7 +161,7 @@ def read_text(file: Path) -> str:
 
 
 def read_model_dir(path: Path) -> ModelDir:
-    """Read config.json of a model directory. Raises CheckpointError with what is wrong and what writes a right one."""
+    """Read config.json of a model directory. Raises CheckpointError, which names the fault and how to fix it."""
     file = path / "config.json"
     try:
         values = json.loads(read_text(file))
@@ -229,11 +229,11 @@ def read_weights(path: Path) -> dict[str, NDArray[np.float32]]:
         raise CheckpointError(f"{path} has no model.safetensors; dsd-export writes one") from None
     except (OSError, SafetensorError, ValueError, TypeError, KeyError, MemoryError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise CheckpointError(f"{file} is no safetensors file that can be read: {reason}") from None
+        raise CheckpointError(f"{file} is not a readable safetensors file: {reason}") from None
 
 
 def write_checkpoint(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a training checkpoint so that a crash leaves the old one or the new one, never half of one."""
+    """Write a training checkpoint atomically: a crash leaves the old one or the new one."""
     import torch
 
     with atomic(path) as temporary:
@@ -241,7 +241,7 @@ def write_checkpoint(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a training checkpoint, tensors on the CPU. A pickle with code in it is refused; raises CheckpointError."""
+    """Read a training checkpoint, tensors on the CPU. Raises CheckpointError, also for a pickle with code in it."""
     import torch
 
     try:
@@ -257,7 +257,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ) from None
     except Exception as error:  # torch raises anything on broken files
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise CheckpointError(f"{path} is no checkpoint: {reason}") from None
+        raise CheckpointError(f"{path} is not a checkpoint: {reason}") from None
     if not isinstance(values, dict) or values.get("format") != CHECKPOINT_FORMAT:
-        raise CheckpointError(f"{path} is no checkpoint of dsd-train")
+        raise CheckpointError(f"{path} is not a checkpoint of dsd-train")
     return values

@@ -1,4 +1,4 @@
-"""The answers of servers as clients read them: bounded, and with a sentence where they are not what was requested."""
+"""The answers of servers as clients read them: bounded, and with an error if they are not as requested."""
 
 import json
 import re
@@ -9,16 +9,16 @@ from dsd_serve.calls import Call, Event, EventReader
 from dsd_serve.errors import ServerError
 
 T = TypeVar("T")
-MAX_ANSWER = 2**28  # bytes of an answer, or of one event, unless the caller says otherwise
-MAX_SENTENCE = 65_536  # bytes that are read of an answer which is refused anyway
+MAX_ANSWER = 2**28  # bytes of an answer, or of one event; the default limit
+MAX_SENTENCE = 65_536  # bytes read of an answer that is rejected anyway
 NOT_OURS = 502  # status of the ServerError for an answer that is not a DSD server's
-NOT_THERE = 503  # and for none
+NOT_THERE = 503  # its status if there is no answer
 TAGS = re.compile(r"<(script|style|head)\b.*?</\1\s*>|<[^>]*>", re.DOTALL | re.IGNORECASE)
 TITLE = re.compile(r"<title[^>]*>([^<]*)", re.IGNORECASE)
 
 
 class Body:
-    """The bytes of an answer: all of one that is as requested, else as many as explain what is wrong."""
+    """The bytes of an answer: all if it is as requested, otherwise only those that the error quotes."""
 
     def __init__(self, url: str, answer: Any, media: str, max_bytes: int) -> None:
         self.url, self.head, self.media, self.max_bytes = url, answer, media, max_bytes
@@ -62,10 +62,10 @@ class Body:
         return response
 
     def refusal(self) -> ServerError:
-        """The error of an answer: the server's sentence, or ours if it is not a DSD server that answered."""
+        """The error of an answer: the server's sentence, or ours if it does not come from a DSD server."""
         status, text = self.head.status_code, b"".join(self.chunks)[:MAX_SENTENCE].decode("utf-8", "replace")
-        if self.head.is_error and (said := sentence_in(text)):
-            return ServerError(said, status)
+        if self.head.is_error and (sentence := sentence_in(text)):
+            return ServerError(sentence, status)
         got = f"the server at {self.url} answered {status}"
         if self.head.is_error:
             return ServerError(f"{got}{gist(text)}", status)
@@ -82,14 +82,14 @@ def sentence_in(text: str) -> str:
     """The sentence of a problem document, or of OpenAI's errors; empty where there is none."""
     try:
         found = json.loads(text)
-        said = found["detail"] if "detail" in found else found["error"]["message"]
+        sentence = found["detail"] if "detail" in found else found["error"]["message"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return ""
-    return str(said)[:1000]
+    return str(sentence)[:1000]
 
 
 def gist(text: str) -> str:
-    """The title of a web page, or the first words of any text, to quote after the status."""
+    """The title of a web page, or the first words of any other text, to quote after the status."""
     titles = [found.strip() for found in TITLE.findall(text)]
     words = next((title for title in titles if title), None) or TAGS.sub(" ", text)
     words = " ".join("".join(c if c.isprintable() else " " for c in words[:2000]).split())

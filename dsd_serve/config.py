@@ -11,7 +11,7 @@ from typing import Any
 from dsd_serve.errors import ConfigError, shown
 
 PREDICTIONS = ("latents", "velocity")
-MOST = {  # far above every network that is of use; a wrong file must not ask for all memory
+MOST = {  # far above any useful network, so that a wrong file cannot exhaust memory
     "image_size": 4096,
     "patch_size": 4096,
     "latent_dim": 65536,
@@ -25,13 +25,13 @@ MOST_LATENTS = 2**24  # numbers in the latents of one image
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything that is needed to build the network and to know what goes in and out of it.
+    """Everything needed to build the network and its inputs and outputs.
 
-    image_size, patch_size: pixels. latent_dim: channels C of one latent token. prediction: what the trunk's output
-    means in a denoise row, "latents" (the clean estimate itself, DSD) or "velocity" (the baselines of the collapse
-    study); `denoise` returns the clean estimate either way. classes: the ImageNet-1k labels that were trained, empty
-    for all.
-    Raises ConfigError where the numbers do not fit together.
+    image_size, patch_size: pixels. latent_dim: channels C of one latent token. prediction: the meaning of the
+    trunk's output in a denoise row, "latents" (the clean estimate itself, DSD) or "velocity" (the baselines of the
+    collapse study); `denoise` returns the clean estimate either way. classes: the ImageNet-1k labels that were trained,
+    empty for all.
+    Raises ConfigError if the numbers do not fit together.
     """
 
     image_size: int
@@ -76,7 +76,7 @@ class ModelConfig:
 
     @property
     def null_label(self) -> int:
-        """The label that stands for «no class»."""
+        """The label that means "no class"."""
         return self.num_classes
 
     @property

@@ -1,19 +1,19 @@
-"""The errors that callers may want to tell apart.
+"""The errors of this project.
 
     DSDError
       InputError              a request that cannot be carried out: a wrong class, number, sampler, image
-      ConfigError             a training or model configuration that does not make sense
+      ConfigError             a training or model configuration with an impossible value
       CheckpointError         a model directory, checkpoint or data folder that cannot be used
-      EngineUnavailableError  an engine that was asked for cannot run here (package or device missing)
+      EngineUnavailableError  the requested engine cannot run here (package or device missing)
       EngineError             an engine failed while it ran
-      QueueFullError          more programs are waiting than the batcher takes
-      DeadlineError           a result would come, or came, too late for its caller
-      ClosedError             the batcher takes nothing more: it drains or its engine is dead
-      CancelledError          the caller gave up before the result was there
+      QueueFullError          too many programs are waiting
+      DeadlineError           the result would be, or was, too late for its caller
+      ClosedError             the batcher accepts nothing more: it drains, or its engine is dead
+      CancelledError          the caller gave up before the result was ready
       ServerError             (client) the server answered with a problem document
 
-They know nothing of HTTP; server/error_responses.py maps them to status codes. `shown` is how
-their sentences quote a value.
+They are independent of HTTP; server/error_responses.py maps them to status codes. Their sentences quote values by
+`shown`.
 """
 
 from collections.abc import Mapping
@@ -44,15 +44,15 @@ class InputError(DSDError, ValueError):
 
 
 class ConfigError(DSDError, ValueError):
-    """A configuration that does not make sense; the text names the key."""
+    """A configuration with an impossible value; the text names the key."""
 
 
 class CheckpointError(DSDError):
-    """A file or folder that does not hold what it should."""
+    """A model directory, checkpoint or data folder that cannot be used."""
 
 
 class EngineUnavailableError(DSDError):
-    """The engine that was asked for cannot run here; the text says what to install or change."""
+    """The requested engine cannot run here; the text says what to install or change."""
 
 
 class EngineError(DSDError):
@@ -68,7 +68,7 @@ class QueueFullError(DSDError):
 
 
 class DeadlineError(DSDError):
-    """The result cannot be there in the time that the caller gave."""
+    """The result cannot be ready within the time limit of its caller."""
 
 
 class ClosedError(DSDError):

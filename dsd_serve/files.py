@@ -1,4 +1,4 @@
-"""Files: writing them whole or not at all, and where the demo model is."""
+"""Atomic writing of files, and the path of the demo model."""
 
 import os
 from importlib import resources

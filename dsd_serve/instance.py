@@ -1,4 +1,4 @@
-"""The class of `triton_instance`, under the name by which Triton repositories of earlier exports import it."""
+"""The class of `triton_instance`, under the name that Triton repositories of earlier exports import."""
 
 from dsd_serve.triton_instance import TritonPythonModel
 

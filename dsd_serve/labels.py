@@ -12,8 +12,8 @@ from itertools import pairwise
 
 from dsd_serve.errors import InputError, shown
 
-MAX_TEXT = 200  # characters of a text that may name a class
-LIKELY = 16  # names that a misspelling is compared with letter by letter
+MAX_TEXT = 200  # characters of the name of a class in a request
+LIKELY = 16  # candidates that a misspelling is compared with letter by letter
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +27,11 @@ class ImageClass:
 
 @dataclass(frozen=True, slots=True)
 class Spelling:
-    """A class's name as it is compared with what users write."""
+    """A class's name, prepared for comparison with the input of users."""
 
     whole: str
     words: tuple[str, ...]  # without accents
-    pairs: frozenset[str]  # of letters that stand side by side
+    pairs: frozenset[str]  # of adjacent letters
 
 
 @cache
@@ -59,7 +59,7 @@ def by_code() -> dict[str, ImageClass]:
 
 @cache
 def by_name() -> dict[str | tuple[str, ...], list[ImageClass]]:
-    """All classes by name, by its words, and by those without accents; some have the same name."""
+    """All classes by name, by its words, and by its words without accents; some share a name."""
     found: dict[str | tuple[str, ...], list[ImageClass]] = {}
     for c in all_classes():
         for key in dict.fromkeys(keys(c.name)):
@@ -68,10 +68,10 @@ def by_name() -> dict[str | tuple[str, ...], list[ImageClass]]:
 
 
 def search(query: str, among: Iterable[int] | None = None) -> list[ImageClass]:
-    """The classes whose index, wnid or name matches `query`: exact ones first, then names that hold all its words.
+    """The classes whose index, wnid or name matches `query`: exact matches first, then names with all its words.
 
-    A word may be the beginning of one in the name. An empty query matches all classes; one of more than MAX_TEXT
-    characters, or without any letter or digit, none.
+    A word matches the beginning of one in the name. An empty query matches all classes; one of more than MAX_TEXT
+    characters, or without a letter or digit, matches none.
     """
     classes = [all_classes()[index] for index in (range(len(all_classes())) if among is None else among)]
     if not query:
@@ -82,7 +82,7 @@ def search(query: str, among: Iterable[int] | None = None) -> list[ImageClass]:
 
 
 def partly(text: str, classes: Iterable[ImageClass]) -> list[ImageClass]:
-    """Those of the classes whose names hold all words of `text`, or words that begin with them."""
+    """The classes whose names have, for each word of `text`, a word that begins with it."""
     wanted = set(without_accents(words(spelled(text)))) if len(text) <= MAX_TEXT else ()
     if not wanted:
         return []
@@ -91,9 +91,9 @@ def partly(text: str, classes: Iterable[ImageClass]) -> list[ImageClass]:
 
 
 def exactly(text: str) -> list[ImageClass]:
-    """The classes of which `text` is the index, the wnid, the name or all words of the name. Every request asks this.
+    """The classes of which `text` is the index, the wnid, the name or all words of the name.
 
-    An index or a wnid is written in ASCII: what only looks like one, such as full-width or raised digits, is a word.
+    An index or a wnid is in ASCII; full-width or superscript digits are words. Fast, because every request calls it.
     """
     if len(text) > MAX_TEXT:
         return []
@@ -131,7 +131,7 @@ def resolve(text: str, among: Sequence[int], what: str = "class") -> ImageClass:
 
 
 def nearest(text: str, among: Iterable[int]) -> list[ImageClass]:
-    """Up to three classes whose names are nearly `text`, the nearest first."""
+    """Up to three classes whose names are similar to `text`, the most similar first."""
     names, whole = spellings(), spelled(text)
     pairs = pairs_of(whole)
     likely = heapq.nlargest(LIKELY, among, key=lambda index: len(pairs & names[index].pairs))
@@ -140,7 +140,7 @@ def nearest(text: str, among: Iterable[int]) -> list[ImageClass]:
 
 
 def offer(among: Sequence[int]) -> str:
-    """A sentence part that says what a model can draw."""
+    """A part of a sentence: the classes that a model can draw."""
     if len(among) > 12:
         return f"it knows {len(among)} classes, see /classes"
     return f"it knows {listed([all_classes()[index] for index in among])}"
@@ -152,14 +152,14 @@ def listed(classes: Sequence[ImageClass]) -> str:
 
 
 def keys(name: str) -> tuple[str | tuple[str, ...], ...]:
-    """What a name is looked up by, from the strictest to the loosest; nothing that is empty."""
+    """The keys under which a name is looked up, from the strictest to the loosest; none is empty."""
     whole = spelled(name)
     found = words(whole)
     return tuple(key for key in (whole, found, without_accents(found)) if key)
 
 
 def spelled(text: str) -> str:
-    """A text without what writing it differently does not change: case, width, invisible characters, spaces.
+    """A text without differences of case, width, invisible characters and spaces.
 
     Any script is kept (NFKC, case folded).
     """
@@ -173,7 +173,7 @@ def words(whole: str) -> tuple[str, ...]:
 
 
 def without_accents(found: Iterable[str]) -> tuple[str, ...]:
-    """Words without the accents of European scripts; the vowel signs of others stay, because they are letters."""
+    """Words without the accents of European scripts; vowel signs of other scripts stay, because they are letters."""
     return tuple(
         unicodedata.normalize("NFC", "".join(c for c in unicodedata.normalize("NFD", word) if not is_accent(c)))
         for word in found

@@ -1,4 +1,4 @@
-"""Loading a model directory: on an engine that is tested and warm, behind a batcher."""
+"""Loading of a model directory: its engine is tested and warmed up, and its batcher started."""
 
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -31,10 +31,10 @@ def load(
 ) -> Model:
     """Load a model directory, test its engine, warm it up, and start its batcher.
 
-    model: the directory, by default that of the demo model, which comes with the package. engine: onnx, torch or
-    tensorrt, or one that is loaded. device: cpu, cuda or cuda:N. precision: of those that the directory has. threads:
+    model: the directory, by default the demo model of the package. engine: onnx, torch or tensorrt, or a loaded one.
+    device: cpu, cuda or cuda:N. precision: one in which the directory has a graph. threads:
     of the CPU, 0 for all cores. row_budget: rows a tick, 0 measures the best. max_waiting, max_seconds: limits of the
-    queue, as `Batcher` has them. Raises CheckpointError when the directory is wrong, EngineUnavailableError when the
+    queue, see `Batcher`. Raises CheckpointError when the directory is wrong, EngineUnavailableError when the
     engine cannot run here.
     """
     model_dir = demo_model() if model is None else Path(model)
@@ -66,7 +66,7 @@ def load(
         )
         return Model(batcher, info)
 
-    # In a thread that ends: flushing denormals holds for the whole thread, and the caller's goes on.
+    # In a thread of its own, because flushing denormals applies to the whole thread.
     with ThreadPoolExecutor(1) as thread:
         try:
             return thread.submit(open_it).result()

@@ -1,4 +1,4 @@
-"""Budgets of memory that many share: who asks for more than is left waits. One event loop."""
+"""Shared memory budgets: a claim waits until enough is free. For one event loop."""
 
 import asyncio
 import contextlib
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Claim:
-    """Bytes of a budget. They may become fewer, and are given back once."""
+    """Bytes claimed of a budget. A claim may shrink, and is released once."""
 
     def __init__(self, memory: "Memory", size: int, who: str | None) -> None:
         self.memory, self.size, self.who = memory, size, who
@@ -23,10 +23,10 @@ class Claim:
 
 
 class Memory:
-    """A budget of `limit` bytes; who asks for more than is left waits.
+    """A budget of `limit` bytes. Claims wait until enough is free.
 
-    First come, first served, but one client has at most half, unless what it asks for is all that it has: the others
-    pass it meanwhile.
+    First come, first served, but a client holds at most half, unless by a single claim; a claim beyond that share is
+    passed by those of other clients.
     """
 
     def __init__(self, limit: int) -> None:
@@ -36,7 +36,7 @@ class Memory:
         self.waiting: deque[tuple[int, str | None, asyncio.Future[Claim]]] = deque()
 
     async def take(self, size: int, who: str | None = None) -> Claim:
-        """Wait for `size` bytes, at most `limit`, for a client; None is nobody in particular."""
+        """Wait for `size` bytes, at most `limit`, for a client. who: the client; None has no share to keep to."""
         future: asyncio.Future[Claim] = asyncio.get_running_loop().create_future()
         entry = (size, who, future)
         self.waiting.append(entry)
@@ -52,7 +52,7 @@ class Memory:
             raise
 
     def has_share(self, size: int, who: str | None) -> bool:
-        """Whether a client stays within its share with `size` bytes more."""
+        """Whether a client stays within its share with another `size` bytes."""
         return who is None or not self.held[who] or self.held[who] + size <= self.limit // 2
 
     def grant(self) -> None:
@@ -67,7 +67,7 @@ class Memory:
                 future.set_result(self.claim(size, who))
 
     def claim(self, size: int, who: str | None) -> Claim:
-        """Take bytes that are known to be there."""
+        """Claim bytes that are known to be free."""
         claim = Claim(self, 0, who)
         self.add(claim, size)
         return claim
@@ -89,11 +89,11 @@ class Memory:
 
 
 def after(future: "Future[Any]", call: Callable[[], None]) -> None:
-    """Call in the loop's thread when a thread is done with its work, even if nobody waits for that any more."""
+    """Call in the loop's thread when a future is done, even if nothing awaits it any more."""
     loop = asyncio.get_running_loop()
 
     def done(_: "Future[Any]") -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody counts any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the budget has gone with it
             loop.call_soon_threadsafe(call)
 
     future.add_done_callback(done)

@@ -1,4 +1,4 @@
-"""A model to draw with from Python: a model directory on an engine behind a batcher. The server and Triton open it too.
+"""A model to draw with from Python: a model directory on an engine behind a batcher. The server and Triton use it too.
 
 ```python
 with dsd_serve.load() as model:  # the demo model
@@ -41,7 +41,7 @@ ClassName = str | int
 OnImagePreview = Callable[[int, int, Image.Image], None]
 
 MAX_IMAGES = 1_000_000  # of one call
-UNDER_WAY = 256  # tasks of one call that are with the backend at a time
+UNDER_WAY = 256  # tasks of one call that the backend holds at a time
 
 
 class Model:
@@ -55,7 +55,7 @@ class Model:
     model's recommendation. Without a seed a random one is used. Raises InputError for a wrong argument, ClosedError
     after `close`, EngineError when the network fails.
 
-    info: name, config, defaults and fingerprint of the model. backend: what carries out its tasks.
+    info: name, config, defaults and fingerprint of the model. backend: carries out its tasks.
     """
 
     def __init__(self, backend: Backend, info: ModelInfo) -> None:
@@ -322,7 +322,7 @@ class Model:
         return list(self.results(tasks, on_preview))
 
     def results(self, tasks: Iterable[Task], on_preview: OnPreviews | None = None) -> Iterator[Any]:
-        """The results of tasks as they are ready, in order. At most UNDER_WAY tasks are with the backend at a time;
+        """The results of tasks as they are ready, in order. The backend holds at most UNDER_WAY tasks at a time;
         closing the iterator cancels them."""
         if self.closed:
             raise ClosedError("the model is closed; load it again")

@@ -1,8 +1,8 @@
 """Programs and tasks. A program is a generator that yields rows, is sent their outputs and returns its result.
 
-Programs are plain maths: no queue, no thread, no engine. `run` is the obvious way to run them, the batcher the fast
-one. A task is a program before it starts: plain values that can travel to another process, and know their cost. Rows
-are tasks too.
+Programs are plain maths: no queue, no thread, no engine. `run` is the simple way to run them, the batcher the fast one.
+A task is a program before it starts: plain values, which can be sent to another process, with a cost. Rows are tasks
+too.
 """
 
 import math
@@ -34,7 +34,7 @@ OnPreviews = Callable[[int, int, Pixels], None]
 
 
 class Task(Protocol):
-    """Anything that a backend carries out: plain values that know their cost and their program."""
+    """A unit of work for a backend: plain values with a cost and a program."""
 
     @property
     def cost(self) -> Cost:
@@ -42,7 +42,7 @@ class Task(Protocol):
         ...
 
     def program(self, config: ModelConfig, on_preview: OnPreview | None = None) -> Program:
-        """The program that computes the result. on_preview: see `generate`; ignored where there are no previews."""
+        """The program that computes the result. on_preview: see `generate`; ignored by tasks without previews."""
         ...
 
 
@@ -55,7 +55,7 @@ def generate(
 ) -> Generator[list[Row], list[Array], Pixels]:
     """Draw one image: uint8 [3, H, W].
 
-    label: a class, or several with weights that sum to 1. noise: the start, float32 [L, C], instead of that of
+    label: a class, or several with weights that sum to 1. noise: the initial noise, float32 [L, C], instead of that of
     the seed. on_preview(step, pixels) is called with the decoded clean estimate of every `params.preview_every`-th
     step, counted from 1; its Decode row rides along with the rows of the evaluation that follows.
     """
@@ -92,7 +92,7 @@ def with_previews(denoise: Denoiser, ts: list[float], every: int, on_preview: On
         z_hat: Latents
         try:
             inner.send(outputs[: len(rows)])
-            raise AssertionError("a denoiser evaluates the network once")
+            raise AssertionError("a denoiser evaluates the network only once")
         except StopIteration as stop:
             z_hat = stop.value
         step = steps.pop(t, 0)
@@ -132,9 +132,9 @@ def edit(
 ) -> Generator[list[Row], list[Array], Pixels]:
     """Noise an image and sample on from there towards a class (SDEdit, arXiv 2108.01073): uint8 [3, H, W].
 
-    pixels: uint8 [3, H, W] of the network's size. label: a class, or the null label for none. strength in (0, 1]: how
-    much noise; 1 keeps nothing. It runs that share of `params.num_steps`. mask: bool [H, W], True where to redraw; the
-    rest of the image keeps its pixels.
+    pixels: uint8 [3, H, W] of the network's size. label: a class, or the null label for none. strength: the
+    amount of noise in (0, 1], which is also the share of `params.num_steps` that runs; 1 keeps nothing. mask: bool
+    [H, W], True where to redraw; the rest of the image keeps its pixels.
     """
     z = yield from encode(pixels)
     ts = edit_timesteps(params.num_steps, strength)
@@ -171,10 +171,10 @@ def sampling_cost(params: SamplingParams, strength: float | None = None, num_lab
 
 
 def between(start: Latents, end: Latents, fraction: float, *, on_sphere: bool) -> Latents:
-    """A point on the way between two noises or two latents [L, C]; the ends themselves at 0 and 1.
+    """A point between two noises or two latents [L, C]; at 0 and 1 the ends themselves.
 
-    Noise goes along the great circle (slerp), which keeps its length. Latents go straight and are then normalised over
-    the channels of each token, as the encoder does it.
+    Noise follows the great circle (slerp), which keeps its norm. Latents follow the straight line and are then
+    normalised over the channels of each token, as by the encoder.
     """
     if fraction in (0, 1):
         return end if fraction else start
@@ -191,7 +191,7 @@ def between(start: Latents, end: Latents, fraction: float, *, on_sphere: bool) -
 
 
 def run(engine: Engine, program: Program) -> Any:
-    """Run one program to its end, alone: the reference that the batcher must agree with."""
+    """Run one program alone: the reference for the batcher."""
     return run_all(engine, [program])[0]
 
 
@@ -261,7 +261,7 @@ class Reconstruct:
 
 
 def walk_fractions(n: int) -> list[float]:
-    """The places of the n >= 2 images of a walk: 0 is its start, 1 its end."""
+    """The fractions of the n >= 2 images of a walk: 0 is its start, 1 its end."""
     return [i / (n - 1) for i in range(n)]
 
 
@@ -278,7 +278,7 @@ class WalkEnd:
 class Interpolate:
     """Draw the image at `fraction` of the way between two ends, 0 to 1: uint8 [3, H, W].
 
-    Noises go along the great circle, and the clean estimates of both classes are averaged. The seed and index of
+    The noise follows the great circle, and the clean estimates of both classes are averaged. The seed and index of
     `params` are not used.
     """
 
@@ -289,7 +289,7 @@ class Interpolate:
 
     @property
     def labels(self) -> dict[int, float]:
-        """Labels with their weights; at either end only one, which saves the other's rows."""
+        """Labels with their weights; only one at either end, to save the rows of the other."""
         start, end = self.start.label, self.end.label
         if start == end or self.fraction in (0, 1):
             return {end if self.fraction == 1 else start: 1.0}

@@ -1,7 +1,7 @@
 """Rows: the unit of work, and the signature of the graph that runs them.
 
 The network takes three kinds of rows in one call. This file is the contract between the exported graph, the engines and
-the programs; the names below are written nowhere else.
+the programs, and the only place of the names below.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Engine(Protocol):
         ...
 
     def describe(self) -> dict[str, Any]:
-        """What runs: engine, device, precision, version; plain values for /model."""
+        """The engine, its device, precision and version, as plain values for /model."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""JSON from outside: one reader for all bodies, stricter than Python's own."""
+"""Untrusted JSON: one reader for all bodies, stricter than Python's own."""
 
 import json
 from typing import Any
@@ -12,8 +12,8 @@ MAX_VALUES = 10_000  # read in a few milliseconds
 def read_json(data: bytes, what: str = "the body", most: int = MAX_VALUES) -> Any:
     """The value of JSON text in UTF-8, which may begin with a byte order mark.
 
-    what: how sentences name the text. most: values that it may hold, roughly (commas and brackets are counted). Raises
-    InputError for any other text, and for what JSON readers disagree on: a name given twice, NaN and Infinity.
+    what: the name of the text in errors. most: the most values, roughly (commas and brackets are counted). Raises
+    InputError for anything else, and where JSON readers disagree: repeated names, NaN and Infinity.
     """
     if data.count(b",") + data.count(b"[") + data.count(b"{") > most:
         raise InputError(f"{what} must hold at most {most:,} values of JSON; send less")
@@ -27,7 +27,7 @@ def read_json(data: bytes, what: str = "the body", most: int = MAX_VALUES) -> An
         reason = "it is nested too deeply"
     except (InputError, json.JSONDecodeError) as error:
         reason = str(error)
-    except ValueError:  # Python does not read them
+    except ValueError:  # Python rejects them
         reason = "it has a number of thousands of digits"
     raise InputError(f"{what} is not valid JSON: {reason}")
 

@@ -1,8 +1,8 @@
 """The code that runs inside Triton: one instance of the model `dsd`, with an engine and a batcher of its own.
 
 The model repository that `dsd-export --triton` writes names this class; Triton's Python backend loads it. The model is
-decoupled: `execute` only puts tasks in the batcher's queue, and one thread sends what comes of them, so that steps of
-all requests share batches. backends/triton/messages.py describes requests and responses.
+decoupled: `execute` only puts tasks in the batcher's queue, and one thread sends the responses, so that steps of all
+requests share batches. backends/triton/messages.py describes requests and responses.
 """
 
 import ctypes
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 0.1  # disconnect poll interval
 PARENT_SECONDS = 1.0  # interval of the check that Triton is alive
 
-CODES = {  # names of attributes that the module above gets only after this file is loaded
+CODES = {  # names, because pb_utils gets these attributes only after this file is loaded
     InputError: "INVALID_ARG",
     QueueFullError: "UNAVAILABLE",
     ClosedError: "UNAVAILABLE",
@@ -67,8 +67,8 @@ class TritonPythonModel:
                 self.responses.put(partial(send, sender, error=error))
 
     def take(self, request: Any, sender: Any) -> None:
-        # Copied: the tensors lie in memory that is Triton's again once the request is over. By DLPack, because
-        # `as_numpy` of a backend that was built for numpy 1 gives wrong values under numpy 2.
+        # Copied, because Triton reuses the memory of the tensors once the request ends. By DLPack, because `as_numpy`
+        # of a backend that was built for numpy 1 gives wrong values under numpy 2.
         inputs = {tensor.name(): np.from_dlpack(tensor).copy() for tensor in request.inputs()}
         parameters = json.loads(request.parameters() or "{}")
         if parameters.get("operation") == "describe":
@@ -121,11 +121,11 @@ def open_instance(repository: Path, given: Mapping[str, str], args: Mapping[str,
 def end_with(parent: int) -> None:
     """End this process once its parent, Triton, has ended.
 
-    Killed with a request in flight, Triton would leave the process of its backend behind, waiting for ever.
+    If Triton is killed with a request in flight, the process of its backend would otherwise wait for ever.
     """
     while os.getppid() == parent:
         time.sleep(PARENT_SECONDS)
-    os._exit(1)  # there is no one to report to
+    os._exit(1)  # there is nothing to report to
 
 
 class TritonRequest:
@@ -148,7 +148,7 @@ class TritonRequest:
         self.remaining -= 1
         if self.remaining:
             return
-        # Not after the last response: Triton 24.10 crashes when it is asked then whether a request is cancelled.
+        # Before the last response: Triton 24.10 crashes if a request is polled for cancellation after it.
         self.responses.watched.discard(self)
         errors = [error for job in self.jobs if (error := job.future.exception()) is not None]
         if errors:
@@ -166,7 +166,7 @@ class TritonRequest:
 
 
 class ResponseSender:
-    """The thread that sends responses and polls for cancelled requests, so that ticks wait for neither."""
+    """The thread that sends responses and polls for cancelled requests, so that neither delays a tick."""
 
     def __init__(self) -> None:
         self.calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -192,7 +192,7 @@ class ResponseSender:
                 call()
             except queue.Empty:
                 pass
-            except Exception:  # of one response: the others must be sent
+            except Exception:  # of one response; the others must still be sent
                 log.exception("a response could not be sent")
             if time.monotonic() >= due:
                 for request_ in list(self.watched):
@@ -201,9 +201,9 @@ class ResponseSender:
 
 
 def capsule(array: Array) -> Any:
-    """A copy of an array for the backend, which frees it with the tensor. It takes only what may be written.
+    """A writable copy of an array for the backend, which frees it with the tensor.
 
-    The backend renames capsules in a way that numpy's destructor does not expect; it would print an error for each.
+    The backend renames capsules in a way that numpy's destructor does not expect: it would print an error for each.
     """
     made = array.copy(order="C").__dlpack__()
     ctypes.pythonapi.PyCapsule_SetDestructor(ctypes.py_object(made), None)

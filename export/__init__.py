@@ -1,1 +1,1 @@
-"""dsd-export: makes a model directory, which every engine reads, from a training checkpoint."""
+"""dsd-export: makes a model directory, which all engines read, from a training checkpoint."""

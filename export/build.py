@@ -79,7 +79,7 @@ class Export:
             "network": hashlib.sha256(json.dumps(network.config.to_dict()).encode()).hexdigest(),
             "version": __version__,
         }
-        # Without a record of files: those in the draft are not the ones that the target's config.json vouches for.
+        # Without a record of files: those in the draft are not the ones whose sha256 the target's config.json holds.
         text = config_json(network.name, network.config, network.defaults)
         (draft / CONFIG).write_text(text, encoding="utf-8")
 
@@ -164,7 +164,7 @@ class Export:
         return row.weights
 
     def verify(self, file: str, name: str, reference: Engine, row: Precision) -> Report:
-        """Compare the graph in `file` of the draft with a reference. name: the graph that it stands for."""
+        """Compare the graph in `file` of the draft with a reference. name: the graph, for the report."""
         ort = import_onnxruntime()
         session = open_session(ort, self.draft / file, *choose_provider(ort, "cpu"))
         report = verify(OnnxEngine(session, self.network.config, "cpu", row.name), reference, row.name)

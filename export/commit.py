@@ -1,9 +1,9 @@
-"""Atomic updates of directories: new files replace old ones so that nobody ever loads a mixture of the two.
+"""Atomic updates of directories: new files replace old ones, and a mixture of the two is never loaded.
 
-All files are first made in a draft, a folder inside the target. Then, with signals held back, they are moved into
-place. In a model directory config.json is taken away before the first move and the new one is put in place by the
-last, so a process that dies in between leaves a directory without config.json, which nothing loads. A full disk or any
-other error undoes the moves.
+All files are first made in a draft, a folder inside the target. Then, with signals deferred, they are moved into place.
+In a model directory config.json is removed before the first move and the new one is put in place by the last, so a
+process that dies in between leaves a directory without config.json, which is never loaded. A full disk or any other
+error undoes the moves.
 """
 
 import contextlib
@@ -26,8 +26,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextlib.contextmanager
 def drafting(target: Path) -> Iterator[Path]:
-    """An empty folder inside `target`, which is made if it is missing. It is always removed at the end, and so is a
-    target that was made for nothing.
+    """An empty folder inside `target`, which is created if it is missing. The folder is always removed at the end, and
+    `target` too if it was created and is still empty.
 
     Raises CheckpointError while another process exports to the same directory.
     """
@@ -68,7 +68,7 @@ def commit(draft: Path, target: Path, names: Sequence[str], obsolete: Sequence[s
     old = draft / "replaced"
     old.mkdir()
     others = [name for name in names if name != CONFIG]
-    # config.json goes first only if a file that it vouches for changes; a new file or another card is harmless.
+    # config.json goes first only if a file whose sha256 it holds changes; a new file or another card is harmless.
     replaces = any((target / name).exists() and name != "card.md" for name in (*others, *obsolete))
     moves = [(target / CONFIG, old / CONFIG)] if replaces else []
     for name in (*others, *obsolete):
@@ -104,8 +104,8 @@ def move(moves: Sequence[tuple[Path, Path]]) -> None:
 
 @contextlib.contextmanager
 def held_signals() -> Iterator[None]:
-    """Hold back Ctrl-C and kill until the block is done. A signal mask would not do: other threads would still get the
-    signal."""
+    """Defer Ctrl-C and SIGTERM to the end of the block. A signal mask is not enough: other threads would still receive
+    them."""
     if threading.current_thread() is not threading.main_thread():  # Python's signals reach the main thread only
         yield
         return
@@ -150,7 +150,7 @@ class Stoppable:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+    """Wait until a file, or the entries of a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -85,7 +85,7 @@ def config_pbtxt(config: ModelConfig, device: str, parameters: Mapping[str, str]
     kind = "KIND_GPU" if device == "gpu" else "KIND_CPU"
     return "\n".join(
         [
-            "# Written by dsd-export. What a request holds: dsd_serve/backends/triton/messages.py. Triton does not",
+            "# Written by dsd-export. The form of requests: dsd_serve/backends/triton/messages.py. Triton does not",
             "# batch, because every instance has a batcher of its own. The parameters may be changed by hand.",
             f'name: "{MODEL}"',
             'backend: "python"',

@@ -23,8 +23,7 @@ VISITOR = ContextVar("VISITOR", default="")  # whose event is running: Gradio's 
 
 
 class FairLimit:
-    """Admits at most IN_FLIGHT images at a time, so that a crowd of visitors does not fill the server's queue for those
-    who call its API themselves.
+    """Admits at most IN_FLIGHT images at a time, so that visitors do not fill the queue that API clients share.
 
     Visitors take turns, one request each; the requests of one visitor are admitted in order. The number of unfinished
     images is bounded for each visitor and for all.

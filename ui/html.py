@@ -1,6 +1,6 @@
 """Parts of the page that Gradio does not have, as HTML: board, details, strip, class picker. All text is escaped.
 
-Whatever can be pressed is a button with `data-act`; `pressable` makes a gr.HTML whose `click` event carries its data.
+Buttons have a `data-act`; `pressable` makes a gr.HTML whose `click` event carries its data.
 """
 
 import base64
@@ -123,7 +123,7 @@ ACTIONS = {
 
 
 def details(image: DrawnImage | None) -> str:
-    """The selected image, its settings, and buttons for what can be done with it."""
+    """The selected image, its settings, and a button for each action."""
     return described(image, ACTIONS)
 
 

@@ -42,7 +42,7 @@ NOT_YOURS = (
 
 
 class FolderFullError(DSDError):
-    """The files of visitors take all the space that they may have."""
+    """The visitors' files have reached their limit."""
 
 
 @dataclass
@@ -64,7 +64,7 @@ def private_folder() -> Path:
     """The folder of this process, readable by its user only and deleted when the process ends. Gradio uses it too.
 
     Folders that killed processes left behind are deleted first. A process holds a lock (flock) on its folder while it
-    lives; process ids would not do, because they are reused, and containers that share a folder have their own.
+    lives; process ids are not enough, because they are reused, and containers that share a folder have their own.
     """
     parent = os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir()
     os.makedirs(parent, exist_ok=True)
@@ -141,7 +141,7 @@ class Uploads:
         for path in [path for path, entry in self.entries.items() if now - entry.since >= seconds]:
             self.delete(path)
         for directory, folders, files in os.walk(self.folder, topdown=False):
-            for name in files:  # those that Gradio wrote for failed events are in no answer
+            for name in files:  # also those that Gradio wrote for failed events
                 path = os.path.join(directory, name)
                 with contextlib.suppress(OSError):
                     if path not in self.entries and os.lstat(path).st_mtime <= oldest:

@@ -13,7 +13,7 @@ from dsd_serve.errors import ServerError
 from ui.display import SHOWN, enlarged
 from ui.fair_limit import LimitedClient
 
-PAUSE = 0.1  # seconds between two updates of a drawing: faster ones cannot be seen, and cost
+PAUSE = 0.1  # seconds between two updates of a drawing; more would be invisible and costly
 BYTES_PER_S = 2_000_000  # sent to a visitor by the updates of a drawing, each of which contains all its images
 
 

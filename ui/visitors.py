@@ -261,7 +261,7 @@ class Sessions(StateHolder):
 
 
 class Page(GuardedBlocks):
-    """Blocks for untrusted browsers: whatever they send, the answer is a sentence."""
+    """Blocks for untrusted browsers: invalid input gets a sentence as an answer."""
 
     _queue: EventQueue
 

@@ -1,4 +1,4 @@
-"""Bytes <-> uint8 pixels [3, H, W]: the only file that knows Pillow, and the limits on what it is given."""
+"""Bytes <-> uint8 pixels [3, H, W], by Pillow, within limits."""
 
 import io
 import json
@@ -18,15 +18,15 @@ Pixels = NDArray[np.uint8]
 
 MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 MAX_PIXELS = 40_000_000
-MAX_SIDES = {"jpeg": 65_500, "webp": 16_383}  # pixels that a file of the format can be wide or high; png has room
+MAX_SIDES = {"jpeg": 65_500, "webp": 16_383}  # largest width and height in pixels; that of png is far larger
 QUALITY = 92
 TEXT_KEY = "dsd"  # of the PNG text chunk that holds the settings of an image as JSON
-# Larger than what glibc ever takes from its heap, so that the memory of a large image goes back to the system.
+# Above the largest block that glibc takes from its heap, so that the memory of a large image returns to the system.
 Image.core.set_block_size(64 * 2**20)  # type: ignore[attr-defined]
-GAP = 3  # a large image is averaged down to this many times the wanted size before it is resampled
-DRAFT_GAP = 16  # as GAP, for a JPEG that is decoded smaller: cruder, so more must be left to average
+GAP = 3  # a large image is averaged down to this multiple of the target size before it is resampled
+DRAFT_GAP = 16  # as GAP, for a JPEG decoded at a lower resolution: cruder, so more is left to average
 BAND_PIXELS = 500_000
-TURNS = {  # EXIF orientation -> what turns the image upright
+TURNS = {  # EXIF orientation -> the operation that turns the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -38,7 +38,7 @@ TURNS = {  # EXIF orientation -> what turns the image upright
 
 
 def outdated() -> str:
-    """A sentence if the installed Pillow has known security holes, else "". overrides.txt says why one can get here."""
+    """A warning if the installed Pillow has known security holes, else "". overrides.txt says how it may get here."""
     if int(PILLOW.partition(".")[0]) >= 13:
         return ""
     return f"Pillow {PILLOW} has known security holes, which 13 closes: pip install --no-deps 'pillow>=13'"
@@ -47,14 +47,14 @@ def outdated() -> str:
 def read_image(data: bytes, max_pixels: int = MAX_PIXELS, size: int | None = None) -> Pixels:
     """Decode a PNG, JPEG or WebP of at most `max_pixels`, upright and in RGB: uint8 [3, H, W].
 
-    size: only the centre square is wanted, [3, size, size], which takes a fraction of the memory.
-    Everything is checked before anything is decoded. Raises InputError with what is wrong.
+    size: decode only the centre square, [3, size, size], which takes a fraction of the memory.
+    Everything is checked before anything is decoded. Raises InputError with the reason.
     """
     return decode(open_file(data, max_pixels), size)
 
 
 def open_file(data: bytes, max_pixels: int = MAX_PIXELS) -> ImageFile:
-    """What a file holds, found without decoding: a PNG, JPEG or WebP of at most `max_pixels`, or InputError."""
+    """The PNG, JPEG or WebP image of a file, not yet decoded. Raises InputError, also for more than `max_pixels`."""
     source = inspect(data)
     if source.width * source.height > max_pixels:
         raise InputError(f"the image has {source.width} x {source.height} pixels; at most {max_pixels:,} are allowed")
@@ -64,7 +64,7 @@ def open_file(data: bytes, max_pixels: int = MAX_PIXELS) -> ImageFile:
 def decode(source: ImageFile, size: int | None = None, *, opacity: bool = False) -> Pixels:
     """The pixels of an image, upright and in RGB; with `size` those of its centre square, [3, size, size].
 
-    opacity: not its colours, but how opaque it is, as greys: 0 is transparent, 255 opaque.
+    opacity: return the opacity as greys instead of the colours: 0 is transparent, 255 opaque.
     """
     try:
         file = Image.open(io.BytesIO(source.data), formats=[source.format])
@@ -92,14 +92,14 @@ def decode_memory(source: ImageFile, size: int) -> int:
 
 
 def centre(image: Image.Image, size: int, to_rgb: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """The centre square of an image in any mode, [size, size] in RGB, as `fit` gives it.
+    """The centre square of an image in any mode, [size, size] in RGB, as by `fit`.
 
-    A large image is first averaged over blocks, so that GAP times the wanted size is left, as Pillow's `reducing_gap`
-    does. That goes in bands, so that no second image of the same size comes to be.
+    A large image is first averaged over blocks down to GAP times the target size, as by Pillow's `reducing_gap`; in
+    bands, so that there is never a second image of the same size.
     """
     side = min(image.size)
     factor = max(1, side // (GAP * size))
-    margin = 3 * (side // size + 1)  # as far as the resampling filter looks beyond the square
+    margin = 3 * (side // size + 1)  # the reach of the resampling filter beyond the square
     left, top = ((length - side) / 2 for length in image.size)
     x, y = (max(0, int(start) - margin) for start in (left, top))
     width, height = (length - 2 * start for length, start in zip(image.size, (x, y), strict=True))
@@ -113,9 +113,9 @@ def centre(image: Image.Image, size: int, to_rgb: Callable[[Image.Image], Image.
 
 
 def scale_transparency(file: Image.Image, data: bytes) -> None:
-    """Scale the transparent colour of a PNG as its pixels are: Pillow makes 8 bits of their 2, 4 or 16 only.
+    """Scale the transparent colour of a PNG to 8 bits, as Pillow scales its pixels of 2, 4 or 16 bits.
 
-    That of 16-bit grey stays, because those pixels stay too.
+    That of 16-bit grey stays, because Pillow does not scale those pixels.
     """
     depth, transparent = data[24], file.info.get("transparency")
     most = (1 << depth) - 1
@@ -130,7 +130,7 @@ def opacity_of(image: Image.Image) -> Image.Image:
 
 
 def flatten(image: Image.Image) -> Image.Image:
-    """A Pillow image in any mode -> RGB; transparency is laid on white."""
+    """A Pillow image in any mode -> RGB, on white where it is transparent."""
     image = eight_bits(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -141,7 +141,7 @@ def flatten(image: Image.Image) -> Image.Image:
 def eight_bits(image: Image.Image) -> Image.Image:
     """The same image with at most 8 bits a sample and the same transparency.
 
-    Pillow would clip 16 bits to 8 instead of scaling them. It knows no transparent colour of floats.
+    Pillow would clip 16 bits to 8 instead of scaling them, and it ignores the transparent colour of floats.
     """
     transparent = image.info.get("transparency")
     if image.mode.startswith("I;16"):
@@ -153,12 +153,12 @@ def eight_bits(image: Image.Image) -> Image.Image:
         grey.info.pop("transparency", None)
         opaque = None if transparent is None else np.where(values == transparent, np.uint8(0), np.uint8(255))
     else:
-        return image.convert("LA") if image.mode == "La" else image  # Pillow has no other way from there
+        return image.convert("LA") if image.mode == "La" else image  # the only conversion that Pillow has
     return grey if opaque is None else Image.merge("LA", (grey, Image.fromarray(opaque)))
 
 
 def to_pixels(image: Image.Image) -> Pixels:
-    """A Pillow image in any mode -> uint8 [3, H, W]; transparency is laid on white."""
+    """A Pillow image in any mode -> uint8 [3, H, W], on white where it is transparent."""
     return np.ascontiguousarray(np.asarray(flatten(image)).transpose(2, 0, 1))
 
 
@@ -172,9 +172,10 @@ def fit(pixels: Pixels, size: int) -> Pixels:
 
 
 def fit_as_adm(pixels: Pixels, size: int) -> Pixels:
-    """The same as ADM prepares ImageNet (arXiv 2105.05233), which published FID statistics are made with.
+    """`fit` as ADM prepares ImageNet (arXiv 2105.05233), for comparison with published FID statistics.
 
-    Halved by boxes while the shorter side is at least twice `size`, then bicubic, then cut; so aliasing is ADM's too.
+    Halved by box filters while the shorter side is at least twice `size`, then bicubic, then cropped; it aliases as
+    ADM's does.
     """
     image = to_pil(pixels)
     while min(image.size) >= 2 * size:
@@ -197,7 +198,7 @@ def resized(pixels: Pixels, size: int | None) -> Image.Image:
 
 
 def sheet_shape(count: int, columns: int | None = None) -> tuple[int, int]:
-    """Columns and rows of `count` images in one; as near to a square as can be where the columns are not given."""
+    """Columns and rows of a grid of `count` images; nearly square unless the columns are given."""
     columns = columns or math.ceil(math.sqrt(count))
     return columns, -(-count // columns)
 
@@ -205,7 +206,7 @@ def sheet_shape(count: int, columns: int | None = None) -> tuple[int, int]:
 def sheet(images: Sequence[Pixels], size: int | None = None, columns: int | None = None) -> Image.Image:
     """Images of one size side by side, row by row, with no gap, each scaled to `size`; the rest is white.
 
-    They are scaled one after another, so that each pixel is held once.
+    They are scaled one after another to save memory.
     """
     width, height = (size, size) if size else images[0].shape[:0:-1]
     columns, rows = sheet_shape(len(images), columns)
@@ -239,7 +240,7 @@ def psnr(pixels: Pixels, others: Pixels) -> float:
 
 
 def attach_settings(image: Image.Image, settings: Mapping[str, Any]) -> None:
-    """Keep the settings that draw an image again in its `info`, where `to_png` finds them."""
+    """Put the settings that draw an image again into its `info`, from which `to_png` takes them."""
     image.info[TEXT_KEY] = json.dumps(settings)
 
 

@@ -1,4 +1,4 @@
-"""Decoding images that strangers send, within a budget of memory."""
+"""Decoding of untrusted images, within a memory budget."""
 
 import asyncio
 import os
@@ -13,18 +13,20 @@ MAX_TOTAL = 400_000_000  # bytes
 
 
 class Decoder:
-    """Decodes images of strangers, outside the event loop; all that are decoded at one time take at most `max_total`
-    bytes, others wait. max_pixels: of one image."""
+    """Decodes untrusted images outside the event loop.
+
+    max_pixels: of one image. max_total: bytes of all images that are decoded at a time; others wait.
+    """
 
     def __init__(self, max_pixels: int = codec.MAX_PIXELS, max_total: int = MAX_TOTAL) -> None:
         self.max_pixels, self.memory = max_pixels, Memory(max_total)
-        # Few threads of its own: the processor is not shared among many images, nor memory among many heaps.
+        # Few threads, of its own: many would share the processor among many images, and memory among many heaps.
         self.threads = ThreadPoolExecutor(os.cpu_count(), "decoder")
 
     async def read(self, data: bytes, size: int, *, opacity: bool = False, who: str | None = None) -> Pixels:
-        """The centre square of an image, uint8 [3, size, size]. Raises InputError with what is wrong with it.
+        """The centre square of an image, uint8 [3, size, size]. Raises InputError with the reason.
 
-        opacity: see `images.decode`. who: see `Memory.take`.
+        opacity: see `codec.decode`. who: see `Memory.take`.
         """
         loop = asyncio.get_running_loop()
         image = await loop.run_in_executor(self.threads, codec.open_file, data, self.max_pixels)

@@ -1,4 +1,4 @@
-"""Images as Python callers give them: a path, bytes, a PIL image or an array."""
+"""Images as arguments in Python: a path, bytes, a PIL image or an array."""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
-"""Bytes <-> latents float32 [L, C]: .npy, safetensors or JSON. Nothing here can load a pickle.
+"""Bytes <-> latents float32 [L, C]: .npy, safetensors or JSON, never a pickle.
 
-safetensors is read and written here, in a few lines, because serving does not need that package otherwise.
+safetensors is read and written here in a few lines, because serving does not need that package otherwise.
 """
 
 import io
@@ -23,9 +23,9 @@ SAFETENSORS_TYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
 
 
 def read_latents(data: bytes, shape: tuple[int, int]) -> Latents:
-    """Latents of `shape` from a file of any of the three forms, which its first bytes tell.
+    """Latents of `shape` from a file in any of the three formats; its first bytes tell which.
 
-    Numbers may be float16, float32 or float64. Raises InputError with what is wanted and what was found.
+    Numbers may be float16, float32 or float64. Raises InputError with the rule and the value.
     """
     if data[:6] == NPY:
         array = read_npy(data, shape)
@@ -34,8 +34,8 @@ def read_latents(data: bytes, shape: tuple[int, int]) -> Latents:
     elif data.removeprefix(BYTE_ORDER_MARK).lstrip()[:1] in (b"{", b"["):
         array = read_json_latents(data, shape)
     else:
-        raise InputError(f"the bytes are no latents that can be read: {wanted(shape)}, as .npy, safetensors or JSON")
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused
+        raise InputError(f"the bytes are not readable latents: {wanted(shape)}, as .npy, safetensors or JSON")
+    with np.errstate(over="ignore"):  # overflows become infinite and are rejected
         latents = np.ascontiguousarray(array, np.float32)
     if not np.isfinite(latents).all():
         raise InputError("the latents must be finite numbers of float32, got NaN, infinity or a number beyond it")
@@ -64,7 +64,7 @@ def wanted(shape: tuple[int, int]) -> str:
 
 
 def checked(shape: tuple[int, int], kind: object, found: Any, size: int) -> None:
-    """Refuse a type, shape or number of bytes that is not ours, before any memory is taken for it."""
+    """Raise InputError for a wrong type, shape or number of bytes, before any memory is allocated for it."""
     if kind not in ("<f2", "<f4", "<f8"):
         raise InputError(
             f"{wanted(shape)}; the type must be float16, float32 or float64, little-endian, got {kind!s:.40}"
@@ -79,7 +79,7 @@ def checked(shape: tuple[int, int], kind: object, found: Any, size: int) -> None
 
 
 def read_npy_of_any_shape(data: bytes) -> Latents:
-    """Latents [L, C] from a .npy file that says their shape. Raises InputError."""
+    """Latents [L, C] of the shape that a .npy file has. Raises InputError."""
     (found, _, _), _ = read_npy_header(data)
     if len(found) != 2:
         raise InputError(f"latents have a shape [tokens, channels], got {str(list(found))[:80]}")
@@ -87,7 +87,7 @@ def read_npy_of_any_shape(data: bytes) -> Latents:
 
 
 def read_npy_header(data: bytes) -> tuple[tuple[tuple[int, ...], bool, Any], int]:
-    """((shape, whether the order is Fortran's, dtype), where the numbers begin)."""
+    """((shape, whether in Fortran order, dtype), offset of the numbers in bytes)."""
     stream = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(stream)

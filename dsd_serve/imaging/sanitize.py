@@ -1,9 +1,9 @@
-"""What PNG, JPEG and WebP files are made of, read without decoding anything.
+"""Sanitising PNG, JPEG and WebP files: their structure is parsed within limits, and nothing is decoded.
 
-A decoder trusts much that a file says of itself: metadata that unpacks a thousandfold, directories that point at the
-same bytes again and again, canvases that are allocated before their size can be asked for. So no decoder sees an
-uploaded file. `inspect` walks it within limits and keeps only the parts that hold the image: `ImageFile.data` is a new
-file of these, with no metadata, no second image and nothing behind its end.
+Decoders trust what a file says about itself: metadata that unpacks a thousandfold, directories that point at the same
+bytes again and again, canvases that are allocated before their size can be checked. So no decoder sees an uploaded
+file. `inspect` walks it and keeps only the parts that hold the image: `ImageFile.data` is a new file of these, without
+metadata, further images or data after the end.
 """
 
 import re
@@ -19,7 +19,7 @@ Bytes = bytes | memoryview
 MAX_SIDE = 65_535  # JPEG's limit, for all: decoders take memory for each row, however short
 MAX_PARTS = 20_000  # chunks or segments of one file; real images have a few thousand at most
 MAX_SCANS = 64  # of a JPEG; encoders write about ten, and each costs a pass over the whole image
-SLACK = 16_000_000  # bytes that decoding takes besides the pixels
+SLACK = 16_000_000  # bytes that decoding takes in addition to the pixels
 
 PNG = b"\x89PNG\r\n\x1a\n"
 PNG_KEPT = {b"IHDR": 13, b"PLTE": 768, b"tRNS": 256}  # and their largest sizes in bytes
@@ -36,8 +36,8 @@ JPEG_READ = {JPEG_SCAN, JPEG_EXIF} | JPEG_FRAMES | JPEG_OTHER_FRAMES | JPEG_TABL
 class ImageFile:
     """A file that holds one still image and nothing else.
 
-    orientation: as EXIF has it, 1 to 8. coefficient_bytes: what the decoder
-    of a JPEG that takes many passes holds besides the pixels.
+    orientation: of EXIF, 1 to 8. coefficient_bytes: memory of a decoder for the coefficients of a JPEG in several
+    passes.
     """
 
     format: str
@@ -48,9 +48,9 @@ class ImageFile:
     coefficient_bytes: int = 0
 
     def memory(self, shrink: int = 1) -> int:
-        """Bytes that decoding takes at most, the file included; shrink: how many times smaller a JPEG is decoded.
+        """The most bytes that decoding takes, the file included. shrink: the factor by which a JPEG is decoded smaller.
 
-        Pillow holds 4 bytes a pixel, and libwebp with its wrapper three images more.
+        Pillow holds 4 bytes a pixel, and libwebp with its wrapper three more images.
         """
         pixels = self.width * self.height // shrink**2
         return pixels * (16 if self.format == "WEBP" else 4) + self.coefficient_bytes + len(self.data) + SLACK
@@ -59,7 +59,7 @@ class ImageFile:
 def inspect(data: bytes) -> ImageFile:
     """The one still image in a PNG, JPEG or WebP file. Raises InputError for anything else.
 
-    The size in pixels is not judged, except that no side may be 0 or above MAX_SIDE.
+    The size in pixels is not limited, except that each side must be from 1 to MAX_SIDE.
     """
     try:
         if data[:8] == PNG:
@@ -69,7 +69,7 @@ def inspect(data: bytes) -> ImageFile:
         elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
             found = inspect_webp(memoryview(data))
         else:
-            raise InputError("the bytes are no image that can be read: send a PNG, JPEG or WebP")
+            raise InputError("the bytes are not a readable image: send a PNG, JPEG or WebP")
     except (struct.error, IndexError):
         raise cut_off() from None
     if not (0 < found.width <= MAX_SIDE and 0 < found.height <= MAX_SIDE):
@@ -115,7 +115,7 @@ def inspect_png(data: memoryview) -> ImageFile:
 
 
 def png_chunks(data: memoryview) -> Iterator[tuple[bytes, memoryview, int]]:
-    """(kind, body, checksum) of each chunk before IEND, which must be there."""
+    """(kind, body, checksum) of each chunk before IEND, which is required."""
     place = 8
     for _ in range(MAX_PARTS):
         length, kind = struct.unpack_from(">I4s", data, place)
@@ -165,9 +165,9 @@ def inspect_jpeg(data: bytes) -> ImageFile:
 
 
 def jpeg_segments(data: bytes) -> Iterator[tuple[int, memoryview]]:
-    """(code of the marker, bytes from the marker on) of each segment before the end of the image, which must be there.
+    """(code of the marker, bytes from the marker on) of each relevant segment before the end of the image.
 
-    Those that Pillow needs and those that we judge; a scan goes with its entropy-coded data.
+    A scan includes its entropy-coded data. The end of the image is required.
     """
     view, place = memoryview(data), 2
     for _ in range(MAX_PARTS):
@@ -195,7 +195,7 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, memoryview]]:
 
 
 def jpeg_samples(frame: bytes, width: int, height: int) -> int:
-    """Samples of all components, which is what a decoder keeps of a JPEG whose image takes many passes."""
+    """Samples of all components: the coefficients that a decoder keeps of a JPEG in several passes."""
     factors = [divmod(frame[8 + 3 * i], 16) for i in range(frame[6])]
     if not factors or not all(1 <= across <= 4 and 1 <= down <= 4 for across, down in factors):
         raise broken("its sampling factors must be from 1 to 4")
@@ -276,10 +276,10 @@ def little(part: memoryview) -> int:
 
 
 def orientation(exif: bytes) -> int:
-    """The orientation, 1 to 8, that EXIF data give; 1 where there is none or it is broken.
+    """The orientation in EXIF data, 1 to 8; 1 if it is missing or broken.
 
-    Only the entry itself is looked at: a general reader copies what every entry points at, and thousands of entries may
-    point at the same megabytes.
+    Only this entry is read: a general reader copies the data of every entry, and thousands of entries may point at the
+    same megabytes.
     """
     exif = exif.removeprefix(b"Exif\0\0")
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])

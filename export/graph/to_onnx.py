@@ -29,7 +29,7 @@ def to_onnx(model: DSD) -> onnx.ModelProto:
     encode, denoise, decode = (Dim(name, min=0, max=MAX_ROWS) for name in ("E", "M", "D"))
     exporter_log = logging.getLogger("torch.onnx")
     level = exporter_log.level
-    exporter_log.setLevel(logging.ERROR)  # it warns about packages that we do not use
+    exporter_log.setLevel(logging.ERROR)  # it warns about packages that are not used here
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

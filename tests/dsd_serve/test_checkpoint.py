@@ -38,14 +38,14 @@ def test_wrong_files_are_named(tmp_path):
         with pytest.raises(CheckpointError, match=name):
             read_checkpoint(tmp_path / name)
     torch.save({"weights": torch.zeros(3)}, tmp_path / "other.pt")
-    with pytest.raises(CheckpointError, match="no checkpoint of dsd-train"):
+    with pytest.raises(CheckpointError, match="not a checkpoint of dsd-train"):
         read_checkpoint(tmp_path / "other.pt")
 
 
 def test_a_truncated_checkpoint_is_named(checkpoint, tmp_path):
     data = checkpoint.read_bytes()
     (tmp_path / "half.pt").write_bytes(data[: len(data) // 2])
-    with pytest.raises(CheckpointError, match=r"half\.pt is (no checkpoint|refused)"):
+    with pytest.raises(CheckpointError, match=r"half\.pt is (not a checkpoint|refused)"):
         read_checkpoint(tmp_path / "half.pt")
 
 

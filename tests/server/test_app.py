@@ -142,7 +142,7 @@ def test_reconstruct_takes_real_photos(http, real_data):
 
 def test_wrong_uploads_are_sentences(http):
     assert "the body is empty" in problem(http.post("/reconstruct"), 422)
-    assert "no image that can be read" in problem(http.post("/reconstruct", content=b"hello"), 422)
+    assert "not a readable image" in problem(http.post("/reconstruct", content=b"hello"), 422)
     truncated = write_image(sample_image(1, 0, size=64))[:-60]
     assert "broken" in problem(http.post("/reconstruct", content=truncated), 422)
     assert "larger than 2 MB" in problem(http.post("/reconstruct", content=b"x" * 2_000_001), 413)

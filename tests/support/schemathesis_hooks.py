@@ -20,8 +20,8 @@ REASONS = (
     "guidance needs a class to guide to",
     "must be times from 0 to 1 in this order",
     "index must be a whole number from 0 to",
-    "the bytes are no image that can be read",
-    "no latents that can be read",
+    "the bytes are not a readable image",
+    "not readable latents",
     "the latents must be finite numbers",
     "the settings are in the JSON body here",
 )

@@ -279,7 +279,7 @@ def test_wrong_data_gets_a_sentence(image_folder, tmp_path):
         Images(str(tmp_path), 16)
     (tmp_path / "dogs").rename(tmp_path / "207")
     (tmp_path / "207/broken.png").write_bytes(b"no image")
-    with pytest.raises(CheckpointError, match=r"broken\.png: the bytes are no image"):
+    with pytest.raises(CheckpointError, match=r"broken\.png: the bytes are not a readable image"):
         Images(str(tmp_path), 16).hold()
     (tmp_path / "x.parquet").write_bytes(b"no parquet")
     with pytest.raises(CheckpointError, match=r"x\.parquet is no parquet file"):

@@ -216,7 +216,7 @@ async def square(info: ServerInfo, image: bytes, mask: bytes | None) -> bytes:
 
 
 def painting(payload: EditorData | None) -> bytes | None:
-    """The one layer of the editor, as the uploaded file; None if nothing is painted.
+    """The one layer of the editor, as an image file; None if nothing is painted.
 
     Raises gr.Error for several layers, which the editor of this page cannot make.
     """

@@ -119,7 +119,7 @@ def test_broken_files_are_named(tiny_dir, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=r"model.ort.onnx cannot be loaded"):
         load_engine("onnx", tmp_path)
-    with pytest.raises(CheckpointError, match="no safetensors file"):
+    with pytest.raises(CheckpointError, match="not a readable safetensors file"):
         load_engine("torch", tmp_path)
     (tmp_path / "model.onnx").unlink()
     (tmp_path / "model.ort.onnx").unlink()

@@ -66,9 +66,9 @@ BODY = Z.tobytes()
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"", "no latents that can be read"),
-        (b"PK\x03\x04 an npz or a .pt", "no latents that can be read"),
-        (pickle.dumps(Z), "no latents that can be read"),
+        (b"", "not readable latents"),
+        (b"PK\x03\x04 an npz or a .pt", "not readable latents"),
+        (pickle.dumps(Z), "not readable latents"),
         (npy(Z.T), r"shape \[4, 3\], got shape \[3, 4\]"),
         (npy(Z[None]), r"got shape \[1, 4, 3\]"),
         (npy(Z.astype(np.int32)), "must be float16, float32 or float64, little-endian, got <i4"),
@@ -108,7 +108,7 @@ BODY = Z.tobytes()
         (b'{"latents": ' + b"[" * 1200, "the JSON of the latents must hold at most 124 values"),
         (b'{"latents": [' + b" " * 2000, "at most 1,384 bytes"),
         (b'{"latents": "\xff"}', "it must be in UTF-8"),
-        (json.dumps({"latents": Z.tolist()}).encode("utf-16"), "no latents that can be read"),
+        (json.dumps({"latents": Z.tolist()}).encode("utf-16"), "not readable latents"),
         (b'{"latents": [], "latents": []}', "'latents' is given twice"),
         (b'{"latents": ' + b"9" * 1000, "not valid JSON"),
     ],

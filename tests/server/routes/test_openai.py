@@ -255,10 +255,10 @@ def test_what_is_wrong_is_a_bad_request_with_its_parameter(client, asked, param,
 def test_wrong_uploads_are_bad_requests(client, http):
     photo = write_image(PHOTO)
     for asked, param, words in (
-        ({"image": b"hello"}, "image", "no image that can be read"),
+        ({"image": b"hello"}, "image", "not a readable image"),
         ({"image": b""}, "image", "image is missing"),
         ({"image": photo, "mask": photo}, "mask", "opaque everywhere"),
-        ({"image": photo, "mask": b"x"}, "mask", "no image that can be read"),
+        ({"image": photo, "mask": b"x"}, "mask", "not a readable image"),
         ({"image": [photo, photo]}, None, "the field image twice"),
         ({"image": photo, "n": 9}, "n", "n must be at most 8"),
         ({"image": photo, "extra_body": {"strength": 0}}, "strength", "greater than or equal to 0.001"),

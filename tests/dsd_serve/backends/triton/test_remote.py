@@ -53,8 +53,8 @@ def arrays(**named):
 
 
 class Liar(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """Sends `description` to `describe`, and `answers` to every other request: lists of tensors, texts of errors, and at
-    the end perhaps a status to break off with."""
+    """Sends `description` to `describe`, and `answers` to every other request: lists of tensors, texts of errors, and
+    at the end perhaps a status to break off with."""
 
     def __init__(self, description):
         self.honest, self.description, self.answers = description, description, []
