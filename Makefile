@@ -1,21 +1,21 @@
-# make run    the server on port 8000 with the demo model; installs only what serving needs
-# make ui     the same with a page in the browser at http://localhost:8000
-# make test   the tests      make test-ui  those of the page, in Chromium      make test-slow  those that take minutes
-# make coverage  the tests, and the lines of each module that they run
+# make run    the server on port 8000 with the demo model; installs only the packages for serving
+# make ui     the same with the web page at http://localhost:8000
+# make test   the fast tests     make test-ui  tests of the page in Chromium      make test-slow  tests that take minutes
+# make coverage  line coverage of the fast tests
 # make lint   ruff, mypy, import-linter          make fmt   formats the code
-# make test-clients  other people's clients: curl, nginx, Java, Node, Chromium ...
-# make docs   the documentation site, into build/site; a dead link fails
-# make audit  checks dependencies for known security holes      make locks  renews locks/ after a change of constraints.txt
-# make ci     lint, audit and all tests but the slow ones, as the CI does
-# make demo   trains the demo model again; DATA=/path/to/tiny-imagenet-200
-# make study  the collapse study of docs/;  DATA= as above
-# make eval   what the demo model is worth, BESIDE=DIR another one; DATA= as above
-# make samplers  what samplers, steps and guidance cost and give; DATA= as above
-# make measure-ui  the page: twenty visitors, first paint, from a clone to the first image
-# make gpu    all that needs an NVIDIA GPU, in the environment that is active: tests, checked plans, docs/speed.md
-# make triton  Triton with the demo model, and the front on port 8000; make test-triton  the tests that need it
-# make bench  the engine against the machine      make bench-serving  serving under load, beside others
-# make image  the Docker image of one TARGET (cpu), built, started and checked; make deploy-lint  all of deploy/
+# make test-clients  tests with third-party clients: curl, nginx, Java, Node, Chromium ...
+# make docs   builds the documentation site into build/site; dead links fail
+# make audit  checks dependencies for known vulnerabilities      make locks  updates locks/ after a change of constraints.txt
+# make ci     lint, docs, audit and all tests except the slow ones, as in CI
+# make demo   retrains the demo model; DATA=/path/to/tiny-imagenet-200
+# make study  the collapse study; DATA= as above
+# make eval   evaluates the demo model, with BESIDE=DIR a second one too; DATA= as above
+# make samplers  the sampler study; DATA= as above
+# make measure-ui  benchmarks of the page: twenty visitors, first paint, from a clone to the first image
+# make gpu    everything that needs an NVIDIA GPU, in the active environment: tests, checked plans, docs/speed.md
+# make triton  Triton with the demo model, and the front on port 8000; make test-triton  the tests that need Triton
+# make bench  hardware utilization of the engines      make bench-serving  serving benchmarks
+# make image  builds, starts and checks the Docker image of a TARGET (cpu); make deploy-lint  checks all of deploy/
 
 PYTHON ?= python3
 TARGET ?= cpu
@@ -26,15 +26,15 @@ LINT := .venv-lint
 DOCS := .venv-docs
 PIP := -m pip install --quiet --disable-pip-version-check
 PINNED := $(PIP) -c constraints.txt
-# What pip cannot resolve together with the rest; see overrides.txt.
+# Packages that pip cannot resolve together with the others; see overrides.txt.
 OVERRIDES := $(PIP) --no-deps -r overrides.txt
 LOCKS := cpu gpu otel ui triton tensorrt train export
 UV_COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	-c constraints.txt --overrides overrides.txt
 VENV = $(PYTHON) -m venv $(1) || { echo "make: Python 3.11 or later with venv is needed: apt-get install python3-venv"; rm -rf $(1); exit 1; }
 
-# Some tests measure time, and workers, browsers and servers share the processor: what fails is run once more, by itself.
-TRY = OMP_NUM_THREADS=1 $(DEV)/bin/python -m pytest $(1) $(2) || { echo "make: once more, what failed"; \
+# Some tests measure time while workers, browsers and servers share the processor, so failed tests are run once more alone.
+TRY = OMP_NUM_THREADS=1 $(DEV)/bin/python -m pytest $(1) $(2) || { echo "make: running the failed tests once more"; \
 	$(DEV)/bin/python -m pytest $(1) --last-failed --last-failed-no-failures none; }
 
 .PHONY: run ui test coverage test-slow test-ui test-triton test-clients triton lint docs audit locks fmt ci demo study eval samplers bench bench-serving measure-ui gpu image deploy-lint clean
@@ -48,7 +48,7 @@ ui: $(RUN)/.ui
 test: $(DEV)/.done
 	$(call TRY,-rfE,-n auto --maxprocesses 4 --dist loadfile)
 
-# Tracing slows the servers, so tests that measure time may fail here: the report follows all the same.
+# Tracing slows the servers down, so tests that measure time may fail; the report is made anyway.
 coverage: $(DEV)/.done
 	$(DEV)/bin/coverage erase
 	-OMP_NUM_THREADS=1 $(DEV)/bin/coverage run -m pytest -n auto --maxprocesses 4 --dist loadfile
@@ -141,7 +141,7 @@ deploy-lint: $(LINT)/.done
 	$(LINT)/bin/check-jsonschema --builtin-schema vendor.compose-spec compose*.yaml
 	$(LINT)/bin/kubernetes-validate --strict $(filter-out %/kustomization.yaml %/adapter-values.yaml,$(wildcard deploy/kubernetes/*.yaml))
 	@if command -v promtool >/dev/null; then promtool check config deploy/prometheus.yml; \
-	else echo "deploy-lint: promtool is not here, deploy/prometheus.yml was NOT checked: apt-get install prometheus"; fi
+	else echo "deploy-lint: promtool is not installed, deploy/prometheus.yml was NOT checked: apt-get install prometheus"; fi
 
 $(LINT)/.done: Makefile
 	@$(call VENV,$(LINT))
