@@ -1,4 +1,4 @@
-"""A new sampling setting costs three edits. They are made in a copy of the project, and every dialect then has it."""
+"""A new sampling setting takes three edits, and a fourth on /v1. The edits are made in a copy of the project."""
 
 import json
 import os
@@ -27,6 +27,11 @@ EDITS = [
         '    churn: Annotated[float, of_setting("churn")]\n',
     ),
 ]
+OPENAI_EDIT = (
+    "server/openai_schemas.py",
+    '    guidance_scale: Annotated[float | None, of_setting("guidance_scale"), RealNumber] = None\n',
+    '    s_churn: Annotated[float | None, of_setting("churn"), RealNumber] = None\n',
+)
 
 CHECK = """
 import io, json, sys
@@ -65,8 +70,14 @@ with TestClient(create_app(service)) as http:
     documented = next(item for item in operation["parameters"] if item["name"] == "churn")
     assert "noise added per step" in json.dumps(documented)
     assert "X-DSD-Churn" in operation["responses"]["200"]["headers"]
+    settings = {**query, "churn": 0.5, "strength": 0.5}
+    edited = http.post("/edit", params=settings, files={"image": drawn.content})
+    assert edited.headers.get("X-DSD-Churn") == "0.5", edited.text
     sent = generate(207, **{name: value for name, value in query.items() if name != "class"}, churn=0.5)  # client
     assert http.request(sent.method, sent.path, **sent.arguments).headers["X-DSD-Churn"] == "0.5"
+with dsd_serve.load(model) as loaded:  # Python
+    image = loaded.generate(207, seed=1, num_steps=1, sampler="euler", churn=0.5)
+    assert json.loads(image.info["dsd"])["churn"] == 0.5
 task = Generate(207, SamplingParams(churn=0.5))  # Triton
 inputs, parameters = to_wire(task)
 assert parameters["churn"] == 0.5
@@ -74,21 +85,49 @@ assert from_wire(inputs, parameters, service.config, service.model.defaults)[0] 
 assert from_openai({"s_churn": 0.5}) == {"churn": 0.5}
 """
 
+OPENAI_CHECK = """
+import base64, io, json, sys
+from pathlib import Path
 
-def test_a_new_setting_costs_three_edits(tmp_path, demo_dir):
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from server.app import create_app
+from server.service import Service
+from server.settings import Settings
+
+with TestClient(create_app(Service(Settings(model=Path(sys.argv[2]))))) as http:
+    body = {"prompt": "207", "num_inference_steps": 1, "seed": 1, "s_churn": 0.5}
+    (image,) = http.post("/v1/images/generations", json=body).json()["data"]
+    assert json.loads(Image.open(io.BytesIO(base64.b64decode(image["b64_json"]))).text["dsd"])["churn"] == 0.5
+"""
+
+
+def test_a_new_setting_reaches_every_dialect(tmp_path, demo_dir):
     for folder in ("dsd_serve", "server"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("demo", "__pycache__"))
-    for name, before, line in EDITS:
-        file = tmp_path / name
-        text = file.read_text()
-        assert text.count(before) == 1, f"{name} has changed: {before!r}"
-        file.write_text(text.replace(before, line + before))
+    for edit in EDITS:
+        insert(tmp_path, *edit)
     model = shutil.copytree(demo_dir, tmp_path / "model")
     config = json.loads((model / "config.json").read_text())
     config["sampling"]["churn"] = 0.125
     (model / "config.json").write_text(json.dumps(config))
-    command = [sys.executable, "-c", CHECK, str(tmp_path), str(model)]
-    done = subprocess.run(
-        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True
-    )
+    run(CHECK, tmp_path, model)
+    insert(tmp_path, *OPENAI_EDIT)
+    run(OPENAI_CHECK, tmp_path, model)
+
+
+def insert(folder, name, before, line):
+    """Insert a line into a file before a text that it has once."""
+    file = folder / name
+    text = file.read_text()
+    assert text.count(before) == 1, f"{name} has changed: {before!r}"
+    file.write_text(text.replace(before, line + before))
+
+
+def run(code, folder, model):
+    """Run Python code with the project in `folder`."""
+    command = [sys.executable, "-c", code, str(folder), str(model)]
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
