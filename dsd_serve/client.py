@@ -12,19 +12,19 @@ from dsd_serve.errors import ConfigError
 from dsd_serve.hosts import is_this_machine
 from dsd_serve.rows import Latents
 
-KEEP_ALIVE = 4.0  # seconds: less than any server keeps a connection that nothing is sent on, or requests would be lost
+KEEP_ALIVE = 4.0  # seconds an idle connection is reused: less than any server keeps it, or requests would be lost
 
 
 class Client:
     """Calls a DSD server.
 
-    api_key: for a server that asks for one. timeout: seconds that may pass without a byte. max_bytes: of an answer, or
+    api_key: for a server that requires one. timeout: seconds that may pass without a byte. max_bytes: of an answer, or
     of one event. `do` and `stream` send any call of calls.py; the other methods are short for the usual ones.
 
     Raises ServerError: with the server's own sentence and status; with status 502 for an answer that does not come from
     a DSD server, is cut off, or larger than max_bytes; with 503 when the server cannot be reached. A redirect is not
-    followed, because it would carry the API key and the request to another place: the error names the new address. A
-    GET that a closing connection lost is sent once more. Raises ConfigError for a wrong address or key.
+    followed, because it would send the API key and the request elsewhere; the error names the new address. A GET that
+    was lost because the connection closed is sent once more. Raises ConfigError for a wrong address or key.
     """
 
     def __init__(
@@ -57,8 +57,7 @@ class Client:
         return result(self.url, call, self.request(call.method, call.path, call.media, **call.arguments))
 
     def stream(self, call: Call[Event]) -> Iterator[Event]:
-        """The events of a call as they come, `done` the last. Closing the iterator cancels what the server has not done
-        yet."""
+        """The events of a call as they arrive, `done` last. Closing the iterator cancels the rest."""
         try:
             answer = self.send(call.method, call.path, call.arguments)
             try:
@@ -120,7 +119,7 @@ class Client:
         return self.do(calls.batcher())
 
     def request(self, method: str, path: str, media: str = "", **arguments: Any) -> Any:
-        """Any request; its httpx response, whose status is 2xx and whose type is `media` where it is given."""
+        """Send any request. Returns the httpx response, whose status is 2xx and whose type is `media` if given."""
         try:
             answer = self.send(method, path, arguments)
             try:
@@ -133,7 +132,7 @@ class Client:
         return body.answer()
 
     def send(self, method: str, path: str, arguments: dict[str, Any]) -> Any:
-        """The httpx response to a request, whose body has not been read."""
+        """The httpx response to a request; its body is not yet read."""
         request = self.http.build_request(method, path, **arguments)
         try:
             return self.http.send(request, stream=True)
@@ -144,8 +143,8 @@ class Client:
 
 
 class AsyncClient:
-    """The same for asyncio, for calls of calls.py. Any number of calls may be under way at a time: the server refuses
-    when there are too many. One event loop; `close` at the end."""
+    """`Client` for asyncio, for calls of calls.py. Any number of calls may run at a time; the server limits them. For
+    one event loop; `close` it at the end."""
 
     def __init__(
         self,
@@ -182,8 +181,7 @@ class AsyncClient:
         return result(self.url, call, body.answer())
 
     async def stream(self, call: Call[Event]) -> AsyncGenerator[Event, None]:
-        """The events of a call as they come, `done` the last. Closing the iterator cancels what the server has not done
-        yet."""
+        """The events of a call as they arrive, `done` last. Closing the iterator cancels the rest."""
         try:
             answer = await self.send(call.method, call.path, call.arguments)
             try:
@@ -202,7 +200,7 @@ class AsyncClient:
             raise unreachable(self.url, error) from None
 
     async def send(self, method: str, path: str, arguments: dict[str, Any]) -> Any:
-        """The httpx response to a request, whose body has not been read."""
+        """The httpx response to a request; its body is not yet read."""
         request = self.http.build_request(method, path, **arguments)
         try:
             return await self.http.send(request, stream=True)
@@ -228,7 +226,7 @@ def checked(url: str) -> str:
 
 
 def options(url: str, timeout: float, api_key: str) -> dict[str, Any]:
-    """What both clients give httpx. A server on this machine is never reached through a proxy."""
+    """The options of both httpx clients. A server on this machine is never reached through a proxy."""
     if not api_key.isascii() or not api_key.isprintable():
         raise ConfigError("an API key must be printable ASCII characters")
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}

@@ -25,8 +25,8 @@ class Claim:
 class Memory:
     """A budget of `limit` bytes. Claims wait until enough is free.
 
-    First come, first served, but a client holds at most half, unless by a single claim; a claim beyond that share is
-    passed by those of other clients.
+    First come, first served. A client holds at most half, unless by a single claim; while it waits for that, claims
+    of other clients may pass.
     """
 
     def __init__(self, limit: int) -> None:
@@ -36,7 +36,7 @@ class Memory:
         self.waiting: deque[tuple[int, str | None, asyncio.Future[Claim]]] = deque()
 
     async def take(self, size: int, who: str | None = None) -> Claim:
-        """Wait for `size` bytes, at most `limit`, for a client. who: the client; None has no share to keep to."""
+        """Wait for `size` bytes, at most `limit`. who: the client; without one there is no limit of its share."""
         future: asyncio.Future[Claim] = asyncio.get_running_loop().create_future()
         entry = (size, who, future)
         self.waiting.append(entry)

@@ -1,4 +1,4 @@
-"""Whether a request comes from a web page of another site. Both servers of this project, the API and the page, ask."""
+"""Detection of requests from web pages of other sites, for both servers, the API and the page."""
 
 from collections.abc import Iterable
 from urllib.parse import urlsplit

@@ -54,7 +54,7 @@ class SamplingParams:
     image i of any other request with that seed. num_steps: steps of the sampler (heun evaluates the network twice in
     all but the last). guidance_scale: classifier-free guidance, 1 is off. guidance_start and guidance_stop: the times
     (0 = noise, 1 = data) between which it is on (arXiv 2404.07724); elsewhere a step costs one row, not two.
-    preview_every: also decode the clean estimate every that many steps, 0 is never.
+    preview_every: decode the clean estimate every that many steps; 0 is never.
     """
 
     seed: int = setting(0, "seed of the noise", least=0, most=MAX_SEED, header=True)
@@ -114,7 +114,7 @@ def check(name: str, value: Any, setting: Setting) -> None:
         whole(name, value, setting.least, setting.most)
     elif isinstance(value, bool) or not isinstance(value, int | float):
         raise InputError(f"{name} must be a number, got {shown(value)}", name)
-    elif not setting.least <= value <= setting.most:  # also refuses NaN
+    elif not setting.least <= value <= setting.most:  # also rejects NaN
         raise InputError(f"{name} must be between {setting.least:g} and {setting.most:g}, got {shown(value)}", name)
 
 
@@ -135,7 +135,7 @@ SHOWN_WITH_IMAGE = tuple(name for name, setting in SETTINGS.items() if setting.s
 
 
 def with_values(defaults: SamplingParams, values: Mapping[str, Any]) -> SamplingParams:
-    """`defaults` with the values, by field name, that are there and not None. Unknown names are left out.
+    """`defaults` with the given values, by field name. None and unknown names are ignored.
 
     Raises InputError.
     """
@@ -175,7 +175,7 @@ def from_openai(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def from_api(values: Mapping[str, Any], defaults: SamplingParams) -> SamplingParams:
-    """The inverse of `to_api`: what is missing or None is that of `defaults`. Other keys are left out.
+    """The inverse of `to_api`. Missing and None values are those of `defaults`; other keys are ignored.
 
     Raises InputError, whose sentence and `param` have the API's name.
     """

@@ -1,4 +1,4 @@
-"""Fixtures of all tests: small images made by code, a small network trained for a moment, the demo, real servers."""
+"""Fixtures of all tests: generated images, a briefly trained small network, the demo model, real servers."""
 
 import fcntl
 import os
@@ -16,7 +16,7 @@ from tests.support.servers import Server, find_free_port
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """A folder that `make` fills, once for all workers of pytest-xdist: the other workers wait for it."""
+    """A folder that `make` fills once for all workers of pytest-xdist; the other workers wait for it."""
     base = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         base = base.parent
@@ -67,7 +67,7 @@ def checkpoint(train_config: Callable[..., Any], tmp_path_factory: pytest.TempPa
 
 @pytest.fixture(scope="session")
 def tiny_dir(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model directory that dsd-export writes of it."""
+    """The exported model directory of that checkpoint."""
     from export.main import main
 
     def make(folder: Path) -> None:
@@ -84,15 +84,15 @@ def demo_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """Tiny-ImageNet and photos, where the machine has them: in the folder DSD_DATA."""
+    """The folder with Tiny-ImageNet and photos, from DSD_DATA; skips the test without it."""
     if not REAL_DATA.exists():
-        pytest.skip(f"no real images: {REAL_DATA} is not there, set DSD_DATA")
+        pytest.skip(f"no real images: {REAL_DATA} is missing, set DSD_DATA")
     return REAL_DATA
 
 
 @pytest.fixture(scope="session")
 def server_url(tiny_dir: Path) -> Iterator[str]:
-    """A real server of the tiny model in a process of its own."""
+    """The URL of a real server process with the tiny model."""
     running = Server("--model", str(tiny_dir), "--max-images", "8", "--max-waiting", "64", "--max-body-mb", "2")
     yield running.url
     assert running.stop() == 0
@@ -106,5 +106,5 @@ def http(server_url: str) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def free_port() -> Callable[[], int]:
-    """Gives ports on which nothing listens."""
+    """A function that returns ports on which nothing listens."""
     return find_free_port

@@ -21,7 +21,7 @@ from dsd_serve.params import SamplingParams, to_api
 from dsd_serve.programs import Edit, OnPreviews, Task, WalkEnd
 from dsd_serve.rows import Array, Pixels, Row
 
-OF_AN_END = ("class", "seed", "index")  # settings that each end of a walk has for itself
+OF_AN_END = ("class", "seed", "index")  # settings that belong to one end of a walk
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Observer:
         """A task ended: done, failed, cancelled or late."""
 
     def rejected(self, reason: str) -> None:
-        """A request was refused: queue_full, deadline, draining or dead."""
+        """A request was rejected: queue_full, deadline, draining or dead."""
 
 
 def outcome_of(error: BaseException | None) -> str:
@@ -136,7 +136,7 @@ def outcome_of(error: BaseException | None) -> str:
 
 @dataclass(eq=False)
 class Job(ABC):
-    """A task under way. `future` gets its result, or an error.
+    """A task in progress. `future` gets its result, or an error.
 
     number: its order. submitted, started, ended and deadline are times of `time.monotonic`; 0 is not yet.
     """
@@ -151,10 +151,10 @@ class Job(ABC):
 
     @abstractmethod
     def cancel(self) -> None:
-        """Give it up: its future gets CancelledError, unless it ends first."""
+        """Cancel it: its future gets CancelledError unless it ends first."""
 
     def resolve(self, result: Any, error: BaseException | None) -> None:
-        """Note the end, and give the future its result or its error."""
+        """Record the end, and set the result or the error of the future."""
         self.ended = time.monotonic()
         if not self.future.set_running_or_notify_cancel():
             return  # the caller cancelled the future itself
@@ -174,7 +174,7 @@ class Backend(Protocol):
 
     @property
     def not_ready(self) -> str | None:
-        """Why no task would be carried out now, or None."""
+        """The reason why no task is carried out now, or None."""
         ...
 
     @property
@@ -182,7 +182,7 @@ class Backend(Protocol):
 
     @property
     def num_running(self) -> int:
-        """Tasks that have begun."""
+        """Tasks that have started."""
         ...
 
     @property
@@ -193,30 +193,30 @@ class Backend(Protocol):
     def submit_tasks(
         self, tasks: Sequence[Task], *, timeout: float | None = None, on_preview: OnPreviews | None = None
     ) -> Sequence[Job]:
-        """Take all tasks or none; a job for each, in their order.
+        """Accept all tasks or none; returns a job for each, in order.
 
         timeout: seconds after which their results are useless. on_preview: called from a thread of the backend; must
-        not block. Raises QueueFullError, DeadlineError where the results cannot be expected in time, and ClosedError
-        where nothing is taken any more.
+        not block. Raises QueueFullError, DeadlineError if the results cannot be expected in time, and ClosedError if
+        nothing is accepted any more.
         """
         ...
 
     def queue_full(self, count: int = 1) -> QueueFullError | None:
-        """The error that `count` more tasks would get now for want of room, or None."""
+        """The error for `count` more tasks if there is no room for them now, else None."""
         ...
 
     def seconds_ahead(self) -> float:
-        """Estimated seconds until everything queued and running now is done."""
+        """Estimated seconds until the queued and running tasks are done."""
         ...
 
     def snapshot(self) -> dict[str, Any]:
-        """What runs and waits now, as plain values."""
+        """The running and waiting tasks, as plain values."""
         ...
 
     def drain(self) -> None:
-        """Take nothing more, and finish what is there."""
+        """Accept nothing more, and finish what was accepted."""
         ...
 
     def close(self, timeout: float | None = None) -> bool:
-        """Drain, and after `timeout` seconds cancel what is left. True if all finished."""
+        """Drain, and after `timeout` seconds cancel the rest. True if all tasks finished."""
         ...

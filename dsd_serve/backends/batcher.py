@@ -1,9 +1,9 @@
 """The batcher: many programs on one engine, their rows mixed in every tick.
 
 A tick takes the rows that programs wait for, runs the engine once and sends the outputs back. Programs join and leave
-between ticks, so requests of different kinds, samplers and step counts share batches and nobody waits for a stranger's
-last step. The rows of one yield always go in the same tick. Results equal those of `programs.run`, whatever the
-company.
+between ticks, so requests of different kinds, samplers and step counts share batches, and none waits for the last step
+of another. The rows of one yield always go in the same tick. Results equal those of `programs.run`, independent of the
+other programs.
 """
 
 import itertools
@@ -28,7 +28,7 @@ from dsd_serve.rows import Array, Cost, Engine, OnPreview, Program, Row
 log = logging.getLogger(__name__)
 
 DEAD_AFTER = 3  # failed ticks in a row
-STALLED_AFTER = 10.0  # seconds of one engine call, and twenty usual ticks: then it counts as hanging
+STALLED_AFTER = 10.0  # seconds, plus twenty average ticks, after which an engine call counts as hanging
 ONE_ROW = Cost(1, 1)
 
 
@@ -64,7 +64,7 @@ class Batcher:
         self.thread = threading.Thread(target=self.loop, name="batcher", daemon=True)
         self.thread.start()
 
-    # What callers use.
+    # For callers.
 
     def submit(self, program: Program, cost: Cost = ONE_ROW, *, timeout: float | None = None) -> ProgramJob:
         """Put a program in the queue: `submit_all` of one."""
@@ -73,7 +73,7 @@ class Batcher:
     def submit_all(self, programs: Sequence[tuple[Program, Cost]], *, timeout: float | None = None) -> list[ProgramJob]:
         """Put several programs with their costs in the queue, all or none.
 
-        timeout: seconds after which their results are of no use. Raises QueueFullError; DeadlineError when the results
+        timeout: seconds after which their results are useless. Raises QueueFullError; DeadlineError when the results
         cannot be expected in time; ClosedError once the batcher drains or its engine is dead.
         """
         with self.condition:
@@ -92,7 +92,7 @@ class Batcher:
     def submit_tasks(
         self, tasks: Sequence[Task], *, timeout: float | None = None, on_preview: OnPreviews | None = None
     ) -> list[ProgramJob]:
-        """`submit_all` with the programs of these tasks. on_preview: is called from the batcher's thread."""
+        """`submit_all` with the programs of these tasks. on_preview: called from the batcher's thread."""
 
         def previews_of(number: int) -> OnPreview | None:
             return None if on_preview is None else lambda step, pixels: on_preview(number, step, pixels)
@@ -102,7 +102,7 @@ class Batcher:
         return self.submit_all(programs, timeout=timeout)
 
     def queue_full(self, count: int = 1) -> QueueFullError | None:
-        """Why `count` more programs would not be taken now, for want of room; None when there is room."""
+        """The error for `count` more programs if there is no room for them now, else None."""
         with self.condition:
             waiting, ahead = self.num_waiting, self.seconds_ahead()
         excess = waiting + count - self.max_waiting
@@ -131,17 +131,17 @@ class Batcher:
             )
 
     def seconds_ahead(self) -> float:
-        """Estimated seconds until what is queued and running now is done."""
+        """Estimated seconds until the queued and running programs are done."""
         with self.condition:  # the lists change meanwhile
             return self.times.of_rows(sum(job.rows_left for job in (*self.running, *self.waiting)))
 
     def expected_seconds(self, costs: Sequence[Cost]) -> float:
-        """Estimated seconds until programs of these costs would be done, if they were submitted now."""
+        """Estimated seconds until programs of these costs would be done if they were submitted now."""
         return self.times.until_done(self.seconds_ahead(), costs)
 
     @property
     def num_running(self) -> int:
-        """Programs that have begun."""
+        """Programs that have started."""
         return len(self.running)
 
     @property
@@ -151,7 +151,7 @@ class Batcher:
 
     @property
     def not_ready(self) -> str | None:
-        """Why nothing would be served now, or None."""
+        """The reason why nothing is served now, or None."""
         if self.dead or self.closed:
             return self.dead or "the server is shutting down"
         since = self.busy_since
@@ -164,7 +164,7 @@ class Batcher:
         return self.not_ready is None
 
     def snapshot(self) -> dict[str, Any]:
-        """What runs and waits now, as plain values."""
+        """The running and waiting programs, as plain values."""
         now = time.monotonic()
         with self.condition:
             running, waiting = list(self.running), list(self.waiting)
@@ -192,13 +192,13 @@ class Batcher:
         }
 
     def drain(self) -> None:
-        """Take nothing more, and go on with what is there."""
+        """Accept nothing more, and finish what was accepted."""
         with self.condition:
             self.closed = True
             self.condition.notify()
 
     def close(self, timeout: float | None = None) -> bool:
-        """Drain, and after `timeout` seconds cancel what is left. True if all finished."""
+        """Drain, and after `timeout` seconds cancel the rest. True if all programs finished."""
         self.drain()
         self.thread.join(timeout)
         finished = not self.thread.is_alive()
@@ -209,7 +209,7 @@ class Batcher:
             self.thread.join()
         return finished
 
-    # The thread.
+    # In the thread.
 
     def loop(self) -> None:
         while True:
@@ -272,7 +272,7 @@ class Batcher:
         return chosen
 
     def drop_ended(self) -> None:
-        """End the jobs that were cancelled, or are too late."""
+        """End the jobs that were cancelled or have missed their deadlines."""
         now = time.monotonic()
         with self.condition:
             ended = [job for job in (*self.running, *self.waiting) if job.cancelled or job.deadline < now]
@@ -280,7 +280,7 @@ class Batcher:
             if job.cancelled:
                 self.end(job, error=CancelledError("the job was cancelled"))
             else:
-                self.end(job, error=DeadlineError("the result was not there in time and was given up"))
+                self.end(job, error=DeadlineError("the result was not ready in time and was dropped"))
 
     def start_next(self) -> ProgramJob | None:
         """Move the first waiting job to the running ones; jobs that end at once do not count."""
@@ -312,7 +312,7 @@ class Batcher:
             self.end(job, error=error)
 
     def end(self, job: ProgramJob, result: Any = None, *, error: Exception | None = None) -> None:
-        """Take a job out and resolve its future."""
+        """Remove a job and resolve its future."""
         with self.condition:
             if job in self.running:
                 self.running.remove(job)

@@ -1,4 +1,4 @@
-"""What every client must get: the same images as plain requests, and the same refusals."""
+"""Checks for all clients: the same images as from plain requests, and the same errors."""
 
 import json
 
@@ -6,7 +6,7 @@ import httpx
 
 
 def native(url: str, photo=None, **query) -> str:
-    """The base64 of what the native routes give."""
+    """The base64 of an image from the native routes."""
     query = {"seed": 7, **query, "format": "json"}
     if photo is None:
         answer = httpx.get(f"{url}/generate", params=query)
@@ -16,7 +16,7 @@ def native(url: str, photo=None, **query) -> str:
 
 
 def check_openai(found, plain, photo) -> None:
-    """What openai.mjs's exercise gave, in Node and in Chromium."""
+    """Check the result of the exercise in openai.mjs, which runs in Node and in Chromium."""
     assert found["drawn"] == [native(plain, **{"class": 207, "index": index}) for index in (0, 1)]
     assert found["request_id"]
     assert found["types"] == ["image_generation.partial_image"] * 2 + ["image_generation.completed"]
@@ -35,9 +35,9 @@ def check_openai(found, plain, photo) -> None:
 
 
 def check_events(url, found) -> None:
-    """That what an EventSource got is one drawing, and that it is done; also in Chromium."""
+    """Check that an EventSource got one complete drawing; for Node and Chromium."""
     # An `error` without data is EventSource's own: the end of a connection.
-    told = [(event["name"], json.loads(event["data"])) for event in found["events"] if event["data"]]
-    ends = [(name, data["seed"]) for name, data in told if name != "preview"]
+    sent = [(event["name"], json.loads(event["data"])) for event in found["events"] if event["data"]]
+    ends = [(name, data["seed"]) for name, data in sent if name != "preview"]
     assert ends == [("image", ends[0][1]), ("image", ends[0][1]), ("done", ends[0][1])]
     assert found["closed"]

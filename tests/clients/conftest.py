@@ -1,4 +1,4 @@
-"""What tests with other people's clients share: servers, nginx before them, Chromium, Node, and a second Python."""
+"""Fixtures of the tests with third-party clients: servers, nginx before them, Chromium, Node, and a second Python."""
 
 import asyncio
 import contextlib
@@ -30,24 +30,24 @@ T = TypeVar("T")
 HERE = Path(__file__).parent
 INSTALLED = ROOT / ".clients/bin"  # by install.sh
 KEY = "key-of-the-tests-0123456789abcdefghijklmnopq"
-BIG = 29_000_000  # bytes of an upload that is refused: above --max-body-mb, and more than any socket's buffers hold
+BIG = 29_000_000  # bytes of an upload that is rejected: above --max-body-mb and above the size of socket buffers
 
 
 def tool(name: str, package: str) -> str:
-    """The path of a program of the system; without it the test is skipped, with a sentence."""
+    """The path of a system program; skips the test if it is missing."""
     found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
-    return found or pytest.skip(f"{name} was not tried, it is not here: apt-get install {package}")
+    return found or pytest.skip(f"{name} was not tested, because it is not installed: apt-get install {package}")
 
 
 def installed(name: str) -> str:
-    """The path of a program that install.sh installs."""
+    """The path of a program from install.sh; skips the test if it is missing."""
     if not (INSTALLED / name).exists():
-        pytest.skip(f"{name} was not tried, it is not here: tests/clients/install.sh")
+        pytest.skip(f"{name} was not tested, because it is not installed: tests/clients/install.sh")
     return str(INSTALLED / name)
 
 
 def output(*command: str, **settings: Any) -> str:
-    """What a command prints; it must end well."""
+    """The output of a command, which must succeed."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, **settings)
     assert done.returncode == 0, f"{command[0]} ended with {done.returncode}:\n{done.stderr}\n{done.stdout}"
     return done.stdout
@@ -55,21 +55,21 @@ def output(*command: str, **settings: Any) -> str:
 
 @pytest.fixture(scope="session")
 def plain() -> Iterator[str]:
-    """A server as it is by default, with the demo model."""
+    """A server with default settings and the demo model."""
     with serving() as url:
         yield url
 
 
 @pytest.fixture(scope="session")
 def guarded(site: str) -> Iterator[str]:
-    """A server that asks for a key, and lets pages of one origin in."""
+    """A server that requires an API key and allows one origin (CORS)."""
     with serving("--cors-origins", site, DSD_API_KEYS=f"tests:{KEY}") as url:
         yield url
 
 
 @pytest.fixture(scope="session")
 def paged() -> Iterator[str]:
-    """A server with the page."""
+    """A server with the web page."""
     pytest.importorskip("gradio", reason="the page needs gradio: pip install '.[ui]'")
     with serving("--ui", "--grace", "10") as url:
         yield url
@@ -77,7 +77,7 @@ def paged() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The origin of somebody's web page."""
+    """The origin of another site."""
     folder = tmp_path_factory.mktemp("site")
     (folder / "index.html").write_text("<!doctype html><title>somebody's page</title>")
     handler = functools.partial(Quiet, directory=str(folder))
@@ -103,7 +103,7 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file that the server refuses before it has all of it."""
+    """A file that the server rejects before it is complete."""
     file = tmp_path_factory.mktemp("big") / "big.png"
     file.write_bytes(os.urandom(BIG))
     return file
@@ -111,7 +111,7 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def drawn(plain: str) -> bytes:
-    """What class 207 and seed 7 give, wherever they are asked for."""
+    """The PNG of class 207 and seed 7, the same from every route."""
     return httpx.get(f"{plain}/generate?class=207&seed=7").raise_for_status().content
 
 
@@ -133,14 +133,14 @@ def node() -> Callable[..., Any]:
 
 
 def in_a_loop(coroutine: Coroutine[Any, Any, T]) -> T:
-    """What a coroutine gives. It runs in a thread, because Playwright's loop may be running in this one."""
+    """The result of a coroutine. It runs in a thread, because Playwright's loop may be running in this one."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(asyncio.run, coroutine).result()
 
 
 def needs_packages() -> None:
     if not (HERE / "node_modules").exists():
-        pytest.skip("the npm packages are not there: tests/clients/install.sh could not install them")
+        pytest.skip("the npm packages are missing: tests/clients/install.sh could not install them")
 
 
 def bundled(*arguments: str, **settings: Any) -> str:
@@ -166,7 +166,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def tab(browser: Any) -> Iterator[Any]:
-    """A page of a new visitor. All that it asks for is on this machine, as if there were no Internet."""
+    """A browser tab of a new visitor. Requests to other machines are blocked, and fail the test."""
     context = browser.new_context()
     elsewhere = []
 
@@ -187,15 +187,15 @@ def tab(browser: Any) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class Front:
-    """Addresses of nginx. By how it asks the server: `default` as it comes (HTTP/1.0, a connection for each request),
-    `kept` with HTTP/1.1 and connections that are kept, `unbuffered` with bodies sent on as they come."""
+    """Addresses of nginx, by its connection to the server: `default` (HTTP/1.0, a connection for each request), `kept`
+    (HTTP/1.1 with keep-alive), `unbuffered` (the same, and bodies are forwarded as they arrive)."""
 
     plain: dict[str, str]
     guarded: dict[str, str]
     below: str  # the API under /dsd/, the page under /ui/
 
 
-ASKED = {
+PROXYING = {
     "default": "",
     "kept": 'proxy_http_version 1.1; proxy_set_header Connection "";',
     "unbuffered": 'proxy_http_version 1.1; proxy_set_header Connection ""; proxy_request_buffering off;',
@@ -206,10 +206,10 @@ ASKED = {
 def nginx(plain: str, guarded: str, paged: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
     program = tool("nginx", "nginx-light")
     folder = tmp_path_factory.mktemp("nginx")
-    ports = iter(free_ports(2 * len(ASKED) + 1))
+    ports = iter(free_ports(2 * len(PROXYING) + 1))
     servers, found = [], {}
     for name, url in (("plain", plain), ("guarded", guarded)):
-        for how, directives in ASKED.items():
+        for how, directives in PROXYING.items():
             found[name, how] = next(ports)
             servers.append(
                 f"upstream {name}-{how} {{ server {url.removeprefix('http://')}; keepalive 8; }}\n"
@@ -236,8 +236,8 @@ def nginx(plain: str, guarded: str, paged: str, tmp_path_factory: pytest.TempPat
     try:
         wait_for(below, folder / "error.log")
         yield Front(
-            plain={how: f"http://127.0.0.1:{found['plain', how]}" for how in ASKED},
-            guarded={how: f"http://127.0.0.1:{found['guarded', how]}" for how in ASKED},
+            plain={how: f"http://127.0.0.1:{found['plain', how]}" for how in PROXYING},
+            guarded={how: f"http://127.0.0.1:{found['guarded', how]}" for how in PROXYING},
             below=f"http://127.0.0.1:{below}",
         )
     finally:

@@ -1,5 +1,7 @@
-"""python generated.py PACKAGE_FOLDER URL KEY: calls a client that openapi-python-client wrote, and prints what it gave
-as JSON. The names of its modules are its own business: routes are found by what they ask for."""
+"""python generated.py PACKAGE_FOLDER URL KEY: calls a client of openapi-python-client, and prints the results as JSON.
+
+The names of its modules are arbitrary, so routes are found by method and path.
+"""
 
 import base64
 import importlib

@@ -1,4 +1,4 @@
-"""Chromium without the Internet: OpenAI's client in somebody's page, EventSource, /docs, and our page below a path."""
+"""Chromium without the Internet: OpenAI's client in another site's page, EventSource, /docs, our page below a path."""
 
 import httpx
 import pytest
@@ -40,16 +40,16 @@ def exercise(tab, bundle, origin, server, photo):
     return tab.evaluate("(options) => window.exercise(options)", options)
 
 
-def test_openai_in_a_page_that_is_let_in(tab, bundle, site, guarded, plain, photo):
+def test_openai_in_a_page_of_an_allowed_origin(tab, bundle, site, guarded, plain, photo):
     check_openai(exercise(tab, bundle, site, guarded, photo), plain, photo)
 
 
 @pytest.mark.parametrize("how", ["default", "kept"])
-def test_openai_in_a_page_that_is_let_in_behind_nginx(tab, bundle, site, nginx, plain, photo, how):
+def test_openai_in_a_page_of_an_allowed_origin_behind_nginx(tab, bundle, site, nginx, plain, photo, how):
     check_openai(exercise(tab, bundle, site, nginx.guarded[how], photo), plain, photo)
 
 
-def test_openai_in_a_page_that_is_not_let_in(tab, bundle, site, guarded, plain, photo):
+def test_openai_in_a_page_of_another_origin(tab, bundle, site, guarded, plain, photo):
     from playwright.sync_api import Error
 
     for origin, server in ((site.replace("localhost", "127.0.0.1"), guarded), (site, plain)):
@@ -80,7 +80,7 @@ def test_an_image_opened_in_a_tab_is_the_png_with_its_settings(tab, plain, drawn
 
 
 @pytest.mark.parametrize("where", ["plain", "guarded", "below"])
-def test_the_docs_are_shown(tab, request, where):
+def test_the_docs_are_rendered(tab, request, where):
     url = f"{request.getfixturevalue('nginx').below}/dsd" if where == "below" else request.getfixturevalue(where)
     tab.goto(f"{url}/docs")
     tab.get_by_text("/v1/images/generations").first.wait_for()

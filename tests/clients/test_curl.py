@@ -1,4 +1,4 @@
-"""curl: its offers of HTTP/2, its ways to send a body, and uploads that are refused before they are read."""
+"""curl: HTTP/2 upgrades, all ways to send a body, and uploads that are rejected before they are read."""
 
 import json
 import subprocess
@@ -58,7 +58,7 @@ def latents(plain: str, photo: Path, tmp_path_factory: pytest.TempPathFactory) -
         ("/v1/images/variations", ("-F", "image=@PHOTO", "-F", "seed=7")),
     ],
 )
-def test_every_body_arrives_with_an_offer_of_http_2_too(curl, plain, photo, latents, version, sent, path, body):
+def test_every_body_arrives_even_with_an_http_2_upgrade(curl, plain, photo, latents, version, sent, path, body):
     body = [part.replace("@PHOTO", f"@{photo}").replace("@LATENTS", f"@{latents}") for part in body]
     status, answer = curl(version, *sent, *body, plain + path)
     assert status == 200, answer
@@ -67,12 +67,12 @@ def test_every_body_arrives_with_an_offer_of_http_2_too(curl, plain, photo, late
 
 
 def images(answer) -> list:
-    """What is drawn, encoded or decoded in a JSON answer of any route, without what differs from request to request."""
+    """The images or latents in a JSON answer of any route."""
     found = answer.get("images") or answer.get("data") or [answer]
     return [one.get("base64") or one.get("b64_json") or one.get("latents") for one in found]
 
 
-def test_a_connection_with_offers_of_http_2_is_kept(curl, plain, tmp_path, drawn):
+def test_a_connection_with_http_2_upgrades_is_kept_alive(curl, plain, tmp_path, drawn):
     files = [tmp_path / f"{number}.png" for number in range(3)]
     asked = (*JSON, "-d", '{"class": 207, "seed": 7}', f"{plain}/generate")
     requests = [("-o", str(file), "-w", "%{http_code} %{num_connects}\n", "-s", "--http2", *asked) for file in files]
@@ -82,7 +82,7 @@ def test_a_connection_with_offers_of_http_2_is_kept(curl, plain, tmp_path, drawn
     assert [file.read_bytes() for file in files] == [drawn] * 3
 
 
-def test_http_2_without_an_offer_fails_at_once(plain):
+def test_http_2_with_prior_knowledge_fails_at_once(plain):
     asked = [tool("curl", "curl"), "-sS", "-m", "20", "--http2-prior-knowledge", f"{plain}/generate?class=207"]
     done = subprocess.run(asked, capture_output=True, timeout=30)
     assert done.returncode not in (0, 28)  # 28: still waiting
@@ -104,7 +104,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("front", ["itself", "default", "kept", "unbuffered"])
 @pytest.mark.parametrize("why", REFUSED)
-def test_the_answer_to_a_refused_upload_is_read(curl, plain, guarded, big, request, front, why):
+def test_the_answer_to_a_rejected_upload_is_read(curl, plain, guarded, big, request, front, why):
     status, body, path = REFUSED[why]
     body = [part.replace("BIG", str(big)) for part in body]
     keys = status == 401 or "with a key" in why

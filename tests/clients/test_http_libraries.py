@@ -1,4 +1,4 @@
-"""HTTP clients of every kind: a GET, JSON, an upload, and uploads that are refused before they are read."""
+"""Many HTTP clients: a GET, JSON, an upload, and uploads that are rejected before they are read."""
 
 import http.client
 import json
@@ -140,7 +140,7 @@ def test_images_by_get_json_and_upload(ask, plain, photo, drawn, reconstructed):
         assert ask("POST", f"{plain}/reconstruct", file=photo) == (200, reconstructed)
 
 
-def test_refusals_are_read(ask, plain, guarded, big):
+def test_error_answers_are_read(ask, plain, guarded, big):
     for status, url in (
         (413, f"{plain}/reconstruct"),
         (401, f"{guarded}/reconstruct"),
@@ -151,8 +151,8 @@ def test_refusals_are_read(ask, plain, guarded, big):
         got, body = ask("POST", url, file=big)
         assert got == status, (url, body)
         if ask is of_wget and status == 401:
-            continue  # it shows no body of these, whatever it is asked
-        told = json.loads(body)
-        assert told.get("status") == status or "error" in told
+            continue  # it never shows the body of these
+        error = json.loads(body)
+        assert error.get("status") == status or "error" in error
     status, body = ask("POST", f"{plain}/generate", {"class": "no such thing"})
     assert (status, json.loads(body)["status"]) == (422, 422)

@@ -1,4 +1,4 @@
-"""The clients that Java comes with, as every program on it uses them."""
+"""The HTTP clients of Java's standard library."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""What watches a server: promtool, wget --spider, nc, and clients that ask whenever a connection is about to close."""
+"""Monitoring: promtool, wget --spider, nc, and clients that send requests just when a connection is about to close."""
 
 import asyncio
 import subprocess
@@ -14,9 +14,9 @@ from tests.support.servers import serving
 pytestmark = pytest.mark.clients
 
 
-def test_promtool_has_nothing_to_say(plain, guarded, drawn):
+def test_promtool_accepts_the_metrics(plain, guarded, drawn):
     for url in (plain, guarded):
-        httpx.get(f"{url}/generate?class=no-such-class")  # so that refusals are counted too
+        httpx.get(f"{url}/generate?class=no-such-class")  # so that errors are counted too
     text = httpx.get(f"{plain}/metrics").text
     done = subprocess.run(
         [tool("promtool", "prometheus"), "check", "metrics"], input=text, capture_output=True, text=True, timeout=60
@@ -31,7 +31,7 @@ def test_promtool_has_nothing_to_say(plain, guarded, drawn):
         *("/openapi.json", "/v1/models", "/v1/models/dsd-demo", "/debug/batcher", "/generate?class=207&seed=7"),
     ],
 )
-def test_uptime_monitors_ask_with_head(plain, path):
+def test_uptime_monitors_may_use_head(plain, path):
     asked = [tool("wget", "wget"), "--spider", "-nv", "--tries", "1", "--timeout", "30", plain + path]
     done = subprocess.run(asked, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -42,7 +42,7 @@ def test_uptime_monitors_ask_with_head(plain, path):
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
 @pytest.mark.parametrize("path", ["/model", "/generate?class=207&seed=7", "/generate?class=207&format=events"])
-def test_a_client_that_is_done_sending_gets_its_answer(plain, path, version):
+def test_a_half_closed_connection_gets_its_answer(plain, path, version):
     program = tool("nc", "netcat-openbsd")
     host, port = plain.removeprefix("http://").split(":")
     request = f"GET {path} HTTP/{version}\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
@@ -54,9 +54,9 @@ def test_a_client_that_is_done_sending_gets_its_answer(plain, path, version):
         assert b"event: done" in done.stdout
 
 
-def test_nothing_is_lost_when_connections_are_about_to_close(plain):
-    """Sixty of our own clients, and sixty of httpx's that post, ask every 5 s: when httpx lets go of connections. As
-    many ask another server every second: when that server does."""
+def test_no_request_is_lost_on_connections_that_are_about_to_close(plain):
+    """Sixty of our clients and sixty posting httpx clients send a request every 5 s, when httpx drops idle connections.
+    Thirty send one to another server every second, when that server drops them."""
 
     async def ours(url: str, seconds: float) -> None:
         client = AsyncClient(url)

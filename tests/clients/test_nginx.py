@@ -1,4 +1,4 @@
-"""Behind nginx: the API and the page under a path, streams, and OpenAI's client."""
+"""Behind nginx: the API and the page below a path, streams, and OpenAI's client."""
 
 import base64
 import json
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.clients
 
 
 @pytest.mark.parametrize("how", ["default", "kept", "unbuffered"])
-def test_answers_come_through(nginx, photo, drawn, reconstructed, how):
+def test_answers_pass_through(nginx, photo, drawn, reconstructed, how):
     with httpx.Client(base_url=nginx.plain[how], timeout=60) as http:
         for _ in range(3):
             assert http.get("/generate?class=207&seed=7").content == drawn
@@ -25,8 +25,8 @@ def test_answers_come_through(nginx, photo, drawn, reconstructed, how):
 
 
 @pytest.mark.parametrize("how", ["default", "kept"])
-def test_events_come_as_they_happen(nginx, plain, how):
-    """Without a word about buffers in nginx's configuration."""
+def test_events_are_not_buffered(nginx, plain, how):
+    """Without directives for buffering in nginx's configuration."""
     query = {"class": 207, "n": 8, "steps": 250, "preview_every": 1, "format": "events"}
     with httpx.stream("GET", f"{nginx.plain[how]}/generate", params=query, timeout=60) as answer:
         pieces = answer.iter_bytes()
@@ -51,7 +51,7 @@ def test_the_openai_client_below_a_path(nginx, plain, photo, drawn):
 
 
 @pytest.mark.parametrize("how", ["default", "kept", "unbuffered"])
-def test_the_openai_client_reads_refusals(nginx, big, how):
+def test_the_openai_client_reads_errors(nginx, big, how):
     asked = {"api_key": "wrong", "max_retries": 0}
     for url, status in ((nginx.plain[how], 413), (nginx.guarded[how], 401)):
         with (

@@ -1,4 +1,4 @@
-"""JavaScript's clients in Node: OpenAI's, the AI SDK, Gradio's, EventSource, and types made of /openapi.json."""
+"""JavaScript's clients in Node: OpenAI's, the AI SDK, Gradio's, EventSource, and types generated from /openapi.json."""
 
 import base64
 import json
@@ -57,8 +57,8 @@ def test_an_event_source_draws_once(node, plain):
     check_events(plain, found)
 
 
-def test_types_made_of_the_document(plain, node, drawn, tmp_path):
-    """openapi-typescript's types compile, are not `any`, and openapi-fetch gets what they say."""
+def test_generated_typescript_types(plain, node, drawn, tmp_path):
+    """The types of openapi-typescript compile, are not `any`, and fit the answers that openapi-fetch gets."""
     program, modules = installed("node"), HERE / "node_modules"
     document = tmp_path / "openapi.json"
     document.write_text(httpx.get(f"{plain}/openapi.json").text)

@@ -1,4 +1,4 @@
-"""Python's other clients: LiteLLM, and what openapi-python-client writes from /openapi.json."""
+"""Other Python clients: LiteLLM, and a client that openapi-python-client generates from /openapi.json."""
 
 import base64
 import json

@@ -14,7 +14,7 @@ def pickle_to(value, path):
     path.write_bytes(pickle.dumps(value))
 
 
-def test_a_pickle_with_code_is_refused(tmp_path):
+def test_a_pickle_with_code_is_rejected(tmp_path):
     marker = tmp_path / "was-here"
 
     class Payload:

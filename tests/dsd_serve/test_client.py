@@ -1,4 +1,4 @@
-"""The Python client against servers that are not DSD's, lie, break off or hide behind something; and event streams."""
+"""The Python client against servers that are not DSD's, answer wrongly, break off or redirect; and event streams."""
 
 import asyncio
 import contextlib
@@ -27,8 +27,10 @@ SIGN_IN = b"<html><head><title>Sign in to\n Example</title></head><body>Please</
 
 @contextlib.contextmanager
 def answering(*replies: bytes, close: bool = True):
-    """A server that answers its nth request with the nth of these bytes, the last one again and again. `closed` are the
-    connections that it closes without an answer, for an empty reply."""
+    """A server that answers its nth request with the nth of these replies, and further ones with the last.
+
+    An empty reply closes the connection without an answer; `closed` lists these connections.
+    """
 
     class Handler(socketserver.StreamRequestHandler):
         def handle(self):
@@ -80,7 +82,7 @@ def npy(array) -> bytes:
 
 
 def through_both(url, call, **options):
-    """What both clients make of a call: results, or the ServerErrors."""
+    """The results of a call through both clients, or their ServerErrors."""
 
     async def ask():
         client = AsyncClient(url, timeout=10, **options)
@@ -151,7 +153,7 @@ EVERY_CALL = (
         (b"SSH-2.0-OpenSSH_9.2\r\n", 503, "cannot be reached"),
     ],
 )
-def test_only_what_was_asked_for_is_an_answer(sent, status, words):
+def test_an_unexpected_answer_is_an_error(sent, status, words):
     for call in EVERY_CALL if "Sign in" in words else (calls.model(), calls.generate_events(1)):
         with answering(sent) as server:
             for error in through_both(server.url, call):
@@ -180,7 +182,7 @@ def test_only_what_was_asked_for_is_an_answer(sent, status, words):
         (calls.encode(PNG), npy(np.zeros((4, 8), np.float32)).replace(b"(4, 8)", b"(9**9, 8)", 1)),
     ],
 )
-def test_an_answer_that_cannot_be_read_is_a_sentence(call, body):
+def test_an_unreadable_answer_gets_a_sentence(call, body):
     with answering(reply(body, call.media)) as server:
         for error in through_both(server.url, call):
             assert isinstance(error, ServerError) and error.status == 502
@@ -214,7 +216,7 @@ DONE = b'event: done\ndata: {"images": 1}\n\n'
         (b"event: done\ndata: [1]\n\n", "its event stream cannot be read"),
     ],
 )
-def test_a_stream_that_is_not_whole_is_an_error(body, words):
+def test_an_incomplete_stream_is_an_error(body, words):
     with answering(stream(body)) as server:
         for error in through_both(server.url, calls.generate_events(1)):
             assert words in str(error) and error.status == 502
@@ -223,7 +225,7 @@ def test_a_stream_that_is_not_whole_is_an_error(body, words):
             assert [event.name for event in found] == ["done"]
 
 
-def test_a_get_that_a_closing_connection_lost_is_sent_again_and_a_post_is_not():
+def test_a_get_lost_by_a_closing_connection_is_retried_and_a_post_is_not():
     for call, times, good in ((calls.model(), 2, True), (calls.interpolate({}, {}), 1, False)):
         with answering(b"", reply(b"{}")) as server:
             with (
@@ -238,14 +240,14 @@ def test_a_get_that_a_closing_connection_lost_is_sent_again_and_a_post_is_not():
         assert len(server.asked) == 4
 
 
-def test_a_connection_is_used_again():
+def test_connections_are_reused():
     with answering(reply(b"{}"), close=False) as server, Client(server.url) as client:
         for _ in range(3):
             client.model()
         assert len(server.asked) == 3
 
 
-def test_the_key_goes_nowhere_else():
+def test_the_key_is_not_sent_to_other_servers():
     with answering(reply(b"{}")) as other, answering(reply(b"", "", "302 Found", Location=other.url)) as server:
         for error in through_both(server.url, calls.model(), api_key="secret"):
             assert other.url in str(error)
@@ -258,7 +260,7 @@ LOCAL = (
 )
 
 
-def test_a_server_on_this_machine_is_never_asked_through_a_proxy(monkeypatch):
+def test_a_server_on_this_machine_is_never_reached_through_a_proxy(monkeypatch):
     assert all(map(is_this_machine, LOCAL))
     for name in ("example.com", "localhost.example.com", "128.0.0.1", "10.0.0.1", "::2", "", "xlocalhost"):
         assert not is_this_machine(name), name
@@ -277,13 +279,13 @@ def test_a_server_on_this_machine_is_never_asked_through_a_proxy(monkeypatch):
     "url",
     ["localhost:8000", "ftp://x", "http://", "http://[::1", "http://x:99999", "http://x:y", "", "http://a b", "//x"],
 )
-def test_a_wrong_address_is_a_sentence(url):
+def test_a_wrong_address_gets_a_sentence(url):
     for kind in (Client, AsyncClient):
         with pytest.raises(ConfigError, match="must be like http://localhost:8000"):
             kind(url)
 
 
-def test_a_wrong_key_is_a_sentence():
+def test_a_wrong_key_gets_a_sentence():
     for key in ("schlüssel", "a\nb"):
         with pytest.raises(ConfigError, match="printable ASCII"):
             Client(api_key=key)
@@ -306,7 +308,7 @@ def read(body: bytes, *cuts: int):
     st.booleans(),
     st.lists(st.integers(0, 10_000), max_size=6),
 )
-def test_events_arrive_however_they_are_cut_and_ended(sent, end, bom, cuts):
+def test_events_do_not_depend_on_chunks_and_line_endings(sent, end, bom, cuts):
     lines = ["\ufeff: a comment" if bom else ":", "retry: 10"]
     for number, (name, data) in enumerate(sent):
         text = json.dumps(data, indent=1, ensure_ascii=False)  # in several lines
@@ -331,12 +333,12 @@ def test_events_arrive_however_they_are_cut_and_ended(sent, end, bom, cuts):
         ),
     ],
 )
-def test_event_streams_are_read_as_the_standard_has_it(body, expected):
+def test_event_streams_are_read_as_in_the_standard(body, expected):
     for cut in range(len(body)):
         assert read(body, cut) == expected
 
 
-def test_a_large_event_takes_no_long_time():
+def test_a_large_event_is_read_in_linear_time():
     reader, found = EventReader(), []
     body = b'event: image\ndata: {"base64": "' + b"x" * 20_000_000 + b'"}\n\n'
     for at in range(0, len(body), 16_384):

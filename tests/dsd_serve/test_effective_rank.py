@@ -19,8 +19,8 @@ def test_effective_rank_of_known_spectra():
     assert effective_rank(np.eye(8)) == pytest.approx(8)
 
 
-def test_latents_that_hardly_differ_between_images_have_a_low_effective_rank():
-    """A constant and a little white noise: centring would magnify the noise."""
+def test_nearly_constant_latents_have_a_low_effective_rank():
+    """A constant with a little white noise; centring would magnify the noise."""
     constant = RNG(0).standard_normal((1, 1, 8))
     collapsed = constant / constant.std() + 0.01 * RNG(1).standard_normal((500, 16, 8))
     assert centred_rank(collapsed) > 5

@@ -10,7 +10,7 @@ ALL = range(1000)
 
 
 @pytest.mark.parametrize("text", ["207", "n02099601", "golden retriever", "Golden Retriever", " golden-retriever "])
-def test_a_class_has_many_names(text):
+def test_a_class_is_found_under_each_of_its_names(text):
     assert resolve(text, ALL).index == 207
 
 
@@ -19,7 +19,7 @@ def test_every_class_is_found_by_index_and_wnid():
         assert resolve(str(c.index), ALL) == resolve(c.wnid, ALL) == c
 
 
-def test_an_untrained_class_is_named_and_what_is_known_listed():
+def test_an_untrained_class_is_named_and_the_trained_ones_listed():
     with pytest.raises(InputError, match=r"tiger shark, which this model was not trained on; it knows 207"):
         resolve("3", [207])
 
@@ -30,7 +30,7 @@ def test_an_ambiguous_name_lists_its_candidates(text):
         resolve(text, ALL)
 
 
-def test_part_of_a_name_is_enough_when_only_one_trained_class_has_it():
+def test_part_of_a_name_is_enough_if_it_is_unambiguous():
     assert resolve("retriever", [1, 207]).index == 207
 
 
@@ -38,7 +38,7 @@ def test_part_of_a_name_is_enough_when_only_one_trained_class_has_it():
     "text",
     ["1000", "-1", "", "  ", "n00000000", "x" * 5000, "207.0", "💥", "金毛犬", "２０７", "²⁰⁷", "٢٠٧", "???", "\u200b"],
 )
-def test_what_names_no_class_is_an_error(text):
+def test_an_unknown_class_is_an_error(text):
     with pytest.raises(InputError, match="class"):
         resolve(text, [1, 207])
 
@@ -55,7 +55,7 @@ def test_search_finds_words_in_any_case():
 
 
 @pytest.mark.parametrize("text", ["金", "２０７", "²", "???", "💥", "\u200b", " ", "x" * 201])
-def test_what_holds_no_word_of_a_name_finds_nothing(text):
+def test_a_query_without_a_word_finds_nothing(text):
     assert search(text) == search(text, [1, 207]) == []
 
 
@@ -63,13 +63,13 @@ def test_what_holds_no_word_of_a_name_finds_nothing(text):
     "text",
     ["GOLDEN\tretriever", "ｇｏｌｄｅｎ retriever", "gol\u00adden retriever", "gólden rétriever", "golden_retriever"],
 )
-def test_a_name_may_be_written_in_many_ways(text):
+def test_spelling_variants_of_a_name_are_found(text):
     assert resolve(text, ALL).index == 207
 
 
 @pytest.fixture
 def own_names(monkeypatch):
-    """Classes with the names of somebody's own model; returns their table."""
+    """Replace the classes by those of a custom model; returns their table."""
 
     def use(*names):
         table = tuple(ImageClass(index, f"own{index}", name) for index, name in enumerate(names))
@@ -127,7 +127,7 @@ def test_sentences_name_the_parameter_and_stay_short():
 @pytest.mark.parametrize(
     "text", ["a " * 40_000, "golden " * 100_000, "a " * 100, "s c b p t r " * 16, "\ufdfa" * 200], ids=range(5)
 )
-def test_no_text_takes_long(text):
+def test_every_text_is_resolved_quickly(text):
     labels.spellings(), labels.by_name()
     began = time.process_time()
     with pytest.raises(InputError):

@@ -1,4 +1,4 @@
-"""The Python API against a real server of the same model: the same bytes. Wrong arguments get one sentence."""
+"""The Python API against a real server of the same model: the same bytes; errors for wrong arguments."""
 
 import io
 import json
@@ -41,7 +41,7 @@ def same(image: Image.Image, png: bytes) -> None:
     assert dsd_serve.to_png(image) == png
 
 
-def test_an_image_is_the_server_s_to_the_byte(model, http):
+def test_images_are_byte_identical_to_the_servers(model, http):
     query = {"class": 207, "seed": 7}
     same(model.generate("207", seed=7), http.get("/generate", params=query).content)
     settings = {"sampler": "heun", "guidance_start": 0.1, "guidance_stop": 0.8}
@@ -61,7 +61,7 @@ def test_several_images_have_the_indices_of_one_request(model, http):
     assert [dsd_serve.to_png(image) for image in found] == alone
 
 
-def test_edits_are_the_server_s_to_the_byte(model, http, photo, mask):
+def test_edits_are_byte_identical_to_the_servers(model, http, photo, mask):
     query = {"class": 950, "strength": 0.5, "seed": 2}
     body = photo.read_bytes()
     same(model.edit(photo, 950, strength=0.5, seed=2), http.post("/edit", params=query, content=body).content)
@@ -75,7 +75,7 @@ def test_edits_are_the_server_s_to_the_byte(model, http, photo, mask):
     assert dsd_serve.to_png(two[0]) == http.post("/edit", params=query, content=body).content
 
 
-def test_latents_are_the_server_s_to_the_bit(model, http, photo):
+def test_latents_are_bit_identical_to_the_servers(model, http, photo):
     z = model.encode(photo)
     npy = http.post("/encode", content=photo.read_bytes()).content
     assert np.array_equal(z, read_npy_of_any_shape(npy))
@@ -89,8 +89,8 @@ def test_latents_are_the_server_s_to_the_bit(model, http, photo):
     assert [one.shape for one in model.encode([photo, photo])] == [z.shape] * 2
 
 
-def test_walks_are_the_server_s_to_the_byte(model, http, photo):
-    """The settings in a PNG of a walk are those of its strip, so pixels are compared."""
+def test_walks_are_identical_to_the_servers(model, http, photo):
+    """Pixels are compared, because a PNG of a walk has the settings of the whole strip."""
     body = {"from": {"class": 207, "seed": 1}, "to": {"class": 950, "seed": 2}, "n": 3, "steps": 2}
     strip = np.asarray(Image.open(io.BytesIO(http.post("/interpolate", json=body).content)))
     walk = model.walk(207, "950", n=3, seed=1, end_seed=2, num_steps=2)
@@ -103,7 +103,7 @@ def test_walks_are_the_server_s_to_the_byte(model, http, photo):
     assert np.array_equal(np.concatenate([np.asarray(one) for one in walk], axis=1), strip)
 
 
-def test_without_a_seed_images_differ_and_say_theirs(model):
+def test_without_a_seed_images_differ_and_record_their_seeds(model):
     first, second = (model.generate(1, num_steps=1) for _ in range(2))
     seeds = [json.loads(image.info["dsd"])["seed"] for image in (first, second)]
     assert seeds[0] != seeds[1]
@@ -177,7 +177,7 @@ def test_wrong_arguments_get_a_sentence(model, call, words):
     assert words in str(caught.value)
 
 
-def test_a_closed_model_says_so(tiny_dir):
+def test_a_closed_model_raises(tiny_dir):
     with dsd_serve.load(tiny_dir, row_budget=4) as model:
         assert "tiny" in repr(model)
     with pytest.raises(ClosedError, match="the model is closed"):
@@ -185,7 +185,7 @@ def test_a_closed_model_says_so(tiny_dir):
     model.close()
 
 
-def test_what_cannot_be_loaded_says_why(tmp_path):
+def test_a_failed_load_says_why(tmp_path):
     with pytest.raises(CheckpointError, match="nowhere"):
         dsd_serve.load(tmp_path / "nowhere")
     with pytest.raises(EngineUnavailableError, match="engine must be one of"):

@@ -1,4 +1,4 @@
-"""Model directories that are damaged: each is refused with a sentence, before anything is served."""
+"""Damaged model directories are rejected with a sentence before anything is served."""
 
 import copy
 import json
@@ -24,7 +24,7 @@ GRAPH = next(name for name in ("model.ort.onnx", "model.onnx") if (demo_model() 
 
 
 def paths_of(value, path=()):
-    """Where every value of config.json stands."""
+    """The paths of all values in config.json."""
     yield path
     if isinstance(value, dict):
         for key, inner in value.items():
@@ -77,7 +77,7 @@ def scratch(tmp_path_factory):
 
 
 @given(path=st.sampled_from(list(paths_of(HONEST))), value=st.sampled_from(WRONG) | json_values)
-def test_any_value_at_any_key_of_config_json_is_taken_or_refused_in_a_sentence(scratch, path, value):
+def test_any_value_at_any_key_of_config_json_is_accepted_or_gets_a_sentence(scratch, path, value):
     sys.set_int_max_str_digits(0)  # to write them; the reader has its limit back
     (scratch / "config.json").write_text(json.dumps(replaced(path, value)))
     sys.set_int_max_str_digits(4300)
@@ -95,8 +95,8 @@ def test_any_value_at_any_key_of_config_json_is_taken_or_refused_in_a_sentence(s
 
 
 @pytest.mark.parametrize("path", [path for path in paths_of(HONEST) if len(path) < 4], ids=str)
-def test_every_wrong_type_is_refused(tmp_path, path):
-    """Where a value of one type stands, none of another does."""
+def test_every_wrong_type_is_rejected(tmp_path, path):
+    """Each value is replaced by values of other types."""
     honest = HONEST
     for key in path:
         honest = honest[key]
@@ -126,7 +126,7 @@ def test_every_wrong_type_is_refused(tmp_path, path):
         (b"5", "is not of format"),
     ],
 )
-def test_bytes_that_are_no_config(tmp_path, data, words):
+def test_broken_config_files(tmp_path, data, words):
     (tmp_path / "config.json").write_bytes(data)
     with pytest.raises(CheckpointError, match=words):
         read_model_dir(tmp_path)
@@ -134,7 +134,7 @@ def test_bytes_that_are_no_config(tmp_path, data, words):
     assert read_model_dir(tmp_path).name == HONEST["name"]
 
 
-def test_numbers_that_no_network_has(config=HONEST["network"]):
+def test_impossible_numbers_are_rejected(config=HONEST["network"]):
     for name, value in (("image_size", 10**6), ("hidden_size", 10**7), ("num_classes", 1001), ("depth", 10**30)):
         with pytest.raises(ConfigError, match=f"{name} must be a whole number from 1 to"):
             ModelConfig.from_dict({**config, name: value})
@@ -205,8 +205,8 @@ def without_hashes(model):
     [*((name, True) for name in ("config.json", "card.md", *LOADED)), *((name, False) for name in LOADED)],
 )
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
-def test_a_damaged_file_is_a_sentence(model, name, damage, recorded):
-    """For the hashes that config.json records, and without any."""
+def test_a_damaged_file_gets_a_sentence(model, name, damage, recorded):
+    """With the hashes in config.json, and without them."""
     if not recorded:
         without_hashes(model)
     plain, other = (model / name for name in ("model.onnx", "model.ort.onnx"))
@@ -225,7 +225,7 @@ def test_a_damaged_file_is_a_sentence(model, name, damage, recorded):
         assert harmless or (not recorded and damage in (flipped, zeros, half)), "it was served"
 
 
-def test_a_graph_of_another_network_is_refused(model):
+def test_a_graph_of_another_network_is_rejected(model):
     values = json.loads((model / "config.json").read_text())
     values["network"] |= {"image_size": 64, "patch_size": 16}
     (model / "config.json").write_text(json.dumps(values))
@@ -233,7 +233,7 @@ def test_a_graph_of_another_network_is_refused(model):
         load(model, row_budget=1)
 
 
-def test_weights_that_are_not_numbers_are_refused(model):
+def test_non_finite_weights_are_rejected(model):
     without_hashes(model)
     file = model / "model.safetensors"
     data = bytearray(file.read_bytes())
@@ -245,13 +245,13 @@ def test_weights_that_are_not_numbers_are_refused(model):
 
 
 @pytest.mark.parametrize("damage", [directory, pipe, device, half, empty, zeros], ids=lambda damage: damage.__name__)
-def test_damaged_weights_are_a_sentence_for_torch_too(model, damage):
+def test_damaged_weights_get_a_sentence_from_torch_too(model, damage):
     damage(model / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         read_weights(model)
 
 
-def test_a_card_that_is_not_text(model):
+def test_an_unreadable_card(model):
     (model / "card.md").write_bytes(b"\xff\xfe")
     with pytest.raises(CheckpointError, match=r"card\.md cannot be read: it is not UTF-8"):
         read_text(model / "card.md")
@@ -262,7 +262,7 @@ def test_a_card_that_is_not_text(model):
     assert done.stderr.splitlines()[-1].startswith("dsd-serve: ")
 
 
-def test_paths_that_cannot_be(tmp_path):
+def test_impossible_paths(tmp_path):
     (tmp_path / "loop").symlink_to("loop")
     for path in (tmp_path / "loop", tmp_path / ("x" * 5000), tmp_path / "a\nb", ROOT / "README.md"):
         with pytest.raises(CheckpointError):

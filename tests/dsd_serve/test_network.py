@@ -20,7 +20,7 @@ def model() -> DSD:
 
 @given(counts=st.tuples(*[st.integers(0, 3)] * 3))
 @settings(deadline=None, max_examples=20)
-def test_the_unified_forward_is_the_three_roles(model, counts):
+def test_the_unified_forward_equals_the_three_roles(model, counts):
     encode, denoise, decode = counts
     generator = torch.Generator().manual_seed(sum(counts))
     pixels = torch.randint(0, 256, (encode, *CONFIG.pixel_shape), dtype=torch.uint8, generator=generator)
@@ -46,7 +46,7 @@ def test_latents_are_normalised(model):
     torch.testing.assert_close(z.var(-1, unbiased=False), torch.ones(3, 16), atol=1e-2, rtol=0)
 
 
-def test_conditioning_matters(model):
+def test_outputs_depend_on_the_conditioning(model):
     z_t = torch.randn(1, *CONFIG.latent_shape).expand(3, -1, -1)
     out = model.denoise(z_t, torch.tensor([0.2, 0.8, 0.2]), torch.tensor([5, 5, 6]))
     assert (out[0] - out[1]).abs().max() > 1e-3
@@ -67,8 +67,8 @@ def test_pixels_survive_the_normalisation():
     assert torch.equal(to_pixels(torch.tensor([-9.0, 9.0])), torch.tensor([0, 255], dtype=torch.uint8))
 
 
-def test_a_velocity_network_still_answers_with_clean_estimates():
-    """At t near 1 a bounded velocity moves z_t hardly at all."""
+def test_a_velocity_network_returns_clean_estimates():
+    """At t near 1 a bounded velocity hardly moves z_t."""
     torch.manual_seed(0)
     model = DSD(ModelConfig(**{**PRESETS["demo"].to_dict(), "prediction": "velocity", "classes": ()}))
     z_t = torch.randn(2, *PRESETS["demo"].latent_shape)

@@ -1,4 +1,4 @@
-"""Requests of pages of other sites."""
+"""Requests from pages of other sites."""
 
 import pytest
 

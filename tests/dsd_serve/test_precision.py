@@ -1,4 +1,4 @@
-"""The table of precisions: a row is all that a new one needs."""
+"""The table of precisions: a new precision needs only a row."""
 
 import json
 import subprocess
@@ -132,7 +132,7 @@ def test_file_names_and_engines_of_the_rows():
         ),
     ],
 )
-def test_a_precision_that_an_engine_cannot_run_is_refused_with_those_it_can(precision, engine, device, sentence):
+def test_an_unsupported_precision_is_rejected_with_the_supported_ones(precision, engine, device, sentence):
     with pytest.raises(EngineUnavailableError) as refusal:
         check_runs(precision, engine, device)
     assert str(refusal.value) == sentence

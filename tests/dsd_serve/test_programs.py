@@ -40,7 +40,7 @@ def test_the_same_seed_gives_the_same_image(engine, sampler, guidance):
     assert not np.array_equal(first, other)
 
 
-def test_image_i_of_a_request_is_that_of_its_index(engine):
+def test_image_i_of_a_request_has_index_i(engine):
     programs = [generate(engine.config, 1, SamplingParams(seed=9, index=i, num_steps=3)) for i in range(3)]
     together = run_all(engine, programs)
     alone = run(engine, generate(engine.config, 1, SamplingParams(seed=9, index=2, num_steps=3)))
@@ -49,7 +49,7 @@ def test_image_i_of_a_request_is_that_of_its_index(engine):
 
 
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m"])
-def test_previews_come_on_time_and_change_nothing(engine, sampler):
+def test_previews_come_at_their_steps_and_change_nothing(engine, sampler):
     seen = []
     params = SamplingParams(seed=1, num_steps=7, sampler=sampler, preview_every=2, guidance_scale=2.0)
     with_previews = run(engine, generate(engine.config, 950, params, lambda step, pixels: seen.append((step, pixels))))
@@ -87,7 +87,7 @@ def rows_of(program, engine):
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m"])
 @pytest.mark.parametrize("strength", [None, 0.05, 0.5, 1.0])
 @pytest.mark.parametrize("guidance", [{}, {"guidance_scale": 2.0, "guidance_start": 0.3, "guidance_stop": 0.7}])
-def test_what_a_program_costs_is_what_it_takes(engine, sampler, strength, guidance):
+def test_the_cost_of_a_task_is_exact(engine, sampler, strength, guidance):
     params = SamplingParams(num_steps=9, sampler=sampler, preview_every=2, **guidance)
     if strength is None:
         program = generate(engine.config, 1, params, lambda *_: None)
@@ -120,7 +120,7 @@ def test_several_labels_are_averaged(engine):
     assert np.abs(drawn.astype(int) - expected).max() <= 1
 
 
-def test_full_strength_forgets_the_picture_and_less_keeps_more(demo_dir):
+def test_full_strength_forgets_the_image_and_less_keeps_more(demo_dir):
     engine = load_engine("onnx", demo_dir)
     params = SamplingParams(seed=1, num_steps=12, sampler="euler")
     one, other = sample_image(1, 0, size=32), sample_image(950, 3, size=32)
@@ -167,7 +167,7 @@ def test_a_wrong_strength_is_named(engine, strength):
 
 
 @pytest.mark.parametrize("on_sphere", [True, False])
-def test_a_walk_has_its_ends_and_keeps_the_length(on_sphere):
+def test_a_walk_includes_its_ends_and_keeps_the_norm(on_sphere):
     shape = (64, 16)
     a, b = (initial_noise(seed, 0, shape) for seed in (1, 2))
     if not on_sphere:

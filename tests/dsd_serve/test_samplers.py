@@ -19,7 +19,7 @@ def z_hat_of_gaussian(z_t, t):
 
 
 def exact(noise, t):
-    """Where the flow has taken `noise` at time t."""
+    """The exact solution of the flow at time t that starts at `noise`."""
     return t * MEAN + np.sqrt(t**2 * SPREAD**2 + (1 - t) ** 2) * noise
 
 

@@ -207,7 +207,7 @@ def test_only_the_card_and_the_configuration_follow_a_new_name(directory):
 
 
 @needs_int8
-def test_new_weights_renew_every_precision_that_is_there(directory, retrained):
+def test_new_weights_update_every_existing_precision(directory, retrained):
     main([str(directory), "--precision", "int8"])
     before = contents(directory)
     main([str(retrained), "-o", str(directory), "--store", "fp16"])
@@ -304,7 +304,7 @@ with drafting(Path(sys.argv[1])) as draft:
 """
 
 
-def test_a_death_at_any_move_leaves_no_mixture(tmp_path):
+def test_a_kill_at_any_move_leaves_no_mixture(tmp_path):
     processes = []
     for last in range(MOVES + 1):
         fill(tmp_path / str(last), "old", [*NAMES, "model.int8.onnx"])
@@ -323,7 +323,7 @@ def test_a_death_at_any_move_leaves_no_mixture(tmp_path):
         assert version_of(tmp_path / str(last)) == "new"
 
 
-def test_an_error_at_any_move_puts_everything_back(tmp_path, monkeypatch):
+def test_an_error_at_any_move_is_undone(tmp_path, monkeypatch):
     replace = os.replace
     for last in range(MOVES):
         target = tmp_path / str(last)
@@ -382,7 +382,7 @@ def test_two_exports_to_one_directory_exclude_each_other(directory):
         main([str(directory), "--precision", "int8"])
 
 
-def test_an_engine_refuses_a_mixture_and_a_directory_that_changes(directory, tmp_path, monkeypatch):
+def test_an_engine_rejects_a_mixture_and_a_changing_directory(directory, tmp_path, monkeypatch):
     weights = bytearray((directory / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (directory / "model.safetensors").write_bytes(weights)
@@ -413,7 +413,7 @@ def test_an_engine_refuses_a_mixture_and_a_directory_that_changes(directory, tmp
         (["--store", "fp16"], "--store and --notes are for checkpoints"),
     ],
 )
-def test_options_that_do_not_fit_a_directory_are_refused(directory, arguments, named):
+def test_options_that_do_not_fit_a_directory_are_rejected(directory, arguments, named):
     before = stamps(directory)
     with pytest.raises(SystemExit, match=named):
         main([str(directory), *arguments])
@@ -425,7 +425,7 @@ def test_an_untrained_preset_needs_a_folder():
         main(["--untrained", "demo"])
 
 
-def test_without_tensorrt_a_sentence_comes_before_the_work(directory, monkeypatch):
+def test_without_tensorrt_the_error_comes_before_the_work(directory, monkeypatch):
     monkeypatch.setitem(sys.modules, "export.tensorrt.plans", None)
     before = stamps(directory)
     with pytest.raises(SystemExit, match=r"pip install 'dsd-serve\[tensorrt\]'"):

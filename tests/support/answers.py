@@ -1,4 +1,4 @@
-"""Answers of the HTTP API, taken apart."""
+"""Parsing of the HTTP API's answers."""
 
 import base64
 import io
@@ -24,7 +24,7 @@ def problem(answer, status):
 
 
 def events_of(answer):
-    """Server-sent events as (name, value), from a text."""
+    """The server-sent events of an answer as (name, value)."""
     found = []
     for block in answer.text.strip().split("\n\n"):
         fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))

@@ -1,4 +1,4 @@
-"""Places and data of the tests: small images made by code, the smallest network, real images where there are any."""
+"""Paths and data of the tests: generated images, the smallest network, and real images if available."""
 
 import os
 from pathlib import Path

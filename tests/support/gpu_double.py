@@ -1,8 +1,8 @@
-"""A GPU that is not there: the CUDA runtime and TensorRT as TensorRTEngine calls them, over this process's memory.
+"""A test double of a GPU: the CUDA runtime and TensorRT as TensorRTEngine calls them, in this process's memory.
 
-Memory of the GPU is memory here, filled with junk; a copy outside an allocation, or of the wrong kind, is an error;
-what is captured is not run until the graph is launched; the network is run by ONNX Runtime on the addresses that were
-set. So the engine's shapes, sizes, addresses and order are tested, and TensorRT itself is not.
+GPU memory is host memory filled with junk. A copy outside an allocation, or of the wrong kind, is an error. Captured
+work runs when the graph is launched. ONNX Runtime runs the network on the addresses that were set. This tests the
+engine's shapes, sizes, addresses and order, and not TensorRT itself.
 """
 
 import ctypes
@@ -63,13 +63,13 @@ class Cuda:
         return self.allocate("device", size)
 
     def cudaFree(self, address):
-        return (OK,)  # memory lives as long as this object: what was freed too early would not be noticed here
+        return (OK,)  # memory lives as long as this object, so premature frees are not detected
 
     cudaFreeHost = cudaGraphDestroy = cudaGraphExecDestroy = cudaFree
 
     def within(self, address, size, where):
         for start, (found, block) in self.memory.items():
-            # < : nothing, at the end of one allocation, may be the beginning of the next.
+            # < because the end of an allocation may be the start of the next
             if start <= address < start + len(block) and address + size <= start + len(block):
                 assert found == where, f"{where} memory is needed, and this is of the {found}"
                 return

@@ -1,4 +1,4 @@
-"""Uploads that mean harm, made by code: the same ones every time."""
+"""Hostile uploads, generated deterministically."""
 
 import functools
 import gzip
@@ -40,7 +40,7 @@ def noise(size: int = 48) -> Image.Image:
 
 @functools.cache
 def images() -> dict[str, bytes]:
-    """A good file of each kind that we read."""
+    """A valid file of each supported kind."""
     return {
         "png": encoded(noise(), "PNG"),
         "jpeg": encoded(noise(), "JPEG"),
@@ -88,7 +88,7 @@ def exif_bomb(size: int, entries: int) -> bytes:
 
 
 def scan_bomb(width: int, height: int, scans: int) -> bytes:
-    """A progressive JPEG each of whose scans is a few bytes and a pass over all of its blocks."""
+    """A progressive JPEG in which each scan has a few bytes and takes a pass over all blocks."""
     blocks = -(-width // 8) * -(-height // 8)
     runs = -(-blocks // 32767)
     code = "0" + "1" * 14  # end-of-band run of 2^14 + 16383 blocks
@@ -166,7 +166,7 @@ def wrong_headers() -> Iterator[Upload]:
     yield Upload("webp of short chunks", webp((b"VP8 ", b"\0")))
     yield Upload("webp that claims 4 GB", b"RIFF\xff\xff\xff\xffWEBP" + bytes(50))
     yield Upload("webp canvas that is larger", webp(vp8x(16, 16), (b"VP8L", images()["lossless"][20:])))
-    yield Upload("webp that is no key frame", webp((b"VP8 ", b"\1" + images()["webp"][21:])))
+    yield Upload("webp that is not a key frame", webp((b"VP8 ", b"\1" + images()["webp"][21:])))
 
 
 def bombs() -> Iterator[Upload]:
@@ -265,7 +265,7 @@ def wrong_types() -> Iterator[Upload]:
 
 
 def form(*parts: tuple[str, bytes], boundary: str = "B", said: str | None = None, end: bytes = b"--") -> Upload:
-    """A form of (headers, body) parts; `said` is the content-type in place of the right one."""
+    """A form of (headers, body) parts. said: a content-type instead of the right one."""
     made = b"".join(f"--{boundary}\r\n{headers}\r\n\r\n".encode() + body + b"\r\n" for headers, body in parts)
     body = made + f"--{boundary}".encode() + end + b"\r\n"
     return Upload("", body, {"content-type": said or f"multipart/form-data; boundary={boundary}"})
@@ -305,7 +305,7 @@ def forms() -> Iterator[Upload]:
         "base64 in a part": form((image + "\r\nContent-Transfer-Encoding: base64", b"iVBORw0KGgo=")),
         "an svg in a form": form((image, other_files()["svg"])),
         "an image cut off in a form": form((image, data[:-20])),
-        "a body that is no form": Upload("", data, {"content-type": f"{kind}; boundary=B"}),
+        "a body that is not a form": Upload("", data, {"content-type": f"{kind}; boundary=B"}),
         "an empty body as a form": Upload("", b"", {"content-type": f"{kind}; boundary=B"}),
         "a form of line ends": Upload("", b"\r\n" * 3_000_000, {"content-type": f"{kind}; boundary=B"}),
         "a form of dashes": Upload("", b"-" * 6_000_000, {"content-type": f"{kind}; boundary=B"}),
@@ -320,14 +320,14 @@ def forms() -> Iterator[Upload]:
 
 @functools.cache
 def hostile() -> list[Upload]:
-    """Uploads none of which is an image that we take."""
+    """Uploads that must all be rejected."""
     kinds = (cut_files, flipped_pngs, wrong_headers, bombs, animations, wrong_files, wrong_types, forms)
     return [upload for kind in kinds for upload in kind()]
 
 
 @functools.cache
 def defused() -> list[Upload]:
-    """Images whose metadata would take gigabytes or minutes, if anything looked at them."""
+    """Images whose metadata would take gigabytes or minutes if it were read."""
     text = [png_chunk(b"zTXt", b"k%d\0\0" % i + zlib.compress(bytes(900_000), 9)) for i in range(60)]
     large_text = png_chunk(b"tEXt", b"k\0" + b"x" * 15_000_000)
     exif = exif_bomb(60_000, 450)
@@ -358,7 +358,7 @@ def defused() -> list[Upload]:
 
 @functools.cache
 def large() -> list[Upload]:
-    """Images that are as large as allowed, or as dear."""
+    """The largest and most expensive images that are allowed."""
     plain = Image.new("RGB", (6320, 6320), (200, 30, 90))
     return [
         Upload("png, 40 MP", encoded(plain, "PNG", compress_level=1)),

@@ -16,7 +16,7 @@ def generate_inputs(seed, n, steps):
 
 
 async def pressed(http, session, event, data):
-    """The messages that a browser gets about its event, the last of them `process_completed`."""
+    """The messages to a browser about its event; the last is `process_completed`."""
     query = {"session_hash": session}
     body = {"data": data, "fn_index": event, "event_data": None}
     joined = (await http.post("/gradio_api/queue/join", json={**body, **query})).raise_for_status().json()

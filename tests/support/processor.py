@@ -1,10 +1,10 @@
-"""What the processor of this machine can compute."""
+"""Features of this machine's processor."""
 
 import pytest
 
 
 def has_int8() -> bool:
-    """Whether this machine computes int8 right: x86 without VNNI does not, and the engine refuses it there."""
+    """Whether this machine computes int8 products correctly. x86 without VNNI does not, and the engine rejects it."""
     from dsd_serve.engines import onnx_engine
     from dsd_serve.errors import EngineUnavailableError
 

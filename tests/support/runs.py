@@ -13,7 +13,7 @@ from tests.support.data import ROOT
 
 
 def tensors(values):
-    """All tensors of a checkpoint by place."""
+    """All tensors of a checkpoint by path."""
     found = {}
 
     def walk(value, place):
@@ -34,7 +34,7 @@ def assert_same(one, other):
 
 
 def train_until(config, last):
-    """Train, and catch a signal after step `last`, as Ctrl-C would."""
+    """Train until a SIGTERM after step `last`."""
     from training import train as module
 
     steps = []
@@ -59,7 +59,7 @@ def train_until(config, last):
 
 
 def launch(processes, arguments, folder, **options):
-    """dsd-train as a process, under torchrun where there are several."""
+    """Start dsd-train; under torchrun for several processes."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
     command = [sys.executable, *launcher, "-m", "training", "training/configs/demo.toml", *arguments]
     return subprocess.Popen(

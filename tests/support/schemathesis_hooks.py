@@ -1,6 +1,6 @@
-"""What schemathesis must know of this server: valid images, latents and class names, and two more checks.
+"""Hooks for schemathesis: valid images, latents and class names, and two more checks.
 
-Loaded by schemathesis, in a process of its own; schemathesis.toml says how.
+schemathesis loads this file in its own process, see schemathesis.toml.
 """
 
 import io
@@ -15,7 +15,7 @@ from dsd_serve.imaging.latents import write_latents
 
 SHAPE = (4, 8)  # latents of the tiny model of conftest.py
 
-# Refusals of requests that the document allows, since a schema cannot say it: rules between parameters, and bytes.
+# Errors for requests that the document allows, because a schema cannot express rules between parameters or for bytes.
 REASONS = (
     "guidance needs a class to guide to",
     "must be times from 0 to 1 in this order",
@@ -53,7 +53,7 @@ schemathesis.openapi.format(
 
 @schemathesis.check
 def no_refusal_without_reason(ctx, response, case):
-    """What the document allows is accepted, or refused for one of REASONS. Under /v1 any text may be a prompt."""
+    """Requests that fit the document are accepted, or rejected for one of REASONS. Under /v1 any text is a prompt."""
     if (
         case.path.startswith("/v1")
         or case.meta is None
@@ -67,6 +67,6 @@ def no_refusal_without_reason(ctx, response, case):
 
 @schemathesis.check
 def late_only_with_timeout(ctx, response, case):
-    """504 is for those who gave a timeout."""
+    """504 only answers requests with a timeout."""
     if response.status_code == 504:
         assert "timeout" in f"{case.query} {case.body}", "504 without a timeout"

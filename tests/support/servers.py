@@ -1,4 +1,4 @@
-"""Real dsd-serve processes for tests, and waiting for what they do."""
+"""Real dsd-serve processes for tests, and waiting for their effects."""
 
 import contextlib
 import os
@@ -24,10 +24,10 @@ QUICK = {"class": 207, "steps": 1, "sampler": "euler", "guidance": 1}  # the che
 
 
 class Server:
-    """A dsd-serve process, or dsd-ui by its `module`. Its output goes to files, so it never waits for a reader.
+    """A dsd-serve process, or dsd-ui by its `module`. Its output goes to files, so it never blocks on a reader.
 
-    arguments: flags; the port is a free one unless they name one. folder: for the files of output, a new one unless
-    given. url: its address.
+    arguments: flags, which may replace the default of a free port. folder: of the output files, by default a temporary
+    one. url: its address.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Server:
 
     @property
     def log(self) -> str:
-        """What it has written to stderr."""
+        """Its stderr so far."""
         return self.stderr.read_text()
 
     def metrics(self, **headers: str) -> dict[tuple[str, ...], float]:
@@ -79,7 +79,7 @@ class Server:
 
 @contextlib.contextmanager
 def serving(*arguments: str, **env: str) -> Iterator[str]:
-    """The URL of a server that must stop cleanly and without a traceback in its log."""
+    """The URL of a server, which must stop cleanly and without a traceback in its log."""
     server = Server(*arguments, env=env)
     try:
         yield server.url
@@ -90,7 +90,7 @@ def serving(*arguments: str, **env: str) -> Iterator[str]:
 
 
 def until(condition: Callable[[], T | None], seconds: float = 20.0) -> T:
-    """Wait for what another process or thread does; returns the condition's first true value."""
+    """Wait until a condition holds in another process or thread; returns its first true value."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, "it did not happen in time"

@@ -9,7 +9,7 @@ OFFERS = [
 
 
 def read_all(opened):
-    """What comes until the other side closes."""
+    """All bytes until the peer closes."""
     received = b""
     while part := opened.recv(65536):
         received += part
@@ -17,7 +17,7 @@ def read_all(opened):
 
 
 def read_answer(opened):
-    """One answer with a content-length, of a connection that stays open."""
+    """One answer with a content-length, from a connection that stays open: (status, body)."""
     received = b""
     while b"\r\n\r\n" not in received:
         part = opened.recv(65536)

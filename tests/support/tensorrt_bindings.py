@@ -1,7 +1,7 @@
 """python tests/support/tensorrt_bindings.py WHEEL: the names in NVIDIA's own TensorRT bindings, as JSON.
 
-The bindings need libraries of gigabytes and a GPU to do anything; to be looked at they only need these to be there. So
-empty ones are made with gcc, in a folder that goes away. Class or enumeration -> names of its members.
+The bindings need gigabytes of libraries and a GPU to work, but to be inspected they only need libraries of these
+names. So empty ones are built with gcc in a temporary folder. Class or enumeration -> names of its members.
 """
 
 import ctypes

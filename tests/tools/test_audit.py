@@ -1,4 +1,4 @@
-"""A release with known holes is found wherever it may be let in, and a lock that was left behind is too."""
+"""The audit finds releases with known vulnerabilities wherever they are allowed, and outdated locks."""
 
 import re
 import shutil
@@ -16,7 +16,7 @@ FILES = ("constraints.txt", "overrides.txt", "pyproject.toml", *(path.name for p
 
 @pytest.fixture
 def tree(tmp_path):
-    """A copy of all that the audit reads."""
+    """A copy of the files that the audit reads."""
     for name in FILES:
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "locks", tmp_path / "locks")
@@ -31,18 +31,18 @@ def audit(root, *arguments, **options):
 
 
 def found(root):
-    """The sentences of the audit, without a process of its own."""
+    """The findings of the audit, in this process."""
     return "\n".join([*holes_found(root, Holes(root / "tools/known_holes.toml")), *locks_stale(root)])
 
 
 def change(path, pattern, new):
-    """Replace the first match of a pattern, which must be there."""
+    """Replace the first match of a pattern, which must exist."""
     text, count = re.subn(pattern, new, path.read_text(), count=1, flags=re.MULTILINE)
     assert count == 1, pattern
     path.write_text(text)
 
 
-def test_what_is_committed_has_no_known_hole(tree):
+def test_the_repository_has_no_known_vulnerability(tree):
     done = audit(tree)
     assert done.returncode == 0, done.stderr
     change(tree / "overrides.txt", r"^pillow==.+", "pillow==12.3.0")
@@ -65,7 +65,7 @@ def test_what_is_committed_has_no_known_hole(tree):
         ("compose.monitoring.yaml", r"prometheus:v\S+", "prometheus:v3.5.0", "docker.io/prom/prometheus 3.5.0 has"),
     ],
 )  # fmt: skip
-def test_a_release_with_known_holes_is_found(tree, file, pattern, new, says):
+def test_a_release_with_known_vulnerabilities_is_found(tree, file, pattern, new, says):
     change(tree / file, pattern, new)
     assert says in found(tree)
 
@@ -79,7 +79,7 @@ def test_a_release_with_known_holes_is_found(tree, file, pattern, new, says):
         ("pyproject.toml", '"pillow>=.+?"', '"pillow>=13"', "no requirement needs the accepted floor pillow 12.3"),
     ],
 )  # fmt: skip
-def test_a_file_that_was_left_behind_is_found(tree, file, pattern, new, says):
+def test_an_outdated_file_is_found(tree, file, pattern, new, says):
     change(tree / file, pattern, new)
     assert says in found(tree)
 
@@ -90,7 +90,7 @@ def test_a_lock_without_hashes_is_found(tree):
     assert "locks/cpu.txt: it has no hashes" in found(tree)
 
 
-def test_the_locks_say_nothing_of_the_machine_that_made_them():
+def test_the_locks_do_not_mention_the_build_machine():
     for path in (ROOT / "locks").glob("*.txt"):
         assert (
             "://" not in path.read_text()
@@ -100,8 +100,8 @@ def test_the_locks_say_nothing_of_the_machine_that_made_them():
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_a_database_that_cannot_be_reached_is_not_called_clean(tree, tmp_path, known):
-    """In place of pip-audit one that knows holes of pillow 8 and of every numpy, or none, as without a network."""
+def test_an_unreachable_database_is_not_reported_as_clean(tree, tmp_path, known):
+    """pip-audit is replaced by a double that reports pillow 8 and every numpy, or nothing, as without a network."""
     (tmp_path / "pip_audit.py").write_text(
         "import json, sys\n"
         "pins = [line.split('==') for line in open(sys.argv[-1]).read().split()]\n"
@@ -119,7 +119,7 @@ def test_a_database_that_cannot_be_reached_is_not_called_clean(tree, tmp_path, k
         )
 
 
-def test_a_list_of_contents_that_differs_from_what_is_installed_or_locked_is_found():
+def test_a_wrong_list_of_contents_is_found():
     def sbom(*pins):
         return {
             "components": [dict(zip(("name", "version"), pin.split("=="), strict=True)) for pin in pins],
@@ -137,8 +137,8 @@ def test_a_list_of_contents_that_differs_from_what_is_installed_or_locked_is_fou
 
 
 @pytest.mark.parametrize(("pillow", "warned"), [("12.3.0", True), ("13.0.0", False), ("13.1.0.dev1", False)])
-def test_the_server_warns_of_a_pillow_with_known_holes(pillow, warned):
-    """dsd-serve as it starts, until it finds that there is no model."""
+def test_the_server_warns_of_a_vulnerable_pillow(pillow, warned):
+    """dsd-serve starts until it finds that the model is missing."""
     code = f"import PIL.Image; PIL.__version__ = {pillow!r}; from server.main import main; main()"
     command = [sys.executable, "-c", code, "--model", "/does/not/exist"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""The list of files in docs/architecture.md is the one that tools/tree.py writes."""
+"""The list of files in docs/architecture.md is up to date."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The page without a browser: its endpoints through gradio_client, its parts, and many visitors at a time."""
+"""The page without a browser: its endpoints through gradio_client, its parts, and many concurrent visitors."""
 
 import asyncio
 import json
@@ -49,7 +49,7 @@ def photo(tmp_path):
     return handle_file(str(file))
 
 
-def test_generate_by_gradio_client_gives_the_server_s_own_bytes(gradio, page_url):
+def test_generate_by_gradio_client_gives_the_servers_bytes(gradio, page_url):
     files, settings = gradio.predict("207", 5, 2, 3, "euler", 1.5, api_name="/generate")
     assert settings["seed"] == 5
     assert len(files) == 2

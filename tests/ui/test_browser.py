@@ -92,7 +92,7 @@ def fill_number(page, where, value):
 
 
 def steps(page, value):
-    """Set the steps of Generate: with the default, the demo model is done before a preview is seen."""
+    """Set the steps of Generate: with the default, the demo model finishes before a preview is visible."""
     if not page.is_visible("#generate-steps"):
         page.click("#generate-sampling button >> nth=0")
     fill_number(page, "generate-steps", value)

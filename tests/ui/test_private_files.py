@@ -1,6 +1,6 @@
-"""The page under attack by visitors who want to read files, fetch URLs or fill the disk: raw requests to every event.
+"""Attacks on the page to read files, fetch URLs or fill the disk, as raw requests to every event.
 
-The page runs in a process of its own that records every file that it opens, so that the tests need not trust a status.
+The page runs in a separate process that records every file that it opens, so that the tests do not rely on statuses.
 """
 
 import json
@@ -124,7 +124,7 @@ def file(path: str, **more) -> dict:
 
 
 def shapes(path: str) -> list:
-    """A path in the forms in which Gradio's components write it, with and without the mark of a file."""
+    """A path in all forms of Gradio's components, with and without the marker of a file."""
     return [
         path,
         {"path": path},

@@ -1,4 +1,4 @@
-"""No visitor of the page can take resources from the others. Raw requests, such as no browser sends."""
+"""A visitor of the page cannot take resources from the others: raw requests that no browser sends."""
 
 import asyncio
 import contextlib
@@ -223,7 +223,7 @@ def test_a_call_by_two_requests_starts_with_the_second(page):
         assert "goldfish" in answer
 
 
-def test_leaving_cancels_requests_that_wait_for_their_turn(page):
+def test_leaving_cancels_waiting_requests(page):
     """Three visitors request 8 images each, of which 16 are in flight: when they leave, all 24 are cancelled."""
 
     async def visitor(http, go, name, started):

@@ -16,7 +16,7 @@ CHANNEL = (
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1_000),  # a server that is back is found within a second
+    ("grpc.max_reconnect_backoff_ms", 1_000),  # a recovered server is found within a second
 )
 
 

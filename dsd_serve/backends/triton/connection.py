@@ -39,7 +39,7 @@ class TritonJob(Job):
 
 
 class BrokenServer(Exception):
-    """Triton itself answered with an error: the model is not loaded, or its process died."""
+    """An error of Triton itself: the model is not loaded, or its process died."""
 
 
 class RemoteServer:
@@ -48,12 +48,12 @@ class RemoteServer:
     def __init__(self, address: str, client: Any) -> None:
         self.address, self.client = address, client
         self.not_ready: str | None = "has not answered yet"
-        self.description: dict[str, Any] = {}  # its last answer to `describe`
+        self.description: dict[str, Any] = {}  # the last answer to `describe`
         self.jobs: set[TritonJob] = set()
         self.check_now = asyncio.Event()
 
     def lost(self, reason: str) -> None:
-        """Leave it out, because it does not answer, and stop its jobs."""
+        """Leave it out until a health check succeeds, and stop its jobs."""
         if reason != self.not_ready:
             log.warning("Triton at %s %s; it is left out until it is back", self.address, reason)
         self.not_ready = reason
@@ -61,14 +61,14 @@ class RemoteServer:
             job.stop()
 
     def doubt(self, reason: str) -> None:
-        """Leave it out after a broken stream, until a health check, which follows at once, succeeds."""
+        """Leave it out after a broken stream; a health check follows at once."""
         if self.not_ready is None:
             log.warning("Triton at %s %s; checking its health", self.address, reason)
             self.not_ready = reason
         self.check_now.set()
 
     def reason_of(self, error: BaseException) -> str:
-        """Why it does not work, to follow its address in a sentence."""
+        """The reason of a failure, to follow the server's address in a sentence."""
         if isinstance(error, BrokenServer):
             return f"answers: {' '.join(str(error).split())[:200]}"
         if isinstance(error, WrongAnswer):
@@ -76,7 +76,7 @@ class RemoteServer:
         details = getattr(error, "details", None)
         text = " ".join(str(details() if callable(details) else error).split())[:200] or type(error).__name__
         name = proxy_of(self.address)
-        through = f"; it is asked through the proxy of {name}, and no_proxy names what is not" if name else ""
+        through = f"; it is reached through the proxy of {name}; exceptions belong in no_proxy" if name else ""
         return f"does not answer ({text}{through})"
 
     async def describe(self) -> dict[str, Any]:
@@ -127,5 +127,5 @@ def tensors_of(answer: Any) -> dict[str, Array]:
         raise WrongAnswer("two tensors have the same name")
     try:
         return {output.name: answer.as_numpy(output.name) for output in outputs}
-    except Exception as error:  # tritonclient believes what it is sent
+    except Exception as error:  # tritonclient does not validate
         raise WrongAnswer(f"a tensor cannot be read: {' '.join(str(error).split())[:150]}") from None

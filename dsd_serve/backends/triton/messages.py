@@ -34,7 +34,7 @@ from dsd_serve.rows import Array, Decode, Denoise, Encode, stack
 
 MODEL = "dsd"
 DESCRIBE = {"operation": "describe"}
-TRITONS_OWN = ("priority", "timeout", "sequence_id", "sequence_start", "sequence_end")  # it may pass them on
+TRITONS_OWN = ("priority", "timeout", "sequence_id", "sequence_start", "sequence_end")  # it may add them
 
 Parameters = Mapping[str, str | int | float | bool]
 Inputs = Mapping[str, Array]
@@ -45,7 +45,7 @@ def input_shapes(config: ModelConfig) -> dict[str, tuple[type[np.generic], tuple
     """Type and shape of each input tensor; -1 is M, any number of rows."""
     return {
         "pixels": (np.uint8, (-1, *config.pixel_shape)),
-        "mask": (np.uint8, config.pixel_shape[1:]),  # not 0 where to draw
+        "mask": (np.uint8, config.pixel_shape[1:]),  # nonzero where to draw
         "latents": (np.float32, (-1, *config.latent_shape)),
         "t": (np.float64, (-1,)),
         "labels": (np.int64, (-1,)),
@@ -88,14 +88,14 @@ def from_wire(
 
 
 class RequestReader:
-    """Takes the parts of a request one by one, and checks each."""
+    """Reads the parts of a request one by one, and validates each."""
 
     def __init__(self, inputs: Inputs, parameters: Parameters, config: ModelConfig, defaults: SamplingParams) -> None:
         self.inputs, self.parameters = dict(inputs), dict(parameters)
         self.config, self.defaults = config, defaults
 
     def parameter(self, name: str, kind: type, *default: Any) -> Any:
-        """A parameter of that kind; without a default it must be there."""
+        """A parameter of type `kind`; required if there is no default."""
         if name not in self.parameters:
             if not default:
                 raise InputError(f"the parameter {name} is missing")
@@ -169,7 +169,7 @@ def read_interpolate(reader: RequestReader) -> list[Task]:
         raise InputError(f"fraction must be from 0 to 1, got {fraction}")
     start = WalkEnd(reader.label("label"), params.seed, params.index)
     to_seed, to_index = reader.parameter("to_seed", int, params.seed), reader.parameter("to_index", int, params.index)
-    SamplingParams(seed=to_seed, index=to_index)  # raises InputError for what is out of range
+    SamplingParams(seed=to_seed, index=to_index)  # raises InputError for values out of range
     return [Interpolate(start, WalkEnd(reader.label("to_label"), to_seed, to_index), fraction, params)]
 
 

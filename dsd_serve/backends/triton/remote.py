@@ -40,14 +40,14 @@ log = logging.getLogger(__name__)
 CHECK_EVERY = 1.0  # health-check interval, in seconds
 CHECK_AGAIN = 0.25  # the interval while a server is not ready
 ANSWER_WITHIN = 5.0  # seconds; a machine under full load is slow, not dead
-MARGIN = 5.0  # seconds after its deadline at which a task is given up here, if the server does not do it
+MARGIN = 5.0  # seconds after its deadline at which a task is dropped here if the server has not done so
 
 
 class TritonBackend:
     """Owns one thread with the connections. All methods may be called from any thread.
 
-    addresses: of `parse_addresses`. max_waiting: images that may be under way from here; above, QueueFullError. The
-    servers limit the work that may be ahead of them. Raises EngineUnavailableError without Triton's client.
+    addresses: of `parse_addresses`. max_waiting: images in progress; beyond that, QueueFullError. The servers limit
+    the work in their queues. Raises EngineUnavailableError without Triton's client.
     """
 
     def __init__(
@@ -67,11 +67,11 @@ class TritonBackend:
         self.max_waiting = max_waiting
         self.observer = observer or Observer()
         self.info: ModelInfo | None = None  # of the first server that answered
-        self.known = threading.Event()  # info is there
+        self.known = threading.Event()  # set once there is an info
         self.closed = False
         self.lock = threading.Lock()
         self.num_under_way = 0
-        self.jobs: set[TritonJob] = set()  # those under way that the loop has begun
+        self.jobs: set[TritonJob] = set()  # those that the loop has begun
         self.turns = itertools.count()
         self.loop = asyncio.new_event_loop()
         self.connect = lambda address: aio.InferenceServerClient(address, channel_args=channel_options(address))
@@ -81,10 +81,10 @@ class TritonBackend:
         self.thread.start()
         opened.wait()
 
-    # What callers use.
+    # For callers.
 
     def wait(self, seconds: float | None = None) -> ModelInfo:
-        """The model of the servers, once one of them is ready. Raises ClosedError if none is in time."""
+        """The model of the servers, once one of them is ready. Raises ClosedError if none is ready in time."""
         if not self.known.wait(seconds) or self.info is None or self.closed:
             raise ClosedError(self.not_ready or "no Triton server is ready")
         return self.info
@@ -92,10 +92,10 @@ class TritonBackend:
     def submit_tasks(
         self, tasks: Sequence[Task], *, timeout: float | None = None, on_preview: OnPreviews | None = None
     ) -> list[TritonJob]:
-        """Send tasks to the servers; see `Batcher.submit_tasks`. on_preview: is called from the thread.
+        """Send tasks to the servers; see `Batcher.submit_tasks`. on_preview: called from the thread.
 
-        Raises ClosedError when no server is ready, QueueFullError when too much is under way here. What a server
-        refuses fails its job.
+        Raises ClosedError when no server is ready, QueueFullError when too many tasks are in progress. A rejection by
+        a server fails the job.
         """
         if (reason := self.not_ready) is not None:
             self.observer.rejected("draining" if self.closed else "dead")
@@ -112,7 +112,7 @@ class TritonBackend:
         return jobs
 
     def queue_full(self, count: int = 1) -> QueueFullError | None:
-        """Why `count` more tasks would not be taken now, for want of room; None when there is room."""
+        """The error for `count` more tasks if there is no room for them now, else None."""
         under_way = self.num_under_way
         if under_way + count <= self.max_waiting:
             return None
@@ -132,7 +132,7 @@ class TritonBackend:
 
     @property
     def not_ready(self) -> str | None:
-        """Why nothing would be served now, or None."""
+        """The reason why nothing is served now, or None."""
         if self.closed:
             return "the server is shutting down"
         if self.ready_servers:
@@ -155,7 +155,7 @@ class TritonBackend:
 
     @property
     def num_running(self) -> int:
-        """Tasks that have begun on the servers, at their last health checks."""
+        """Tasks that have started on the servers, at their last health checks."""
         return sum(int(server.description["running"]) for server in self.ready_servers)
 
     @property
@@ -164,7 +164,7 @@ class TritonBackend:
         return sum(int(server.description["waiting"]) for server in self.ready_servers)
 
     def snapshot(self) -> dict[str, Any]:
-        """The servers, and what is under way from here, as plain values."""
+        """The servers and the tasks in progress, as plain values."""
         return {
             "under_way": self.num_under_way,
             "not_ready": self.not_ready,
@@ -180,13 +180,13 @@ class TritonBackend:
         }
 
     def drain(self) -> None:
-        """Take nothing more, and go on with what is there."""
+        """Accept nothing more, and finish what was accepted."""
         self.closed = True
 
     def close(self, timeout: float | None = None) -> bool:
-        """Drain, and after `timeout` seconds cancel what is left. True if all finished."""
+        """Drain, and after `timeout` seconds cancel the rest. True if all tasks finished."""
         self.drain()
-        self.known.set()  # who waits for a server waits no longer
+        self.known.set()  # ends `wait`
         if not self.thread.is_alive():
             return True
         finished = bool(asyncio.run_coroutine_threadsafe(self.finish(timeout), self.loop).result())
@@ -201,7 +201,7 @@ class TritonBackend:
             return True
         return False
 
-    # The thread.
+    # In the thread.
 
     def run_loop(self, addresses: Sequence[str], opened: threading.Event) -> None:
         asyncio.set_event_loop(self.loop)
@@ -226,7 +226,7 @@ class TritonBackend:
         return not left
 
     async def watch(self, server: RemoteServer) -> None:
-        """Check the health of a server, for ever."""
+        """Check the health of a server repeatedly."""
         while True:
             try:
                 description = await asyncio.wait_for(server.describe(), ANSWER_WITHIN)
@@ -243,7 +243,7 @@ class TritonBackend:
         """Take a server in or leave it out, by its answer to a health check."""
         try:
             info = ModelInfo.from_dict(description["about"])
-        except Exception:  # it may be anything
+        except Exception:  # its content is arbitrary
             server.lost("has another version of this software, which cannot be understood")
             return
         if self.info is None:
@@ -287,7 +287,7 @@ class TritonBackend:
             async with asyncio.timeout(until):
                 result = await self.answer(server, job)
         except TimeoutError:
-            error = DeadlineError("the result was not there in time and was given up")
+            error = DeadlineError("the result was not ready in time and was dropped")
         except asyncio.CancelledError:
             error = CancelledError("the job was cancelled")
             if server is not None and server.not_ready is not None and not job.cancelled:
@@ -305,7 +305,7 @@ class TritonBackend:
         self.end(job, server, result, error)
 
     def choose(self) -> RemoteServer:
-        """The ready server with the least under way; among equals they take turns."""
+        """The ready server with the fewest jobs; ties are broken in turn."""
         ready = self.ready_servers
         if not ready:
             raise ClosedError(self.not_ready or "no Triton server is ready")

@@ -37,7 +37,7 @@ class Result:
 
 
 class ResponseReader:
-    """Reads the responses to one task: previews, and one result. Each is checked, because a server may be broken."""
+    """Reads the responses to one task, previews and one result, and validates them, because a server may be broken."""
 
     def __init__(self, task: Task, config: ModelConfig) -> None:
         self.shapes = output_shapes(config)
@@ -62,7 +62,7 @@ class ResponseReader:
         dtype, (_, *row) = self.shapes[self.kind]
         self.check(outputs, {self.kind: (dtype, (1, *row)), "seconds": self.shapes["seconds"]})
         queued, ran = (float(seconds) for seconds in outputs["seconds"])
-        if not (0 <= queued < 1e9 and 0 <= ran < 1e9):  # also refuses NaN
+        if not (0 <= queued < 1e9 and 0 <= ran < 1e9):  # also rejects NaN
             raise WrongAnswer(f"seconds of {queued:g} and {ran:g}")
         result = outputs[self.kind][0]
         if dtype is np.float32 and not np.isfinite(result).all():
@@ -84,7 +84,7 @@ class ResponseReader:
 
 
 def read_description(outputs: Mapping[str, Array]) -> dict[str, Any]:
-    """The answer to `describe`: `about` unchecked, the rest checked. Raises WrongAnswer."""
+    """The answer to `describe`, validated except for `about`. Raises WrongAnswer."""
     text = outputs.get("text")
     if text is None or text.dtype != np.uint8 or text.ndim != 1:
         raise WrongAnswer("the output text with the description is missing")

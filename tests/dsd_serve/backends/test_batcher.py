@@ -21,7 +21,7 @@ def engine(tiny_dir):
 
 
 class Watched:
-    """An engine that notes the rows of each tick, and can be told to wait, or to fail."""
+    """An engine that records the rows of each tick, and can be made to wait or to fail."""
 
     def __init__(self, engine):
         self.engine, self.config = engine, engine.config
@@ -64,7 +64,7 @@ def settings_of(number):
     )
 
 
-def test_a_seed_gives_the_same_bytes_alone_and_among_sixteen_others(engine, watched, batcher):
+def test_a_seed_gives_the_same_bytes_alone_and_among_others(engine, watched, batcher):
     mine = SamplingParams(seed=77, num_steps=9, sampler="heun", guidance_scale=1.5)
     alone = run(engine, generate(engine.config, 207, mine))
     pixels = np.full(engine.config.pixel_shape, 99, np.uint8)
@@ -102,7 +102,7 @@ def test_a_budget_of_one_still_runs_guided_steps(watched):
 
 
 def test_first_come_first_served(watched):
-    """With room for one program at a time they end in the order of their arrival."""
+    """With a budget of one row, programs end in the order of their arrival."""
     batcher = Batcher(watched, budget=1)
     watched.go.clear()
     ended = []
@@ -154,8 +154,8 @@ def test_a_full_queue_is_an_error_with_an_estimate(watched):
     batcher.close()
 
 
-def test_work_that_waits_is_limited_by_its_cost(watched):
-    """One expensive program may fill what many cheap ones would not."""
+def test_queued_work_is_limited_by_its_cost(watched):
+    """One expensive program can fill the queue where many cheap ones do not."""
     batcher = Batcher(watched, budget=2, max_seconds=1.0)
     batcher.submit(generate(watched.config, 1, SamplingParams(num_steps=2, sampler="euler"))).future.result(30)
     batcher.times.row = 0.01
@@ -171,7 +171,7 @@ def test_work_that_waits_is_limited_by_its_cost(watched):
     batcher.close()
 
 
-def test_a_deadline_that_cannot_be_met_is_refused_at_once(watched):
+def test_a_deadline_that_cannot_be_met_is_rejected_at_once(watched):
     batcher = Batcher(watched, budget=2)
     batcher.times = TickTimes(tick=0.02, row=0.01)
     program = generate(watched.config, 1, SamplingParams(num_steps=100, sampler="euler"))
@@ -183,21 +183,21 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once(watched):
     batcher.close()
 
 
-def test_what_comes_too_late_ends_at_the_next_tick(watched):
+def test_a_late_program_ends_at_the_next_tick(watched):
     def endless():
         while True:
             yield [Denoise(np.zeros(watched.config.latent_shape, np.float32), 0.5, 1)]
 
     batcher = Batcher(watched, budget=2)
     job = batcher.submit(endless(), timeout=0.2)
-    with pytest.raises(DeadlineError, match="not there in time"):
+    with pytest.raises(DeadlineError, match="not ready in time"):
         job.future.result(10)
     assert 0.2 <= job.ended - job.submitted < 1
     assert not batcher.running
     batcher.close()
 
 
-def test_values_that_are_not_finite_fail_one_image(watched, batcher):
+def test_non_finite_values_fail_one_image_only(watched, batcher):
     """The poisoned program shares its ticks with a healthy one."""
     poison = np.full(watched.config.latent_shape, np.nan, np.float32)
 
@@ -228,7 +228,7 @@ def test_an_engine_that_hangs_is_not_ready(watched, batcher, monkeypatch):
     assert batcher.ready
 
 
-def test_the_snapshot_and_the_observer_tell_what_happens(watched):
+def test_snapshot_and_observer(watched):
     seen = []
 
     class Noting(Observer):
@@ -292,7 +292,7 @@ def test_cancelling_frees_the_place_at_the_next_tick(watched, batcher):
     assert len(watched.ticks) == count
 
 
-def test_a_program_that_fails_fails_alone(watched, batcher):
+def test_a_failing_program_does_not_affect_others(watched, batcher):
     def broken():
         yield [Denoise(np.zeros(watched.config.latent_shape, np.float32), 0.5, 1)]
         raise ZeroDivisionError("a bug")
@@ -309,7 +309,7 @@ def test_a_program_that_fails_fails_alone(watched, batcher):
     assert batcher.ready
 
 
-def test_one_failed_tick_fails_its_programs_and_no_others(watched, batcher):
+def test_a_failed_tick_fails_only_its_programs(watched, batcher):
     watched.fail = 1
     with pytest.raises(EngineError, match="fell off the bus"):
         batcher.submit(generate(watched.config, 1, SamplingParams(num_steps=2))).future.result(30)
@@ -328,7 +328,7 @@ def test_a_dead_engine_fails_everything_and_is_not_ready(watched, batcher):
         batcher.submit(generate(watched.config, 1, SamplingParams()))
 
 
-def test_close_finishes_what_is_there(watched):
+def test_close_finishes_pending_programs(watched):
     batcher = Batcher(watched, budget=4)
     jobs = [batcher.submit(generate(watched.config, 1, SamplingParams(num_steps=3))) for _ in range(10)]
     assert batcher.close(30)
@@ -337,7 +337,7 @@ def test_close_finishes_what_is_there(watched):
         batcher.submit(generate(watched.config, 1, SamplingParams()))
 
 
-def test_close_cancels_what_does_not_finish_in_time(watched):
+def test_close_cancels_unfinished_programs_after_its_timeout(watched):
     def endless():
         while True:
             yield [Denoise(np.zeros(watched.config.latent_shape, np.float32), 0.5, 1)]
@@ -360,6 +360,6 @@ class Accelerator:
         return [row.z_t for row in rows]
 
 
-def test_the_measured_budget_is_where_more_rows_stop_to_pay(engine):
+def test_the_measured_budget_is_where_more_rows_stop_paying_off(engine):
     assert measure_budget(Accelerator(engine.config))[0] == 16
     assert 1 <= measure_budget(engine)[0] <= 64

@@ -42,13 +42,13 @@ def test_a_row_alone_and_in_any_mixture_is_bit_identical(engine, pool, chosen):
         assert output.tobytes() == alone[number].tobytes()
 
 
-def test_the_number_of_threads_does_not_matter(model_dir, pool):
+def test_the_result_does_not_depend_on_the_number_of_threads(model_dir, pool):
     rows, alone = pool
     single = OnnxEngine.load(model_dir, num_threads=1)
     assert all(a.tobytes() == b.tobytes() for a, b in zip(single.run(rows), alone, strict=True))
 
 
-def test_memory_that_stays_on_the_device_gives_the_same_bits(engine, monkeypatch):
+def test_bound_memory_gives_the_same_bits(engine, monkeypatch):
     """The memory binding used on CUDA, here on the CPU: kept for each combination of row counts, up to a limit."""
     monkeypatch.setattr(onnx_engine, "MOST_BINDINGS", 3)
     bound = onnx_engine.BoundSession(engine.session, engine.config, "cpu")
@@ -96,7 +96,7 @@ def test_rows_of_the_wrong_shape_are_named(engine):
         engine.run([Encode(np.zeros((3, 5, 5), np.uint8))])
 
 
-def test_an_engine_is_never_replaced(model_dir):
+def test_there_is_no_fallback_to_another_engine(model_dir):
     with pytest.raises(EngineUnavailableError, match="onnxruntime-gpu"):
         load_engine("onnx", model_dir, device="cuda")
     with pytest.raises(EngineUnavailableError, match="cannot use device 'cuda:7'"):
@@ -141,7 +141,7 @@ def test_serving_imports_no_torch():
     assert "engine 'torch' needs torch" in done.stdout
 
 
-def test_without_onnxruntime_a_sentence():
+def test_without_onnxruntime_an_error_says_what_to_install():
     code = (
         "import sys; sys.modules['onnxruntime'] = None\n"
         "from dsd_serve.engines import load_engine\n"

@@ -146,7 +146,7 @@ def test_describe_names_the_library_and_the_gpu(engine):
         ({"rows": (0, 8)}, "does not describe a plan"),
     ],
 )
-def test_a_plan_that_does_not_fit_is_refused_with_a_fix(directory, cuda, changes, words):
+def test_a_plan_that_does_not_fit_is_rejected_with_a_fix(directory, cuda, changes, words):
     put_plan(directory, **changes)
     with pytest.raises((CheckpointError, EngineUnavailableError), match=words) as refusal:
         load_engine("tensorrt", directory, "cuda")
@@ -206,12 +206,12 @@ def test_a_plan_that_tensorrt_rejects(directory, cuda):
         ("cuda", 0, "needs an NVIDIA GPU and its driver"),
     ],
 )
-def test_a_missing_device(device, count, words):
+def test_a_missing_device_is_named(device, count, words):
     with pytest.raises(EngineUnavailableError, match=words):
         find_gpu(Cuda(count=count), device)
 
 
-def test_a_missing_library(directory, monkeypatch):
+def test_a_missing_library_is_named(directory, monkeypatch):
     with pytest.raises(EngineUnavailableError, match=r"tensorrt cannot be imported .* install NVIDIA's tensorrt"):
         load_engine("tensorrt", directory, "cuda")
 
@@ -308,7 +308,7 @@ def test_a_plan_that_fails_its_checks_is_removed(directory, cuda, monkeypatch):
         (["--check", "--device", "cpu"], "device must be cuda or cuda:N, got 'cpu'"),
     ],
 )
-def test_checks_that_cannot_run_are_refused(directory, cuda, arguments, words):
+def test_checks_that_cannot_run_are_rejected(directory, cuda, arguments, words):
     with pytest.raises(SystemExit, match=words):
         main([str(directory), *arguments])
     assert plan_path(directory, "fp32").exists()

@@ -1,4 +1,4 @@
-"""Every TensorRT name that we use exists, in both versions of NVIDIA's own bindings and in tensorrt_rtx."""
+"""Every TensorRT name in our code exists in both versions of NVIDIA's bindings and in tensorrt_rtx."""
 
 import ast
 import functools
@@ -40,7 +40,7 @@ IN_PYTHON = {"nptype"}  # defined by the package around the bindings, in both ve
 
 @functools.cache
 def used():
-    """(class or "trt", name) for every use in our files."""
+    """(class or "trt", name) of every use in our files."""
     found = set()
     for file in FILES:
         for node in ast.walk(ast.parse((ROOT / file).read_text())):

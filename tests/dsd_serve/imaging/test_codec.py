@@ -27,7 +27,7 @@ def test_png_is_lossless_and_keeps_its_text():
 
 
 @pytest.mark.parametrize("media", ["jpeg", "webp"])
-def test_lossy_formats_come_near(media):
+def test_lossy_formats_are_close(media):
     pixels = np.full((3, 16, 16), 90, np.uint8)
     assert abs(codec.read_image(codec.write_image(pixels, media)).astype(int) - 90).max() <= 3
 
@@ -39,7 +39,7 @@ def test_any_mode_becomes_rgb(mode):
     assert codec.read_image(encoded(image, kind)).shape == (3, 6, 4)
 
 
-def test_transparency_is_laid_on_white():
+def test_transparency_is_composited_on_white():
     assert codec.read_image(encoded(Image.new("RGBA", (2, 2), (0, 0, 0, 0)))).min() == 255
 
 
@@ -49,18 +49,18 @@ def test_exif_orientation_is_applied():
     assert codec.read_image(encoded(Image.new("RGB", (8, 2)), "JPEG", exif=exif)).shape == (3, 8, 2)
 
 
-def test_too_many_pixels_are_refused_before_decoding():
+def test_too_many_pixels_are_rejected_before_decoding():
     with pytest.raises(InputError, match=r"100 x 100 pixels; at most 9,999"):
         codec.read_image(encoded(Image.new("RGB", (100, 100))), max_pixels=9_999)
 
 
-def test_animations_are_refused():
+def test_animations_are_rejected():
     frames = [Image.new("RGB", (4, 4), c) for c in ("red", "blue")]
     with pytest.raises(InputError, match="animated"):
         codec.read_image(encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:]))
 
 
-def test_other_formats_are_refused():
+def test_other_formats_are_rejected():
     with pytest.raises(InputError, match="PNG, JPEG or WebP"):
         codec.read_image(encoded(Image.new("RGB", (4, 4)), "BMP"))
 
@@ -84,7 +84,7 @@ def test_psnr_of_a_known_error():
     assert codec.psnr(zero, zero + 10) == pytest.approx(20 * np.log10(25.5))
 
 
-def test_grid_lays_pictures_row_by_row():
+def test_grid_places_images_row_by_row():
     images = [np.full((3, 2, 2), value, np.uint8) for value in (1, 2, 3)]
     sheet = codec.grid(images, columns=2)
     assert sheet.shape == (3, 4, 4)
@@ -92,7 +92,7 @@ def test_grid_lays_pictures_row_by_row():
 
 
 def shaded(width: int, height: int) -> Image.Image:
-    """An image that has no symmetry, with noise."""
+    """An image without symmetries, with noise."""
     x, y = np.meshgrid(np.linspace(0, 200, width), np.linspace(0, 120, height))
     noise = np.random.default_rng(0).integers(0, 50, (height, width))
     return Image.fromarray(np.stack([x + noise, y + noise, (x + y) / 2], -1).astype(np.uint8))
@@ -100,7 +100,7 @@ def shaded(width: int, height: int) -> Image.Image:
 
 @pytest.mark.parametrize("size", [(40, 40), (31, 50), (95, 40), (7, 3), (1, 90)])
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
-def test_the_centre_of_a_small_picture_is_what_fit_gives(size, kind):
+def test_the_centre_of_a_small_image_equals_fit(size, kind):
     data = encoded(shaded(*size), kind, lossless=True)
     centre, fitted = codec.read_image(data, size=16), codec.fit(codec.read_image(data), 16)
     # Pillow 13 chooses which side to scale first by the size of all that it is given, and rounds in between.
@@ -109,7 +109,7 @@ def test_the_centre_of_a_small_picture_is_what_fit_gives(size, kind):
 
 @pytest.mark.parametrize("size", [(700, 500), (501, 1203), (2000, 96)])
 @pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("JPEG", {"quality": 95}), ("JPEG", {"progressive": True})])
-def test_the_centre_of_a_large_picture_comes_near_to_it(size, kind, options):
+def test_the_centre_of_a_large_image_is_close_to_fit(size, kind, options):
     data = encoded(shaded(*size), kind, **options)
     near = codec.read_image(data, size=16).astype(int) - codec.fit(codec.read_image(data), 16)
     assert np.abs(near).max() <= 4
@@ -117,7 +117,7 @@ def test_the_centre_of_a_large_picture_comes_near_to_it(size, kind, options):
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "1", "RGBA", "LA", "I;16"])
-def test_bands_do_not_show_in_any_mode(mode, monkeypatch):
+def test_bands_are_seamless_in_every_mode(mode, monkeypatch):
     image = shaded(300, 400).convert("L" if mode == "I;16" else mode)
     if mode == "I;16":
         image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
@@ -165,7 +165,7 @@ MODES = ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "I", "I;16", "I
 
 @pytest.mark.parametrize("transparent", [False, True], ids=["opaque", "transparent"])
 @pytest.mark.parametrize("mode", MODES)
-def test_every_mode_is_flattened_as_its_equal_in_rgba(mode, transparent):
+def test_every_mode_is_flattened_like_its_rgba_equivalent(mode, transparent):
     """A white left half, and a black right half that may be transparent."""
     black = np.repeat([[0, 255]], 4, axis=0).repeat(4, axis=1).astype(np.uint8)
     opaque = 255 - black if transparent else np.full_like(black, 255)
@@ -193,7 +193,7 @@ def test_every_mode_is_flattened_as_its_equal_in_rgba(mode, transparent):
 
 
 def test_an_inverted_cmyk_jpeg_shows_its_colours():
-    """Adobe's programs write CMYK inverted, and so does Pillow."""
+    """Adobe's programs and Pillow write inverted CMYK."""
     image = Image.new("RGB", (16, 16), (200, 40, 90)).convert("CMYK")
     pixels = codec.read_image(hostile.encoded(image, "JPEG", quality=100))
     assert np.abs(pixels[:, 8, 8].astype(int) - (200, 40, 90)).max() <= 4
@@ -207,7 +207,7 @@ def test_sixteen_bits_are_scaled_and_not_clipped():
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 @pytest.mark.parametrize("turn", range(10))
 def test_every_orientation_is_applied_in_every_format(kind, turn):
-    """0 and 9 mean nothing. Pillow's own reader of EXIF is the reference."""
+    """0 and 9 are invalid. Pillow's reader of EXIF is the reference."""
     exif = Image.Exif()
     exif[0x010E], exif[0x0112], exif[0x0131] = "words", turn, "more words"
     data = encoded(shaded(24, 10), kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
@@ -217,7 +217,7 @@ def test_every_orientation_is_applied_in_every_format(kind, turn):
     assert np.abs(square - codec.fit(upright, 8)).max() <= 2
 
 
-def test_pictures_behind_the_first_of_a_jpeg_are_left_out():
+def test_only_the_first_image_of_a_jpeg_is_used():
     """Phones add a preview, a depth map or a film to their photos."""
     first, second = shaded(20, 30), Image.new("RGB", (8, 8))
     data = encoded(first, "MPO", save_all=True, append_images=[second], quality=95)
@@ -226,7 +226,7 @@ def test_pictures_behind_the_first_of_a_jpeg_are_left_out():
 
 
 @pytest.mark.parametrize("name", ["png", "jpeg", "progressive", "webp", "lossless", "alpha"])
-def test_taking_a_file_apart_changes_no_pixel(name):
+def test_sanitising_changes_no_pixel(name):
     data = hostile.images()[name]
     assert np.array_equal(codec.read_image(data), codec.to_pixels(Image.open(io.BytesIO(data))))
 
@@ -241,7 +241,7 @@ def test_no_decoder_sees_metadata():
 
 
 @pytest.mark.parametrize("name", ["png", "jpeg", "progressive", "webp", "lossless", "alpha"])
-def test_a_file_that_is_cut_anywhere_is_refused(name):
+def test_a_truncated_file_is_rejected(name):
     data = hostile.images()[name]
     for length in range(len(data)):
         with pytest.raises(InputError):
@@ -266,13 +266,13 @@ def test_damaged_files_give_a_square_or_an_input_error(name, flips):
 @settings(deadline=None)
 @given(data=st.binary(max_size=200))
 @pytest.mark.parametrize("start", [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF\x40\0\0\0WEBPVP8 "])
-def test_any_bytes_are_a_picture_or_refused(start, data):
+def test_any_bytes_are_an_image_or_rejected(start, data):
     with pytest.raises(InputError):
         codec.read_image(start + data)
 
 
-def test_real_photos_come_near_to_fit(real_data):
-    """A JPEG that is decoded smaller loses what `fit` averages: differences were 4 levels until enough was left."""
+def test_real_photos_are_close_to_fit(real_data):
+    """A JPEG decoded at a lower resolution loses detail; with a small DRAFT_GAP differences reached 4 levels."""
     for path in sorted(real_data.glob("photos/*.jpg"))[:40]:
         data = path.read_bytes()
         near = np.abs(codec.read_image(data, size=32).astype(int) - codec.fit(codec.read_image(data), 32))

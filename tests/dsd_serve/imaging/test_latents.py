@@ -32,11 +32,11 @@ def tensors(header, data=b"", length=None):
 
 @settings(deadline=None)
 @given(z=arrays(np.float32, SHAPE, elements=floats), form=st.sampled_from(sorted(MEDIA_TYPES)))
-def test_what_is_written_is_read_to_the_bit(z, form):
+def test_the_round_trip_is_bit_exact(z, form):
     assert np.array_equal(read_latents(write_latents(z, form), SHAPE).view(np.uint32), z.view(np.uint32))
 
 
-def test_others_write_and_read_the_same_files():
+def test_files_are_compatible_with_other_libraries():
     assert np.array_equal(safetensors.numpy.load(write_latents(Z, "safetensors"))["latents"], Z)
     assert np.array_equal(read_latents(safetensors.numpy.save({"latents": Z}, {"by": "x"}), SHAPE), Z)
     assert np.array_equal(np.load(io.BytesIO(write_latents(Z, "npy")), allow_pickle=False), Z)
@@ -113,7 +113,7 @@ BODY = Z.tobytes()
         (b'{"latents": ' + b"9" * 1000, "not valid JSON"),
     ],
 )
-def test_what_is_wrong_is_said(data, words):
+def test_errors_name_the_fault(data, words):
     with pytest.raises(InputError, match=words):
         read_latents(data, SHAPE)
 
@@ -133,7 +133,7 @@ starts = st.sampled_from([b"", b"\x93NUMPY", b"\x93NUMPY\x01\x00v\x00{", b"{", b
 
 @settings(deadline=None)
 @given(start=starts, rest=st.binary(max_size=300))
-def test_any_bytes_are_latents_or_refused(start, rest):
+def test_any_bytes_are_latents_or_rejected(start, rest):
     good_or_refused(start + rest)
 
 
@@ -143,7 +143,7 @@ def test_any_bytes_are_latents_or_refused(start, rest):
     cut=st.integers(0, 200),
     flips=st.lists(st.tuples(st.integers(0, 1000), st.integers(1, 255)), max_size=4),
 )
-def test_damaged_files_are_latents_or_refused(form, cut, flips):
+def test_damaged_files_are_latents_or_rejected(form, cut, flips):
     data = bytearray(write_latents(Z, form))
     for place, change in flips:
         data[place % len(data)] ^= change
@@ -151,7 +151,7 @@ def test_damaged_files_are_latents_or_refused(form, cut, flips):
 
 
 class Trap:
-    """Creates a folder when it is unpickled."""
+    """Creates a folder when unpickled."""
 
     def __init__(self, folder):
         self.folder = str(folder)

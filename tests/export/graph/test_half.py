@@ -1,4 +1,4 @@
-"""Graphs in fewer bits: their outputs, their choice, and refusals."""
+"""Graphs in fewer bits: outputs, choice of the precision, and errors."""
 
 import json
 import subprocess
@@ -204,7 +204,7 @@ def test_fp16_runs_on_a_cpu(directory):
     assert verify(engine, load_engine("onnx", directory), "fp16").passed
 
 
-def test_impossible_combinations_are_refused_in_a_sentence(directory, tiny_dir):
+def test_impossible_combinations_get_a_sentence(directory, tiny_dir):
     for precision, named in (
         ("bf16", "runs bf16 on cuda, and the device is cpu; use --precision fp32, fp16 or int8, or --device cuda"),
         ("fp8", "must be one of fp32, fp16, bf16, int8, got 'fp8'"),
@@ -222,7 +222,7 @@ def test_impossible_combinations_are_refused_in_a_sentence(directory, tiny_dir):
 
 
 @needs_int8
-def test_a_cpu_whose_products_overflow_is_refused():
+def test_a_cpu_whose_products_overflow_is_rejected():
     """onnx builds the same bytes as the engine's constant; saturating sums, as on x86 without VNNI, are noticed."""
     tensors = [
         helper.make_tensor_value_info(name, kind, None)

@@ -89,7 +89,7 @@ def test_targets_and_versions_are_built_for_and_recorded(built):
         ({"hardware": "all"}, r"--hardware must be one of this, same, ampere\+, got 'all'"),
     ],
 )
-def test_options_that_the_library_lacks_are_refused_before_the_work(built, options, words):
+def test_unsupported_options_are_rejected_before_the_build(built, options, words):
     before = (built / "model.plan").stat().st_mtime_ns
     with pytest.raises(EngineUnavailableError, match=words):
         build(built, "fp32", BuildOptions(**options))
@@ -119,13 +119,13 @@ def test_only_what_changed_is_built_again(built, caplog):
     assert manifest_path(built / "model.plan").exists()
 
 
-def test_a_graph_in_another_precision_is_refused(built):
+def test_a_graph_in_another_precision_is_rejected(built):
     _, types = compile_graph(find_library(), built / "model.onnx")
     with pytest.raises(CheckpointError, match="the network is not in fp16"):
         check_types("fp16", types)
 
 
-def test_refusals_are_sentences(built, tmp_path):
+def test_errors_are_sentences(built, tmp_path):
     with pytest.raises(EngineUnavailableError, match="fp32, fp16 or bf16, not in int8"):
         build(built, "int8")
     with pytest.raises(CheckpointError, match="has no graph in bf16; `dsd-export"):
@@ -139,13 +139,13 @@ def test_refusals_are_sentences(built, tmp_path):
     assert not (damaged / "model.plan").exists()
 
 
-def test_a_graph_that_the_parser_cannot_read_is_a_sentence(tmp_path):
+def test_an_unreadable_graph_gets_a_sentence(tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"not a graph")
     with pytest.raises(CheckpointError, match=r"cannot read model\.onnx"):
         compile_graph(find_library(), tmp_path / "model.onnx")
 
 
-def test_without_tensorrt_a_sentence_says_what_to_install(built):
+def test_without_tensorrt_an_error_says_what_to_install(built):
     code = (
         "import sys; sys.modules.update(tensorrt=None, tensorrt_rtx=None); "
         f"from export.main import main; main([{str(built)!r}, '--trt'])"

@@ -1,4 +1,4 @@
-"""Tasks as they travel, the model repository, and the front without any Triton: no server is needed here."""
+"""Messages to Triton, the model repository, and the front without Triton; no tritonserver is needed."""
 
 import sys
 import time
@@ -50,7 +50,7 @@ def same(a, b) -> bool:
     )
 
 
-def test_every_task_arrives_as_it_was_sent(directory):
+def test_tasks_survive_the_round_trip(directory):
     for task in tasks_of(directory.config):
         inputs, parameters = to_wire(task)
         assert all(isinstance(value, str | int | float) for value in parameters.values())
@@ -59,14 +59,14 @@ def test_every_task_arrives_as_it_was_sent(directory):
         assert seconds is None
 
 
-def test_what_is_left_out_is_what_the_model_recommends(directory):
+def test_missing_settings_default_to_the_recommendation(directory):
     (task,), seconds = from_wire(
         {}, {"operation": "generate", "label": "orange", "max_seconds": 3}, directory.config, directory.defaults
     )
     assert (task, seconds) == (Generate(950, directory.defaults), 3.0)
 
 
-def test_several_rows_are_several_tasks(directory):
+def test_each_row_is_a_task(directory):
     pixels = np.stack([sample_image(1, i, size=32) for i in range(3)])
     tasks, _ = from_wire({"pixels": pixels}, {"operation": "encode"}, directory.config, directory.defaults)
     assert [np.array_equal(task.pixels, one) for task, one in zip(tasks, pixels, strict=True)] == [True] * 3
@@ -97,7 +97,7 @@ def test_several_rows_are_several_tasks(directory):
         ({"operation": "edit", "strength": 0.5}, "the input pixels is missing"),
     ],
 )
-def test_wrong_parameters_are_sentences(directory, change, words):
+def test_wrong_parameters_get_a_sentence(directory, change, words):
     parameters = {"operation": "generate", "label": 207, **change}
     parameters = {name: value for name, value in parameters.items() if value is not None}
     with pytest.raises(InputError, match=words.replace("?", r"\?")) as caught:
@@ -125,12 +125,12 @@ def test_wrong_parameters_are_sentences(directory, change, words):
         ),
     ],
 )
-def test_wrong_tensors_are_sentences(directory, operation, inputs, words):
+def test_wrong_tensors_get_a_sentence(directory, operation, inputs, words):
     with pytest.raises(InputError, match=words):
         from_wire(inputs, {"operation": operation}, directory.config, directory.defaults)
 
 
-def test_errors_keep_their_kind_and_their_sentence():
+def test_errors_keep_their_type_and_sentence():
     full = error_from_text("Triton says: " + error_to_text(QueueFullError("300 images wait; try again later", 2.5)))
     assert isinstance(full, QueueFullError)
     assert (str(full), full.retry_after) == ("300 images wait; try again later", 2.5)
@@ -141,13 +141,13 @@ def test_errors_keep_their_kind_and_their_sentence():
 
 
 @pytest.mark.parametrize("text", ["localhost", "localhost:", "http://a:8001", "a:8001,", "a:99999", "a:8001,a:8001"])
-def test_wrong_addresses_are_sentences(text):
+def test_wrong_addresses_get_a_sentence(text):
     with pytest.raises(ConfigError, match="triton"):
         parse_addresses(text)
     assert parse_addresses("a:8001, [::1]:8001") == ["a:8001", "[::1]:8001"]
 
 
-def test_a_front_that_cannot_be_says_so(monkeypatch):
+def test_an_impossible_front_is_rejected(monkeypatch):
     with pytest.raises(SystemExit, match="dsd-serve: triton must be HOST:PORT"):
         main(["--triton", "localhost"])
     monkeypatch.setitem(sys.modules, "tritonclient.grpc", None)  # as if it were not installed
@@ -155,7 +155,7 @@ def test_a_front_that_cannot_be_says_so(monkeypatch):
         main(["--triton", "localhost:8001"])
 
 
-def test_a_repository_is_replaced_as_a_whole(demo_dir, tmp_path):
+def test_a_repository_is_replaced_atomically(demo_dir, tmp_path):
     write_repository(demo_dir, tmp_path / "models", device="cpu")
     model = tmp_path / "models" / "dsd"
     assert "KIND_CPU" in (model / "config.pbtxt").read_text()
@@ -175,7 +175,7 @@ def test_a_repository_is_replaced_as_a_whole(demo_dir, tmp_path):
         write_repository(model / "model", tmp_path / "models")
 
 
-def test_a_front_without_any_triton_answers_503_with_a_sentence_and_ends_in_order(free_port):
+def test_a_front_without_triton_answers_503_and_stops_cleanly(free_port):
     pytest.importorskip("tritonclient", reason="the extra triton is not installed")
     address = f"127.0.0.1:{free_port()}"
     running = Server("--triton", address)

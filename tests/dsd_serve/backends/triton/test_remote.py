@@ -1,4 +1,4 @@
-"""A KServe server that lies, breaks off and vanishes: every job ends once, in a result or in a sentence."""
+"""A KServe server that gives wrong answers, breaks off and vanishes: every job ends once, with a result or an error."""
 
 import contextlib
 import json
@@ -77,7 +77,7 @@ class Liar(service_pb2_grpc.GRPCInferenceServiceServicer):
 
 
 class Count(Observer):
-    """Counts the ends of jobs, and looks at the number under way at each."""
+    """Counts the outcomes of jobs, and records the least number under way."""
 
     def __init__(self):
         self.outcomes, self.least, self.batcher = Counter(), 0, None
@@ -111,7 +111,7 @@ def liar(demo_dir, config):
 
 @pytest.fixture
 def remote(liar):
-    """A TritonBackend before the liar, which is honest at first; with its Count."""
+    """A TritonBackend for the liar, which is honest at first, and its Count."""
     liar.description, liar.answers = liar.honest, []
     count = Count()
     batcher = count.batcher = TritonBackend([liar.address], observer=count)
@@ -131,7 +131,7 @@ def outcome(batcher, task=DRAW, **more):
     return job.future.exception(10) or job.future.result()
 
 
-def test_an_honest_answer_is_taken(remote, liar, config):
+def test_a_valid_answer_is_accepted(remote, liar, config):
     batcher, count = remote
     liar.answers = [good(config)]
     assert outcome(batcher).shape == config.pixel_shape
@@ -176,7 +176,7 @@ def test_an_honest_answer_is_taken(remote, liar, config):
         (lambda c: [grpc.StatusCode.CANCELLED], ClosedError, "send the request again"),
     ],
 )
-def test_a_lie_is_a_sentence_and_ends_the_job_once(remote, liar, config, answers, kind, words):
+def test_a_wrong_answer_gets_a_sentence_and_ends_the_job_once(remote, liar, config, answers, kind, words):
     batcher, count = remote
     liar.answers = answers(config)
     with pytest.raises(kind, match=words) as error:
@@ -187,7 +187,7 @@ def test_a_lie_is_a_sentence_and_ends_the_job_once(remote, liar, config, answers
     assert outcome(batcher).dtype == np.uint8, "it serves on"
 
 
-def test_latents_that_are_not_finite_are_refused_as_the_batcher_does(remote, liar, config):
+def test_non_finite_latents_are_rejected_as_by_the_batcher(remote, liar, config):
     batcher, _ = remote
     latents = np.zeros((1, *config.latent_shape), np.float32)
     encode = Encode(np.zeros(config.pixel_shape, np.uint8))
@@ -202,7 +202,7 @@ def test_latents_that_are_not_finite_are_refused_as_the_batcher_does(remote, lia
             from_wire({"latents": latents}, {"operation": "decode"}, config, SamplingParams())
 
 
-def test_previews_are_counted(remote, liar, config):
+def test_preview_steps_are_checked(remote, liar, config):
     batcher, _ = remote
     seen = []
     task = Generate(1, SamplingParams(num_steps=3, preview_every=1))
@@ -233,7 +233,7 @@ answer = (
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(answers=st.lists(answer, max_size=3), count=st.integers(1, 4), cancel=st.booleans())
-def test_any_lie(remote, liar, config, caplog, answers, count, cancel):
+def test_any_answer(remote, liar, config, caplog, answers, count, cancel):
     batcher, seen = remote
     caplog.set_level(logging.INFO)
     liar.answers = [good(config) if item == [] else item for item in answers]
@@ -282,7 +282,7 @@ def test_any_lie(remote, liar, config, caplog, answers, count, cancel):
         {"about": {"more": 1}},
     ],
 )
-def test_a_description_that_cannot_be_leaves_the_server_out_until_it_is_right(remote, liar, config, lie):
+def test_a_server_with_an_invalid_description_is_left_out_until_it_is_valid(remote, liar, config, lie):
     batcher, _ = remote
     if isinstance(lie, dict):
         about = lie.get("about", {})
@@ -300,8 +300,8 @@ def test_a_description_that_cannot_be_leaves_the_server_out_until_it_is_right(re
     assert outcome(batcher).shape == config.pixel_shape
 
 
-def test_a_broken_stream_ends_its_own_job_only(remote, liar, config):
-    """One request that Triton fails must not end those beside it."""
+def test_a_broken_stream_ends_only_its_own_job(remote, liar, config):
+    """A request that fails in Triton must not end concurrent ones."""
     batcher, _ = remote
     gate = futures.Future()
 
@@ -322,7 +322,7 @@ def test_a_broken_stream_ends_its_own_job_only(remote, liar, config):
     assert first.future.result(10).shape == config.pixel_shape
 
 
-def test_jobs_that_come_while_it_closes_end_too(liar, config):
+def test_jobs_submitted_during_close_end_too(liar, config):
     liar.description, liar.answers = liar.honest, [good(config)]
     batcher = TritonBackend([liar.address])
     batcher.wait(10)
@@ -341,7 +341,7 @@ def test_jobs_that_come_while_it_closes_end_too(liar, config):
         sending.result(10)
         for job in jobs:
             assert isinstance(job.future.exception(10), ClosedError | CancelledError | None)
-    batcher.closed = False  # as if it had been asked a moment before
+    batcher.closed = False  # as if they were submitted a moment before
     (late,) = batcher.submit_tasks([DRAW])
     assert isinstance(late.future.exception(1), ClosedError)
     assert batcher.num_under_way == 0
@@ -359,7 +359,7 @@ def test_jobs_that_come_while_it_closes_end_too(liar, config):
         *((address, False) for address in ("triton:1", "10.0.0.1:1", "127.evil.example:1", "localhost.evil.example:1")),
     ],
 )
-def test_this_machine_is_never_asked_through_a_proxy(monkeypatch, address, local):
+def test_this_machine_is_never_reached_through_a_proxy(monkeypatch, address, local):
     monkeypatch.setenv("http_proxy", "http://user:secret@127.0.0.1:1")
     monkeypatch.delenv("no_proxy", raising=False)
     assert is_local(address) == local
@@ -369,8 +369,8 @@ def test_this_machine_is_never_asked_through_a_proxy(monkeypatch, address, local
     assert proxy_of(address) is None
 
 
-def test_a_triton_of_this_machine_is_reached_beside_a_proxy_and_others_are_not(liar):
-    """In a process of its own: gRPC reads the variables once."""
+def test_only_a_local_triton_bypasses_the_proxy(liar):
+    """In a separate process, because gRPC reads the variables once."""
     liar.description = liar.honest
     code = (
         "import sys; from dsd_serve.backends.triton.remote import TritonBackend\n"
@@ -385,5 +385,5 @@ def test_a_triton_of_this_machine_is_reached_beside_a_proxy_and_others_are_not(l
     command = [sys.executable, "-c", code, liar.address]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert "it is asked through the proxy of http_proxy, and no_proxy names what is not" in done.stdout
+    assert "it is reached through the proxy of http_proxy; exceptions belong in no_proxy" in done.stdout
     assert "secret" not in done.stdout

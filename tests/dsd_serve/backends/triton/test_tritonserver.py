@@ -1,6 +1,6 @@
-"""A real tritonserver with the demo model, the front before it, and the embedded server beside them: the same bytes.
+"""A real tritonserver with the demo model behind the front, compared with the embedded server: the same bytes.
 
-`make test-triton` installs Triton and runs these. Where it is not installed they are skipped, and say so.
+`make test-triton` installs Triton and runs these tests. Without Triton they are skipped.
 """
 
 import json
@@ -87,7 +87,7 @@ def http(front):
 
 
 def front_of(*servers: TritonServer) -> Server:
-    """A front before these servers, ready."""
+    """A ready front of these servers."""
     running = Server("--triton", ",".join(server.grpc for server in servers), "--max-steps", "1000")
     until(lambda: httpx.get(f"{running.url}/health/ready").status_code == 200)
     return running
@@ -125,7 +125,7 @@ def ask(server: Server, number: int) -> bytes:
     return answer.content
 
 
-def test_64_mixed_requests_at_once_have_the_bytes_of_the_embedded_server(front, embedded):
+def test_64_concurrent_mixed_requests_have_the_bytes_of_the_embedded_server(front, embedded):
     with ThreadPoolExecutor(64) as pool:
         through_triton = list(pool.map(lambda number: ask(front, number), range(64)))
     with ThreadPoolExecutor(8) as pool:
@@ -154,10 +154,10 @@ def test_decode_walks_and_openai_have_the_same_bytes(front, embedded):
 
 def test_previews_are_those_of_the_embedded_server(front, embedded):
     query = {"class": 207, "seed": 3, "n": 2, "steps": 6, "format": "events", "preview_every": 2}
-    told = [events_of(httpx.get(f"{server.url}/generate", params=query, timeout=60)) for server in (front, embedded)]
+    streams = [events_of(httpx.get(f"{server.url}/generate", params=query, timeout=60)) for server in (front, embedded)]
     images = [
         sorted((name, event["image"], event.get("step", 0), event["base64"]) for name, event in events[:-1])
-        for events in told
+        for events in streams
     ]
     assert [(name, image, step) for name, image, step, _ in images[0]] == [
         ("image", 0, 0),
@@ -175,7 +175,7 @@ def describe(triton: TritonServer) -> dict:
     return json.loads(bytes(answer["text"]))
 
 
-def test_a_client_that_goes_away_stops_the_work_inside_triton(http, triton):
+def test_a_disconnect_stops_the_work_inside_triton(http, triton):
     with http.stream("GET", f"{LONG}&n=4&format=events") as answer:
         lines = answer.iter_lines()  # kept: httpx closes the connection with it
         next(lines)
@@ -184,7 +184,7 @@ def test_a_client_that_goes_away_stops_the_work_inside_triton(http, triton):
     assert http.get("/debug/batcher").json()["under_way"] == 0
 
 
-def test_jobs_that_are_cancelled_at_once_end_too(triton):
+def test_jobs_cancelled_at_once_end(triton):
     batcher = TritonBackend([triton.grpc])
     batcher.wait(30)
     for number in range(60):
@@ -198,14 +198,14 @@ def test_jobs_that_are_cancelled_at_once_end_too(triton):
     assert batcher.close(5)
 
 
-def test_a_deadline_is_a_504_before_the_work_or_in_the_midst_of_it(http):
+def test_a_deadline_is_a_504_before_or_during_the_work(http):
     answer = http.get("/generate", params={"class": 1, "n": 16, "steps": 1000, "timeout": 0.5})
     assert answer.status_code == 504, answer.text
     assert "s" in answer.json()["detail"]
     assert http.get("/generate", params={"class": 1, "steps": 2}).status_code == 200
 
 
-def test_triton_itself_draws_for_curl(triton, embedded):
+def test_tritons_own_http_api_draws(triton, embedded):
     url = f"{triton.http}/v2/models/dsd"
     asked = {"operation": "generate", "label": "golden retriever", "seed": 4, "num_steps": 3, "sampler": "euler"}
     answer = httpx.post(f"{url}/generate", json=asked, timeout=60)
@@ -249,7 +249,7 @@ def test_raw_denoise_rows(triton, demo_dir):
     assert "the input labels is missing" in str(bad)
 
 
-def test_triton_killed_in_mid_request_is_a_503_and_the_front_recovers(mortal):
+def test_a_killed_triton_is_a_503_and_the_front_recovers(mortal):
     front = front_of(mortal)
     with ThreadPoolExecutor(3) as pool:
         busy = [pool.submit(httpx.get, f"{front.url}{LONG}&n=2", timeout=60) for _ in range(3)]
@@ -326,7 +326,7 @@ def test_a_full_instance_is_a_429_and_a_host_with_another_model_is_left_out(trit
         assert batcher.close(5)
 
 
-def test_a_triton_that_hangs_hangs_nobody(mortal):
+def test_a_hanging_triton_does_not_block_requests(mortal):
     front = front_of(mortal)
     with ThreadPoolExecutor(1) as pool:
         busy = pool.submit(httpx.get, f"{front.url}{LONG}&n=4", timeout=60)
@@ -340,7 +340,7 @@ def test_a_triton_that_hangs_hangs_nobody(mortal):
     assert front.stop() == 0
 
 
-def test_a_front_that_is_told_to_end_finishes_what_triton_draws(triton):
+def test_a_stopping_front_finishes_its_requests(triton):
     front = front_of(triton)
     with ThreadPoolExecutor(1) as pool:
         busy = pool.submit(httpx.get, f"{front.url}{LONG}&n=2", timeout=60)
@@ -350,14 +350,14 @@ def test_a_front_that_is_told_to_end_finishes_what_triton_draws(triton):
 
 
 def count(triton: TritonServer) -> int:
-    """Requests that this server has carried out, by its own metrics; those of the front's questions are few."""
+    """Requests that this server has carried out, by its own metrics; few of them are health checks of the front."""
     text = httpx.get(f"http://127.0.0.1:{triton.ports[2]}/metrics").text
     (line,) = (line for line in text.splitlines() if line.startswith("nv_inference_request_success{"))
     return int(float(line.rsplit(" ", 1)[1]))
 
 
-def test_the_death_of_the_backend_process_hangs_nobody(mortal):
-    """Triton 24.10 does not start it again: that is for who watches Triton, as the image's health check does."""
+def test_the_death_of_the_backend_process_does_not_block_requests(mortal):
+    """Triton 24.10 does not restart it; that is left to whoever monitors Triton, such as the image's health check."""
     front = front_of(mortal)
     with ThreadPoolExecutor(1) as pool:
         busy = pool.submit(httpx.get, f"{front.url}{LONG}&n=4", timeout=60)
@@ -375,8 +375,8 @@ def test_the_death_of_the_backend_process_hangs_nobody(mortal):
     assert front.stop() == 0
 
 
-def test_nothing_is_left_of_a_triton_killed_in_mid_request(mortal):
-    """The process of its Python backend has the model; alone, it would wait for Triton for ever."""
+def test_a_killed_triton_leaves_no_process_behind(mortal):
+    """The process of the Python backend would otherwise wait for Triton for ever."""
     backends = mortal.backends
     assert backends
     asked = {"operation": "generate", "label": 1, "num_steps": 1000, "max_seconds": 100}
