@@ -148,8 +148,8 @@ def decode(z: Latents, **settings: Any) -> Call[bytes]:
 
 def interpolate(start: dict[str, Any], end: dict[str, Any], **settings: Any) -> Call[dict[str, Any]]:
     """A walk between two ends, {"class": 207, "seed": 1} each. settings: n, steps, sampler, guidance, size."""
-    wanted = {"from": start, "to": end, "format": "json", **given(settings)}
-    return Call("POST", "/interpolate", document, {"json": wanted})
+    values = {"from": start, "to": end, "format": "json", **given(settings)}
+    return Call("POST", "/interpolate", document, {"json": values})
 
 
 def interpolate_images(start: bytes, end: bytes, **settings: Any) -> Call[dict[str, Any]]:

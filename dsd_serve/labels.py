@@ -83,10 +83,10 @@ def search(query: str, among: Iterable[int] | None = None) -> list[ImageClass]:
 
 def partly(text: str, classes: Iterable[ImageClass]) -> list[ImageClass]:
     """The classes whose names have, for each word of `text`, a word that begins with it."""
-    wanted = set(without_accents(words(spelled(text)))) if len(text) <= MAX_TEXT else ()
-    if not wanted:
+    queries = set(without_accents(words(spelled(text)))) if len(text) <= MAX_TEXT else ()
+    if not queries:
         return []
-    names, rarest = spellings(), sorted(wanted, key=len, reverse=True)
+    names, rarest = spellings(), sorted(queries, key=len, reverse=True)
     return [c for c in classes if all(any(w.startswith(q) for w in names[c.index].words) for q in rarest)]
 
 

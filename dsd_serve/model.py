@@ -110,8 +110,8 @@ class Model:
         several = [classes] if isinstance(classes, str | int) else list(classes)
         found = [self.info.find_class(name) for name in several]
         params = self.params(seed, n, on_preview, settings)
-        tasks = [Generate(wanted.index, p) for wanted in found for p in params]
-        about = [self.info.settings_of(wanted, p) for wanted in found for p in params]
+        tasks = [Generate(target.index, p) for target in found for p in params]
+        about = [self.info.settings_of(target, p) for target in found for p in params]
         images = self.draw(tasks, about, size, on_preview)
         return images[0] if isinstance(classes, str | int) and n is None else images
 
@@ -165,16 +165,16 @@ class Model:
         """
         if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 < strength <= 1:
             raise InputError(f"strength must be above 0 and at most 1, got {shown(strength)}", "strength")
-        wanted = None if class_ is None else self.info.find_class(class_)
-        if wanted is None:
+        target = None if class_ is None else self.info.find_class(class_)
+        if target is None:
             if settings.get("guidance_scale") not in (None, 1):
                 raise InputError("guidance_scale needs a class to guide to: give class_, or leave it out")
             settings["guidance_scale"] = 1.0
         params = self.params(seed, n, on_preview, settings)
         pixels = self.read(image)
         drawn = None if mask is None else self.read(mask).mean(0) >= 128
-        tasks = self.info.edits(pixels, wanted, params, float(strength), drawn)
-        about = [{**self.info.settings_of(wanted, p), "strength": strength} for p in params]
+        tasks = self.info.edits(pixels, target, params, float(strength), drawn)
+        about = [{**self.info.settings_of(target, p), "strength": strength} for p in params]
         images = self.draw(tasks, about, size, on_preview)
         return images[0] if n is None else images
 
@@ -308,11 +308,11 @@ class Model:
         """The images of tasks, each with its settings in `info`."""
         side = checked_size(size)
 
-        def tell(number: int, step: int, pixels: Pixels) -> None:
+        def forward(number: int, step: int, pixels: Pixels) -> None:
             assert on_preview is not None
             on_preview(number, step, codec.resized(pixels, side))
 
-        images = [codec.resized(pixels, side) for pixels in self.run(tasks, None if on_preview is None else tell)]
+        images = [codec.resized(pixels, side) for pixels in self.run(tasks, None if on_preview is None else forward)]
         for image, settings in zip(images, about, strict=True):
             codec.attach_settings(image, settings)
         return images

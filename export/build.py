@@ -55,9 +55,9 @@ def export(
     with drafting(target) as draft:
         old = read_model_dir(target) if (target / CONFIG).exists() else None
         work = Export(network, target, draft, old, force)
-        wanted = {REFERENCE, *precisions, *(old.precisions if old else ())}
+        needed = {REFERENCE, *precisions, *(old.precisions if old else ())}
         for name, row in PRECISIONS.items():
-            if name in wanted:
+            if name in needed:
                 work.update(row)
                 check()
         return work.finish()

@@ -49,19 +49,19 @@ class ModelInfo:
     def edits(
         self,
         pixels: Pixels,
-        wanted: ImageClass | None,
+        target: ImageClass | None,
         params: Sequence[SamplingParams],
         strength: float,
         mask: Array | None = None,
     ) -> list[Task]:
         """Tasks that redraw an image towards a class, or towards none, once for each of `params`."""
-        label = self.config.null_label if wanted is None else wanted.index
+        label = self.config.null_label if target is None else target.index
         return [Edit(pixels, label, p, strength, mask) for p in params]
 
-    def settings_of(self, wanted: ImageClass | None, params: SamplingParams) -> dict[str, Any]:
+    def settings_of(self, target: ImageClass | None, params: SamplingParams) -> dict[str, Any]:
         """The settings that draw an image again, under the names of the HTTP API."""
         return {
-            "class": None if wanted is None else {"index": wanted.index, "wnid": wanted.wnid, "name": wanted.name},
+            "class": None if target is None else {"index": target.index, "wnid": target.wnid, "name": target.name},
             **to_api(params),
             "model": self.name,
             "fingerprint": self.fingerprint,

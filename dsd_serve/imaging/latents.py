@@ -34,7 +34,7 @@ def read_latents(data: bytes, shape: tuple[int, int]) -> Latents:
     elif data.removeprefix(BYTE_ORDER_MARK).lstrip()[:1] in (b"{", b"["):
         array = read_json_latents(data, shape)
     else:
-        raise InputError(f"the bytes are not readable latents: {wanted(shape)}, as .npy, safetensors or JSON")
+        raise InputError(f"the bytes are not readable latents: {expected(shape)}, as .npy, safetensors or JSON")
     with np.errstate(over="ignore"):  # overflows become infinite and are rejected
         latents = np.ascontiguousarray(array, np.float32)
     if not np.isfinite(latents).all():
@@ -59,7 +59,7 @@ def write_latents(z: Latents, form: str) -> bytes:
     raise InputError(f"format must be one of {', '.join(MEDIA_TYPES)}, got {shown(form)}")
 
 
-def wanted(shape: tuple[int, int]) -> str:
+def expected(shape: tuple[int, int]) -> str:
     return f"latents of this model are floats of shape {list(shape)}"
 
 
@@ -67,14 +67,14 @@ def checked(shape: tuple[int, int], kind: object, found: Any, size: int) -> None
     """Raise InputError for a wrong type, shape or number of bytes, before any memory is allocated for it."""
     if kind not in ("<f2", "<f4", "<f8"):
         raise InputError(
-            f"{wanted(shape)}; the type must be float16, float32 or float64, little-endian, got {kind!s:.40}"
+            f"{expected(shape)}; the type must be float16, float32 or float64, little-endian, got {kind!s:.40}"
         )
     if tuple(found) != shape:
-        raise InputError(f"{wanted(shape)}, got shape {shown(list(found))}")
+        raise InputError(f"{expected(shape)}, got shape {shown(list(found))}")
     needed = math.prod(shape) * np.dtype(str(kind)).itemsize
     if size != needed:
         raise InputError(
-            f"{wanted(shape)}, which is {needed} bytes of data, got {size}; the file is cut off or too long"
+            f"{expected(shape)}, which is {needed} bytes of data, got {size}; the file is cut off or too long"
         )
 
 
@@ -123,16 +123,16 @@ def read_safetensors(data: bytes, shape: tuple[int, int]) -> Array:
 def read_json_latents(data: bytes, shape: tuple[int, int]) -> Array:
     most = 32 * math.prod(shape) + 1000  # a number of 17 digits with sign, exponent and comma has up to 26
     if len(data) > most:
-        raise InputError(f"{wanted(shape)}, whose JSON has at most {most:,} bytes, got {len(data):,}")
+        raise InputError(f"{expected(shape)}, whose JSON has at most {most:,} bytes, got {len(data):,}")
     content = json_object(data, "the JSON of the latents", 2 * math.prod(shape) + 100)
     rows = content.get(NAME)
     if set(content) != {NAME} or not isinstance(rows, list):
         raise InputError(f'the JSON must be {{"{NAME}": [[...], ...]}}, got the keys {shown(list(content))}')
     found = [len(rows), *{len(row) if isinstance(row, list) else 0 for row in rows}]
     if tuple(found) != shape:
-        raise InputError(f"{wanted(shape)}, got {len(rows)} rows" + (f" of {found[1]}" if len(found) == 2 else ""))
+        raise InputError(f"{expected(shape)}, got {len(rows)} rows" + (f" of {found[1]}" if len(found) == 2 else ""))
     if not all(type(value) in (int, float) for row in rows for value in row):
-        raise InputError(f"{wanted(shape)}; every value in the JSON must be a number")
+        raise InputError(f"{expected(shape)}; every value in the JSON must be a number")
     try:
         return np.array(rows, np.float64)
     except OverflowError:  # a whole number beyond float64

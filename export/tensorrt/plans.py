@@ -53,8 +53,8 @@ def build(model_dir: Path, precision: str, options: BuildOptions | None = None) 
             )
         directory.check(directory.files(precision))
         plan = plan_path(model_dir, precision)
-        wanted = describe(trt, directory, precision, graph, options)
-        if not options.force and is_current(plan, wanted):
+        expected = describe(trt, directory, precision, graph, options)
+        if not options.force and is_current(plan, expected):
             log.info("%s: unchanged", plan.name)
             return plan
         log.info("%s: building with %s %s ...", plan.name, trt.__name__, trt.__version__)
@@ -62,7 +62,7 @@ def build(model_dir: Path, precision: str, options: BuildOptions | None = None) 
         check_types(precision, types)
         draft = folder / plan.name
         draft.write_bytes(data)
-        manifest = replace(wanted, types=dict(types), plan=sha256(draft))
+        manifest = replace(expected, types=dict(types), plan=sha256(draft))
         manifest = checked(data, manifest, directory, options.device)
         manifest_path(draft).write_text(manifest.to_json(), encoding="utf-8")
         place(draft, plan)
@@ -92,11 +92,11 @@ def describe(trt: ModuleType, directory: ModelDir, precision: str, graph: Path, 
     )
 
 
-def is_current(plan: Path, wanted: Manifest) -> bool:
-    """Whether the plan exists, belongs to its manifest, and was built as wanted."""
+def is_current(plan: Path, expected: Manifest) -> bool:
+    """Whether the plan exists, belongs to its manifest, and was built as expected."""
     try:
         known = read_manifest(plan)
-        return known.same_build(wanted) and known.plan == sha256(plan)
+        return known.same_build(expected) and known.plan == sha256(plan)
     except (OSError, CheckpointError):
         return False
 
