@@ -79,7 +79,7 @@ class Body:
 
 
 def sentence_in(text: str) -> str:
-    """The sentence of a problem document, or of OpenAI's errors; empty where there is none."""
+    """The sentence of a problem document, or of OpenAI's errors; empty if there is none."""
     try:
         found = json.loads(text)
         sentence = found["detail"] if "detail" in found else found["error"]["message"]

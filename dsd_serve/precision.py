@@ -66,7 +66,7 @@ class Precision:
 
     @property
     def weights(self) -> str:
-        """File name of its weights; where it is missing, the graph reads model.safetensors."""
+        """File name of its weights; if it is missing, the graph reads model.safetensors."""
         return f"{self.stem}.safetensors"
 
     @property

@@ -194,7 +194,7 @@ class Export:
 
 
 def link(source: Path, destination: Path) -> None:
-    """The same file under another name: a hard link, or a copy where the filesystem has none."""
+    """The same file under another name: a hard link, or a copy if the filesystem has none."""
     try:
         destination.hardlink_to(source)
     except OSError:

@@ -20,7 +20,7 @@ class Gpu:
 
 
 def import_runtime() -> ModuleType:
-    """`cuda.bindings.runtime`. Raises EngineUnavailableError where it is not installed."""
+    """`cuda.bindings.runtime`. Raises EngineUnavailableError if it is not installed."""
     try:
         from cuda.bindings import runtime
     except ImportError as error:

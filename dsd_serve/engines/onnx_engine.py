@@ -168,7 +168,7 @@ def check_signature(session: Any, config: ModelConfig, graph: Path) -> None:
 
 
 def check_integers(ort: Any) -> None:
-    """Raises EngineUnavailableError where integer products are wrong: x86 without VNNI adds pairs of them in 16 bits.
+    """Raises EngineUnavailableError if integer products are wrong: x86 without VNNI adds pairs of them in 16 bits.
 
     Tested with the largest factors: 255 * 127 + 255 * 127 does not fit into 16 bits.
     """

@@ -22,7 +22,7 @@ from dsd_serve.precision import find_precision
 FORMAT = "dsd-plan-1"
 LIBRARIES = ("tensorrt", "tensorrt_rtx")
 HARDWARE = ("this", "same", "ampere+")
-FILE_KEYS = {"checks": "gates"}  # field -> key in the file, where they differ
+FILE_KEYS = {"checks": "gates"}  # field -> key in the file, if they differ
 
 
 HOW_TO_INSTALL = {
@@ -122,7 +122,7 @@ def import_library(name: str) -> ModuleType:
 
 
 def find_library() -> ModuleType:
-    """`tensorrt` where it is installed, else `tensorrt_rtx`.
+    """`tensorrt` if it is installed, else `tensorrt_rtx`.
 
     A tensorrt that is installed and broken is an error and never replaced: its owner wants plans of that library.
     """

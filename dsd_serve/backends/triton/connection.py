@@ -121,7 +121,7 @@ class RemoteServer:
 
 
 def tensors_of(answer: Any) -> dict[str, Array]:
-    """The output tensors of a response. Raises WrongAnswer where it contradicts itself."""
+    """The output tensors of a response. Raises WrongAnswer if it contradicts itself."""
     outputs = answer.get_response().outputs
     if len({output.name for output in outputs}) < len(outputs):
         raise WrongAnswer("two tensors have the same name")
