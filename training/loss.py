@@ -7,8 +7,8 @@ from an EMA copy on the clean one. With z_t = t z + (1 - t) noise the three obje
     stop_gradient  || v(z_t, t, y) - (sg(z_target) - noise) ||^2    the first cure alone
     naive          || v(z_t, t, y) - (z - noise) ||^2               neither
 
-and the gradient reaches the encoder through z_t in all of them. Beside it stand reconstruction and three auxiliary
-losses.
+and the gradient reaches the encoder through z_t in all of them. To these are added the reconstruction of the image, the
+same pixel losses of the decoded clean estimate, and auxiliary losses on hidden states.
 """
 
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from training.run_config import LossSection
 
 MAX_T = 0.999  # t = 1 is never evaluated
 SMALLEST_BAND = 4  # pixels along a side of what is left at the top of the pyramid, at least
+LESS_NOISE = 0.2  # the most by which the target of self-alignment is ahead in t (arXiv 2505.02831)
 
 
 @dataclass
@@ -31,6 +32,7 @@ class Draws:
 
     noise [B K, L, C], t [B K], null [B K] bool (drop the label), mask [B, L] bool (hide the patch from the encoder),
     decode_noise [B, L, C] and decode_t [B]: what the latents are noised with before decoding (t = 1: nothing).
+    later_t [B K]: times from t to t + LESS_NOISE, of the target of self-alignment; None without it.
     """
 
     noise: Tensor
@@ -39,6 +41,7 @@ class Draws:
     mask: Tensor
     decode_noise: Tensor
     decode_t: Tensor
+    later_t: Tensor | None = None
 
     @classmethod
     def make(
@@ -58,7 +61,7 @@ class Draws:
         masked = uniform(batch, 1) < config.mask_probability
         noised = uniform(batch) < config.reconstruction_noise
         decode_t = config.reconstruction_t + (1 - config.reconstruction_t) * uniform(batch)
-        return cls(
+        draws = cls(
             noise=normal(rows, *latent_shape),
             t=t,
             null=uniform(rows) < config.class_dropout,
@@ -66,6 +69,9 @@ class Draws:
             decode_noise=normal(batch, *latent_shape),
             decode_t=torch.where(noised, decode_t, 1.0),
         )
+        if config.self_alignment_weight:  # drawn last, so that the other draws are the same without it
+            draws.later_t = (t + LESS_NOISE * uniform(rows)).clamp(max=MAX_T)
+        return draws
 
 
 def projector(hidden_size: int, width: int | None = None) -> nn.Sequential:
@@ -85,7 +91,9 @@ class Objective(nn.Module):
         self.model, self.config = model, config
         size = model.config.hidden_size
         self.alignment_layer = config.alignment_layer or max(1, model.config.depth // 2)
+        self.later_layer = max(self.alignment_layer, round(0.75 * model.config.depth))  # of self-alignment's target
         self.alignment_head = projector(size) if config.alignment_weight else None
+        self.self_alignment_head = projector(size) if config.self_alignment_weight else None
         self.vision_head = projector(size, features) if config.vision_weight else None
         self.representation_head = projector(size) if config.representation_weight else None
         self.classifier = nn.Linear(size, model.config.num_classes) if config.classification_weight else None
@@ -126,6 +134,8 @@ class Objective(nn.Module):
         }
         if config.pyramid_weight:
             parts["pyramid"] = pyramid_distance(decoded, images)
+        if config.estimate_weight:
+            parts["estimate"] = self.estimate_loss(z_hat, images, draws.t)
         (perceptual,) = self.frozen
         if perceptual is not None:
             parts["lpips"] = perceptual(decoded, images).mean()
@@ -136,6 +146,13 @@ class Objective(nn.Module):
         if self.alignment_head is not None:
             aligned = self.alignment_head(tapped[: batch * draws_each])
             parts["alignment"] = distance(aligned, target_hidden.repeat_interleave(draws_each, 0))
+        if self.self_alignment_head is not None:
+            assert draws.later_t is not None
+            with torch.no_grad():
+                later_z_t = add_noise(ema_z.repeat_interleave(draws_each, 0), draws.noise, draws.later_t[:, None, None])
+                _, later = ema.trunk(*ema.embed_noised(later_z_t, draws.later_t, rows), tap=self.later_layer)
+                later = F.layer_norm(later.float(), later.shape[-1:])
+            parts["self_alignment"] = distance(self.self_alignment_head(tapped[: batch * draws_each]), later)
         if self.representation_head is not None:
             parts["representation"] = distance(self.representation_head(hidden), target_hidden)
         if self.classifier is not None:
@@ -156,6 +173,19 @@ class Objective(nn.Module):
         if self.config.denoise_weighting == "velocity":
             error = error / (1 - t).clamp(min=self.config.denoise_floor) ** 2
         return error.mean()
+
+    def estimate_loss(self, z_hat: Tensor, images: Tensor, t: Tensor) -> Tensor:
+        """Pixel losses of decoded clean estimates, of one draw in loss.estimate_every, each weighted by its t.
+
+        z_hat [B K, L, C], images [B, 3, S, S], t [B K] -> a scalar. Near t = 0 an estimate is a mean of many images, so
+        its pixels say little.
+        """
+        every = self.config.estimate_every
+        decoded = self.model.decode(z_hat[::every])  # [R, 3, S, S]
+        weight = t[::every, None, None, None]
+        true = images.repeat_interleave(self.config.num_draws, 0)[::every]
+        # Both distances scale with the images, so that these carry the weight.
+        return F.l1_loss(weight * decoded, weight * true) + pyramid_distance(weight * decoded, weight * true)
 
     def hide(self, images: Tensor, mask: Tensor) -> Tensor:
         """The augmentation x+ of the online encoder: hidden patches become grey."""

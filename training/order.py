@@ -22,7 +22,8 @@ class Order:
     """Which images make up which micro-batch: each epoch is a fresh permutation, and steps run across its border.
 
     With `together` the shards are permuted and the images of so many of them at a time: nearly as random, and read
-    nearly in a row. shards [num_images]: the shard of each image.
+    nearly in a row. shards [num_images]: the shard of each image. With `labels` [num_images] classes take turns: in an
+    epoch each has the same number of places, give or take one, so that rare classes are repeated.
     """
 
     def __init__(
@@ -32,9 +33,11 @@ class Order:
         seed: int,
         shards: NDArray[np.int64] | None = None,
         together: int = 0,
+        labels: NDArray[np.int64] | None = None,
     ) -> None:
         self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
         self.shards, self.together = shards, together
+        self.members = [] if labels is None else [np.flatnonzero(labels == label) for label in np.unique(labels)]
         self.epoch = -1
         self.permutation = np.empty(0, np.int64)
 
@@ -54,6 +57,8 @@ class Order:
         return self.permutation
 
     def shuffle(self, generator: np.random.Generator) -> NDArray[np.int64]:
+        if self.members:
+            return self.balanced(generator)
         if self.shards is None or not self.together:
             return generator.permutation(self.num_images)
         names = np.unique(self.shards)
@@ -61,6 +66,18 @@ class Order:
         place[names] = generator.permutation(len(names)) // self.together
         # one random key for each image, sorted within the group that its shard is in
         return np.lexsort((generator.permutation(self.num_images), place[self.shards]))
+
+    def balanced(self, generator: np.random.Generator) -> NDArray[np.int64]:
+        """An epoch in rounds: each holds one image of every class, in an order of its own."""
+        rounds = -(-self.num_images // len(self.members))
+        turns = np.stack([repeated(images, rounds, generator) for images in self.members], axis=1)
+        return generator.permuted(turns, axis=1).ravel()[: self.num_images]
+
+
+def repeated(images: NDArray[np.int64], count: int, generator: np.random.Generator) -> NDArray[np.int64]:
+    """`count` of the images: permutations of all of them, one after another."""
+    permutations = [generator.permutation(images) for _ in range(-(-count // len(images)))]
+    return np.concatenate(permutations)[:count]
 
 
 def micro_batches(
@@ -129,7 +146,8 @@ def gather(images: Images, indices: list[int]) -> tuple[Tensor, Tensor]:
 def open_batches(training: Images, config: TrainConfig, where: Device, first_step: int) -> Iterator[Batch]:
     """The micro-batches of this process from a step on, in the middle of an epoch or not."""
     optim, data = config.optim, config.data
-    order = Order(len(training), optim.batch_size, config.run.seed, training.shards(), data.shuffle_shards)
+    labels = training.labels if data.balance else None
+    order = Order(len(training), optim.batch_size, config.run.seed, training.shards(), data.shuffle_shards, labels)
     return micro_batches(
         training, order, first_step, optim.steps, optim.micro_batch_size, where.rank, where.world, data.num_workers
     )

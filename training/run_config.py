@@ -82,9 +82,16 @@ class DataSection(Section):
         "fit"  # as the server does; or as ADM, with which FID statistics of ImageNet are made
     )
     shuffle_shards: NonNegativeInt = 0  # tar shards shuffled at a time, read nearly in a row; 0: all images at once
+    balance: bool = False  # every batch holds its classes as evenly as can be, rare ones repeated
     flip: bool = True  # horizontal flips; the paper states augmentation, not which
     memory_gb: float = 8.0  # decoded images up to this size are held in memory, by all processes of a machine
     num_workers: NonNegativeInt = 2  # processes that decode where they are not, of each process that trains
+
+    @model_validator(mode="after")
+    def one_order(self) -> Self:
+        if self.balance and self.shuffle_shards:
+            raise ConfigError("data.balance mixes all images, so data.shuffle_shards must be 0")
+        return self
 
 
 class LossSection(Section):
@@ -108,10 +115,13 @@ class LossSection(Section):
     reconstruction_noise: Share = 0.5  # share of images whose latents are noised before decoding (UNITE)
     reconstruction_t: Share = 0.7  # lowest t of that noise
     pyramid_weight: NonNegativeFloat = 0.0  # ours: l1 of every band of a Laplacian pyramid; needs no network
+    estimate_weight: NonNegativeFloat = 0.0  # l1 and pyramid of decoded clean estimates, weighted by t (after SpeeDiff)
+    estimate_every: PositiveInt = 4  # ... of one draw in so many
     lpips_weight: NonNegativeFloat = 0.0  # UNITE: 1.0 beside an l1 of weight 1, of images in [0, 1]; its weights are in
     lpips_file: str = ""  # a safetensors file that you have, see training/teachers.py; nothing is downloaded
     alignment_weight: NonNegativeFloat = 0.25  # stated: ViT layer alignment; ours: of denoise rows to the EMA encoder
     alignment_layer: int = 0  # 1 is the first block; 0: the middle one
+    self_alignment_weight: NonNegativeFloat = 0.0  # SRA (arXiv 2505.02831): to a later layer of the target at less noise
     vision_weight: NonNegativeFloat = 0.0  # REPA (arXiv 2410.06940): 0.5. A later paper lists DSD with a vision model
     vision_model: str = ""  # an ONNX file of your choice, see training/teachers.py; the same layer as alignment_layer
     representation_weight: NonNegativeFloat = 0.25  # stated: self-distillation of representations; ours: encode, cosine
