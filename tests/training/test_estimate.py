@@ -28,10 +28,17 @@ from training.train import main, train
 CPU = Device(torch.device("cpu"), bf16=False, compiled=False, plain_attention=True)
 
 
-@pytest.mark.parametrize("draws", [1, 3])
-def test_flops_are_those_that_torch_counts(train_config, draws):
+@pytest.mark.parametrize(
+    ("draws", "switches", "rows"),
+    [
+        (1, (), 4),
+        (3, (), 6),
+        (4, ("loss.estimate_weight=1.0", "loss.estimate_every=2", "loss.self_alignment_weight=1.0"), 13),
+    ],
+)
+def test_flops_are_those_that_torch_counts(train_config, draws, switches, rows):
     config = train_config(
-        f"loss.num_draws={draws}", "model.hidden_size=192", "model.num_heads=3", "model.image_size=64"
+        *switches, f"loss.num_draws={draws}", "model.hidden_size=192", "model.num_heads=3", "model.image_size=64"
     )
     state = new_state(config, CPU.device)
     network = state.ema.config
@@ -39,7 +46,7 @@ def test_flops_are_those_that_torch_counts(train_config, draws):
         add_gradient(state, state.objective, config, CPU, random_batch(network, 2, 0), 1.0)
     expected = flops_per_image(network, config.loss, state.objective)
     assert counter.get_total_flops() / 2 == pytest.approx(expected, rel=0.03)
-    assert rows_per_image(config.loss) == draws + 3
+    assert rows_per_image(config.loss) == rows
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])

@@ -295,6 +295,19 @@ def test_an_epoch_holds_every_image_once():
     assert np.array_equal(Order(30, 7, seed=3).indices(20), order.indices(20))
 
 
+def test_balanced_batches_hold_every_class_as_often_and_repeat_the_rare():
+    labels = np.repeat([5, 7, 9], [20, 9, 1])
+    order = Order(30, 6, seed=3, labels=labels)
+    seen = np.concatenate([order.indices(step) for step in range(20)]).reshape(20, 6)
+    for batch in seen:
+        assert np.bincount(labels[batch], minlength=10)[[5, 7, 9]].tolist() == [2, 2, 2]
+    epoch = seen[:5].ravel()
+    assert set(np.flatnonzero(labels == 7)) <= set(epoch), "nine of ten places: each once before any twice"
+    assert len({*epoch[labels[epoch] == 5]}) == 10
+    assert not np.array_equal(seen[:5], seen[5:10])
+    assert np.array_equal(Order(30, 6, seed=3, labels=labels).indices(17), seen[17])
+
+
 @pytest.mark.parametrize("held", [True, False])
 def test_processes_share_a_step_without_overlap(image_folder, held):
     images = Images(str(image_folder), 16)

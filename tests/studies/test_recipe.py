@@ -1,0 +1,34 @@
+"""The recipe trials: equal cost, runs that go on, and a table of what was measured."""
+
+import json
+
+import pytest
+
+from studies.recipe import COLUMNS, VARIANTS, configure, cost, main
+from tests.support.data import TINY
+
+
+def test_variants_cost_the_same_and_none_is_below_two_thousand_steps(tmp_path):
+    configs = {name: configure(name, 0, "nowhere", tmp_path) for name in VARIANTS}
+    totals = [cost(config) * config.optim.steps for config in configs.values()]
+    assert max(totals) / min(totals) == pytest.approx(1, abs=1e-3)
+    assert min(config.optim.steps for config in configs.values()) == 2000
+    assert configs["base"].optim.steps > 2000
+
+
+@pytest.mark.slow
+def test_trials_are_measured_once_and_written(image_folder, tmp_path, capsys):
+    classes = "data.classes=[1, 207, 950]"
+    short = [*TINY, classes, "optim.steps=4", "optim.batch_size=4", "optim.micro_batch_size=4", "optim.warmup_steps=0"]
+    short += ["run.eval_images=4", "run.compile=off", f"data.validation={image_folder}", "run.device=cpu"]
+    places = ["--data", str(image_folder), "--output", str(tmp_path), "--runs", str(tmp_path / "runs")]
+    main([*places, "--variants", "base", "balanced batches", "--", *short])
+    results = json.loads((tmp_path / "recipe.json").read_text())
+    assert list(results) == ["balanced batches, seed 0", "base, seed 0"]
+    assert all(set(COLUMNS) < set(trial) for trial in results.values())
+    capsys.readouterr()
+    main([*places, "--variants", "base", "--", *short])
+    assert "| base, seed 0 |" in capsys.readouterr().out
+    assert json.loads((tmp_path / "recipe.json").read_text()) == results
+    with pytest.raises(SystemExit, match="--variants must be of base"):
+        main([*places, "--variants", "no such"])
