@@ -14,7 +14,6 @@ import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +28,16 @@ from dsd_serve.params import SamplingParams
 from export.main import main as dsd_export
 from training.estimate import flops_per_image
 from training.evaluation.classifier import FeatureCache, default_cache, lite0
-from training.evaluation.main import Yardstick, evaluate, open_images, read_real
+from training.evaluation.evaluator import Evaluator, read_images
 from training.evaluation.subject import ModelSubject
 from training.monitor import denoised_psnr
 from training.run_config import TrainConfig, load_config
-from training.sources import load_images
+from training.sources import Images, load_images
 from training.train import train
 
 CONFIG = Path(__file__).with_name("configs") / "recipe.toml"
 SAMPLES = 1000
+LIMIT = 50_000  # reference images
 GUIDANCE = (2.0, 4.0)
 SAMPLER, STEPS = "dpmpp_2m", 9  # the sampler study's recommendation
 T = 0.5  # at which latents are denoised, of training images and of others
@@ -78,24 +78,24 @@ def configure(variant: str, seed: int, data: str, folder: Path, overrides: Seque
     costs = {name: cost(with_switches(name)) for name in VARIANTS}
     config = with_switches(variant)
     steps = round(config.optim.steps * max(costs.values()) / costs[variant])
-    return replace(config, optim=replace(config.optim, steps=steps))
+    return config.model_copy(update={"optim": config.optim.model_copy(update={"steps": steps})})
 
 
 def cost(config: TrainConfig) -> float:
     """Matrix products of a step for one image: unlike seconds, the same on a busy machine."""
-    return flops_per_image(config.model_config(), config.loss)
+    return flops_per_image(config.network_config(), config.loss)
 
 
-def yardstick(config: TrainConfig) -> Yardstick:
+def evaluator(config: TrainConfig) -> Evaluator:
     """The measures, against all training images; the held-out images are for reconstruction."""
-    network, classifier, cache = config.model_config(), lite0(), FeatureCache(default_cache())
+    network, classifier, cache = config.network_config(), lite0(), FeatureCache(default_cache())
     sets = []
     for path in (config.data.validation, config.data.path):
-        real = read_real(open_images(path, network.image_size), network.trained_classes, 50_000)
-        real.features = cache.features(classifier, real.pixels, f"features of {real.name}")
-        sets.append(real)
+        images = read_images(Images(path, network.image_size), network.trained_classes, LIMIT)
+        images.features = cache.features(classifier, images.pixels, f"features of {images.name}")
+        sets.append(images)
     held, reference = sets
-    return Yardstick(network.image_size, tuple(sorted(network.trained_classes)), held, reference, classifier)
+    return Evaluator(network.image_size, tuple(sorted(network.trained_classes)), held, reference, classifier)
 
 
 def denoising(config: TrainConfig, ema: DSD) -> dict[str, float]:
@@ -120,11 +120,11 @@ def run_trial(config: TrainConfig) -> dict[str, Any]:
     folder = Path(config.run.dir)
     dsd_export([str(folder / "checkpoint.pt"), "-o", str(folder / "model")])
     numbers: dict[str, Any] = {"steps": config.optim.steps}
-    measures = yardstick(config)
+    measures = evaluator(config)
     with load(folder / "model") as model:
         for scale in GUIDANCE:
             params = SamplingParams(seed=1, num_steps=STEPS, sampler=SAMPLER, guidance_scale=scale)
-            found = evaluate(ModelSubject(model), measures, SAMPLES, params)
+            found = measures.evaluate(ModelSubject(model), SAMPLES, params)
             numbers |= {f"{key}_{scale:g}": value for key, value in found["samples"].items()}
             numbers["psnr"] = found["reconstruction"]["psnr"]
     return select(numbers | denoising(config, state.ema))

@@ -121,7 +121,7 @@ class LossSection(Section):
     lpips_file: str = ""  # a safetensors file that you have, see training/teachers.py; nothing is downloaded
     alignment_weight: NonNegativeFloat = 0.25  # stated: ViT layer alignment; ours: of denoise rows to the EMA encoder
     alignment_layer: int = 0  # 1 is the first block; 0: the middle one
-    self_alignment_weight: NonNegativeFloat = 0.0  # SRA (arXiv 2505.02831): to a later layer of the target at less noise
+    self_alignment_weight: NonNegativeFloat = 0.0  # SRA (arXiv 2505.02831): to a later layer of the EMA at less noise
     vision_weight: NonNegativeFloat = 0.0  # REPA (arXiv 2410.06940): 0.5. A later paper lists DSD with a vision model
     vision_model: str = ""  # an ONNX file of your choice, see training/teachers.py; the same layer as alignment_layer
     representation_weight: NonNegativeFloat = 0.25  # stated: self-distillation of representations; ours: encode, cosine

@@ -217,7 +217,7 @@ def load_images(config: TrainConfig) -> tuple[Images, Images]:
 
 def open_images(config: TrainConfig) -> tuple[Images, Images]:
     """(training, held-out) images, not yet decoded."""
-    network, data = config.model_config(), config.data
+    network, data = config.network_config(), config.data
     shape = network.image_size, data.classes, network.num_classes, data.resize
     training = Images(data.path, *shape)
     if data.validation:
