@@ -26,6 +26,7 @@ from dsd_serve.loading import load
 from dsd_serve.network import DSD
 from dsd_serve.params import SamplingParams
 from export.main import main as dsd_export
+from export.markdown import markdown_table
 from training.estimate import flops_per_image
 from training.evaluation.classifier import FeatureCache, default_cache, lite0
 from training.evaluation.evaluator import Evaluator, read_images
@@ -136,12 +137,11 @@ def select(numbers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """The trials as Markdown."""
-    lines = [f"| trial | {' | '.join(title for title, _ in COLUMNS.values())} |", "|---" * (len(COLUMNS) + 1) + "|"]
-    for name, trial in results.items():
-        cells = [format(trial[key], form) for key, (_, form) in COLUMNS.items()]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    """The trials as a Markdown table."""
+    rows = [
+        [name, *(format(trial[key], form) for key, (_, form) in COLUMNS.items())] for name, trial in results.items()
+    ]
+    return "\n".join(markdown_table(["trial", *(title for title, _ in COLUMNS.values())], rows)) + "\n"
 
 
 HEAD = f"""# Recipe trials
