@@ -1,8 +1,8 @@
-"""python -m benchmarks.engine_speed: how near the network comes to what the machine can multiply.
+"""The speed of the engines against the matrix-product rate of the CPU: python -m benchmarks.engine_speed.
 
-Measures, in turns in one run, the float32 matrix-product rate of the machine (numpy's BLAS, at the network's own shapes
-and at a large square, the better of the two), the ONNX engine and eager torch on the same denoise rows. Rates count the
-multiplications and additions of the network's matrix products only.
+Measures, in turns in one run, the float32 matrix-product rate of the machine (numpy's BLAS, the better of the network's
+shapes and a large square), and the ONNX engine and eager torch on the same denoise rows. Rates count only the
+multiplications and additions of the network's matrix products.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from dsd_serve.errors import DSDError, EngineUnavailableError
 from dsd_serve.rows import Array, Denoise, Row
 
 ROUNDS = 12
-COMPARED = ("onnx", "torch")  # engines that run on a CPU
+ENGINES = ("onnx", "torch")  # engines that run on a CPU
 
 
 def denoise_rows(config: ModelConfig, count: int) -> list[Row]:
@@ -39,7 +39,7 @@ def denoise_rows(config: ModelConfig, count: int) -> list[Row]:
 
 
 def product(n: int, k: int, m: int, flops: int) -> tuple[Callable[[], object], int]:
-    """A float32 product [n, k] x [k, m], repeated to about `flops` operations, and their exact number."""
+    """A function that repeats a float32 product [n, k] x [k, m] to about `flops` operations, and their exact number."""
     rng = np.random.default_rng(0)
     a, b = rng.random((n, k), np.float32), rng.random((k, m), np.float32)
     out = np.empty((n, m), np.float32)
@@ -53,7 +53,7 @@ def product(n: int, k: int, m: int, flops: int) -> tuple[Callable[[], object], i
 
 
 def best_rates(tasks: dict[str, tuple[Callable[[], object], int]], rounds: int = ROUNDS) -> dict[str, float]:
-    """The best of several rounds of each task, taken in turns: name -> floating-point operations per second."""
+    """The best of several rounds of each task, in turns: name -> floating-point operations per second."""
     best = dict.fromkeys(tasks, float("inf"))
     for run, _ in tasks.values():
         run()
@@ -66,40 +66,40 @@ def best_rates(tasks: dict[str, tuple[Callable[[], object], int]], rounds: int =
 
 
 def untrained(preset: str, folder: Path) -> Path:
-    """A model directory of a preset with random weights, made by dsd-export."""
+    """Export a model directory of a preset with random weights."""
     command = [sys.executable, "-m", "export", "--untrained", preset, "-o", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise EngineUnavailableError(
-            f"dsd-export --untrained {preset} failed, give --model DIR instead: {done.stderr.strip()[-300:]}"
+            f"dsd-export --untrained {preset} failed; use --model DIR instead: {done.stderr.strip()[-300:]}"
         )
     return folder
 
 
 def bench(model_dir: Path, num_rows: int, threads: int) -> str:
-    """Measure and describe."""
-    # A thread for each engine, where it is loaded and runs: flushing denormals holds for the whole thread, and torch
-    # would gain by that too.
-    own = {name: ThreadPoolExecutor(1) for name in COMPARED}
+    """Measure, and return the report."""
+    # Each engine is loaded and runs in a thread of its own: flushing denormals applies to the whole thread, and would
+    # speed torch up too.
+    threads_of = {name: ThreadPoolExecutor(1) for name in ENGINES}
     engines: dict[str, Engine] = {}
-    for name, thread in own.items():
+    for name, thread in threads_of.items():
         try:
             engines[name] = thread.submit(
                 load_engine, name, model_dir, num_threads=threads, flush_denormals=True
             ).result()
         except EngineUnavailableError as error:
-            print(f"nothing to compare with: {error}", file=sys.stderr)
+            print(f"no comparison: {error}", file=sys.stderr)
     config = engines["onnx"].config
     rows = denoise_rows(config, num_rows)
     tokens, d = num_rows * config.latent_shape[0], config.hidden_size
-    # As much work as one call of an engine: a shorter task would find the quiet moments of a shared machine.
+    # As much work as one call of an engine: a shorter task would profit from quiet moments of a shared machine.
     flops = num_rows * config.flops_per_row()
     tasks: dict[str, tuple[Callable[[], object], int]] = {
         "square": product(2048, 2048, 2048, flops),
         "shaped": product(tokens, d, mlp_size(d), flops),
     }
     for name, engine in engines.items():
-        tasks[name] = partial(wait_for, own[name], engine, rows), flops
+        tasks[name] = partial(wait_for, threads_of[name], engine, rows), flops
     rates = best_rates(tasks)
     machine = max(rates["square"], rates["shaped"])
     lines = [
@@ -109,7 +109,7 @@ def bench(model_dir: Path, num_rows: int, threads: int) -> str:
     for name in engines:
         rate = rates[name]
         milliseconds = 1000 * config.flops_per_row() / rate
-        lines.append(f"{name:9} {rate / 1e9:7.1f} GFLOP/s, {rate / machine:.0%} of that, {milliseconds:.2f} ms a row")
+        lines.append(f"{name:9} {rate / 1e9:7.1f} GFLOP/s, {rate / machine:.0%} of that, {milliseconds:.2f} ms per row")
     if "torch" in engines:
         lines.append(f"onnx is {rates['onnx'] / rates['torch']:.2f} times torch eager")
     return "\n".join(lines)

@@ -1,11 +1,11 @@
-"""python -m benchmarks.gpu_speed DIR --device cuda: milliseconds a tick of every engine.
+"""Milliseconds per tick of every engine on a GPU: python -m benchmarks.gpu_speed DIR --device cuda.
 
-In each precision and for 1, 2, 4 ... 64 denoise rows, taken in turns in one run: TensorRT, ONNX Runtime, eager torch
-and torch.compile. A tick is what the batcher asks for: rows in, arrays out, copies to and from the device included.
-Beside it the fraction of the rate at which the device multiplies large matrices in that precision (torch.matmul), and
-images a second at the model's own number of steps. Engines that this machine does not have are named with the reason.
+In each precision and for 1, 2, 4 ... 64 denoise rows, in turns in one run: TensorRT, ONNX Runtime, eager torch and
+torch.compile. A tick is one call of the batcher: rows in, arrays out, with copies to and from the device. The table has
+also the share of the device's rate for large matrix products in that precision (torch.matmul), and images per second
+at the model's recommended steps. Missing engines are listed with the reason.
 
-torch runs fp16 and bf16 by autocast, so its weights are cast in each call, as people run it.
+torch runs fp16 and bf16 by autocast, the usual way, which casts the weights in each call.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from export.markdown import markdown_table
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 ROUNDS = 15
-SECONDS = 20.0  # for the rounds of one number of rows
+SECONDS = 20.0  # for the rounds of one row count
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, PRECISIONS[name].dtype) for name in precisions_of("tensorrt")}
 NAMES = ("tensorrt", "onnx", "torch", "torch.compile")
 
@@ -45,7 +45,7 @@ class Autocast:
     def __init__(self, engine: TorchEngine, precision: str, *, compiled: bool) -> None:
         self.engine, self.config, self.precision = engine, engine.config, precision
         if compiled:
-            engine.model.forward = torch.compile(engine.model.forward, dynamic=False)  # type: ignore[method-assign]  # it stands in
+            engine.model.forward = torch.compile(engine.model.forward, dynamic=False)  # type: ignore[method-assign]  # a replacement
 
     def run(self, rows: Sequence[Row]) -> list[Array]:
         device = self.engine.model.role_embed.weight.device.type
@@ -63,7 +63,7 @@ def load(name: str, path: Path, device: str, precision: str) -> Engine:
 
 
 def product_rate(device: str, precision: str) -> float:
-    """The best rate of several large matrix products, operations per second."""
+    """The rate of a large matrix product, the best of several, in operations per second."""
     size = 8192 if device.startswith("cuda") else 1536
     a = torch.randn(size, size, device=device, dtype=DTYPES[precision])
     b = torch.randn(size, size, device=device, dtype=DTYPES[precision])
@@ -84,7 +84,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def measure(engines: dict[str, Engine], model: ModelDir, size: int) -> dict[str, float]:
-    """Median seconds of a tick of `size` rows of each engine, taken in turns."""
+    """Median seconds per tick of `size` rows of each engine, in turns."""
     rows = denoise_rows(model.config, size)
     first = max(seconds(partial(engine.run, rows)) for engine in engines.values())
     rounds = max(3, min(ROUNDS, math.ceil(SECONDS / max(first, 1e-6) / len(engines))))
@@ -102,9 +102,9 @@ def speed(
     sizes: Sequence[int] = SIZES,
     names: Sequence[str] = NAMES,
 ) -> dict[str, Any]:
-    """Everything that the tables show. Raises DSDError when the directory is wrong; engines that fail are named."""
+    """The contents of speed.json. Raises DSDError for a wrong directory; engines that fail are listed as absent."""
     model = read_model_dir(path)
-    found: dict[str, Any] = {"model": model.name, "device": device_name(device), "precisions": {}}
+    results: dict[str, Any] = {"model": model.name, "device": device_name(device), "precisions": {}}
     for precision in precisions:
         engines: dict[str, Engine] = {}
         absent: dict[str, str] = {}
@@ -117,14 +117,14 @@ def speed(
         for size in sizes if engines else ():
             for name, value in measure(engines, model, size).items():
                 table[name][str(size)] = 1000 * value
-        found["precisions"][precision] = {
+        results["precisions"][precision] = {
             "product_rate": product_rate(device, precision),
             "ms": table,
             "absent": absent,
             "versions": {name: str(engine.describe()["version"]) for name, engine in engines.items()},
         }
     cost = sampling_cost(model.defaults)
-    return found | {"flops_per_row": model.config.flops_per_row(), "rows_per_picture": cost.rows}
+    return results | {"flops_per_row": model.config.flops_per_row(), "rows_per_picture": cost.rows}
 
 
 def device_name(device: str) -> str:
@@ -133,26 +133,26 @@ def device_name(device: str) -> str:
     return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
 
 
-def markdown(found: dict[str, Any]) -> str:
+def markdown(results: dict[str, Any]) -> str:
     lines = [
-        f"# Milliseconds a tick: {found['model']} on {found['device']}",
+        f"# Milliseconds per tick: {results['model']} on {results['device']}",
         "",
-        "`python -m benchmarks.gpu_speed` wrote this. A tick is a call of the engine with so many denoise rows, copies "
-        "included; the median of several, all engines in turns. % is of the rate of large matrix products, measured in "
-        "the same run.",
+        "Written by `python -m benchmarks.gpu_speed`. A tick is one call of the engine with that many denoise rows, "
+        "copies included; median of several, all engines in turns. Percentages are of the rate of large matrix "
+        "products in the same run.",
     ]
-    for precision, result in found["precisions"].items():
+    for precision, result in results["precisions"].items():
         sizes = list(next(iter(result["ms"].values()), {}))
         rate = result["product_rate"]
         rows = []
         for name, row in result["ms"].items():
             cells = [
-                f"{ms:.2f} ({100 * int(size) * found['flops_per_row'] / (ms / 1000) / rate:.0f} %)"
+                f"{ms:.2f} ({100 * int(size) * results['flops_per_row'] / (ms / 1000) / rate:.0f} %)"
                 for size, ms in row.items()
             ]
-            best = max(int(size) / (ms / 1000) for size, ms in row.items()) / found["rows_per_picture"]
+            best = max(int(size) / (ms / 1000) for size, ms in row.items()) / results["rows_per_picture"]
             rows.append([f"{name} {result['versions'][name]}", *cells, f"{best:.2f}"])
-        header = ["engine", *(f"{size} rows" for size in sizes), "images a second"]
+        header = ["engine", *(f"{size} rows" for size in sizes), "images/s"]
         lines += ["", f"## {precision}: {rate / 1e12:.2f} TFLOP/s", "", *markdown_table(header, rows)]
         lines += [f"\nNot measured: {name}: {reason}" for name, reason in result["absent"].items()]
     return "\n".join([*lines, ""])
@@ -168,13 +168,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_flag(parser, "benchmarks/results")
     options = parser.parse_args(arguments)
     try:
-        found = speed(options.model, options.device, options.precision, options.rows, options.engines)
+        results = speed(options.model, options.device, options.precision, options.rows, options.engines)
     except (DSDError, RuntimeError, AssertionError) as error:
         raise SystemExit(f"benchmarks.gpu_speed: {' '.join(str(error).split())[:300]}") from None
     output = output_of(options)
-    (output.results / "speed.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    (output.pages / "speed.md").write_text(markdown(found), encoding="utf-8")
-    print(markdown(found))
+    (output.results / "speed.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (output.pages / "speed.md").write_text(markdown(results), encoding="utf-8")
+    print(markdown(results))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""python -m benchmarks.network_memory DIR: what one graph for the three roles saves in memory.
+"""The memory of one graph for three roles, against three graphs: python -m benchmarks.network_memory DIR.
 
-Measured in fresh processes, each of which loads, runs one encode, four denoise and one decode row, and reads what the
-system says of it: the one-graph engine in every precision of the model directory; three sessions, one for each role
-with weights of its own, as other servers hold an encoder, a denoiser and a decoder; and the one graph under other
-settings of ONNX Runtime.
+Measured in fresh processes, each of which loads, runs one encode, four denoise and one decode row, and reads its memory
+from /proc: the one-graph engine in every precision of the model directory; three sessions with weights of their own, as
+in servers with a separate encoder, denoiser and decoder; and the one graph under other settings of ONNX Runtime.
 """
 
 import argparse
@@ -29,7 +28,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def only(proto: Any, role: int) -> Any:
-    """The graph for one role: without the joining of the three kinds of rows, and what then leads nowhere."""
+    """The graph for one role: without concatenation and split of the three kinds of rows, and without dead nodes."""
     import onnx
     from onnx import helper
 
@@ -63,29 +62,29 @@ def only(proto: Any, role: int) -> Any:
 
 
 def split(model_dir: Path, folder: Path) -> list[Path]:
-    """Three graphs of the float32 model, each with weights of its own."""
+    """Three graphs of the float32 model, each with its own weights."""
     import onnx
 
     proto = onnx.load(model_dir / "model.ort.onnx", load_external_data=False)
     graphs = []
     for number, role in enumerate(ROLES):
-        place = folder / role
-        place.mkdir()
-        shutil.copyfile(model_dir / "model.safetensors", place / "model.safetensors")
-        graphs.append(place / "model.onnx")
+        target = folder / role
+        target.mkdir()
+        shutil.copyfile(model_dir / "model.safetensors", target / "model.safetensors")
+        graphs.append(target / "model.onnx")
         graphs[-1].write_bytes(only(proto, number).SerializeToString())
     return graphs
 
 
 def memory() -> dict[str, float]:
-    """Megabytes of this process: resident, of that anonymous, and the most that was ever resident."""
+    """Memory of this process in MiB: resident, its anonymous part, and peak resident."""
     fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
     names = {"resident": "VmRSS", "anonymous": "RssAnon", "peak": "VmHWM"}
     return {ours: int(fields[theirs].split()[0]) / 1024 for ours, theirs in names.items()}
 
 
 def measure(model_dir: Path, graphs: list[Path], settings: dict[str, Any]) -> dict[str, Any]:
-    """Load sessions over `graphs`, run rows on each, in this process."""
+    """Load a session for each graph and run rows on it, in this process; memory and checksums of the outputs."""
     import onnxruntime as ort
 
     from dsd_serve.checkpoint import read_model_dir
@@ -106,10 +105,10 @@ def measure(model_dir: Path, graphs: list[Path], settings: dict[str, Any]) -> di
     loaded = memory()
     outputs: dict[str, Any] = {}
     for session in sessions:
-        wanted = {value.name: inputs[value.name] for value in session.get_inputs()}
+        feed = {value.name: inputs[value.name] for value in session.get_inputs()}
         names = [value.name for value in session.get_outputs()]
         for _ in range(2):
-            outputs |= dict(zip(names, session.run(names, wanted), strict=True))
+            outputs |= dict(zip(names, session.run(names, feed), strict=True))
     sums = {name: float(np.abs(array.astype(np.float64)).sum()) for name, array in outputs.items()}
     return {"before": before, "loaded": loaded, "after": memory(), "outputs": sums}
 
@@ -124,7 +123,7 @@ def in_a_process(model_dir: Path, graphs: list[Path], settings: dict[str, Any] |
 
 
 def study(model_dir: Path) -> dict[str, Any]:
-    """All measurements of one model directory; asserts that three sessions compute what the one does."""
+    """All measurements of one model directory; asserts that three sessions and the one compute the same."""
     from dsd_serve.checkpoint import read_model_dir
 
     model = read_model_dir(model_dir)
@@ -137,7 +136,7 @@ def study(model_dir: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         results["three sessions"] = in_a_process(model_dir, split(model_dir, Path(temporary)))
     one, three = results["fp32"], results["three sessions"]
-    assert one["outputs"] == three["outputs"], "the three graphs are not the one"
+    assert one["outputs"] == three["outputs"], "the three graphs compute something else"
     return {
         "model": model.name,
         "weights": model.weights.stat().st_size,
@@ -147,7 +146,7 @@ def study(model_dir: Path) -> dict[str, Any]:
 
 
 def table(values: dict[str, Any]) -> list[str]:
-    """Lines of Markdown."""
+    """The results as lines of Markdown."""
     rows = []
     for name, result in values["results"].items():
         after = result["after"]
@@ -157,7 +156,7 @@ def table(values: dict[str, Any]) -> list[str]:
     share = values["share"]
     before = values["results"]["fp32"]["before"]["resident"]
     sentence = f"One graph takes {share:.1%} of three sessions (limit {LIMIT:.0%} for dsd-b)"
-    return [*lines, "", f"{sentence}; {before:.0f} MB of each process were there before it loaded anything."]
+    return [*lines, "", f"{sentence}; each process had {before:.0f} MB before it loaded anything."]
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Where benchmarks and studies write: numbers as JSON beside them, a page for people in docs/."""
+"""The output folders of benchmarks and studies: JSON next to their code, pages and figures in docs/."""
 
 import argparse
 from dataclasses import dataclass
@@ -16,19 +16,19 @@ class Output:
 
 
 def add_flag(parser: argparse.ArgumentParser, results: str) -> None:
-    """Add -o/--output, a folder for everything; without it numbers go to `results` and pages to docs/."""
+    """Add -o/--output, a folder for everything (default: JSON in `results`, pages in docs/)."""
     parser.add_argument(
         "-o",
         "--output",
         type=Path,
         metavar="FOLDER",
-        help=f"folder for numbers and page (default: numbers in {results}, the page in {PAGES})",
+        help=f"folder for JSON and page (default: {results} and {PAGES})",
     )
     parser.set_defaults(results=Path(results))
 
 
 def output_of(options: argparse.Namespace) -> Output:
-    """The folders that the options name, created if they are missing."""
+    """The folders of the parsed options, created if missing."""
     output = Output(options.output or options.results, options.output or PAGES)
     for folder in (output.results, output.pages):
         folder.mkdir(parents=True, exist_ok=True)

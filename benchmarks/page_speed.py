@@ -1,7 +1,7 @@
-"""Speed of the web page, measured in a browser against a server with the demo model.
+"""Speed of the web page, in a browser against a server with the demo model.
 
 python -m benchmarks.page_speed crowd        latency of page and API with twenty visitors
-python -m benchmarks.page_speed paint        time to the first paint and until Generate can be pressed
+python -m benchmarks.page_speed paint        time to the first paint and until Generate is enabled
 python -m benchmarks.page_speed clone        time from `git clone` to the first image in the browser
 python -m benchmarks.page_speed screenshots --photo FILE    retake the screenshots in docs/ui
 
@@ -58,8 +58,8 @@ def server() -> Iterator[str]:
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     try:
         for line in process.stderr or ():
-            if found := re.search(r"running on (http://\S+)", line):
-                yield found[1]
+            if match := re.search(r"running on (http://\S+)", line):
+                yield match[1]
                 return
         raise SystemExit("page: the server did not start")
     finally:
@@ -132,8 +132,8 @@ async def timed(http: httpx.AsyncClient, path: str, pause: float, end: float, in
 
 
 async def latencies(url: str, who: Visitor | None, seconds: float) -> dict[str, list[float]]:
-    """Latencies of the API, the page and its state, in seconds, while VISITORS copies of `who`, if any, are busy."""
-    found: dict[str, list[float]] = {"GET /generate": [], "GET /": [], "GET /studio/state": []}
+    """Latencies in seconds of the API, the page and its state, while VISITORS copies of `who`, if any, are active."""
+    times: dict[str, list[float]] = {"GET /generate": [], "GET /": [], "GET /studio/state": []}
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as http:
         config = (await http.get("/config")).json()
@@ -143,33 +143,33 @@ async def latencies(url: str, who: Visitor | None, seconds: float) -> dict[str, 
         crowd = [asyncio.create_task(who(http, event, end)) for _ in range(VISITORS)] if who else []
         await asyncio.sleep(2 if who else 0)  # until all have started
         await asyncio.gather(
-            timed(http, "/generate?class=207", 1, end, found["GET /generate"]),
-            timed(http, "/", 0.2, end, found["GET /"]),
-            timed(http, "/studio/state", 0.2, end, found["GET /studio/state"]),
+            timed(http, "/generate?class=207", 1, end, times["GET /generate"]),
+            timed(http, "/", 0.2, end, times["GET /"]),
+            timed(http, "/studio/state", 0.2, end, times["GET /studio/state"]),
         )
         done = await asyncio.gather(*crowd)
     if who:
         drawn, previews = (sum(column) for column in zip(*done, strict=True))
         took = seconds + time.monotonic() - end
         print(f"  the crowd drew {drawn} images, {drawn / took:.1f} per second, and got {previews} previews")
-    return found
+    return times
 
 
 def crowd(seconds: float) -> bool:
     """Print the latencies. Returns whether the page opened in time and the API stayed fast enough."""
-    found = {}
+    results = {}
     with server() as url:
         for name, who in (("alone", None), ("with 20 API clients", api_client), ("with 20 visitors", visitor)):
             print(name)
-            found[name] = asyncio.run(latencies(url, who, seconds if who else 5))
-            for path, values in found[name].items():
+            results[name] = asyncio.run(latencies(url, who, seconds if who else 5))
+            for path, values in results[name].items():
                 ordered = sorted(values)
                 late = ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
                 print(
                     f"  {path:18} {len(ordered):4} requests: median {1000 * statistics.median(ordered):6.0f} ms, "
                     f"p95 {1000 * late:6.0f} ms, worst {1000 * ordered[-1]:6.0f} ms (inf: rejected)"
                 )
-    busy, other = found["with 20 visitors"], found["with 20 API clients"]
+    busy, other = results["with 20 visitors"], results["with 20 API clients"]
     share = statistics.median(busy["GET /generate"]) / statistics.median(other["GET /generate"])
     print(f"median latency of /generate with visitors: {share:.2f} of that with API clients (limit {MAX_SHARE})")
     return share <= MAX_SHARE and max(busy["GET /generate"]) < math.inf and max(busy["GET /"]) <= PAGE_SECONDS
@@ -179,7 +179,7 @@ def crowd(seconds: float) -> bool:
 
 
 def paint(visits: int) -> bool:
-    """Print the times until a browser with an empty cache paints and until Generate can be pressed."""
+    """Print the times until a browser with an empty cache paints and until Generate is enabled."""
     painted, usable = [], []
     with server() as url, chromium() as browser:
         for _ in range(visits):
@@ -190,7 +190,7 @@ def paint(visits: int) -> bool:
             entry = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
             painted.append(page.evaluate(entry) / 1000)
             context.close()
-    for name, values in (("first contentful paint", painted), ("Generate can be pressed", usable)):
+    for name, values in (("first contentful paint", painted), ("Generate is enabled", usable)):
         later = statistics.median(values[1:])
         print(f"{name}: {values[0]:.2f} s for the first visitor, then {later:.2f} s, at worst {max(values):.2f} s")
     return max(painted) < PAINT_SECONDS
@@ -200,7 +200,7 @@ def paint(visits: int) -> bool:
 
 
 def clone() -> bool:
-    """Follow the README's steps in an empty home directory and print the seconds of each."""
+    """Follow the README's steps in an empty home directory, and print the seconds of each."""
     with socket.socket() as free, tempfile.TemporaryDirectory() as home, chromium() as browser:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -308,13 +308,13 @@ def main() -> None:
     options = parser.parse_args()
     if options.what == "screenshots" and not (options.photo and options.photo.is_file()):
         parser.error("screenshots needs --photo FILE")
-    holds = {
+    passed = {
         "crowd": lambda: crowd(options.seconds),
         "paint": lambda: paint(options.visits),
         "clone": clone,
         "screenshots": lambda: screenshots(options.photo),
     }[options.what]()
-    sys.exit(0 if holds else "page_speed: a limit is exceeded")
+    sys.exit(0 if passed else "page_speed: a limit is exceeded")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""python -m benchmarks.training_speed --data tiny-imagenet-200
+"""Training speed against the matrix-product rate of the device.
 
-How fast training is against what the device multiplies: images a second and FLOP/s, counted by training/estimate.py,
-beside the measured rate of a large matrix product in the same precision. Writes training-speed.md and .json. About four
-minutes on two cores, of which one or two compile; measure on a machine that does nothing else.
+python -m benchmarks.training_speed --data tiny-imagenet-200
+
+Measures images/s and FLOP/s, counted by training/estimate.py, and the rate of a large matrix product in the same
+precision. Writes training-speed.md and training-speed.json. About four minutes on two cores, of which compilation takes
+one or two; run it on an idle machine.
 """
 
 import argparse
@@ -32,8 +34,8 @@ from training.state import new_state
 from training.step import Batch, train_step
 
 CONFIGS = Path(__file__).parents[1] / "training/configs"
-PATIENCE = 2.0  # seconds that a case is repeated for, at least twice
-SIDE = 2048  # of the square matrices that the rate of the device is measured with
+MIN_SECONDS = 2.0  # a case is repeated for at least this time, and at least twice
+SIDE = 2048  # of the square matrices that measure the device's rate
 
 # name: configuration, overrides, changes of Device
 DEMO, DSD_S = ("demo", 64), ("dsd-s", 2)
@@ -56,10 +58,10 @@ READING = {"images in memory": -1, "decoded in the process": 0, "1 worker": 1, "
 
 
 def best(run: Callable[[], Any], where: Device) -> float:
-    """Seconds of the fastest of the runs that fit into PATIENCE, after one that warms up."""
+    """Seconds of the fastest run in MIN_SECONDS, after a warm-up run."""
     run()
     times: list[float] = []
-    while len(times) < 2 or sum(times) < PATIENCE:
+    while len(times) < 2 or sum(times) < MIN_SECONDS:
         began = time.perf_counter()
         run()
         if where.device.type == "cuda":
@@ -69,7 +71,7 @@ def best(run: Callable[[], Any], where: Device) -> float:
 
 
 def matmul_rate(where: Device, dtype: torch.dtype) -> float:
-    """FLOP/s of a product of two square matrices."""
+    """Floating-point operations per second of a product of two square matrices."""
     a, b = (torch.randn(SIDE, SIDE, device=where.device, dtype=dtype) for _ in range(2))
     return 2 * SIDE**3 / best(lambda: a @ b, where)
 
@@ -88,7 +90,7 @@ def random_batches(config: TrainConfig) -> Iterator[Batch]:
 def time_case(
     where: Device, config: TrainConfig, rates: dict[str, float], batches: Iterator[Batch] | None = None
 ) -> dict[str, float]:
-    """Real steps; images and TFLOP a second, and the share of what a matrix product reaches."""
+    """Speed of real steps: images/s, TFLOP/s, and the share of the matrix-product rate."""
     state = new_state(config, where.device)
     forward = torch.compile(state.objective) if where.compiled else state.objective
     source = random_batches(config) if batches is None else batches
@@ -100,7 +102,7 @@ def time_case(
 
 
 def time_reading(where: Device, data: str, rates: dict[str, float]) -> dict[str, dict[str, float]]:
-    """Whole steps of the demo with images from memory, and decoded by the process itself or by workers."""
+    """Speed of whole steps of the demo by source of images: memory, decoded in the process, decoded by workers."""
     results = {}
     config = configured("demo", 64, ())
     training = Images(data, config.network_config().image_size, config.data.classes)
@@ -114,15 +116,15 @@ def time_reading(where: Device, data: str, rates: dict[str, float]) -> dict[str,
 
 
 def report(results: dict[str, Any]) -> str:
-    """The page."""
+    """The page in Markdown."""
     rates = results["matmul_tflops"]
     lines = [
-        "# How fast training is",
+        "# Training speed",
         "",
-        "`python -m benchmarks.training_speed --data tiny-imagenet-200` makes this page. It was measured on "
-        f"{results['device']}, {results['cores']} cores, torch {results['torch']}: the fastest of the steps that fit "
-        f"into {PATIENCE:.0f} seconds. A product of two {SIDE} x {SIDE} matrices reaches {rates['fp32']:.3f} TFLOP/s "
-        f"in fp32 and {rates['bf16']:.3f} in bf16 there: the roof that the last column is a share of.",
+        "Written by `python -m benchmarks.training_speed --data tiny-imagenet-200` on "
+        f"{results['device']}, {results['cores']} cores, torch {results['torch']}: the fastest step in "
+        f"{MIN_SECONDS:.0f} seconds. A product of two {SIDE} x {SIDE} matrices reaches {rates['fp32']:.3f} TFLOP/s in "
+        f"fp32 and {rates['bf16']:.3f} in bf16; the last column is the share of that rate.",
         "",
     ]
     rows = []
@@ -132,7 +134,7 @@ def report(results: dict[str, Any]) -> str:
             [label, f"{row['pictures_per_second']:.1f}", f"{row['tflops']:.3f}", f"{row['share_of_matmul']:.0%}"]
         )
     sizes = "demo: 64 images of 32 x 32, 4 noise draws; dsd-s: 2 of 256 x 256, 3 draws"
-    lines += markdown_table([sizes, "images/s", "TFLOP/s", "of the matrix product"], rows)
+    lines += markdown_table([sizes, "images/s", "TFLOP/s", "share of the matrix product"], rows)
     return "\n".join(lines) + "\n"
 
 
@@ -142,10 +144,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--data", required=True, help="folder of Tiny-ImageNet parquet files, or another source")
     add_flag(parser, "benchmarks/results")
-    parser.add_argument("--cases", nargs="*", default=list(CASES), help="names of cases; default: all")
+    parser.add_argument("--cases", nargs="*", default=list(CASES), help="names of cases (default: all)")
     options = parser.parse_args(arguments)
     if unknown := sorted(set(options.cases) - set(CASES)):
-        sys.exit(f"speed: --cases must be of {', '.join(CASES)}; got {unknown[0]!r}")
+        sys.exit(f"training_speed: --cases must be of {', '.join(CASES)}; got {unknown[0]!r}")
     try:
         where = choose_device(configured("demo", 64, ("run.compile=off",)))
         rates = {"fp32": matmul_rate(where, torch.float32), "bf16": matmul_rate(where, torch.bfloat16)}
@@ -156,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{name}: {cases[name]['pictures_per_second']:.1f} images/s", flush=True)
         reading = time_reading(where, options.data, rates)
     except DSDError as error:
-        sys.exit(f"speed: {error}")
+        sys.exit(f"training_speed: {error}")
     results = {
         "device": str(where.device) if where.device.type == "cpu" else torch.cuda.get_device_name(where.device),
         "cores": os.cpu_count(),

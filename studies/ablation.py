@@ -154,14 +154,14 @@ def write(results: dict[str, dict[str, Any]], output: Output) -> None:
         temporary.write_text(HEAD + table(results) + missing(results))
 
 
-HEAD = """# What each switch of the recipe does, in the small
+HEAD = """# Ablation of the training recipe
 
-`python -m studies.ablation --data tiny-imagenet-200` makes this page. Every line turns one switch of the
-base, `studies/configs/ablation.toml`: 0.9M parameters, ten classes at 32 x 32, 100 steps of 64 images. PSNR in dB on
-500 held-out images; "denoised from t" encodes them, noises the latents to t (0 is noise), denoises once with the
-right class and decodes. A `+` or `-` marks what lies above or below all seeds of the base: within these it may be
-chance. Cost is that of the matrix products of a step against the base's; Muon's own and a vision model's are not
-counted; `python -m benchmarks.training_speed` measures seconds.
+Written by `python -m studies.ablation --data tiny-imagenet-200`. Each line changes one switch of the base,
+`studies/configs/ablation.toml`: 0.9M parameters, ten classes at 32 x 32, 100 steps of 64 images. PSNR in dB on 500
+held-out images; "denoised from t" encodes them, noises the latents to t (0 is noise), denoises once with the true class
+and decodes. `+` and `-` mark values above or below all seeds of the base; differences within these may be chance. Cost
+is the operations of the matrix products of a step relative to the base; those of Muon and of a vision model are not
+counted. `python -m benchmarks.training_speed` measures seconds.
 
 """
 

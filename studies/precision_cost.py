@@ -157,12 +157,12 @@ def document(values: dict[str, Any]) -> str:
         "",
         f"Written by `{values['command']}` on {values['machine']}. Errors are against float32.",
         "",
-        "- **ms a row**: denoise rows through ONNX Runtime here, the median of rounds taken in turns with float32, and",
-        "  how many times as fast as float32 that is. bf16 has no operators on a CPU, and fp16 none of its own: it is",
-        "  computed in float32 between conversions. Both are for GPUs, on which nothing was measured yet.",
-        "- **latents**: largest error of a row and root mean square as a share of the latents, in dsd-export.",
-        f"- **image**: PSNR of whole generations, {NUM_STEPS} Euler steps, median and worst. fp16 and bf16 as a GPU",
-        "  computes them: each operator in float32, its result rounded.",
+        "- **ms per row**: denoise rows through ONNX Runtime here, median of rounds in turns with float32, and the",
+        "  speed relative to float32. ONNX Runtime has no bf16 operators for CPUs, and computes fp16 in float32",
+        "  between conversions. Both are for GPUs, on which nothing has been measured yet.",
+        "- **latents**: largest error of a row, and root mean square error as a share of the latents, by dsd-export.",
+        f"- **image**: PSNR of whole generations, {NUM_STEPS} Euler steps, median and worst. fp16 and bf16 are",
+        "  emulated: each operator in float32, its result rounded.",
     ]
     for model in values["models"]:
         lines += model_section(model)
@@ -176,7 +176,7 @@ def model_section(model: dict[str, Any]) -> list[str]:
         "",
         f"## {model['model']}: {model['parameters'] / 1e6:.1f}M parameters",
         "",
-        f"{model['rows']} rows a call for speed; {model['pictures']} images, guidance {model['guidance']:g}.",
+        f"{model['rows']} rows per call for speed; {model['pictures']} images, guidance {model['guidance']:g}.",
         "",
     ]
     base = model["results"]["fp32"]
@@ -198,7 +198,7 @@ def model_section(model: dict[str, Any]) -> list[str]:
         image = "-" if precision == "fp32" else f"{result['psnr_median']:.1f}, {result['psnr_least']:.1f} dB"
         size = f"{result['weights_bytes'] / 1e6:.1f} MB{shared}"
         rows.append([precision, size, speed, errors, image])
-    header = ["precision", "weights", "ms a row", "latents: largest, rms", "image: median, worst"]
+    header = ["precision", "weights", "ms per row", "latents: largest, rms", "image: median, worst"]
     return [*lines, *markdown_table(header, rows), "", "; ".join(verdicts) + "."]
 
 
@@ -223,9 +223,9 @@ def island_section(errors: dict[str, dict[str, Any]]) -> list[str]:
 
 def memory_section(values: dict[str, Any]) -> list[str]:
     return [
-        f"{values['model']}, {values['weights'] / 1e6:.0f} MB of weights in float32,",
-        "`python -m benchmarks.network_memory`: a",
-        "fresh process loads, runs one encode, four denoise and one decode row twice, and reads /proc/self/status.",
+        f"{values['model']}, {values['weights'] / 1e6:.0f} MB of weights in float32, by",
+        "`python -m benchmarks.network_memory`: a fresh process loads the graph, runs one encode, four denoise and one",
+        "decode row twice, and reads /proc/self/status.",
         "",
         *network_memory.table(values),
     ]

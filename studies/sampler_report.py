@@ -90,27 +90,28 @@ def document(values: Mapping[str, Any]) -> str:
         "# The samplers of the demo model" if about["model"] == "dsd-demo" else f"# The samplers of {about['model']}",
         "",
         "```sh",
-        "make samplers DATA=DIR    # goes on where it was stopped",
+        "make samplers DATA=DIR    # resumes a stopped study",
         "```",
         "",
         f"{about['model']} ({about['fingerprint'][:8]}) on the {about['engine']['engine']} engine. Every line is "
-        f"{about['samples']} images, of {about['classes']} classes in turn, from the same noise "
+        f"{about['samples']} images of {about['classes']} classes in turn, from the same noise "
         f"(seed {about['seed']}).",
         "",
-        "- **rows**: evaluations of the network for one image; with guidance an evaluation takes two.",
+        "- **rows**: evaluations of the network per image, two with guidance.",
         f"- **latent PSNR**: final latents of {about['compared']} images against heun with {about['reference_steps']} "
-        "steps from the same noise with the same",
-        "  guidance. It is the error of the sampler and says nothing of the model.",
-        f"- **frechet_lite0**: against {real['reference_pictures']:,} real images, on Lite0 features;",
-        f"  it is not FID. {real['pictures']} real images get",
-        f"  {real['frechet_lite0']:.1f}. **top1**: how often that classifier finds the class among those of the model; "
-        f"in real images {real['top1_lite0']:.1%}.",
+        "steps from the same noise",
+        "  with the same guidance: the error of the sampler, whatever the quality of the model.",
+        f"- **frechet_lite0**: Frechet distance from {real['reference_pictures']:,} real images on Lite0 features, not "
+        "FID.",
+        f"  {real['pictures']} other real images have {real['frechet_lite0']:.1f}.",
+        "- **top1**: accuracy of that classifier among the classes of the model; on real images "
+        f"{real['top1_lite0']:.1%}.",
         "",
         "![quality against cost](samplers.png)",
         "",
     ]
     if missing := num_missing(values):
-        lines += [f"**Unfinished**: {missing} settings are still to be measured."]
+        lines += [f"**Unfinished**: {missing} settings are not measured yet."]
     else:
         lines += recommendation(values["recommended"], results_of(values, "default")[0], defaults)
     for part, title in TITLES.items():
@@ -123,10 +124,10 @@ def recommendation(best: Mapping[str, Any], default: Mapping[str, Any], defaults
         "## Recommended",
         "",
         f"**{describe(best)}**: {best['rows']} rows, frechet_lite0 {best['frechet_lite0']:.1f}, top1 "
-        f"{best['top1_lite0']:.1%}. It is the cheapest of the settings whose frechet_lite0 exceeds",
-        "that of real images by at most 5 % more than the best does, and whose top1 is within two standard errors",
-        f"of the best of those. The model's defaults ({defaults['sampler']}, {defaults['num_steps']} steps,",
-        f"guidance {defaults['guidance_scale']:g}) get "
+        f"{best['top1_lite0']:.1%}. The cheapest of the settings whose frechet_lite0 exceeds that",
+        "of real images by at most 5 % more than the best one does, and whose top1 is within two standard errors of",
+        f"the best of those. The model's defaults ({defaults['sampler']}, {defaults['num_steps']} steps,",
+        f"guidance {defaults['guidance_scale']:g}) have "
         f"{default['frechet_lite0']:.1f} and {default['top1_lite0']:.1%} for {default['rows']} rows.",
     ]
 

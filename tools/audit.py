@@ -1,8 +1,8 @@
-"""Find libraries with known security holes. Prints a sentence for each finding; exits with 1 if there is one.
+"""Find libraries with known vulnerabilities. Prints a sentence for each finding; exits with 1 if there is one.
 
 python tools/audit.py               checks the exact versions in constraints.txt, overrides.txt, locks/, compose*.yaml
-                                    and tests/clients, and the lowest versions that pyproject.toml admits, against
-                                    tools/known_holes.toml, and that locks/ fits constraints.txt and pyproject.toml
+                                    and tests/clients, and the lowest versions that pyproject.toml allows, against
+                                    tools/known_holes.toml, and locks/ against constraints.txt and pyproject.toml
 python tools/audit.py --database    also checks the exact versions against PyPI's database, with pip-audit
 
 Needs the package `packaging`. --root DIR checks another tree.
@@ -26,7 +26,7 @@ from packaging.version import Version
 
 PIN = re.compile(r"([\w.-]+)(?:\[[^]]*\])?==([^\s;]+)")
 IMAGE = re.compile(r"image: (\S+?):v?(\d[\d.]*)\s*(?:#.*)?")
-KNOWN_BAD = "pillow==8.0.0"  # every database lists its holes
+KNOWN_BAD = "pillow==8.0.0"  # its holes are in every database
 
 
 class Holes:
@@ -54,12 +54,12 @@ def pin_files(root: Path) -> list[Path]:
 
 def pins(path: Path) -> dict[str, Version]:
     """The exact versions in a file of requirements or constraints."""
-    found = (PIN.match(line) for line in path.read_text().splitlines())
-    return {canonicalize_name(one[1]): Version(one[2]) for one in found if one}
+    matches = (PIN.match(line) for line in path.read_text().splitlines())
+    return {canonicalize_name(match[1]): Version(match[2]) for match in matches if match}
 
 
 def lowest(requirement: Requirement) -> Version:
-    """The lowest version that a requirement admits; 0 if it has no floor."""
+    """The lowest version that a requirement allows; 0 if it has no floor."""
     floors = [Version(one.version) for one in requirement.specifier if one.operator in (">=", "==", "~=")]
     return max(floors, default=Version("0"))
 
@@ -71,7 +71,7 @@ def requirements(project: dict[str, Any]) -> dict[str, list[Requirement]]:
 
 
 def holes_found(root: Path, holes: Holes) -> Iterator[str]:
-    """A sentence for each release with known holes that a file of the tree installs or admits."""
+    """A sentence for each release with known holes that a file of the tree installs or allows."""
     for path in pin_files(root):
         for package, version in pins(path).items():
             if ids := holes.of(package, version):
@@ -94,16 +94,16 @@ def holes_found(root: Path, holes: Holes) -> Iterator[str]:
 
 def locks_stale(root: Path) -> Iterator[str]:
     """A sentence for each lock that does not fit constraints.txt, overrides.txt or pyproject.toml."""
-    wanted = pins(root / "constraints.txt") | pins(root / "overrides.txt")
+    pinned = pins(root / "constraints.txt") | pins(root / "overrides.txt")
     extras = requirements(tomllib.loads((root / "pyproject.toml").read_text())["project"])
     for path in sorted((root / "locks").glob("*.txt")):
         name, locked = path.relative_to(root), pins(path)
         for package, version in locked.items():
-            if wanted.get(package, version) != version:
-                yield f"{name}: {package} {version}, but {wanted[package]} elsewhere; run make locks"
+            if pinned.get(package, version) != version:
+                yield f"{name}: {package} {version}, but {pinned[package]} elsewhere; run make locks"
         for one in extras.get(path.stem, []):
-            found = locked.get(canonicalize_name(one.name))
-            if found is None or not one.specifier.contains(found, prereleases=True):
+            present = locked.get(canonicalize_name(one.name))
+            if present is None or not one.specifier.contains(present, prereleases=True):
                 yield f"{name}: nothing for {str(one)!r} of pyproject.toml; run make locks"
         if "--hash=sha256:" not in path.read_text():
             yield f"{name}: it has no hashes; run make locks"
@@ -128,7 +128,7 @@ def holes_in_database(exact: list[str]) -> list[str]:
 def database(root: Path) -> list[str]:
     """The holes of all exact versions in PyPI's database. Raises OSError if it cannot be reached."""
     if not holes_in_database([KNOWN_BAD]):
-        raise OSError(f"it knows no hole of {KNOWN_BAD}")
+        raise OSError(f"it lists no hole of {KNOWN_BAD}")
     rounds: list[dict[str, Version]] = []  # two locks may differ, and pip-audit accepts a package only once
     for path in pin_files(root):
         for package, version in pins(path).items():
@@ -153,15 +153,15 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path(__file__).parents[1], help="the tree to check")
     options = parser.parse_args()
     root = options.root
-    found = [*holes_found(root, Holes(root / "tools" / "known_holes.toml")), *locks_stale(root)]
+    findings = [*holes_found(root, Holes(root / "tools" / "known_holes.toml")), *locks_stale(root)]
     if options.database:
         try:
-            found += database(root)
+            findings += database(root)
         except OSError as error:
             print(f"audit: PyPI's database was NOT checked: {error}")
-    for line in found:
+    for line in findings:
         print(f"audit: {line}", file=sys.stderr)
-    if found:
+    if findings:
         sys.exit(1)
     print("audit: no pin and no floor has a hole listed in tools/known_holes.toml")
 

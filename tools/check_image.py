@@ -1,10 +1,10 @@
 """Check the `cpu` image: python3 tools/check_image.py [IMAGE [ENGINE]]
 
-Starts the image as its user on a read-only root file system and checks that it generates an image, passes its own
-health check and drains at SIGTERM; that it is small and holds no torch, no compiler and nothing of the machine that
-built it; and that its SBOM lists the libraries inside, in the versions of locks/. Needs only Python. Containers run in
-docker or podman. An image that buildah built runs in a mount namespace of its own, which needs root, because buildah
-starts no containers. RUN_ARGS: further arguments of docker run or podman run.
+Starts the image as its own user on a read-only root file system and checks that it generates an image, passes its
+health check and drains at SIGTERM; that it is small and contains no torch, no compiler and no trace of the machine that
+built it; and that its SBOM lists the installed libraries, in the versions of locks/. Needs only Python, and docker or
+podman. buildah cannot start containers, so its images run in a mount namespace, which needs root. RUN_ARGS: further
+arguments of docker run or podman run.
 """
 
 import json
@@ -52,15 +52,15 @@ class Container:
 
     def files(self, into: Path) -> None:
         """Unpack the file system of the image."""
-        made = output_of(self.engine, "create", self.image)
+        container = output_of(self.engine, "create", self.image)
         try:
             with (
-                subprocess.Popen([self.engine, "export", made], stdout=subprocess.PIPE) as process,
+                subprocess.Popen([self.engine, "export", container], stdout=subprocess.PIPE) as process,
                 tarfile.open(fileobj=process.stdout, mode="r|") as archive,
             ):
                 archive.extractall(into, filter="tar")
         finally:
-            output_of(self.engine, "rm", made)
+            output_of(self.engine, "rm", container)
 
     def start(self, port: int) -> None:
         self.id = output_of(
@@ -103,8 +103,8 @@ class Rootfs:
         self.image = image
         self.config = json.loads(output_of("buildah", "inspect", "--type", "image", image))["Docker"]["config"]
         self.health = self.config["Healthcheck"]["Test"]
-        self.made = output_of("buildah", "from", "--pull-never", image)
-        self.root = Path(output_of("buildah", "mount", self.made))
+        self.container = output_of("buildah", "from", "--pull-never", image)
+        self.root = Path(output_of("buildah", "mount", self.container))
         self.size = int(output_of("du", "-xsb", str(self.root)).split()[0])
 
     def files(self, into: Path) -> None:
@@ -142,8 +142,8 @@ class Rootfs:
         if self.process and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
-        output_of("buildah", "umount", self.made)
-        output_of("buildah", "rm", self.made)
+        output_of("buildah", "umount", self.container)
+        output_of("buildah", "rm", self.container)
 
 
 def check(what: str, holds: bool, detail: object = "") -> None:
@@ -167,28 +167,28 @@ def check_files(root: Path) -> None:
     paths = ["/" + str(path.relative_to(root)) for path in root.rglob("*") if not path.is_dir() or path.name == ".git"]
     check("files", len(paths) > 1000, len(paths))
     for what, pattern in (("no torch, no compiler", FORBIDDEN), ("no configuration of this machine", CONFIGURATION)):
-        found = [path for path in paths if pattern.search(path)]
-        check(what, not found, ", ".join(found[:5]))
+        matches = [path for path in paths if pattern.search(path)]
+        check(what, not matches, ", ".join(matches[:5]))
 
-    # Certificates: only those that Debian and certifi ship, and none that only this machine trusts.
+    # Certificates: only those of Debian and certifi, and none that only the build machine trusts.
     bundle = root / "etc/ssl/certs/ca-certificates.crt"
     shipped = "".join(file.read_text() for file in (root / "usr/share/ca-certificates").rglob("*.crt"))
     known = set(PEM.findall(shipped))
     inside = set(PEM.findall(bundle.read_text())) if bundle.exists() else set()
     check("its certificates are Debian's", inside <= known, f"{len(inside)} of {len(known)}")
     added = [path for path in paths if path.startswith("/usr/local/share/ca-certificates/")]
-    check("none were added", not added, ", ".join(added))
+    check("no certificates were added", not added, ", ".join(added))
     mine = Path("/etc/ssl/certs/ca-certificates.crt")
     own = set(PEM.findall(mine.read_text(errors="replace"))) - known if mine.exists() else set()
     texts = [path for path in (root / p[1:] for p in paths) if path.suffix in (".pem", ".crt", ".cer", ".conf")]
     public = (root / "opt/dsd/lib").glob("python3*/site-packages/certifi/cacert.pem")
     inside_image: set[str] = set()
     for path in set(texts) - set(public):
-        if not path.is_symlink():  # an absolute one would lead out of the image
+        if not path.is_symlink():  # an absolute link would point outside the image
             inside_image |= set(PEM.findall(path.read_text("latin-1")))
-    check("none that only this machine trusts", not own & inside_image, f"{len(own)} looked for")
+    check("no certificate that only this machine trusts", not own & inside_image, f"{len(own)} checked")
     writable = [path for path in (root / "opt/dsd").rglob("*") if not path.is_symlink() and path.stat().st_mode & 0o022]
-    check("its user can write to no program", not writable, ", ".join(map(str, writable[:3])))
+    check("its user cannot write to programs", not writable, ", ".join(map(str, writable[:3])))
 
 
 def sbom_faults(sbom: dict[str, Any], installed: set[tuple[str, str]], locked: dict[str, str]) -> list[str]:
@@ -209,8 +209,8 @@ def plain(name: str) -> str:
 
 
 def check_sbom(root: Path) -> None:
-    found = (re.fullmatch(r"(.+?)-([^-]+)\.dist-info", path.name) for path in root.glob("opt/dsd/lib/*/*-packages/*"))
-    installed = {(plain(one[1]), one[2]) for one in found if one}
+    matches = (re.fullmatch(r"(.+?)-([^-]+)\.dist-info", path.name) for path in root.glob("opt/dsd/lib/*/*-packages/*"))
+    installed = {(plain(match[1]), match[2]) for match in matches if match}
     pin = re.compile(r"^([\w.-]+)(?:\[[^]]*\])?==([^\s;]+)", re.MULTILINE)
     locked: dict[str, str] = {}
     for name in ("cpu", "otel"):

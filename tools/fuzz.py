@@ -1,10 +1,10 @@
-"""Send a server valid and hostile requests for some minutes, and check that it stays quick, small and clean.
+"""Fuzz a server with valid and hostile requests, and check its latency, memory and leaks.
 
     python tools/fuzz.py --minutes 10 --ui
 
 Starts a server and sends requests to every route of its /openapi.json, and with --ui to every event of the page. Fails
-when /health/live takes longer than 250 ms, when memory exceeds the documented bound, or when gauges, threads, file
-descriptors or temporary files do not return to where they were.
+if /health/live takes longer than 250 ms, if memory exceeds the documented bound, or if gauges, threads, file
+descriptors or temporary files do not return to their initial values.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from server.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 MAX_HEALTH = 0.25  # seconds
-SETTLE = 60  # seconds until everything must be back
+SETTLE = 60  # seconds in which all values must return
 GAUGES = ("dsd_images_running", "dsd_images_waiting", "dsd_seconds_ahead", "dsd_memory_bytes")
 TEXTS = ("", "207", "golden retriever", "x" * 5000, "\u202e", "'; --", "-1", "1e999", "NaN", "null", "金毛犬", "\0")
 VALUES: tuple[Any, ...] = (*TEXTS, None, True, [], {}, [[[]]], -1, 0, 1, 2**53 + 1, 1e300, {"a": {"b": 1}})
@@ -69,8 +69,8 @@ class Process:
         self.lines: list[str] = []
         for line in self.process.stderr:
             self.lines.append(line)
-            if found := re.search(r"running on (http://\S+)", line):
-                self.url = found[1]
+            if match := re.search(r"running on (http://\S+)", line):
+                self.url = match[1]
                 break
         else:
             raise SystemExit("the server did not start:\n" + "".join(self.lines))
@@ -79,16 +79,16 @@ class Process:
     def memory(self, key: str) -> float:
         """VmRSS or VmHWM in megabytes."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
-        found = re.search(rf"{key}:\s+(\d+)", status)
-        assert found is not None
-        return int(found[1]) * 1024 / 1e6
+        match = re.search(rf"{key}:\s+(\d+)", status)
+        assert match is not None
+        return int(match[1]) * 1024 / 1e6
 
     def state(self) -> dict[str, float]:
-        """Values that must be the same before and after."""
+        """Values that must return to the same level: gauges, threads, file descriptors, temporary files."""
         folder = Path(f"/proc/{self.process.pid}")
         metrics = httpx.get(f"{self.url}/metrics", timeout=30).text
-        found = re.findall(r"^(\w+(?:\{.*?\})?) (\S+)$", metrics, re.MULTILINE)
-        gauges = {name: float(value) for name, value in found if name.startswith(GAUGES)}
+        samples = re.findall(r"^(\w+(?:\{.*?\})?) (\S+)$", metrics, re.MULTILINE)
+        gauges = {name: float(value) for name, value in samples if name.startswith(GAUGES)}
         return {
             **gauges,
             "threads": len(list((folder / "task").iterdir())),
@@ -102,7 +102,7 @@ class Process:
 
 
 class Pulse(threading.Thread):
-    """Requests /health/live every 100 ms. Keeps the times, in seconds, and the number of failures."""
+    """Requests /health/live every 100 ms. times: latencies in seconds. failed: number of failures."""
 
     def __init__(self, url: str) -> None:
         super().__init__(daemon=True)
@@ -160,7 +160,7 @@ class Maker:
         return list(schema.get("properties", ()))
 
     def one(self) -> tuple[str, Callable[[httpx.Client], int]]:
-        """The name of a route, and a function that sends one request to it and returns the status."""
+        """The name of a route, and a function that sends one random request to it and returns the status."""
         if self.events and self.random.random() < 0.2:
             return "page", self.event()
         path, method, operation = self.random.choice(self.routes)
@@ -211,7 +211,7 @@ class Maker:
 
 
 def run(server: Process, makers: list[Maker], seconds: float) -> tuple[Counter[tuple[str, int]], Counter[str]]:
-    """Send requests from one thread for each maker. Returns counts of statuses and of broken connections by route."""
+    """Send requests, a thread per maker. Returns counts of statuses and of broken connections by route."""
     ended = time.monotonic() + seconds
     statuses: Counter[tuple[str, int]] = Counter()
     broken: Counter[str] = Counter()
@@ -239,7 +239,7 @@ def run(server: Process, makers: list[Maker], seconds: float) -> tuple[Counter[t
 
 
 def settled(server: Process, before: dict[str, float]) -> dict[str, tuple[float, float]]:
-    """Values that have not returned after SETTLE seconds: name -> (before, after). Threads of pools may stay."""
+    """Values that have not returned in SETTLE seconds: name -> (before, after). Threads of pools may stay."""
     deadline = time.monotonic() + SETTLE
     while True:
         after = server.state()
@@ -277,7 +277,7 @@ def main() -> int:
         document = httpx.get(f"{server.url}/openapi.json", timeout=60).json()
         events = httpx.get(f"{server.url}/config", timeout=60).json()["dependencies"] if options.ui else []
         makers = [Maker(document, events, options.seed * 1000 + number) for number in range(options.clients)]
-        run(server, makers[:4], 5)  # loads everything that is loaded at first use
+        run(server, makers[:4], 5)  # so that everything lazy is loaded
         time.sleep(5)  # until abandoned requests have ended
         before, rest = server.state(), server.memory("VmRSS")
         pulse = Pulse(server.url)

@@ -13,7 +13,7 @@ PACKAGES = ("dsd_serve", "training", "export", "server", "ui", "benchmarks", "st
 
 
 def first_sentence(file: Path) -> str:
-    """The first sentence of a module's docstring, or of its first paragraph; without a final period."""
+    """The first sentence of a module's docstring, without the final period."""
     paragraph = (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").split("\n\n")[0]
     sentence = re.split(r"(?<=[a-z0-9)`])\. |\.$", " ".join(paragraph.split()))[0]
     return sentence.rstrip(".")
@@ -38,7 +38,7 @@ def tree(root: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="exit with 1 when the page is not current")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if the page is not current")
     options = parser.parse_args()
     head, mark, _ = PAGE.read_text(encoding="utf-8").partition(MARK)
     text = f"{head}{mark}\n{tree(ROOT)}"

@@ -1,11 +1,11 @@
-"""A real Triton on the CPU, without Docker: for demonstrations, tests and measurements.
+"""A real Triton on the CPU, without Docker, for demonstrations, tests and benchmarks.
 
     python -m tools.tritonserver --install     installs the binary in .triton (a download of 55 MB)
     python -m tools.tritonserver [ARGUMENTS]   runs Triton with the demo model, and dsd-serve ARGUMENTS in front of it
 
-The binary and its libraries come from the wheel nvidia-pytriton; nothing else of it is used. The wheel requires numpy
-below 2, so it gets a folder of its own. Triton's Python backend runs this version of Python with the packages of this
-environment.
+The binary and its libraries come from the wheel nvidia-pytriton; the rest of it is unused. The wheel requires numpy
+< 2, so it is installed in a separate folder. Triton's Python backend runs this version of Python with the packages of
+this environment.
 """
 
 import argparse
@@ -56,15 +56,15 @@ def binary(folder: Path = FOLDER) -> Path:
 
 
 def write_repository(model: Path, repository: Path) -> None:
-    """Write a repository for the CPU with dsd-export, in a process of its own, because it imports torch."""
+    """Write a repository for the CPU with dsd-export, in a separate process, because it imports torch."""
     command = [sys.executable, "-m", "export", str(model), "--triton", str(repository), "--triton-device", "cpu"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 class TritonServer:
@@ -95,13 +95,13 @@ class TritonServer:
     @property
     def backends(self) -> list[int]:
         """Process ids of its Python backend, one per instance."""
-        found = []
+        pids = []
         for status in Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError):
                 name, _, rest = status.read_text().partition("(")[2].rpartition(")")
                 if name.startswith("triton_python") and int(rest.split()[1]) == self.pid:
-                    found.append(int(status.parent.name))
-        return found
+                    pids.append(int(status.parent.name))
+        return pids
 
     def start(self) -> None:
         """Start it and wait until the model is ready. Raises TritonMissing when it ends or takes too long."""
@@ -112,7 +112,7 @@ class TritonServer:
         environment = {
             **os.environ,
             "LD_LIBRARY_PATH": str(root.parents[1] / "nvidia_pytriton.libs"),
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # where the backend looks for its Python
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # on which the backend looks for Python
         }
         command = [str(file), f"--backend-directory={root / 'backends'}", f"--model-repository={self.repository}"]
         with self.log.open("ab") as log:
@@ -187,7 +187,7 @@ def serve(model: Path, arguments: list[str]) -> None:
         print(f"Triton: {triton.http}/v2, log: {triton.log}", flush=True)
         front = subprocess.Popen([sys.executable, "-m", "server.main", "--triton", triton.grpc, *arguments])
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda got, _: front.send_signal(got))
+            signal.signal(number, lambda number, _: front.send_signal(number))
         front.wait()
 
 

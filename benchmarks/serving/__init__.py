@@ -1,1 +1,1 @@
-"""python -m benchmarks.serving: this server under load, beside what people would otherwise use."""
+"""Serving benchmarks: this server and alternatives under the same load."""

@@ -1,6 +1,6 @@
-"""python -m benchmarks.serving: serving under load, ours and what people would otherwise use, in turns in one run.
+"""The serving benchmark: this server and alternatives under load, in turns in one run (python -m benchmarks.serving).
 
-Real networks by default, a simulated accelerator with --simulated; each fills its own section of the document.
+With real networks, or with --simulated on a simulated accelerator; each has its own section in the document.
 """
 
 import argparse
@@ -32,7 +32,7 @@ RESOLUTION = 0.05  # of the search for the highest sustained load, as a fraction
 
 
 def contestants(names: Sequence[str], simulated: bool) -> dict[str, list[Contestant]]:
-    """Those that are asked for, ours first; LitServe with several batch sizes."""
+    """The contestants of these names, ours first; LitServe with several batch sizes."""
     everyone = {
         "ours": [Contestant("ours", "ours", 128)],
         "litserve": [
@@ -52,7 +52,7 @@ def contestants(names: Sequence[str], simulated: bool) -> dict[str, list[Contest
 def highest_sustained(sustained: Callable[[float], bool], known: dict[float, bool], ceiling: float) -> float:
     """The highest fraction of the reference capacity that is sustained, by bisection; 0 below the resolution.
 
-    known: what was measured already. ceiling: not tried, because it lies above the highest throughput.
+    known: fractions measured so far. ceiling: an upper bound, above the highest throughput.
     """
     failed = min((f for f, kept in known.items() if not kept), default=math.inf)
     kept = max((f for f, kept in known.items() if kept and f < failed), default=0.0)
@@ -67,29 +67,29 @@ def highest_sustained(sustained: Callable[[float], bool], known: dict[float, boo
 
 
 class Bench:
-    """One run: settings, and the servers that are up."""
+    """One run: its settings and running servers."""
 
     def __init__(self, options: argparse.Namespace, stack: contextlib.ExitStack) -> None:
         self.seconds, self.warmup, self.loads = options.seconds, min(3.0, options.seconds / 3), sorted(options.loads)
         self.model, self.simulated = options.model, options.simulated
         self.classes = read_model_dir(self.model).config.trained_classes
-        self.stack, self.began = stack, time.monotonic()
+        self.stack, self.start_time = stack, time.monotonic()
 
-    def say(self, text: str) -> None:
-        print(f"{time.monotonic() - self.began:6.1f} s  {text}", file=sys.stderr, flush=True)
+    def log(self, text: str) -> None:
+        print(f"{time.monotonic() - self.start_time:6.1f} s  {text}", file=sys.stderr, flush=True)
 
     def start(self, contestant: Contestant) -> Running:
         return self.stack.enter_context(Running(contestant, self.model, self.simulated, self.classes))
 
     def offline(self, running: Running) -> float:
-        """The highest throughput of a server, in images a second."""
+        """The highest throughput of a server, in images/s."""
         contestant = running.contestant
         answer = running.measure("closed", self.seconds, self.warmup, clients=contestant.clients)
-        self.say(f"{contestant.label}: {answer['rate']:.1f} images/s saturated")
+        self.log(f"{contestant.label}: {answer['rate']:.1f} images/s saturated")
         return answer["rate"]
 
     def best(self, candidates: Sequence[Contestant]) -> tuple[list[tuple[Running, Result]], list[tuple[str, float]]]:
-        """The candidate of the highest throughput, and of a simulated accelerator all; and the rates of the others."""
+        """The fastest candidate (all of them on a simulated accelerator), and the rates of the others."""
         servers = [self.start(candidate) for candidate in candidates]
         tried = [Result(running.contestant.label, self.offline(running)) for running in servers]
         kept = tried if self.simulated else [max(tried, key=lambda result: result.offline)]
@@ -104,7 +104,7 @@ class Bench:
     def poisson(self, running: Running, result: Result, fraction: float, capacity: float) -> Summary:
         summary = running.poisson(fraction * capacity, self.seconds, self.warmup)
         kept = "sustained" if summary.sustained else "not sustained"
-        self.say(
+        self.log(
             f"{result.label}: {fraction:.1%}, p95 {1000 * summary.p95:.0f} ms, of 10 steps "
             f"{1000 * summary.short_p95:.0f} ms, {summary.lost} of {summary.offered} lost, {kept}"
         )
@@ -114,7 +114,7 @@ class Bench:
         return self.poisson(running, result, fraction, capacity).sustained
 
     def under_load(self, field: Sequence[tuple[Running, Result]], capacity: float) -> None:
-        """The loads that were asked for, in turns; then the highest that each sustains."""
+        """Measure the requested loads, in turns, and then the highest load that each server sustains."""
         for fraction in self.loads:
             for running, result in field:
                 if all(summary.sustained for summary in result.loads.values()):
@@ -123,12 +123,12 @@ class Bench:
             known = {fraction: summary.sustained for fraction, summary in result.loads.items()}
             sustained = partial(self.sustains, running, result, capacity)
             highest = highest_sustained(sustained, known, 1.1 * result.offline / capacity)
-            # A run is too short to show a small overload, but nobody sustains more than the highest throughput.
+            # A run is too short to show a small overload, but no server sustains more than its highest throughput.
             result.highest = min(highest * capacity, result.offline)
 
 
 def run(options: argparse.Namespace) -> str:
-    """Measure everything and describe it. The reference capacity is the throughput of the first contestant."""
+    """Run all measurements; the report. The reference capacity is the throughput of the first contestant."""
     about = {
         "machine": describe_machine(),
         "date": now(),
@@ -146,19 +146,19 @@ def run(options: argparse.Namespace) -> str:
             field += kept
             tried += others
         if "ours" in options.contestants:
-            about["row budget"] = f"{field[0][0].row_budget()}, as our server measured it at its start"
+            about["row budget"] = f"{field[0][0].row_budget()}, measured by our server at startup"
         capacity = field[0][1].offline
         for running, result in field:
             result.single = running.measure("single", 0.3 * bench.seconds, 0.0)["p50"]
         if "diffusers" in options.contestants and not options.simulated:
             reference = measure_reference(options.model, bench.seconds / 2)
-            bench.say(f"diffusers: {reference['rate']:.1f} images/s")
+            bench.log(f"diffusers: {reference['rate']:.1f} images/s")
         bench.under_load(field, capacity)
         again = bench.offline(field[0][0])
         about["reference capacity"] = (
-            f"{capacity:.1f} images/s, what {field[0][1].label} reached; at the end {again:.1f}"
+            f"{capacity:.1f} images/s, the throughput of {field[0][1].label}; at the end {again:.1f}"
         )
-        about["duration"] = f"{time.monotonic() - bench.began:.0f} s, {options.seconds:g} s a measurement"
+        about["duration"] = f"{time.monotonic() - bench.start_time:.0f} s, {options.seconds:g} s per measurement"
     return section(about, capacity, [result for _, result in field], tried, reference)
 
 
@@ -174,14 +174,16 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__)
     parser.add_argument("--contestants", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--simulated", action="store_true", help="a simulated accelerator in place of the network")
-    parser.add_argument("--seconds", type=float, default=12.0, help="of one measurement under load")
-    parser.add_argument("--loads", type=float, nargs="+", default=[0.5, 0.8, 0.95], help="of the reference capacity")
+    parser.add_argument("--seconds", type=float, default=12.0, help="duration of one measurement under load")
+    parser.add_argument(
+        "--loads", type=float, nargs="+", default=[0.5, 0.8, 0.95], help="fractions of the reference capacity"
+    )
     parser.add_argument("--model", type=Path, default=demo_model(), help="a model directory (default: the demo model)")
     parser.add_argument("--output", type=Path, default=Path("docs/benchmarks.md"))
     options = parser.parse_args(arguments)
     options.given = list(arguments)
     if options.contestants == ["diffusers"]:
-        parser.error("diffusers is an offline reference; name at least one server beside it")
+        parser.error("diffusers is an offline reference; name at least one server too")
     if options.seconds < 1:
         parser.error(f"--seconds must be 1 or more, got {options.seconds:g}")
     if min(options.loads) <= 0:
@@ -196,7 +198,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def main(arguments: Sequence[str]) -> None:
     options = parse(arguments)
-    # So that the servers, which have process groups of their own, end with this process.
+    # SystemExit runs the exit handlers, which stop the servers: they are in process groups of their own.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench: stopped"))
     try:
         body = run(options)

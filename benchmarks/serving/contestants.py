@@ -1,4 +1,4 @@
-"""Servers as processes: start, freeze while others are measured, stop; and orders to the load generator."""
+"""Processes of contestants: start, freeze while others are measured, stop; and calls of the load generator."""
 
 import contextlib
 import json
@@ -28,7 +28,7 @@ class BenchError(Exception):
 
 @dataclass(frozen=True)
 class Contestant:
-    """module: below benchmarks.serving.servers. clients: as many as keep it busy, for the highest throughput."""
+    """A server to measure. module: in benchmarks.serving.servers. clients: the number that saturates it."""
 
     label: str
     module: str
@@ -37,11 +37,11 @@ class Contestant:
 
 
 class Running:
-    """A contestant's processes, in a group of their own, frozen (SIGSTOP) unless they are being measured."""
+    """The processes of a contestant, in their own process group, frozen by SIGSTOP except during a measurement."""
 
     def __init__(self, contestant: Contestant, model: Path, simulated: bool, classes: tuple[int, ...]) -> None:
         self.contestant, self.model, self.simulated, self.classes = contestant, model, simulated, classes
-        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115  open as long as the processes write to it
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115  the processes write to it
         self.process = self.start()
 
     def start(self) -> "subprocess.Popen[str]":
@@ -64,11 +64,11 @@ class Running:
     def wait_ready(self, process: "subprocess.Popen[str]") -> None:
         """Wait for the first image."""
         body = json.dumps(request(self.classes[0], 0, 1, 1.0)).encode()
-        asked = urllib.request.Request(self.url + "/generate", body, {"content-type": "application/json"})
+        first_request = urllib.request.Request(self.url + "/generate", body, {"content-type": "application/json"})
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline and process.poll() is None:
             try:
-                with urllib.request.urlopen(asked, timeout=10) as answer:
+                with urllib.request.urlopen(first_request, timeout=10) as answer:
                     answer.read()
                 return
             except (urllib.error.URLError, OSError):
@@ -77,7 +77,7 @@ class Running:
         raise BenchError(f"{self.contestant.label} did not start: {self.log.read()[-2000:].strip()}")
 
     def measure(self, kind: str, seconds: float, warmup: float, **more: Any) -> dict[str, Any]:
-        """Thaw the server, run the load generator against it, freeze it."""
+        """Resume the server, run the load generator against it, freeze it again; returns the generator's JSON."""
         order = {"url": self.url, "kind": kind, "classes": self.classes, "seconds": seconds, "warmup": warmup, **more}
         os.killpg(self.process.pid, signal.SIGCONT)
         done = subprocess.run(
@@ -91,7 +91,7 @@ class Running:
         return json.loads(done.stdout)
 
     def poisson(self, rate: float, seconds: float, warmup: float) -> Summary:
-        """An open-loop run. A server that is left with unanswered requests is started anew."""
+        """An open-loop run. A server that still has unanswered requests afterwards is restarted."""
         answer = self.measure("poisson", seconds, warmup, rate=rate)
         summary = Summary(**{**answer, "thirds": tuple(answer["thirds"])})
         if summary.lost:
@@ -100,7 +100,7 @@ class Running:
         return summary
 
     def row_budget(self) -> int:
-        """Rows a tick, as our server measured them when it started."""
+        """Rows per tick, as measured by our server at startup."""
         os.killpg(self.process.pid, signal.SIGCONT)
         with urllib.request.urlopen(self.url + "/model", timeout=30) as answer:
             budget = json.load(answer)["row_budget"]
@@ -118,7 +118,7 @@ class Running:
 
 
 def kill_group(process: "subprocess.Popen[str]") -> None:
-    """Ask the processes of a group to end, then end them: some start others that outlive them."""
+    """SIGTERM, then SIGKILL for the whole process group, because some servers leave child processes behind."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGCONT)
         os.killpg(process.pid, signal.SIGTERM)

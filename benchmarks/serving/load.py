@@ -1,10 +1,10 @@
-"""The load generator, a process of its own: python -m benchmarks.serving.load '{"url": ..., "kind": ...}' prints JSON.
+"""The load generator, a separate process: python -m benchmarks.serving.load '{"url": ..., "kind": ...}' prints JSON.
 
-Three kinds of load: `poisson` sends requests when they are due, however slow the answers are; `closed` keeps a number
-of clients busy, for the highest throughput; `single` is one client and one kind of request.
+Three kinds of load: `poisson` is open-loop, requests are sent at their due times whatever the answers; `closed` keeps a
+number of clients busy, for the highest throughput; `single` is one client with one kind of request.
 
-Latency counts from the moment at which a request was due. A request without a good answer has infinite latency, so that
-what a server drops cannot flatter its percentiles.
+Latency is measured from the due time of a request. A request without a good answer has infinite latency, so that
+dropped requests do not improve percentiles.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ Send = Callable[[Body], Awaitable[int]]
 
 @dataclass(frozen=True)
 class Outcome:
-    """at: seconds at which the request was due. status: of HTTP, 0 without an answer. latency: seconds, or infinity."""
+    """One request. at: due time, s. status: HTTP status, 0 without an answer. latency: s, or infinity."""
 
     at: float
     steps: int
@@ -40,11 +40,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Summary:
-    """What came of the requests that were due in the measured seconds; latencies in seconds.
+    """Results of the requests that were due after the warm-up; latencies in seconds.
 
-    throughput: images a second that arrived in the measured seconds. refused: answers other than 200. unfinished: not
-    answered `DRAIN` seconds after the last arrival. short: the requests of 10 steps. thirds: median latency of the
-    first and of the last third.
+    throughput: images/s received in the measured seconds. refused: answers other than 200. unfinished: not answered
+    `DRAIN` seconds after the last arrival. short: the requests of 10 steps. thirds: median latencies of the first and
+    the last third.
     """
 
     offered: int
@@ -62,7 +62,7 @@ class Summary:
 
     @property
     def sustained(self) -> bool:
-        """Whether the server kept up: 97 % answered, and the last third waited little longer than the first."""
+        """Whether the server kept up: 97 % answered, and latency hardly rose from the first to the last third."""
         first, last = self.thirds
         return self.completed >= 0.97 * self.offered and last <= 1.5 * first + 0.1
 
@@ -72,7 +72,7 @@ class Summary:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The smallest value that `percent` of them do not exceed; NaN of none. Infinite values are allowed."""
+    """The smallest value that `percent` of the values do not exceed; NaN if there are none. Values may be infinite."""
     return float(np.percentile(values, percent, method="inverted_cdf")) if len(values) else math.nan
 
 
@@ -99,10 +99,10 @@ def summarise(outcomes: Sequence[Outcome], warmup: float, seconds: float) -> Sum
 
 
 def rate_of(completions: Sequence[float], seconds: float) -> float:
-    """Completions a second in a window of `seconds`; their times count from its begin.
+    """Completions per second in a window of `seconds`. completions: their times since its start.
 
-    The number so far, averaged over the last third of the window, less that of the first third, by the time between
-    them. To count from limit to limit would be wrong by up to a batch where answers come in batches.
+    The mean count over the last third of the window minus that over the first third, divided by the time between them.
+    A plain count would be off by up to one batch where answers come in batches.
     """
     times, third = np.array(completions), seconds / 3
 
@@ -113,7 +113,7 @@ def rate_of(completions: Sequence[float], seconds: float) -> float:
 
 
 async def poisson(send: Send, due: Sequence[Arrival]) -> list[Outcome]:
-    """Send every request when it is due; gives up on those without an answer DRAIN seconds after the last."""
+    """Send every request at its due time; requests without an answer DRAIN seconds after the last are given up."""
     began = time.perf_counter()
     outcomes: dict[int, Outcome] = {}
 
@@ -135,9 +135,9 @@ async def poisson(send: Send, due: Sequence[Arrival]) -> list[Outcome]:
 
 
 async def closed(send: Send, bodies: Sequence[Body], clients: int, warmup: float, seconds: float) -> list[float]:
-    """Keep `clients` requests in flight; the seconds after the warm-up at which images arrived until the end.
+    """Keep `clients` requests in flight; returns the times after the warm-up at which images arrived.
 
-    Ends when the last answers are there, so that the server is idle again.
+    Returns after the last answers, so that the server is idle again.
     """
     began = time.perf_counter()
     completions = []
@@ -155,7 +155,7 @@ async def closed(send: Send, bodies: Sequence[Body], clients: int, warmup: float
 
 
 async def single(send: Send, body: Body, seconds: float) -> list[float]:
-    """Latencies of one request at a time; the first warms up."""
+    """Latencies of one request at a time, without the first, which warms up."""
     latencies: list[float] = []
     deadline = time.perf_counter() + seconds
     while time.perf_counter() < deadline or len(latencies) < 3:
@@ -167,7 +167,7 @@ async def single(send: Send, body: Body, seconds: float) -> list[float]:
 
 
 async def measure(order: dict[str, Any]) -> dict[str, Any]:
-    """Do what an order says. Keys: url, kind, classes, seconds, warmup, and rate (poisson), clients (closed)."""
+    """Carry out an order. Keys: url, kind, classes, seconds, warmup, and rate (poisson) or clients (closed)."""
     kind, classes, seconds, warmup = order["kind"], order["classes"], order["seconds"], order["warmup"]
     timeout = aiohttp.ClientTimeout(total=None)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
@@ -177,7 +177,7 @@ async def measure(order: dict[str, Any]) -> dict[str, Any]:
                 async with session.post(order["url"] + "/generate", json=body) as answer:
                     content = await answer.read()
             except aiohttp.ClientError:
-                return 503  # the connection broke: as good as a refusal
+                return 503  # a broken connection counts as a refusal
             return answer.status if answer.status != 200 or content.startswith(PNG) else 500
 
         if kind == "poisson":

@@ -1,9 +1,9 @@
-"""python -m benchmarks.serving.overhead: what HTTP and the batcher cost, beside the engine in a plain loop.
+"""The overhead of HTTP and the batcher over the engine in a plain loop: python -m benchmarks.serving.overhead.
 
-Takes turns in one run, each in a process of its own: the engine running programs in lockstep, sixty at once, and a
-dsd-serve process with as many clients. Then single requests over HTTP. What these take above the network and the PNG is
-what HTTP adds; the network's time is the server's own dsd_tick_duration_seconds of the same requests, because a machine
-that is shared may run one process at another speed than the next.
+In turns in one run, each in its own process: the engine with sixty programs in lockstep, and a dsd-serve process with
+as many clients. Then single requests over HTTP, whose time beyond the network and the PNG is the overhead. The
+network's time is the server's own dsd_tick_duration_seconds of the same requests, because a shared machine may run one
+process faster than the next.
 """
 
 import argparse
@@ -33,14 +33,14 @@ ROUNDS = 5
 
 
 def plain(seconds: float) -> dict[str, float]:
-    """Images a second of the engine in a loop, and the milliseconds of a PNG."""
+    """Images/s of the engine in a loop, and milliseconds to encode a PNG."""
     engine = load_engine("onnx", demo_model(), flush_denormals=True)
-    measure_budget(engine)  # warms it up as the server does
+    measure_budget(engine)  # warms up, as the server does
     classes = engine.config.trained_classes
     bodies = requests(classes)
     count, began = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - began) < seconds:
-        # Sixty requests have the mix of steps and guidance exactly, so that no round is luckier than another.
+        # Sixty requests have exactly the mix of steps and guidance, so that all rounds do the same work.
         run_all(engine, [program(engine.config, body) for body in itertools.islice(bodies, 60)])
         count += 60
     pixels = run(engine, program(engine.config, request(classes[0], 0, 25, 1.0)))
@@ -53,7 +53,7 @@ def plain(seconds: float) -> dict[str, float]:
 
 
 async def rate_of(url: str, seconds: float) -> float:
-    """Images a second over HTTP."""
+    """Images/s over HTTP."""
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         async with session.get(url + "/model") as answer:
             model = await answer.json()
@@ -70,10 +70,10 @@ async def rate_of(url: str, seconds: float) -> float:
 
 @dataclass(frozen=True)
 class Single:
-    """Medians of requests that are alone, in milliseconds.
+    """Median latencies of single requests, in milliseconds.
 
-    whole: as the client sees it. without_engine: without the calls of the engine. without_png: without the time from
-    the first tick to the last, by Server-Timing; that is known where the engine is in another process, too.
+    whole: at the client. without_engine: less the calls of the engine. without_png: less the time from the first to the
+    last tick, by Server-Timing, which also works with an engine in another process.
     """
 
     whole: float
@@ -82,10 +82,10 @@ class Single:
 
 
 def singles(url: str, seconds: float) -> Single:
-    """By http.client, which costs the least."""
+    """Measured with http.client, which has the least overhead of its own."""
     connection = http.client.HTTPConnection(urlsplit(url).netloc)
 
-    def ask(method: str, path: str, body: Body | None = None) -> tuple[bytes, str]:
+    def send(method: str, path: str, body: Body | None = None) -> tuple[bytes, str]:
         headers = {"Content-Type": "application/json"} if body else {}
         connection.request(method, path, json.dumps(body) if body else None, headers)
         answer = connection.getresponse()
@@ -95,27 +95,27 @@ def singles(url: str, seconds: float) -> Single:
         return content, answer.headers.get("Server-Timing", "")
 
     def engine_ms() -> float:
-        """All that the server's engine has worked so far."""
-        lines = ask("GET", "/metrics")[0].decode().splitlines()
+        """Total time of the engine's calls so far."""
+        lines = send("GET", "/metrics")[0].decode().splitlines()
         return 1000 * next(float(one.split()[-1]) for one in lines if one.startswith("dsd_tick_duration_seconds_sum"))
 
-    one = request(json.loads(ask("GET", "/model")[0])["classes"][0], 0, 25, 1.0)
-    found: list[tuple[float, float, float]] = []
+    one = request(json.loads(send("GET", "/model")[0])["classes"][0], 0, 25, 1.0)
+    times: list[tuple[float, float, float]] = []
     deadline = time.perf_counter() + seconds
     while time.perf_counter() < deadline:
         before, began = engine_ms(), time.perf_counter()
-        _, timing = ask("POST", "/generate", one)
+        _, timing = send("POST", "/generate", one)
         whole = 1000 * (time.perf_counter() - began)
         image = float(timing.partition("network;dur=")[2])
-        found.append((whole, whole - engine_ms() + before, whole - image))
+        times.append((whole, whole - engine_ms() + before, whole - image))
     connection.close()
-    return Single(*np.median(found, axis=0))
+    return Single(*np.median(times, axis=0))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving.overhead", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=10, help="of each measurement (default 10)")
-    parser.add_argument("--plain", action="store_true", help=argparse.SUPPRESS)  # what runs in a process of its own
+    parser.add_argument("--seconds", type=float, default=10, help="duration of each measurement (default 10)")
+    parser.add_argument("--plain", action="store_true", help=argparse.SUPPRESS)  # the part that runs in its own process
     options = parser.parse_args()
     if options.plain:
         print(json.dumps(plain(options.seconds)))
@@ -135,7 +135,7 @@ def main() -> None:
         added.append(alone.without_engine - loop["png_ms"])
         print(
             f"engine {loop['rate']:.1f} images/s, HTTP {rate:.1f}: {shares[-1]:.1%}; single request "
-            f"{alone.whole:.2f} ms, of which {added[-1]:.2f} ms are neither the network nor the PNG",
+            f"{alone.whole:.2f} ms, of which {added[-1]:.2f} ms are neither network nor PNG",
             flush=True,
         )
     print(f"median of {ROUNDS}: {np.median(shares):.1%} of the engine's rate, {np.median(added):.2f} ms added")

@@ -1,10 +1,10 @@
-"""python -m benchmarks.serving.overload [--seconds 120]: does a server hold under abuse?
+"""The server under overload and disconnects: python -m benchmarks.serving.overload [--seconds 120].
 
-Starts dsd-serve with the demo model and asks, in turn:
-1. Ten times more load than it has capacity for: are all answers 200 or 429, does memory stay flat, does health answer?
-2. One second after the load went away: is it at full speed again?
-3. A thousand clients that disconnect midway: does any program go on running?
-Exits with 1 when an answer is no.
+Starts dsd-serve with the demo model and checks, in turn:
+1. At ten times its capacity: all answers are 200 or 429, memory stays flat, /health/ready stays fast.
+2. One second after the load has ended: full speed again.
+3. After a thousand clients disconnected midway: no program is left running.
+Exits with 1 if a check fails.
 """
 
 import argparse
@@ -25,8 +25,8 @@ from benchmarks.serving.workload import Body, arrivals
 
 MEMORY_SLACK = 1.05
 HEALTH_SECONDS = 0.1
-SPEED_SHARE = 0.9  # of the rate before, which itself is only known to a few percent
-SETTLED = 10.0  # seconds of overload after which memory counts as the level that must be kept
+SPEED_SHARE = 0.9  # of the rate before, which is itself only accurate to a few percent
+SETTLED = 10.0  # seconds of overload after which memory must stay level
 
 
 def start(arguments: list[str]) -> tuple[subprocess.Popen[str], str]:
@@ -35,16 +35,16 @@ def start(arguments: list[str]) -> tuple[subprocess.Popen[str], str]:
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     assert process.stderr is not None
     for line in process.stderr:
-        if found := re.search(r"running on (http://\S+)", line):
-            return process, found[1]
+        if match := re.search(r"running on (http://\S+)", line):
+            return process, match[1]
     raise SystemExit("overload: the server did not start")
 
 
 def resident_mb(pid: int) -> float:
     status = Path(f"/proc/{pid}/status").read_text()
-    found = re.search(r"VmRSS:\s+(\d+) kB", status)
-    assert found is not None
-    return int(found[1]) / 1024
+    match = re.search(r"VmRSS:\s+(\d+) kB", status)
+    assert match is not None
+    return int(match[1]) / 1024
 
 
 def new_session() -> aiohttp.ClientSession:
@@ -52,7 +52,7 @@ def new_session() -> aiohttp.ClientSession:
 
 
 class Abuse:
-    """One server under abuse, and what was seen."""
+    """The checks of one server, and their failures."""
 
     def __init__(self, session: aiohttp.ClientSession, url: str, pid: int, classes: list[int]) -> None:
         self.session, self.url, self.pid, self.classes = session, url, pid, classes
@@ -64,9 +64,9 @@ class Abuse:
             self.failures.append(sentence)
 
     async def rate(self, seconds: float) -> float:
-        """Images a second with enough clients to keep it busy, from a process of their own.
+        """Images/s with enough clients to saturate the server, in a separate process.
 
-        With 8 clients the same idle server gave 24 to 41 on two cores: they, too, wait for a core.
+        With 8 clients the same idle server varied from 24 to 41 on two cores, because the clients wait for a core too.
         """
         order = {"url": self.url, "kind": "closed", "classes": self.classes, "seconds": seconds}
         command = [sys.executable, "-m", "benchmarks.serving.load", json.dumps({**order, "warmup": 0.5, "clients": 32})]
@@ -80,7 +80,7 @@ class Abuse:
         health: list[float] = []
         began = time.perf_counter()
 
-        crowd = new_session()  # whose connections break when it leaves
+        crowd = new_session()  # closed at the end, which breaks its connections
 
         async def one(body: Body) -> None:
             try:
@@ -92,11 +92,11 @@ class Abuse:
 
         async def watch() -> None:
             while True:
-                asked = time.perf_counter()
+                start = time.perf_counter()
                 async with self.session.get(self.url + "/health/ready") as answer:
                     await answer.read()
                     codes[f"health {answer.status}"] += 1
-                health.append(time.perf_counter() - asked)
+                health.append(time.perf_counter() - start)
                 if time.perf_counter() - began > SETTLED:
                     memory.append(resident_mb(self.pid))
                 await asyncio.sleep(0.2)
@@ -107,7 +107,7 @@ class Abuse:
             await asyncio.sleep(max(0.0, began + arrival.at - time.perf_counter()))
             tasks.add(asyncio.create_task(one(arrival.body)))
         watcher.cancel()
-        for task in tasks:  # the load goes away: so do its clients
+        for task in tasks:  # the load ends, and its clients disconnect
             task.cancel()
         await asyncio.gather(*tasks, watcher, return_exceptions=True)
         await crowd.close()

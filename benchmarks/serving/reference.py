@@ -1,7 +1,7 @@
-"""The offline reference: diffusers' DiT of the network's size, random weights, eager torch, a plain loop of steps.
+"""The offline reference: diffusers' DiT of the network's size with random weights, in eager torch, in a plain loop.
 
-Same width, depth, heads and number of tokens. There is no HTTP, no image format and no autoencoder, all of which
-flatters it. Its batches hold requests of equal steps and guidance, as the pipelines of diffusers need.
+Same width, depth, heads and number of tokens. It has no HTTP, no image encoding and no autoencoder, all of which are in
+its favour. Batches hold requests of equal steps and guidance, as the pipelines of diffusers require.
 
 python -m benchmarks.serving.reference MODEL SECONDS prints JSON.
 """
@@ -19,11 +19,11 @@ from benchmarks.serving.workload import GUIDANCE, KINDS, Body, requests
 from dsd_serve.checkpoint import read_model_dir
 from dsd_serve.config import ModelConfig
 
-BATCH_SIZES = (4, 14)  # 14: all of a kind among 60 requests that are not guided
+BATCH_SIZES = (4, 14)  # 14: all unguided requests of one kind among 60
 
 
 class DiT:
-    """DiTTransformer2DModel and Euler's method."""
+    """DiTTransformer2DModel with Euler's method."""
 
     def __init__(self, config: ModelConfig) -> None:
         import torch
@@ -43,7 +43,7 @@ class DiT:
         ).eval()
 
     def generate(self, labels: Sequence[int], steps: int, guidance: float) -> Any:
-        """Latents of images that share their settings: [B, C, H, W]."""
+        """Latents [B, C, H, W] of images with equal settings."""
         torch = self.torch
         with torch.inference_mode():
             z = torch.randn(len(labels), *self.shape)
@@ -62,7 +62,7 @@ class DiT:
 
 
 def batches(bodies: Sequence[Body], size: int) -> list[list[Body]]:
-    """Requests of equal settings in batches of at most `size`."""
+    """Batches of at most `size` requests with equal settings."""
 
     def settings(body: Body) -> tuple[int, float]:
         return body["steps"], body["guidance"]
@@ -79,7 +79,7 @@ def images_per_second(dit: DiT, bodies: Sequence[Body], size: int) -> float:
 
 
 def measure(config: ModelConfig, seconds: float) -> dict[str, Any]:
-    """The best batch size's images a second over the mix of the benchmark, and the latency of one of 25 steps."""
+    """Images/s of the best batch size over the benchmark's mix, and the latency of one image of 25 steps."""
     dit = DiT(config)
     dit.generate([1], 10, GUIDANCE)
     latencies: list[float] = []

@@ -1,12 +1,11 @@
-"""python -m benchmarks.serving.scaling [--step-ms 20] [--rows 32]: how many devices for N images a second.
+"""The number of devices for N images/s: python -m benchmarks.serving.scaling [--step-ms 20] [--rows 32].
 
-Simulates batchers on a simulated accelerator in virtual time: the rules are those of the real Batcher, whose `tick` is
-called here instead of by its thread, and the clock goes by what the accelerator says that a call takes. Requests come
-at random times, with the steps and the guidance of the other measurements; each goes to the batcher with the least
-under way, as the front before Triton chooses. Prints Markdown. Network, front and Triton cost nothing here;
-docs/scaling.md adds what was measured of them.
+A simulation in virtual time of real Batchers on simulated accelerators: `tick` is called here instead of by the thread,
+and each call advances the clock by the accelerator's time. Requests arrive at random, with the steps and guidance of
+the other benchmarks; each goes to the batcher with the fewest requests in flight, as in the front before Triton. Prints
+Markdown. Network, front and Triton take no time here; docs/scaling.md adds measurements of them.
 
-With --batcher it measures instead how many rows a second one batcher's thread carries when its engine takes no time.
+With --batcher it measures instead the rows/s of one batcher's thread with an engine that takes no time.
 """
 
 import argparse
@@ -31,15 +30,15 @@ from dsd_serve.config import PRESETS
 from dsd_serve.rows import Array, Decode, Denoise, Row
 
 LOADS = (0.5, 0.8, 0.95)  # of the capacity
-SECONDS = 120.0  # that the simulation covers
-WARMUP = 20.0  # of them do not count
+SECONDS = 120.0  # simulated time
+WARMUP = 20.0  # seconds at the start that do not count
 CONFIG = PRESETS["demo"]
 Z = np.zeros(CONFIG.latent_shape, np.float32)
 STEP, GUIDED_STEP, END = [Denoise(Z, 0.5, 0)], [Denoise(Z, 0.5, 0)] * 2, [Decode(Z)]
 
 
 class Timed(SimulatedEngine):
-    """Gives outputs at once, and notes how long the call would have taken."""
+    """Returns outputs at once, and records how long the call would have taken."""
 
     taken = 0.0
 
@@ -65,18 +64,18 @@ def program(body: Body) -> Generator[list[Row], list[Array], None]:
 
 @dataclass
 class Device:
-    """One accelerator with its batcher. free_at: when its call ends; under_way: requests that it has."""
+    """One accelerator with its batcher. free_at: end of its current call. in_flight: its number of requests."""
 
     engine: Timed
     batcher: Stepped
     free_at: float = 0.0
-    under_way: int = 0
-    ending: list[tuple[float, bool]] = field(default_factory=list)  # due, short: of those that end with this call
+    in_flight: int = 0
+    ending: list[tuple[float, bool]] = field(default_factory=list)  # (due, short) of requests that end with this call
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Latencies in seconds, of all requests and of the short ones; images a second; the mean of rows in a call."""
+    """Latencies in seconds, of all requests and of short ones; rate: images/s; rows: mean per call."""
 
     latencies: Array
     short: Array
@@ -85,7 +84,7 @@ class Outcome:
 
 
 def simulate(devices: int, rate: float, step_seconds: float, rows: int, seconds: float = SECONDS) -> Outcome:
-    """Poisson arrivals of `rate` requests a second at that many devices."""
+    """Simulate Poisson arrivals of `rate` requests/s at this number of devices."""
     pool = [new_device(step_seconds, rows) for _ in range(devices)]
     events: list[tuple[float, int, int]] = []  # time, order, the device whose call ends, or -1 for an arrival
     order = itertools.count()
@@ -94,16 +93,16 @@ def simulate(devices: int, rate: float, step_seconds: float, rows: int, seconds:
     done: list[tuple[float, float, bool]] = []  # due, latency, short
     while arrival is not None or events:
         if arrival is not None and (not events or arrival.at <= events[0][0]):
-            now, chosen = arrival.at, min(pool, key=lambda device: device.under_way)
+            now, chosen = arrival.at, min(pool, key=lambda device: device.in_flight)
             submit(chosen, arrival.at, arrival.body)
             arrival = next(coming, None)
         else:
             now, _, number = heapq.heappop(events)
             chosen = pool[number]
             done += [(due, now - due, short) for due, short in chosen.ending]
-            chosen.under_way -= len(chosen.ending)
+            chosen.in_flight -= len(chosen.ending)
             chosen.ending.clear()
-        if chosen.under_way and chosen.free_at <= now:
+        if chosen.in_flight and chosen.free_at <= now:
             chosen.batcher.tick()
             chosen.free_at = now + chosen.engine.taken
             heapq.heappush(events, (chosen.free_at, next(order), pool.index(chosen)))
@@ -128,12 +127,12 @@ def submit(device: Device, due: float, body: Body) -> None:
     def ended(_: "Future[Any]") -> None:
         device.ending.append((due, body["steps"] == SHORT))
 
-    device.under_way += 1
+    device.in_flight += 1
     device.batcher.submit(program(body)).future.add_done_callback(ended)
 
 
 def capacity(step_seconds: float, rows: int) -> float:
-    """Images a second of one device that is never idle and whose calls are full."""
+    """Images/s of one device that is never idle and whose calls are full."""
     bodies = [arrival.body for arrival in arrivals(60, 1, range(10))]
     mean = np.mean([sum(map(len, rows_of)) for rows_of in (list(program(body)) for body in bodies)])
     return rows / step_seconds / float(mean)
@@ -142,8 +141,8 @@ def capacity(step_seconds: float, rows: int) -> float:
 def table(step_seconds: float, rows: int, numbers: Sequence[int], seconds: float) -> str:
     one = capacity(step_seconds, rows)
     lines = [
-        f"A call takes {1000 * step_seconds:g} ms for up to {rows} rows; full calls alone would be {one:.1f} images/s "
-        f"a device; {seconds:g} s simulated, the first {WARMUP:g} s do not count.",
+        f"A call takes {1000 * step_seconds:g} ms for up to {rows} rows; full calls alone would give {one:.1f} "
+        f"images/s per device; {seconds:g} s simulated, the first {WARMUP:g} s do not count.",
         "",
     ]
     measured = []
@@ -155,12 +154,12 @@ def table(step_seconds: float, rows: int, numbers: Sequence[int], seconds: float
             times = [f"{value:.2f}" for value in (p50, p95, np.percentile(outcome.short, 95))]
             rates = [f"{offered:.0f}", f"{outcome.rate:.0f}"]
             measured.append([str(number), f"{load:.0%}", *rates, *times, f"{outcome.rows:.1f}"])
-    header = ["devices", "load", "offered, images/s", "done, images/s", "p50, s", "p95, s", "short ones: p95, s"]
-    return "\n".join([*lines, *tables.table([*header, "rows a call"], measured)])
+    header = ["devices", "load", "offered, images/s", "done, images/s", "p50, s", "p95, s", "10 steps: p95, s"]
+    return "\n".join([*lines, *tables.table([*header, "rows per call"], measured)])
 
 
 def needed(step_seconds: float, rows: int, rates: Sequence[float], limit: float, seconds: float) -> str:
-    """The fewest devices for each rate at which 95 % of the requests take at most `limit` seconds."""
+    """For each rate, the fewest devices at which 95 % of the requests take at most `limit` seconds."""
     measured = []
     for rate in rates:
         for number in itertools.count(math.ceil(rate / capacity(step_seconds, rows))):
@@ -170,12 +169,12 @@ def needed(step_seconds: float, rows: int, rates: Sequence[float], limit: float,
                 measured.append([f"{rate:g}", str(number), f"{p50:.2f}", f"{p95:.2f}"])
                 break
             if number > 4 * rate:
-                raise SystemExit(f"scaling: no number of devices keeps a p95 of {limit:g} s; ask for a higher --p95")
+                raise SystemExit(f"scaling: no number of devices keeps a p95 of {limit:g} s; raise --p95")
     return "\n".join(tables.table(["images/s", f"devices for a p95 of {limit:g} s", "p50, s", "p95, s"], measured))
 
 
 class Instant(SimulatedEngine):
-    """Outputs of the right shapes, made once."""
+    """An engine that takes no time: constant outputs of the right shapes."""
 
     def run(self, rows: Sequence[Row]) -> list[Array]:
         return [self.pixels if isinstance(row, Decode) else self.latents for row in rows]
@@ -190,7 +189,7 @@ class Instant(SimulatedEngine):
 
 
 def batcher_rate(preset: str, rows: int, seconds: float) -> float:
-    """Rows a second of a real batcher, samplers included, whose engine takes no time; twice `rows` programs run."""
+    """Rows/s of a real batcher with samplers and an engine that takes no time; twice `rows` programs run."""
     config = PRESETS[preset]
     batcher = Batcher(Instant(config), budget=rows, max_waiting=1000)
     bodies = requests(range(10))
@@ -207,13 +206,15 @@ def batcher_rate(preset: str, rows: int, seconds: float) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving.scaling", description=__doc__.split("\n")[0])
-    parser.add_argument("--step-ms", type=float, default=1000 * STEP_SECONDS, help="of a call (default 20)")
-    parser.add_argument("--rows", type=int, default=FLAT_ROWS, help="that a call takes in that time (default 32)")
-    parser.add_argument("--devices", type=int, nargs="+", default=[1, 2, 4, 8], help="(default 1 2 4 8)")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="to simulate (default 120)")
+    parser.add_argument("--step-ms", type=float, default=1000 * STEP_SECONDS, help="duration of a call (default 20)")
+    parser.add_argument("--rows", type=int, default=FLAT_ROWS, help="rows per call of that duration (default 32)")
+    parser.add_argument(
+        "--devices", type=int, nargs="+", default=[1, 2, 4, 8], help="numbers of devices (default 1 2 4 8)"
+    )
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="simulated time (default 120)")
     parser.add_argument("--rates", type=float, nargs="+", default=[10, 25, 50, 100, 200], help="images/s to plan for")
-    parser.add_argument("--p95", type=float, help="seconds for these (default: 65 calls; 50 steps take 51)")
-    parser.add_argument("--batcher", action="store_true", help="measure what one batcher carries")
+    parser.add_argument("--p95", type=float, help="limit in seconds for --rates (default: 65 calls; 50 steps take 51)")
+    parser.add_argument("--batcher", action="store_true", help="measure the rate of one batcher")
     options = parser.parse_args()
     if options.batcher:
         for preset in ("demo", "dsd-b"):

@@ -1,4 +1,4 @@
-"""A simulated accelerator: what step batching does where a batch costs no more than a row."""
+"""A simulated accelerator, on which a batch takes as long as one row, up to a limit."""
 
 import time
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ FLAT_ROWS = 32
 class SimulatedEngine:
     """An engine whose call takes `step_seconds` up to `flat_rows` rows and proportionally longer above.
 
-    The caller sleeps meanwhile, as it would wait for a device, so the processor is free for the server. Outputs have
-    the right shapes and types and depend on their own row alone, but they are arithmetic, not a network's.
+    The caller sleeps meanwhile, as if waiting for a device, so the processor is free for the server. Outputs have the
+    right shapes and types and depend on their own row only; they come from simple arithmetic, not from a network.
     """
 
     def __init__(self, config: ModelConfig, *, step_seconds: float = STEP_SECONDS, flat_rows: int = FLAT_ROWS) -> None:

@@ -1,4 +1,4 @@
-"""Results -> Markdown, and the section of a document that they replace."""
+"""Results as Markdown, and the section of a document that holds them."""
 
 import math
 import os
@@ -17,10 +17,10 @@ PACKAGES = ("onnxruntime", "torch", "diffusers", "litserve", "fastapi", "uvicorn
 
 @dataclass
 class Result:
-    """What was measured of a contestant. Rates in images a second, times in seconds.
+    """The measurements of a contestant. Rates in images/s, times in seconds.
 
-    loads: fraction of the reference capacity -> summary; a fraction above one that was not sustained is left out.
-    highest: the highest load that was sustained.
+    offline: saturated throughput. single: latency of one request alone. loads: fraction of the reference capacity ->
+    summary, up to the first fraction that was not sustained. highest: the highest sustained load.
     """
 
     label: str
@@ -39,13 +39,13 @@ def describe_machine() -> str:
 
 
 def describe_versions() -> str:
-    found = [f"CPython {platform.python_version()}"]
+    versions = [f"CPython {platform.python_version()}"]
     for package in PACKAGES:
         try:
-            found.append(f"{package} {version(package)}")
+            versions.append(f"{package} {version(package)}")
         except PackageNotFoundError:
-            found.append(f"no {package}")
-    return ", ".join(found)
+            versions.append(f"no {package}")
+    return ", ".join(versions)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -78,7 +78,7 @@ def load_table(fraction: float, capacity: float, results: Sequence[Result]) -> l
         kept = "yes" if s.sustained else "no"
         rows.append([r.label, per_second(s.throughput), *map(milliseconds, times), f"{s.lost} of {s.offered}", kept])
     head = ["", "images/s", "p50", "p95", "p99", "10 steps: p50", "p95", "p99", "lost", "sustained"]
-    title = f"**{fraction:.0%} load: {fraction * capacity:.1f} requests a second**, latencies in ms"
+    title = f"**{fraction:.0%} load: {fraction * capacity:.1f} requests/s**, latencies in ms"
     return [title, "", *table(head, rows)]
 
 
@@ -93,7 +93,7 @@ def sustained_table(capacity: float, results: Sequence[Result]) -> list[str]:
 
 
 def comparison(results: Sequence[Result]) -> list[str]:
-    """Ours, the first, against each of the others, in sentences."""
+    """A sentence for each other contestant: ours, the first, relative to it."""
     ours, lines = results[0], []
     for peer in results[1:]:
         facts = [f"throughput {ratio(ours.offline, peer.offline)}"]
@@ -118,7 +118,7 @@ def ratio(a: float, b: float) -> str:
 
 def section(about: Mapping[str, str], capacity: float, results: Sequence[Result], tried: Sequence[tuple[str, float]],
             reference: Mapping[str, Any] | None) -> str:  # fmt: skip
-    """The measurements of one run as Markdown. results: ours first."""
+    """The report of one run in Markdown. results: ours first. tried: rates of configurations that were dropped."""
     lines = [f"- {key}: {value}" for key, value in about.items()]
     lines += ["", *offline_table(results, tried), ""]
     if reference:
@@ -137,7 +137,7 @@ def section(about: Mapping[str, str], capacity: float, results: Sequence[Result]
 
 
 def replace_section(path: Path, name: str, body: str) -> None:
-    """Put `body` between the marker comments `name` of a document; at its end where it has none."""
+    """Put `body` between the marker comments `name` of a document, or at its end if it has none."""
     begin, end = f"<!-- serving:{name} -->", f"<!-- /serving:{name} -->"
     text = path.read_text() if path.exists() else ""
     if begin in text and end in text:

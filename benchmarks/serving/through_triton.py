@@ -1,10 +1,10 @@
-"""python -m benchmarks.serving.through_triton [--requests 10000] [--seconds 10]: what Triton costs on the same machine.
+"""The overhead of Triton on the same machine: python -m benchmarks.serving.through_triton [--requests 10000].
 
-1. Takes turns, each time in fresh processes: the embedded server; the same front before Triton. Images a second with 60
-   clients and the mixed load of the other measurements, and the median of single requests.
-2. Sends many short requests, of all kinds that the front has, through Triton; is the memory of front, Triton and its
-   backend flat within 5 % after a tenth of them? The embedded server gets a fifth as many, to compare processor time.
-Exits with 1 when memory is not. All run on this machine, the clients too.
+1. In turns, in fresh processes: the embedded server, and the same front before Triton. Images/s with 60 clients and the
+   mixed load of the other benchmarks, and the median latency of single requests.
+2. Many short requests of all kinds through Triton: after a tenth of them, the memory of front, Triton and its backend
+   must stay level within 5 %. The embedded server handles a fifth as many, to compare processor time.
+Exits with 1 if memory grows. Everything runs on this machine, including the clients.
 """
 
 import argparse
@@ -39,7 +39,7 @@ async def until_ready(url: str) -> None:
 
 
 def rate_and_latency(arguments: list[str], seconds: float) -> tuple[float, Single]:
-    """Of a dsd-serve process with these arguments."""
+    """Images/s and latencies of a dsd-serve process with these arguments."""
     process, url = start(arguments)
     try:
         asyncio.run(until_ready(url))
@@ -66,7 +66,7 @@ def compare(repository: Path, seconds: float) -> None:
 
 
 async def flood(url: str, count: int, pids: dict[str, int]) -> dict[str, list[float]]:
-    """Send `count` requests; the memory of the processes in MB, fifty times on the way."""
+    """Send `count` requests; returns fifty samples of the memory of each process, in MB."""
     memory: dict[str, list[float]] = {name: [] for name in pids}
     numbers = iter(range(count))
     every = max(1, count // 50)
@@ -83,21 +83,21 @@ async def flood(url: str, count: int, pids: dict[str, int]) -> dict[str, list[fl
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         await asyncio.gather(*(client(session) for _ in range(CLIENTS)))
     seconds = time.perf_counter() - began
-    print(f"{count} requests in {seconds:.0f} s, {count / seconds:.0f} a second, all answered with 200", flush=True)
+    print(f"{count} requests in {seconds:.0f} s, {count / seconds:.0f}/s, all answered with 200", flush=True)
     spent = {name: cpu_seconds(pid) - before[name] for name, pid in pids.items()}
-    told = ", ".join(f"{name} {1000 * spent[name] / count:.2f}" for name in pids)
-    print(f"processor time of a request in ms: {told}", flush=True)
+    per_request = ", ".join(f"{name} {1000 * spent[name] / count:.2f}" for name in pids)
+    print(f"processor time per request in ms: {per_request}", flush=True)
     return memory
 
 
 def cpu_seconds(pid: int) -> float:
-    """Processor time that a process has taken."""
+    """Processor time of a process so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def send(session: aiohttp.ClientSession, url: str, number: int) -> None:
-    """One of four kinds: generate, generate with previews, encode, reconstruct."""
+    """Send one request, of four kinds in turn: generate, generate with previews, encode, reconstruct."""
     query = {"class": "207", "seed": str(number), "steps": "2", "sampler": "euler"}
     kind = number % 4
     if kind < 2:
@@ -112,7 +112,7 @@ async def send(session: aiohttp.ClientSession, url: str, number: int) -> None:
 
 
 def embedded_for_comparison(count: int) -> None:
-    """What the embedded server takes for the same requests."""
+    """Print the processor time of the embedded server for the same kinds of requests."""
     process, url = start([])
     try:
         asyncio.run(flood(url, count, {"embedded server": process.pid}))
@@ -122,7 +122,7 @@ def embedded_for_comparison(count: int) -> None:
 
 
 def endure(repository: Path, count: int) -> bool:
-    """Whether memory stays flat."""
+    """Whether memory stays level."""
     with TritonServer(repository, repository.with_name("log")) as triton:
         process, url = start(["--triton", triton.grpc])
         try:
@@ -148,8 +148,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.serving.through_triton", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("--requests", type=int, default=10_000, help="of the second part, 0 for none (default 10000)")
-    parser.add_argument("--seconds", type=float, default=10, help="of each rate, 0 for none (default 10)")
+    parser.add_argument(
+        "--requests", type=int, default=10_000, help="requests of the second part, 0 to skip it (default 10000)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=10, help="duration of each rate, 0 to skip the first part (default 10)"
+    )
     options = parser.parse_args()
     try:
         with tempfile.TemporaryDirectory() as folder:

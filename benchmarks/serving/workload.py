@@ -1,4 +1,4 @@
-"""The requests of the benchmark: their mix, and when they arrive. Seeded, so that all contestants get the same."""
+"""The requests of the benchmark, their mix and arrival times, seeded so that all contestants get the same."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ Body = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Arrival:
-    """A request and the second at which it is sent."""
+    """A request and the time at which it is due, in seconds."""
 
     at: float
     body: Body
@@ -34,7 +34,7 @@ def request(class_: int, number: int, steps: int, guidance: float) -> Body:
 
 
 def requests(classes: Sequence[int], seed: int = 0) -> Iterator[Body]:
-    """Endless requests: all steps equally often, 30 % guided, exactly so in every 60 and in random order there."""
+    """Endless requests: every 60 hold all steps equally often and 30 % guided ones, in random order."""
     rng = np.random.default_rng([seed, 0])
     for number in itertools.count():
         if number % len(KINDS) == 0:
@@ -44,17 +44,17 @@ def requests(classes: Sequence[int], seed: int = 0) -> Iterator[Body]:
 
 
 def arrivals(rate: float, seconds: float, classes: Sequence[int], seed: int = 0) -> list[Arrival]:
-    """Poisson arrivals of `rate` requests a second, given that their number is the expected one, in order.
+    """Poisson arrivals of `rate` requests/s, conditioned on the expected number of them, in order.
 
-    Given their number, the times of a Poisson process are independent and uniform. Fixing the number makes the offered
-    load of a short run the one that was asked for; the bursts stay.
+    Given their number, the times of a Poisson process are independent and uniform. With a fixed number a short run
+    offers exactly the nominal load, with the usual bursts.
     """
     times = np.sort(np.random.default_rng([seed, 1]).uniform(0, seconds, round(rate * seconds)))
     return [Arrival(float(at), body) for at, body in zip(times, requests(classes, seed), strict=False)]
 
 
 def program(config: ModelConfig, body: Body) -> Program:
-    """The program that a request asks for; what the servers of the others run."""
+    """The program of a request, as the other servers run it."""
     params = SamplingParams(
         seed=body["seed"], num_steps=body["steps"], sampler=body["sampler"], guidance_scale=body["guidance"]
     )

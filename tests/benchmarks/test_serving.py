@@ -165,7 +165,7 @@ def test_a_server_that_does_not_start_is_a_sentence(tmp_path):
 
 def test_wrong_flags_are_sentences():
     for flags, words in (
-        (["--contestants", "diffusers"], "name at least one server"),
+        (["--contestants", "diffusers"], "name at least one server too"),
         (["--seconds", "0"], "--seconds must be 1 or more"),
         (["--loads", "0"], "--loads must be above 0"),
     ):

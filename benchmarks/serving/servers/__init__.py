@@ -1,6 +1,6 @@
-"""The contestants, each a program: python -m benchmarks.serving.servers.NAME --port P --model DIR [--simulated].
+"""The contestants as programs: python -m benchmarks.serving.servers.NAME --port P --model DIR [--simulated].
 
-All of them answer POST /generate with a PNG, for the same JSON body.
+Each answers POST /generate, with the same JSON body, with a PNG.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What one writes first: FastAPI, torch in eager mode, a lock, one request at a time."""
+"""A minimal server: FastAPI, eager torch, a lock, one request at a time."""
 
 import asyncio
 from typing import Any

@@ -1,8 +1,7 @@
-"""LitServe with request-level batching: whole requests form a batch, and the next batch waits for its last step.
+"""LitServe with request-level batching: a batch of whole requests runs to its end before the next one starts.
 
-LitServe's batched loop calls `predict` with the batch and sends the answers when it returns, so a short request is
-answered with the longest of its batch. Images that are finished drop out of the calls of the engine, which is more
-than a pipeline of diffusers does for its batch.
+LitServe calls `predict` with the batch and sends the answers when it returns, so a short request waits for the longest
+of its batch. Finished images drop out of the engine's calls, which is better than the batches of a diffusers pipeline.
 """
 
 from pathlib import Path
@@ -27,7 +26,7 @@ class GenerateAPI(litserve.LitAPI):
         self.engine = engine_of("onnx", self.model, self.simulated)
 
     def predict(self, batch: Any) -> Any:
-        """A list of bodies -> a list of images; one of each where max_batch_size is 1."""
+        """A list of bodies -> a list of images; a single body -> an image if max_batch_size is 1."""
         bodies: list[Body] = batch if isinstance(batch, list) else [batch]
         images = run_all(self.engine, [program(self.engine.config, body) for body in bodies])
         return images if isinstance(batch, list) else images[0]
