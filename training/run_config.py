@@ -1,6 +1,6 @@
 """The training configuration: strict pydantic models, read from TOML and overridden from the command line.
 
-Of every value the comment says whether the paper (arXiv 2511.14716) states it or we chose it.
+The comment at each value says whether the paper (arXiv 2511.14716) states it or we chose it.
 """
 
 import tomllib
@@ -117,7 +117,7 @@ class LossSection(Section):
     pyramid_weight: NonNegativeFloat = 0.0  # ours: l1 of every band of a Laplacian pyramid; needs no network
     estimate_weight: NonNegativeFloat = 0.0  # l1 and pyramid of decoded clean estimates, weighted by t (after SpeeDiff)
     estimate_every: PositiveInt = 4  # ... of one draw in so many
-    lpips_weight: NonNegativeFloat = 0.0  # UNITE: 1.0 beside an l1 of weight 1, of images in [0, 1]; its weights are in
+    lpips_weight: NonNegativeFloat = 0.0  # UNITE: 1.0 with an l1 of weight 1, of images in [0, 1]; its weights are in
     lpips_file: str = ""  # a safetensors file that you have, see training/teachers.py; nothing is downloaded
     alignment_weight: NonNegativeFloat = 0.25  # stated: ViT layer alignment; ours: of denoise rows to the EMA encoder
     alignment_layer: int = 0  # 1 is the first block; 0: the middle one
@@ -229,7 +229,7 @@ def sentence(item: Any) -> str:
     """One error of pydantic as text: the key, its rule and the value."""
     if item["type"] == "value_error":
         return str(item["ctx"]["error"])  # the validators above write whole sentences
-    *sections, key = (part for part in item["loc"] if isinstance(part, str))  # without the index in a list
+    *sections, key = (part for part in item["loc"] if isinstance(part, str))  # without list indices
     model: Any = TrainConfig
     for name in sections:
         model = model.model_fields[name].annotation

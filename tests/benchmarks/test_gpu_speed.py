@@ -5,19 +5,19 @@ import pytest
 from benchmarks.gpu_speed import main
 
 
-def test_engines_are_measured_and_those_that_are_not_there_are_named(tiny_dir, tmp_path, capsys):
+def test_engines_are_measured_and_missing_ones_are_named(tiny_dir, tmp_path, capsys):
     engines = ["--engines", "tensorrt", "onnx", "torch"]
     main([str(tiny_dir), "--device", "cpu", "--precision", "fp32", "--rows", "1", "3", *engines, "-o", str(tmp_path)])
-    found = json.loads((tmp_path / "speed.json").read_text())["precisions"]["fp32"]
-    assert set(found["ms"]) == {"onnx", "torch"}
-    assert all(set(row) == {"1", "3"} and min(row.values()) > 0 for row in found["ms"].values())
-    assert "no TensorRT plan" in found["absent"]["tensorrt"]
+    results = json.loads((tmp_path / "speed.json").read_text())["precisions"]["fp32"]
+    assert set(results["ms"]) == {"onnx", "torch"}
+    assert all(set(row) == {"1", "3"} and min(row.values()) > 0 for row in results["ms"].values())
+    assert "no TensorRT plan" in results["absent"]["tensorrt"]
     text = (tmp_path / "speed.md").read_text()
     assert text.strip() == capsys.readouterr().out.strip()
     assert "Not measured: tensorrt: " in text
 
 
-def test_a_device_that_is_not_there_is_a_sentence(tiny_dir, tmp_path):
+def test_a_missing_device_gets_a_sentence(tiny_dir, tmp_path):
     with pytest.raises(SystemExit, match=r"benchmarks.gpu_speed: "):
         main([str(tiny_dir), "--device", "nothing", "--precision", "fp32", "-o", str(tmp_path)])
     assert not list(tmp_path.iterdir())

@@ -47,7 +47,7 @@ def test_the_simulated_engine_takes_its_time_and_outputs_depend_on_their_row_alo
     assert len({output.tobytes() for output in outputs[:6]}) == 6
 
 
-def test_the_row_budget_of_the_simulated_engine_is_where_it_stops_to_be_flat(config):
+def test_the_row_budget_of_the_simulated_engine_is_its_flat_range(config):
     assert measure_budget(SimulatedEngine(config, step_seconds=0.02, flat_rows=8))[0] == 8
 
 
@@ -61,7 +61,7 @@ def test_programs_run_on_the_simulated_engine_alone_and_together(config):
     assert run(engine, reconstruct(sample_image(1, 0, config.image_size))).shape == config.pixel_shape
 
 
-def test_requests_are_seeded_and_mixed_as_they_say():
+def test_requests_are_seeded_and_have_their_mix():
     bodies = list(islice(requests(CLASSES, seed=4), 600))
     assert bodies == list(islice(requests(CLASSES, seed=4), 600))
     assert bodies != list(islice(requests(CLASSES, seed=5), 600))
@@ -150,20 +150,20 @@ def test_our_server_on_the_simulated_engine_answers_all_of_a_short_run(demo_dir)
         busy = running.measure("closed", 1.0, 0.5, clients=32)
     assert (summary.completed, summary.refused, summary.unfinished) == (summary.offered, 0, 0)
     assert summary.offered >= 10
-    # Ten steps and the decoding, of 20 ms each, whatever runs beside them; waiting for a tick and HTTP come on top.
+    # Ten steps and the decoding, of 20 ms each, at any load; waiting for a tick and HTTP are added.
     assert 0.2 <= summary.short_p50 < 0.5
     assert 0.5 <= alone["p50"] < 0.8
-    assert 3 / alone["p50"] < busy["rate"] < 60  # no more than the engine can
+    assert 3 / alone["p50"] < busy["rate"] < 60  # at most the rate of the engine
     assert running.process.poll() is not None
 
 
-def test_a_server_that_does_not_start_is_a_sentence(tmp_path):
+def test_a_server_that_does_not_start_gets_a_sentence(tmp_path):
     with pytest.raises(BenchError, match="ours did not start") as error:
         Running(Contestant("ours", "ours", 8), tmp_path, True, CLASSES)
     assert "config.json" in str(error.value)
 
 
-def test_wrong_flags_are_sentences():
+def test_wrong_flags_get_a_sentence():
     for flags, words in (
         (["--contestants", "diffusers"], "name at least one server too"),
         (["--seconds", "0"], "--seconds must be 1 or more"),

@@ -1,4 +1,4 @@
-"""The collapse study runs, and its result is the one that the README tells; the long one is `make study`."""
+"""A short collapse study, and the committed results; the long one is `make study`."""
 
 import json
 
@@ -10,7 +10,7 @@ from tests.support.data import ROOT, train_arguments
 
 
 @pytest.mark.slow
-def test_the_study_writes_a_picture_and_numbers(image_folder, tmp_path, capsys):
+def test_the_study_writes_a_figure_and_numbers(image_folder, tmp_path, capsys):
     short = [o for o in train_arguments(image_folder) if not o.startswith(("data.path", "data.validation"))]
     validation = f"data.validation={image_folder}"
     arguments = [
@@ -32,7 +32,7 @@ def test_the_study_writes_a_picture_and_numbers(image_folder, tmp_path, capsys):
         assert all(run["steps"] == [0, 2, 4] and len(run["effective_rank"]) == len(run["psnr"]) == 3 for run in runs)
     first = {name: [(run["effective_rank"][0], run["psnr"][0]) for run in runs] for name, runs in results.items()}
     assert first["naive"] == first["stop_gradient"] == first["dsd"], "all start from the same network"
-    assert first["dsd"][0] != first["dsd"][1], "which is another one for each seed"
+    assert first["dsd"][0] != first["dsd"][1], "each seed has its own"
     assert Image.open(tmp_path / "collapse.png").size[0] > 800
     assert "| dsd |" in capsys.readouterr().out
 

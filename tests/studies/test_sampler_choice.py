@@ -1,4 +1,4 @@
-"""The sampler study in small, on a real model; the long one is `make samplers`."""
+"""A short sampler study on a real model; the long one is `make samplers`."""
 
 import json
 

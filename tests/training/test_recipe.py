@@ -1,4 +1,4 @@
-"""The switches of the recipe: what each changes, and what is said when its files are missing."""
+"""The effect of each switch of the recipe, and the errors about its files."""
 
 import numpy as np
 import pytest
@@ -50,12 +50,12 @@ def test_a_run_with_muon_resumes_bit_exactly(train_config, tmp_path):
     assert_same(tmp_path / "whole/checkpoint.pt", tmp_path / "part/checkpoint.pt")
 
 
-def test_the_pyramid_is_blind_to_nothing_and_weighs_edges_more_than_l1():
+def test_the_pyramid_sees_all_frequencies_and_weighs_edges_more_than_l1():
     flat = torch.full((1, 3, 16, 16), 0.1)
     checks = 0.1 * (-1.0) ** (torch.arange(16)[:, None] + torch.arange(16)).expand(1, 3, 16, 16)
     zero = torch.zeros_like(flat)
     assert pyramid_distance(flat, flat) == 0
-    # a constant lies in the last of the three bands alone, the finest pattern in the first alone
+    # a constant is only in the last of the three bands, the finest pattern only in the first
     assert float(pyramid_distance(flat, zero)) == pytest.approx(0.1 / 3)
     assert float(pyramid_distance(checks, zero)) == pytest.approx(0.1 / 3)
     ramp = torch.linspace(-0.1, 0.1, 16).expand(1, 3, 16, 16)
@@ -86,7 +86,7 @@ def test_each_switch_adds_its_part_to_the_total():
     perceptual.weight = torch.nn.Parameter(torch.zeros(1))
     objective, (_, more) = step(LossSection(lpips_weight=1, lpips_file="lpips.safetensors"), perceptual=perceptual)
     assert set(more) - set(parts) == {"lpips"}
-    assert objective.state_dict().keys() == plain.state_dict().keys(), "what is frozen is not saved"
+    assert objective.state_dict().keys() == plain.state_dict().keys(), "frozen networks are not saved"
 
 
 def test_pixels_of_the_clean_estimate_teach_decoder_denoiser_and_encoder():
@@ -128,7 +128,7 @@ def test_self_alignment_looks_ahead_and_leaves_the_target_alone():
     assert objective.model.pixel_head.weight.grad is None
 
 
-# Frozen models.
+# Frozen networks.
 
 
 def write_graph(path, prefix_tokens=0, size=32, pooled=False):

@@ -1,4 +1,4 @@
-"""Every field of the configuration: its type, its limits, its words, and the sentences about wrong ones."""
+"""Every field of the configuration: type, limits, allowed words, and the sentences about wrong values."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ FIELDS = [
 
 
 def refusal(section, name, value):
-    """The sentence that refuses this value; it begins with the key and ends with the value."""
+    """The error about this value, which begins with the key and ends with the value."""
     with pytest.raises(ConfigError) as caught:
         TrainConfig.from_dict({section: {name: value}})
     sentence = str(caught.value)
@@ -45,7 +45,7 @@ NEED_FILES = ("lpips_weight", "vision_weight")
 
 
 def test_the_fields_are_of_known_types():
-    """So that the tests below leave none out."""
+    """Guards that the tests below cover all fields."""
     tested = {f"{section}.{name}" for section, name, _ in NUMBERS + WORDS + of_type(bool, str)}
     assert {f"{section}.{name}" for section, name, _ in FIELDS} - tested == {"data.classes", "optim.betas"}
     assert len(NUMBERS) > 40

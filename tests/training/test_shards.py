@@ -1,4 +1,4 @@
-"""Webdataset shards, the order they are read in, and runs over them that are stopped at any moment."""
+"""Webdataset shards, the order in which they are read, and interrupted runs over them."""
 
 import contextlib
 import io
@@ -144,8 +144,8 @@ def record(key, value):
     return f"{length}{text}".encode()
 
 
-PICTURE = write_image(sample_image(1, 1))
-GOOD = member("a.png", PICTURE) + member("a.cls", b"1")
+IMAGE = write_image(sample_image(1, 1))
+GOOD = member("a.png", IMAGE) + member("a.cls", b"1")
 END = bytes(1024)
 SPARSE_10 = [record("GNU.sparse.major", 1), record("GNU.sparse.minor", 0), record("GNU.sparse.name", "a.cls")]
 
@@ -154,10 +154,10 @@ BROKEN = {
     "a negative size that leads back": header("b.png", -(10**6)) + GOOD + END,
     "a size beyond the end": GOOD + header("b.png", 10**6) + END,
     "a size of many octets": GOOD + header("b.png", 2**80) + END,
-    "a size that is no number": GOOD + header("b.png", b"not a number") + END,
-    "a label of megabytes": member("a.png", PICTURE) + member("a.cls", b"1" * 2_000_000) + END,
-    "a label of many digits": member("a.png", PICTURE) + member("a.cls", b"9" * 20) + END,
-    "a label that is no number": member("a.png", PICTURE) + member("a.cls", "٣".encode()) + END,
+    "a size that is not a number": GOOD + header("b.png", b"not a number") + END,
+    "a label of megabytes": member("a.png", IMAGE) + member("a.cls", b"1" * 2_000_000) + END,
+    "a label of many digits": member("a.png", IMAGE) + member("a.cls", b"9" * 20) + END,
+    "a label that is not a number": member("a.png", IMAGE) + member("a.cls", "٣".encode()) + END,
     "a negative size by pax": pax([record("size", -5)]) + GOOD + END,
     "a size by pax that leads back": GOOD + pax([record("size", -1536)]) + member("b.png", b"x") + END,
     "a size by pax beyond the end": pax([record("size", 10**13)]) + GOOD + END,
@@ -205,7 +205,7 @@ def test_links_devices_and_strange_members_are_skipped(tmp_path):
     text = pax([record("path", "größe.txt"), record("mtime", "1.5")]) + member("x", b"read me")
     (tmp_path / "x.tar").write_bytes(
         b"".join(others) + long + member("y", b"") + text + GOOD
-    )  # and no zeros at its end
+    )  # without zeros at its end
     pixels, label = Images(str(tmp_path / "x.tar"), 24)[0]
     assert label == 1 and np.array_equal(pixels.numpy(), sample_image(1, 1))
 
@@ -233,8 +233,8 @@ def test_a_false_or_huge_index_is_rebuilt(tmp_path, caplog):
     file = tmp_path / "x.tar"
     file.write_bytes(GOOD + END)
     stamp = f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}"
-    good = np.array([[512, len(PICTURE), 1]])
-    lies = [
+    good = np.array([[512, len(IMAGE), 1]])
+    forgeries = [
         lambda: np.savez_compressed(tmp_path / INDEX, **{stamp: np.zeros((2_000_000, 3), np.int64)}),
         *(
             lambda table=table: np.savez(tmp_path / INDEX, **{stamp: table})
@@ -250,8 +250,8 @@ def test_a_false_or_huge_index_is_rebuilt(tmp_path, caplog):
             )
         ),
     ]
-    for lie in lies:
-        lie()
+    for forge in forgeries:
+        forge()
         caplog.clear()
         tracemalloc.start()
         images = Images(str(file), 24)
@@ -301,7 +301,7 @@ def streamed(folder):
 
 
 def stop_at_some_moment(process, folder, step, number):
-    """Send a signal a random moment after `step` was logged; the step that the checkpoint is of, and that logged."""
+    """Send a signal a random moment after `step` was logged; returns the steps of the checkpoint and of the log."""
     journal, deadline = folder / "metrics.jsonl", time.monotonic() + 90
     while not journal.exists() or f'"step": {step},' not in journal.read_text():
         assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
@@ -309,7 +309,7 @@ def stop_at_some_moment(process, folder, step, number):
     time.sleep(random.uniform(0, 0.05))
     workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert len(workers) >= 2
-    for pid in [*workers, process.pid]:  # as Ctrl-C, or whoever signals the whole group
+    for pid in [*workers, process.pid]:  # as Ctrl-C does, or a signal to the process group
         os.kill(int(pid), number)
     process.communicate(timeout=60)
     logged = json.loads(journal.read_text().splitlines()[-1])["step"]
@@ -318,7 +318,7 @@ def stop_at_some_moment(process, folder, step, number):
 
 def test_a_streamed_run_stopped_at_any_moment_loses_little_and_ends_the_same(tmp_path):
     """144 images, 8 a step: stops are in the middle of an epoch. kill -9 loses at most the
-    steps since the last save, SIGTERM none, and what comes of it in the end is, to the bit, that of never stopping."""
+    steps since the last save, SIGTERM none, and the final state is bit-exactly that of an uninterrupted run."""
     shards = write_shards(tmp_path / "shards", count=4, each=36)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -27,7 +27,7 @@ from training.train import train
 NETWORK = ModelConfig(image_size=16, patch_size=8, latent_dim=8, hidden_size=32, depth=2, num_heads=2)
 
 
-def test_resuming_equals_never_stopping_to_the_bit(train_config, tmp_path):
+def test_resuming_is_bit_exact(train_config, tmp_path):
     """Also across a border between epochs, with accumulation, masks and all losses."""
     options = ["loss.mask_probability=0.5", "run.eval_every=3", "run.save_every=2", "run.log_every=1", "optim.lr=0.01"]
     train(train_config("optim.steps=12", f"run.dir={tmp_path}/whole", *options))
@@ -61,9 +61,9 @@ def test_sigterm_saves_a_checkpoint_and_exits_with_0(image_folder, tmp_path):
     assert step == json.loads(metrics.read_text().splitlines()[-1])["step"]
 
 
-def test_two_processes_compute_what_one_does_and_one_goes_on_from_them(image_folder, tmp_path):
-    """Two gloo processes have the losses of one with the same global batch, up to the order of sums; so has a run that
-    two begin and one ends."""
+def test_two_processes_compute_the_same_as_one_and_one_resumes_from_them(image_folder, tmp_path):
+    """Two gloo processes have the losses of one with the same global batch, up to the order of sums; so does a run that
+    two processes start and one finishes."""
     common = train_arguments(image_folder, "optim.steps=40", "run.log_every=1", "run.precision=fp32")
     common += ["run.eval_every=1000", "run.save_every=10"]
     alone = launch(1, common, tmp_path / "alone")
@@ -76,7 +76,7 @@ def test_two_processes_compute_what_one_does_and_one_goes_on_from_them(image_fol
     while not journal.exists() or len(journal.read_text().splitlines()) < 8:
         assert pair.poll() is None and time.monotonic() < deadline, pair.stderr.read()
         time.sleep(0.005)
-    pair.terminate()  # torchrun hands it on
+    pair.terminate()  # torchrun forwards it
     _, output = pair.communicate(timeout=60)
     stopped = read_checkpoint(tmp_path / "pair/checkpoint.pt")["step"]
     assert "stopped after step" in output and 7 <= stopped < 40, output[-2000:]
@@ -94,7 +94,7 @@ def test_two_processes_compute_what_one_does_and_one_goes_on_from_them(image_fol
 
 
 def test_processes_that_do_not_share_the_folder_get_a_sentence(image_folder, checkpoint, tmp_path):
-    """As two machines with a disk each, of which one has a checkpoint."""
+    """Like two machines with separate disks, one of which has a checkpoint."""
     for name in ("zero", "one"):
         (tmp_path / name).mkdir()
     (tmp_path / "zero/checkpoint.pt").write_bytes(checkpoint.read_bytes())
@@ -131,7 +131,7 @@ def gradients(objective_name, **changes):
 
 @pytest.mark.parametrize("name", ["dsd", "stop_gradient"])
 def test_the_target_gets_no_gradient(name):
-    """The gradient reaches the encoder through z_t, and through nothing else."""
+    """The gradient reaches the encoder through z_t only."""
     assert gradients(name).abs().max() > 0
     assert gradients(name, gradient_through_z_t=False).abs().max() == 0
     assert gradients(name, gradient_through_z_t=False, ema_target=False).abs().max() == 0
@@ -153,7 +153,7 @@ def test_every_loss_can_be_switched_off():
     assert set(parts) == {"denoise", "reconstruction", "alignment", "representation", "classification"}
 
 
-def test_draws_have_the_distributions_that_they_should():
+def test_the_distributions_of_draws():
     config = LossSection(num_draws=4, mask_probability=0.5, mask_ratio=0.5)
     draws = Draws.make(config, 2000, (4, 8), torch.Generator().manual_seed(0))
     assert draws.t.max() <= 0.999
@@ -198,7 +198,7 @@ def test_an_evaluation_below_a_threshold_warns(train_config, tmp_path):
     assert b"the latents collapse" in events.read_bytes() and b"picture_std_floor" in events.read_bytes()
 
 
-def test_a_run_that_breaks_stops_and_keeps_the_last_good_checkpoint(train_config, tmp_path):
+def test_a_diverging_run_stops_and_keeps_the_last_good_checkpoint(train_config, tmp_path):
     common = [f"run.dir={tmp_path}", "run.eval_every=1000", "run.save_every=4", "run.log_every=1000"]
     train_until(train_config("optim.steps=100", *common), 5)
     before = (tmp_path / "checkpoint.pt").read_bytes()
@@ -206,7 +206,7 @@ def test_a_run_that_breaks_stops_and_keeps_the_last_good_checkpoint(train_config
     with pytest.raises(ConfigError, match=r"not finite at step [67]; .*checkpoint\.pt of step 5 is from before"):
         train(train_config("optim.steps=100", *common, *broken))
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
-    assert train(train_config("optim.steps=8", *common)).step == 8, "and a run goes on from it"
+    assert train(train_config("optim.steps=8", *common)).step == 8, "a run resumes from it"
 
 
 # Data.
@@ -334,7 +334,7 @@ def test_a_missing_device_is_a_sentence(train_config, tmp_path):
 
 
 def test_a_checkpoint_whose_configuration_has_other_keys_is_resumed(checkpoint, train_config, tmp_path):
-    """As one that an earlier version wrote: the current configuration counts, the stored one is a record."""
+    """A checkpoint of an earlier version: the current configuration counts, the stored one is only a record."""
     values = read_checkpoint(checkpoint)
     values["config"] = {"loss": {"forgotten": 1}, "optim": {"steps": "many"}}
     write_checkpoint(tmp_path / "checkpoint.pt", values)

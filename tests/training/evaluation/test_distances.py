@@ -1,4 +1,4 @@
-"""The maths of evaluation against closed forms and against the obvious slow way."""
+"""The metrics of evaluation against closed forms and plain, slow implementations."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def rotation(rng, size):
 
 
 def test_frechet_of_gaussians_that_share_their_axes(rng):
-    """Then the distance is |difference of means|^2 + the squared differences of the spreads."""
+    """The distance is then |difference of means|^2 + the squared differences of the spreads."""
     axes = rotation(rng, 6)
     a, b = rng.uniform(0.1, 3, 6), rng.uniform(0.1, 3, 6)
     mean = rng.standard_normal(6)
@@ -41,20 +41,20 @@ def test_frechet_of_gaussians_in_two_dimensions_that_share_nothing():
     """tr (A B)^(1/2) of 2 x 2 matrices is (tr AB + 2 (det AB)^(1/2))^(1/2)."""
     a, b = np.array([[2.0, 0.7], [0.7, 1.0]]), np.array([[0.5, -0.3], [-0.3, 3.0]])
     cross = np.sqrt(np.trace(a @ b) + 2 * np.sqrt(np.linalg.det(a @ b)))
-    wanted = np.trace(a) + np.trace(b) - 2 * cross
+    expected = np.trace(a) + np.trace(b) - 2 * cross
     zero = np.zeros(2)
-    assert frechet(Moments(zero, a), Moments(zero, b)) == pytest.approx(wanted, rel=1e-12)
-    assert frechet(Moments(zero, b), Moments(zero, a)) == pytest.approx(wanted, rel=1e-12)
+    assert frechet(Moments(zero, a), Moments(zero, b)) == pytest.approx(expected, rel=1e-12)
+    assert frechet(Moments(zero, b), Moments(zero, a)) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("count", [5, 30, 200])
-def test_the_fast_way_for_few_pictures_gives_the_same_distance(rng, count):
+def test_the_fast_distance_of_few_images_is_the_same(rng, count):
     features = rng.standard_normal((count, 40)) * rng.uniform(0.1, 2, 40)
     real = moments(rng.standard_normal((100, 40)) + 0.3)
     assert frechet_to(features, real) == pytest.approx(frechet(moments(features), real), rel=1e-6)
 
 
-def test_kid_is_that_of_its_definition_and_zero_on_average_for_one_distribution(rng):
+def test_kid_follows_its_definition_and_is_zero_on_average_for_one_distribution(rng):
     x, y = rng.standard_normal((6, 8)), rng.standard_normal((5, 8)) + 1
 
     def kernel(a, b):
@@ -73,19 +73,19 @@ def test_precision_and_recall_of_sets_that_are_known():
     near, far = real + np.array([0, 0.5]), real + np.array([0, 1000.0])
     assert precision_recall(near, real) == (1, 1)
     assert precision_recall(far, real) == (0, 0)
-    few = np.concatenate([near[:2]] * 4)  # one corner of the real images: right, but not all that there is
+    few = np.concatenate([near[:2]] * 4)  # one corner of the real images: precise, but not diverse
     precision, recall = precision_recall(few, real)
     assert precision == 1
     assert recall < 0.5
 
 
-def test_class_score_is_the_number_of_classes_that_are_drawn_with_certainty():
+def test_class_score_is_the_number_of_certain_classes():
     certain = np.log(np.eye(5).repeat(3, 0) + 1e-30)
     assert class_score(certain) == pytest.approx(5)
     assert class_score(np.full((7, 5), np.log(0.2))) == pytest.approx(1)
 
 
-def test_ssim_of_equal_pictures_and_of_two_greys(rng):
+def test_ssim_of_equal_images_and_of_two_greys(rng):
     noise = rng.integers(0, 256, (3, 3, 16, 16), np.uint8)
     assert ssim(noise, noise) == pytest.approx(1)
     a, b, c1 = 100.0, 150.0, (0.01 * 255) ** 2
@@ -103,12 +103,12 @@ def test_ssim_of_one_window_is_its_formula(rng):
     var_a, var_b = (weights * (a - mean_a) ** 2).sum(), (weights * (b - mean_b) ** 2).sum()
     both = (weights * (a - mean_a) * (b - mean_b)).sum()
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    wanted = (2 * mean_a * mean_b + c1) * (2 * both + c2)
-    wanted /= (mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2)
-    assert ssim(x.repeat(3, 1), y.repeat(3, 1)) == pytest.approx(wanted, rel=1e-9)
+    expected = (2 * mean_a * mean_b + c1) * (2 * both + c2)
+    expected /= (mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2)
+    assert ssim(x.repeat(3, 1), y.repeat(3, 1)) == pytest.approx(expected, rel=1e-9)
 
 
-def test_blur_keeps_the_mean_and_takes_the_contrast(rng):
+def test_blur_keeps_the_mean_and_lowers_the_contrast(rng):
     pixels = rng.integers(0, 256, (2, 3, 32, 32), np.uint8)
     soft = blur(pixels, 2.0)
     assert soft.dtype == np.uint8
@@ -118,7 +118,7 @@ def test_blur_keeps_the_mean_and_takes_the_contrast(rng):
     assert (blur(np.full((1, 3, 8, 8), 77, np.uint8), 1.0) == 77).all()
 
 
-def test_what_cannot_be_measured_gets_a_sentence():
+def test_wrong_inputs_get_a_sentence():
     one, small = np.zeros((1, 4)), np.zeros((1, 3, 8, 8), np.uint8)
     with pytest.raises(InputError, match="two images or more"):
         moments(one)
