@@ -40,7 +40,7 @@ BYTES = "application/octet-stream"  # who accepts this gets what is offered firs
 # Further types that browsers accept: they list all that they can show, not a preference.
 OF_BROWSERS = ("image/avif", "image/apng", "image/svg+xml", "image/jxl")
 WEIGHT = re.compile(r"(?=\.?[0-9])[0-9]?(\.[0-9]*)?", re.ASCII)
-QUOTES = re.compile(r'(\\.|")', re.DOTALL)  # what begins and ends a quoted string, and what is escaped in it
+QUOTED = re.compile(r'"(\\.|[^"])*"?', re.DOTALL)  # a quoted string, which may hold commas, semicolons and \"
 MAX_ACCEPT = 2000  # characters; browsers send some hundred, and each takes its time
 QUICK_PIXELS = 64 * 64  # up to here encoding takes less than a millisecond, and a thread would cost more than it saves
 
@@ -51,20 +51,6 @@ class ImageWithSettings:
 
     pixels: Pixels
     settings: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class MediaRange:
-    """An entry of an Accept header, like image/*;q=0.5. Parameters other than q are ignored."""
-
-    media: str
-    quality: float
-
-    def specificity(self, media: str) -> int:
-        """How closely this matches a media type: 3 is itself, 2 its kind, 1 all, 0 not at all."""
-        if self.media == media:
-            return 3
-        return {media.partition("/")[0] + "/*": 2, "*/*": 1}.get(self.media, 0)
 
 
 def choose(request: Request, requested: str | None, offered: Mapping[str, str]) -> str:
@@ -81,52 +67,44 @@ def choose(request: Request, requested: str | None, offered: Mapping[str, str]) 
     accept = ", ".join(request.headers.getlist("accept"))
     if len(accept) > MAX_ACCEPT:
         raise HTTPException(406, f"the header Accept must have at most {MAX_ACCEPT:,} characters, got {len(accept):,}")
-    ranges = [MediaRange(first if entry.media == BYTES else entry.media, entry.quality) for entry in accepted(accept)]
-    best = max(offered, key=lambda media: liking(media, ranges))
-    browser = any(entry.media in OF_BROWSERS for entry in ranges)
-    if browser and best == "image/webp" and liking(first, ranges)[0] > 0:
+    ranges = media_ranges(accept)
+    if BYTES in ranges:
+        ranges[first] = max(ranges[BYTES], ranges.get(first, ranges[BYTES]))
+    best = max(offered, key=lambda media: preference(media, ranges))
+    if any(media in ranges for media in OF_BROWSERS) and best == "image/webp" and preference(first, ranges)[0] > 0:
         best = first
-    if liking(best, ranges)[0] == 0:
+    if preference(best, ranges)[0] == 0:
         raise HTTPException(
             406, f"this gives {', '.join(offered)}; the client accepts only {error_responses.cut(accept)}"
         )
     return offered[best]
 
 
-def liking(media: str, ranges: Sequence[MediaRange]) -> tuple[float, int, int]:
-    """Sorts media types by how much a client likes them; the first is 0 for what it does not accept."""
-    matching = [(entry.specificity(media), entry.quality, -place) for place, entry in enumerate(ranges)]
-    specificity, quality, place = max((match for match in matching if match[0]), default=(0, 0.0, 0))
-    return quality, specificity, place
+def preference(media: str, ranges: Mapping[str, tuple[float, int]]) -> tuple[float, int, int]:
+    """Sorts media types by the client's preference: weight, specificity of the range that decides it, and place.
+
+    The weight of a type that the client does not accept is 0.
+    """
+    for specificity, name in ((3, media), (2, media.partition("/")[0] + "/*"), (1, "*/*")):
+        if name in ranges:
+            weight, place = ranges[name]
+            return weight, specificity, place
+    return 0.0, 0, 0
 
 
-def accepted(accept: str) -> list[MediaRange]:
-    """The ranges of an Accept header; one whose weight is not a number is left out, a missing header is */*."""
-    if not accept.strip():
-        return [MediaRange("*/*", 1.0)]
-    ranges = []
-    for entry in split(accept, ","):
-        media, *parameters = (part.strip().lower() for part in split(entry, ";"))
+def media_ranges(accept: str) -> dict[str, tuple[float, int]]:
+    """The media ranges of an Accept header with their weights, 0 to 1, and their places, the first of which is highest.
+
+    A range whose weight is not a number is left out, parameters other than q are ignored, and an empty header is */*.
+    """
+    ranges: dict[str, tuple[float, int]] = {}
+    for place, entry in enumerate(QUOTED.sub('""', accept.strip() or "*/*").lower().split(",")):
+        media, *parameters = (part.strip() for part in entry.split(";"))
+        media = "*/*" if media == "*" else media  # Java sends a single *
         weight = next((value[2:] for value in parameters if value.startswith("q=")), "1")
-        if media and WEIGHT.fullmatch(weight):
-            ranges.append(MediaRange("*/*" if media == "*" else media, min(float(weight), 1.0)))
+        if WEIGHT.fullmatch(weight):
+            ranges[media] = max(ranges.get(media, (0.0, -place)), (min(float(weight), 1.0), -place))
     return ranges
-
-
-def split(text: str, separator: str) -> list[str]:
-    """Parts of a header's value between separators that do not stand in a quoted string."""
-    parts: list[list[str]] = [[]]
-    quoted = False
-    for piece in QUOTES.split(text):
-        if piece == '"':
-            quoted = not quoted
-        if quoted or piece.startswith('"') or separator not in piece:
-            parts[-1].append(piece)
-        else:
-            first, *others = piece.split(separator)
-            parts[-1].append(first)
-            parts += [[other] for other in others]
-    return ["".join(part) for part in parts]
 
 
 TEXT_KIND = "png"  # of images in JSON and events
