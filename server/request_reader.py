@@ -11,14 +11,13 @@ is left when all are read, however long the drawing takes; then it is not counte
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.types import Scope
 
 from dsd_serve.errors import InputError, shown
@@ -27,9 +26,6 @@ from dsd_serve.rows import Pixels
 from dsd_serve.strict_json import read_json
 from server import error_responses
 from server.request_memory import RequestResources, resources_of
-
-if TYPE_CHECKING:
-    from python_multipart.multipart import MultipartCallbacks
 
 Model = TypeVar("Model", bound=BaseModel)
 Read = TypeVar("Read")
@@ -124,95 +120,71 @@ async def read_uploads(
 
 async def read_form(request: Request, files: Sequence[str], fields: Collection[str]) -> Form:
     """Parse a multipart form as it comes in. Nothing is written to disk."""
-    parts = FormParts(files, fields)
-    _, options = parse_options_header(request.headers["content-type"])
+    parser = FormParser(request, files, fields)
     try:
-        parser = MultipartParser(options.get(b"boundary", b""), parts.callbacks())
-        if not options.get(b"boundary"):
-            raise InputError("the form cannot be read: its content-type names no boundary")
-        async for chunk in request.stream():
-            parser.write(chunk)
-    except FormParserError as error:
-        raise InputError(f"the form cannot be read: {str(error)[:200]}") from None
-    if not parts.complete:
+        parts = await parser.parse()
+    except MultiPartException as error:
+        raise InputError(f"the form cannot be read: {str(error.__cause__ or error.message)[:200]}") from None
+    if not parser.complete:
         raise InputError("the form cannot be read: it ends before its closing boundary")
-    form = parts.form()
-    form.held = resources_of(request.scope)
+    form = Form(held=resources_of(request.scope))
+    for sent, value in parts.multi_items():
+        name = sent.removesuffix("[]")
+        if isinstance(value, UploadFile):
+            form.files[name] = await value.read()
+            await value.close()
+        else:
+            form.fields[name] = f"{form.fields[name]},{value}" if name in form.fields else value
     return form
 
 
-class FormParts:
-    """Collects the parts of a form while python-multipart walks it."""
+class FormParser(MultiPartParser):
+    """Starlette's parser, restricted to the named files and text fields. Every file stays in memory.
 
-    def __init__(self, files: Sequence[str], fields: Collection[str]) -> None:
+    Raises InputError from within `parse`, at the first part that is not as described.
+    """
+
+    spool_max_size = 0  # bytes of a file in memory; 0 is no limit, because BodyLimits counts them
+
+    def __init__(self, request: Request, files: Sequence[str], fields: Collection[str]) -> None:
+        super().__init__(request.headers, request.stream())
         self.files, self.fields = files, fields
-        self.parts: dict[str, bytearray] = {}
-        self.header, self.value, self.disposition = b"", b"", b""
-        self.name = ""
+        self.names: set[str] = set()
         self.complete = False
 
-    def callbacks(self) -> "MultipartCallbacks":
-        return {
-            "on_part_begin": self.part_begin,
-            "on_header_field": self.header_field,
-            "on_header_value": self.header_value,
-            "on_header_end": self.header_end,
-            "on_headers_finished": self.headers_finished,
-            "on_part_data": self.part_data,
-            "on_end": self.end,
-        }
-
-    def part_begin(self) -> None:
-        self.header, self.value, self.disposition = b"", b"", b""
-
-    def header_field(self, data: bytes, start: int, end: int) -> None:
-        self.header += data[start:end]
-
-    def header_value(self, data: bytes, start: int, end: int) -> None:
-        self.value += data[start:end]
-
-    def header_end(self) -> None:
-        if self.header.lower() == b"content-disposition":
-            self.disposition = self.value
-        self.header, self.value = b"", b""
-
-    def headers_finished(self) -> None:
-        _, options = parse_options_header(self.disposition)
-        sent = options.get(b"name", b"").decode(errors="replace")
-        self.name = sent.removesuffix("[]")  # as some clients write the items of a list
-        if self.name not in self.files and self.name not in self.fields:
+    def on_headers_finished(self) -> None:
+        super().on_headers_finished()
+        part = self._current_part
+        name = part.field_name.removesuffix("[]")  # as some clients write the items of a list
+        if name not in self.files and name not in self.fields:
             known = ", ".join([*self.files, *self.fields])
-            raise InputError(f"there is no field {shown(self.name)} in this form; it has the file {known}")
-        if self.name in self.parts and self.name in self.fields and self.name != sent:
-            self.parts[self.name] += b","  # the items of a list in one text
+            raise InputError(f"there is no field {shown(name)} in this form; it has the file {known}")
+        if name in self.names and (name in self.files or name == part.field_name):
+            raise InputError(f"the form has the field {name} twice; it takes one")
+        if name in self.files and part.file is None:
+            raise InputError(f"the form field {name} must be a file, as curl -F {name}=@FILE sends it")
+        if name in self.fields:
+            part.file = None  # text, even if the client gave it a file name
+        self.names.add(name)
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        super().on_part_data(data, start, end)
+        part = self._current_part
+        if len(part.data) > MAX_FIELD_BYTES:
+            raise InputError(f"the form field {part.field_name} has more than {MAX_FIELD_BYTES} bytes")
+
+    def on_part_end(self) -> None:
+        part = self._current_part
+        if part.file is not None:
+            super().on_part_end()
             return
-        if self.name in self.parts:
-            raise InputError(f"the form has the field {self.name} twice; it takes one")
-        if self.name in self.files and b"filename" not in options:
-            raise InputError(f"the form field {self.name} must be a file, as curl -F {self.name}=@FILE sends it")
-        self.parts[self.name] = bytearray()
+        try:
+            self.items.append((part.field_name, part.data.decode()))  # where Starlette falls back to Latin-1
+        except UnicodeDecodeError:
+            raise InputError(f"the form field {part.field_name} must be text in UTF-8") from None
 
-    def part_data(self, data: bytes, start: int, end: int) -> None:
-        part = self.parts[self.name]
-        part += data[start:end]
-        if self.name in self.fields and len(part) > MAX_FIELD_BYTES:
-            raise InputError(f"the form field {self.name} has more than {MAX_FIELD_BYTES} bytes")
-
-    def end(self) -> None:
+    def on_end(self) -> None:
         self.complete = True
-
-    def form(self) -> Form:
-        form = Form()
-        for name in list(self.parts):
-            data = bytes(self.parts.pop(name))
-            if name in self.files:
-                form.files[name] = data
-                continue
-            try:
-                form.fields[name] = data.decode()
-            except UnicodeDecodeError:
-                raise InputError(f"the form field {name} must be text in UTF-8") from None
-        return form
 
 
 async def read_images(

@@ -87,6 +87,21 @@ def test_files_and_fields_of_a_form(client):
     assert client.post("/edit", files={"image": b"x"}).json() == {"files": {"image": 1}, "fields": {}}
 
 
+def test_texts_of_a_form_are_utf8_and_may_have_file_names(client):
+    part = 'Content-Disposition: form-data; name="{}"; filename="a"'
+    parts = (part.format("image"), b"x"), (part.format("note"), "é".encode())
+    for kind in ("multipart/form-data; boundary=B", "multipart/form-data; boundary=B; charset=latin-1"):
+        sent = hostile.form(*parts, said=kind)
+        answer = client.post("/edit", content=sent.body, headers=sent.headers)
+        assert answer.json() == {"files": {"image": 1}, "fields": {"note": "é"}}
+
+
+def test_files_of_a_form_are_never_written_to_disk(client, monkeypatch):
+    """The limit of the system's temporary files would be reached, or a disk filled, by uploads of others."""
+    monkeypatch.setattr("tempfile.SpooledTemporaryFile.rollover", None)
+    assert client.post("/edit", files={"image": bytes(900_000)}).json()["files"] == {"image": 900_000}
+
+
 def test_a_body_is_the_first_file(client):
     for media in ("image/png", "application/octet-stream", "application/x-www-form-urlencoded", "application/x-npy"):
         answer = client.post("/edit", content=b"xyz", headers={"content-type": media})
