@@ -156,6 +156,8 @@ def wrong_headers() -> Iterator[Upload]:
     for width, height in ((0, 8), (8, 0), (0, 0)):
         yield Upload(f"jpeg of {width} x {height}", with_size(jpeg, width, height))
     yield Upload("jpeg with two frames", jpeg[:place] + jpeg[place : place + 19] + jpeg[place:])
+    second = with_size(jpeg, 8, 8)[place : place + 19]
+    yield Upload("jpeg with a smaller frame behind its scan", jpeg[:-2] + second + jpeg[-2:])
     yield Upload("jpeg of a start and an end", b"\xff\xd8\xff\xd9")
     yield Upload("jpeg of markers", b"\xff\xd8\xff" + b"\xff" * 100_000)
     yield Upload("jpeg without quantisation", jpeg.replace(b"\xff\xdb", b"\xff\xec"))
