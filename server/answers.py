@@ -214,7 +214,7 @@ class Defaults(Recommended):
 
 
 class SelfTest(Answer):
-    """Whether a row's result depends on the other rows of its batch, tested at start."""
+    """The self-test of batch invariance at start: a row's result does not depend on the other rows of its batch."""
 
     batch_invariant: bool
     rows: Annotated[int, Field(ge=1)]

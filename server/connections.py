@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RESERVE = 16  # connections above the limit: they get an answer, to /health what it asks for
+RESERVE = 16  # connections above the limit, which are answered with an error, or normally to /health
 QUIET = 60  # seconds between two log lines about the same shortage
-CUTS = ("refused", "slow_head", "slow_body", "unread", "crowded")  # why the server closes a connection
+CUTS = ("refused", "slow_head", "slow_body", "unread", "crowded")  # reasons for which the server closes a connection
 
 
 class Connection(Protocol):
@@ -47,7 +47,7 @@ class ConnectionLimiter:
         self.said: dict[str, float] = {}
 
     def enter(self, new: Connection) -> RejectedRequest | None:
-        """Let a connection in; why its requests are refused, where no other gave way to it."""
+        """Register a connection. Returns the error for its requests if no idle connection could be closed for it."""
         address, most, most_each = (
             new.address,
             self.settings.max_connections,
@@ -81,12 +81,12 @@ class ConnectionLimiter:
                 del self.by_address[connection.address]
 
     def rests(self, connection: Connection) -> None:
-        """The connection may give way from now on."""
+        """Mark a connection as idle: it may be closed for a new one."""
         self.works(connection)
         self.idle[connection.address][connection] = None
 
     def works(self, connection: Connection) -> None:
-        """The connection may not give way: a request is under way."""
+        """Mark a connection as busy: it may not be closed for a new one."""
         if (idle := self.idle.get(connection.address)) is not None:
             idle.pop(connection, None)
             if not idle:
@@ -100,7 +100,7 @@ class ConnectionLimiter:
         return longest is not None
 
     def check(self, now: float) -> None:
-        """End the connections whose clients let the server wait for too long. now: time of the loop, in seconds."""
+        """End the connections of clients that are too slow. now: time of the loop, in seconds."""
         for connection in list(self.open):
             connection.check(now)
 
@@ -110,7 +110,7 @@ class ConnectionLimiter:
         return sum(connection.unsent for connection in self.open)
 
     def say(self, about: str, sentence: str) -> None:
-        """Log a shortage, once in a while."""
+        """Log a shortage, at most once in QUIET seconds."""
         now = time.monotonic()
         if now - self.said.get(about, -QUIET) >= QUIET:
             self.said[about] = now

@@ -57,7 +57,15 @@ RULES = {  # where pydantic's words do not read well after "must be"
 OPENAI_TYPES = {429: "rate_limit_error", 500: "server_error", 503: "server_error", 504: "server_error"}
 OPENAI_CODES = {401: "invalid_api_key", 429: "rate_limit_exceeded"}
 OPENAI_ROUTES = "/v1/images/generations, /v1/images/variations, /v1/images/edits and /v1/models"
-OPENAI_ONLY = ("chat", "completions", "embeddings", "responses", "audio", "moderations", "files")  # not here
+OPENAI_ONLY = (
+    "chat",
+    "completions",
+    "embeddings",
+    "responses",
+    "audio",
+    "moderations",
+    "files",
+)  # first segments of OpenAI's paths that are missing here
 NOT_RETRIED = (500, 504)  # the same request would fail again, or run for as long again: clients must not repeat it
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
@@ -100,7 +108,7 @@ def document(error: BaseException) -> dict[str, Any]:
 
 
 def detail_of(error: BaseException) -> str:
-    """The sentence for the client. It says nothing about a bug in the server."""
+    """The sentence for the client. It does not describe bugs of the server."""
     return str(error) if isinstance(error, DSDError) else INTERNAL_ERROR
 
 
@@ -134,7 +142,7 @@ class OpenAIError(HTTPException):
 
 
 def is_openai(path: str) -> bool:
-    """Whether the clients of this path are OpenAI's."""
+    """True for the paths of the OpenAI-compatible routes."""
     return path == OPENAI_PREFIX or path.startswith(f"{OPENAI_PREFIX}/")
 
 

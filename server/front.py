@@ -1,6 +1,6 @@
 """The front of a server process, dsd-serve or dsd-ui: how it starts, where it listens, what it lets through.
 
-What is imported here is light; a Ctrl-C while the rest is loaded then ends in silence.
+Its imports are light, so that Ctrl-C ends the program silently while the rest is loaded.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def starting(program: str) -> Iterator[None]:
         before[signal.SIGINT] = signal.signal(signal.SIGINT, lambda *_: os._exit(130))
         if hasattr(signal, "SIGHUP") and not (sys.stdin and sys.stdin.isatty()):
             before[signal.SIGHUP] = signal.getsignal(signal.SIGHUP)
-            if before[signal.SIGHUP] is signal.SIG_DFL:  # somebody who reloads has no way to know that it still starts
+            if before[signal.SIGHUP] is signal.SIG_DFL:  # the sender cannot see that the server is still starting
                 signal.signal(signal.SIGHUP, lambda *_: None)
     try:
         yield
@@ -141,7 +141,7 @@ def listening(host: str, port: int) -> Iterator[list[socket.socket]]:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of dsd-serve that hold for any server, for another program."""
+    """Add to another program those flags of dsd-serve that hold for any server."""
     from server import settings
 
     group = parser.add_argument_group("limits and names")

@@ -12,7 +12,7 @@ MAX_HEAD = 65_536  # bytes of request line and headers; also of chunk extensions
 
 
 class RejectedRequest(Exception):
-    """A request that is answered here and reaches no application: its status, and a sentence."""
+    """A request that is answered before it reaches the application: status and sentence."""
 
     def __init__(self, status: int, sentence: str) -> None:
         super().__init__(sentence)
@@ -20,7 +20,7 @@ class RejectedRequest(Exception):
 
 
 def check_head(version: str, method: bytes, headers: list[tuple[bytes, bytes]]) -> None:
-    """Raises RejectedRequest for what the parser lets pass and RFC 9110 and 9112 do not."""
+    """Raises RejectedRequest for heads that the parser accepts although RFC 9110 and 9112 forbid them."""
     if version == "0.9":
         raise RejectedRequest(400, "the request line must end in HTTP/1.1 or HTTP/1.0")
     if version not in ("1.0", "1.1"):
@@ -28,7 +28,7 @@ def check_head(version: str, method: bytes, headers: list[tuple[bytes, bytes]]) 
     if method == b"CONNECT":
         raise RejectedRequest(400, "this server is not a proxy: it does not take CONNECT")
     hosts, codings, expectations = (
-        [value for name, value in headers if name == wanted] for wanted in (b"host", b"transfer-encoding", b"expect")
+        [value for name, value in headers if name == key] for key in (b"host", b"transfer-encoding", b"expect")
     )
     if len(hosts) > 1 or (not hosts and version == "1.1"):
         raise RejectedRequest(400, f"a request must have one Host header, got {len(hosts)}")

@@ -1,4 +1,4 @@
-"""HTTP/1.1: uvicorn's httptools protocol, with bounds on heads, bodies that nobody reads and unread answers."""
+"""HTTP/1.1: uvicorn's httptools protocol, with bounds on heads, unread bodies and unread answers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MAX_IGNORED = 1_000_000  # bytes of a body where nobody reads one
+MAX_IGNORED = 1_000_000  # bytes of a body that the application does not read
 
 # After an answer that came before the end of its request, what still comes is read and thrown away. A socket that is
 # closed with unread data makes TCP reset the connection, which destroys the answer on its way (RFC 9112, 9.6).
@@ -59,7 +59,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self.head = 0  # bytes that arrived since the last read with a body, or the end of a head or a message, in it
         self.fruitful = False  # this read had such a thing
         self.come = 0  # bytes of the body, or of what is thrown away
-        self.ignored = False  # nobody reads this body
+        self.ignored = False  # the application does not read this body
         self.unanswered = 0  # requests whose head is complete and whose answer is not
         self.refused = False  # nothing more is parsed
         self.refusal = b""  # an answer that waits for those before it
@@ -159,7 +159,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.parser.should_upgrade():
             return
         if version == "1.0":
-            self.expect_100_continue = False  # it would not know the interim answer
+            self.expect_100_continue = False  # which has no interim answers
         super().on_headers_complete()
         self.headers = []  # trailers do not become headers
         self.in_head = self.begun = self.first = False
@@ -227,12 +227,12 @@ class BoundedProtocol(HttpToolsProtocol):
             self.rest()
 
     def rest(self) -> None:
-        """Between two requests, or before the end of a head."""
+        """Mark the connection as idle, unless it is closing."""
         if not self.line.closing:
             self.limiter.rests(self)
 
     def refuse(self, refused: RejectedRequest, reason: str = "refused") -> None:
-        """Answer what cannot be parsed any further, after the requests before it, and close."""
+        """Answer a request that cannot be parsed, after the requests before it, and close the connection."""
         self.refused = True
         self.limiter.cut(reason)
         log.info("a request of %s is refused: %d %s", self.address, refused.status, refused.sentence)
@@ -281,7 +281,7 @@ class BoundedProtocol(HttpToolsProtocol):
     # Called at intervals.
 
     def check(self, now: float) -> None:
-        """End the connection when its client has let it wait for too long."""
+        """End the connection if its client is too slow."""
         if self.half_closed:
             self.check_reset()
         settings = self.limiter.settings
@@ -311,7 +311,7 @@ class BoundedProtocol(HttpToolsProtocol):
             )
 
     def check_reset(self) -> None:
-        """End the connection of a client that was not there any more."""
+        """End the connection if its client has reset it."""
         if self.line.transport.is_closing():
             return
         found = self.line.get_extra_info("socket")

@@ -1,6 +1,6 @@
 """API keys: reading them, finding the one that was sent, and the limits of its holder.
 
-A key is written name:key[:requests_per_minute[:images_at_once]], where 0 is no limit; see `load_keys`.
+A key is written name:key[:requests_per_minute[:images_at_once]], where 0 means no limit; see `load_keys`.
 """
 
 import hashlib
@@ -19,14 +19,14 @@ log = logging.getLogger(__name__)
 
 VARIABLE = "DSD_API_KEYS"
 FORM = "name:key[:requests_per_minute[:images_at_once]]"
-MIN_KEY = 16  # characters; guessing must be hopeless, nothing slows it down
+MIN_KEY = 16  # characters; too many to guess, because attempts are not slowed down
 MAX_KEY = 1024  # characters; it must fit into a header
 MAX_FILE = 1_000_000  # bytes of a file of keys
 
 
 @dataclass(eq=False)
 class ApiKey:
-    """A key, of which only the digest is kept, and what its holder may do. 0 is no limit."""
+    """An API key, of which only the digest is kept, and its limits. 0 means no limit."""
 
     name: str
     digest: bytes = field(repr=False)
@@ -72,7 +72,7 @@ def load_keys(path: str, environment: Mapping[str, str]) -> list[ApiKey]:
 
 
 def renew(keys: list[ApiKey], read: Sequence[ApiKey]) -> None:
-    """Put keys that were read again in the place of those before. Who stays keeps what he has used up."""
+    """Replace the keys by reloaded ones. A key that stays keeps the quota that it has used."""
     if not read:
         raise ConfigError("there is no API key any more, and without one everybody could send requests")
     before = {(key.name, key.digest): key for key in keys}
@@ -129,7 +129,7 @@ def digest(secret: str) -> bytes:
 
 
 def find(keys: Sequence[ApiKey], secret: str) -> ApiKey | None:
-    """The key that was sent. Looks at all of them in constant time, so that the time taken tells nothing."""
+    """The key with this secret, or None. All keys are compared in constant time, so that timing reveals nothing."""
     sent, found = digest(secret), None
     for key in keys:
         if hmac.compare_digest(sent, key.digest):
@@ -138,9 +138,9 @@ def find(keys: Sequence[ApiKey], secret: str) -> ApiKey | None:
 
 
 def claim_images(count: int) -> Callable[[], None]:
-    """Count `count` images of the key of this request as under way, until the function that this returns is called.
+    """Count `count` images as under way for the key of this request. Returns the function that ends this.
 
-    Raises InputError when the key may never have so many at once, QueueFullError when not now.
+    Raises InputError if the key may never have so many at once, QueueFullError if it may not now.
     """
     key = current_key.get()
     if key is None or not key.images_at_once:

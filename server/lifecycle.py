@@ -105,7 +105,7 @@ class BoundedServer(uvicorn.Server):
             connection.abort()
 
     def check_descriptors(self) -> None:
-        """Log that the process has no file descriptor left: uvloop then closes new connections without a word."""
+        """Log that the process has no file descriptor left: uvloop then closes new connections silently."""
         try:
             os.close(os.open(os.devnull, os.O_RDONLY))
         except OSError as error:
@@ -118,9 +118,9 @@ class BoundedServer(uvicorn.Server):
 
 
 class DrainingServer(BoundedServer):
-    """Uvicorn closes its socket at SIGTERM, so that clients find nobody; this one answers until the last request ends.
+    """Listens until the last request ends, where uvicorn closes its socket at SIGTERM and new clients cannot connect.
 
-    After `grace` seconds what still runs is cancelled. A second signal ends the process at once.
+    After `grace` seconds requests that still run are cancelled. A second signal ends the process at once.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class DrainingServer(BoundedServer):
     async def on_tick(self, counter: int) -> bool:
         """Called by uvicorn every 0.1 s; True ends the server."""
         if self.drain.began is not None and not self.should_exit:
-            self.tell(f"shutting down; {self.drain.in_flight} requests in flight have {self.grace:g} s to finish")
+            self.log_once(f"shutting down; {self.drain.in_flight} requests in flight have {self.grace:g} s to finish")
             over = time.monotonic() - self.drain.began >= self.grace
             if over and self.drain.in_flight:
                 log.warning("%d requests did not finish in time and are cancelled", self.drain.in_flight)
@@ -150,7 +150,7 @@ class DrainingServer(BoundedServer):
             self.should_exit = over or not self.drain.in_flight
         return await super().on_tick(counter)
 
-    def tell(self, sentence: str) -> None:
+    def log_once(self, sentence: str) -> None:
         if not self.logged:
             log.info(sentence)
         self.logged = True
@@ -158,9 +158,9 @@ class DrainingServer(BoundedServer):
 
 @contextlib.contextmanager
 def handled(name: str, handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Handle a signal, where the system has it and nobody has it ignored, as nohup does with SIGHUP.
+    """Handle a signal, unless the system lacks it or it is ignored, as SIGHUP is under nohup.
 
-    Signals are the main thread's; elsewhere this does nothing.
+    Does nothing outside the main thread.
     """
     number = getattr(signal, name, None)
     before = None if number is None else signal.getsignal(number)
@@ -175,7 +175,7 @@ def handled(name: str, handler: Callable[[int, FrameType | None], None]) -> Iter
 
 
 def on_terminal() -> bool:
-    """Whether standard input is a terminal that is still there."""
+    """True if standard input is a terminal that still exists."""
     try:
         return sys.stdin is not None and os.isatty(sys.stdin.fileno())
     except (OSError, ValueError):

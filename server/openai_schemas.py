@@ -65,13 +65,13 @@ def only(value: str, allowed: tuple[str, ...], why: str) -> str:
 Ignored = Annotated[str | None, Field(max_length=MAX_IGNORED, description="ignored")]
 
 
-SAID = ("title", "description", "default", "examples")
+ANNOTATIONS = ("title", "description", "default", "examples")
 
 
 def nullable(schema: dict[str, Any]) -> None:
-    """Say in the document that what need not be given may be null."""
+    """Document that optional fields may be null."""
     for name, field in schema["properties"].items():
-        kind = {key: field.pop(key) for key in list(field) if key not in SAID}
+        kind = {key: field.pop(key) for key in list(field) if key not in ANNOTATIONS}
         kinds = kind.get("anyOf", [kind])
         if name not in schema.get("required", ()) and {"type": "null"} not in kinds:
             kinds = [*kinds, {"type": "null"}]
@@ -99,15 +99,15 @@ class Options(Request):
         int | None, Field(ge=0, le=100, description="quality of jpeg and webp; png has none but 100"), WholeNumber
     ] = None
     user: Ignored = None
-    # Not of OpenAI; their names are those of other image servers.
+    # Not OpenAI's; they are named as in other image servers.
     seed: Seed = None
     num_inference_steps: Annotated[int | None, of_setting("num_steps", le=MOST), WholeNumber] = None
     sampler: Annotated[SamplerChoice, of_setting("sampler")] = None
 
     @model_validator(mode="before")
     @classmethod
-    def without_what_is_empty(cls, values: Any) -> Any:
-        """Many clients send every field that they know, and null or an empty text for those without a value."""
+    def drop_empty(cls, values: Any) -> Any:
+        """Many clients send all their fields, with null or an empty text for those without a value."""
         if not isinstance(values, dict):
             return values
         texts = {name for name, field in cls.model_fields.items() if field.annotation not in NUMBERS}
@@ -123,11 +123,11 @@ class Options(Request):
 
     @property
     def side(self) -> int | None:
-        """Of the images in pixels; None is the network's own."""
+        """Side of the images in pixels; None stands for the network's own."""
         return side_of(self.size) or None
 
     def sampling_values(self) -> dict[str, Any]:
-        """The fields, in which are the sampling settings under OpenAI's and diffusers' names."""
+        """The fields, with the sampling settings under the names of OpenAI and diffusers."""
         return dict(self)
 
 
@@ -155,7 +155,7 @@ class GenerationRequest(Options):
     style: Ignored = None
     moderation: Ignored = None
     safety_identifier: Ignored = None
-    # Not of OpenAI.
+    # Not OpenAI's.
     class_id: Annotated[
         int | None, Field(ge=0, le=MOST, description="ImageNet-1k index, instead of the prompt"), WholeNumber
     ] = None

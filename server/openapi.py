@@ -128,8 +128,8 @@ def gives(
 ) -> Responses:
     """The documented 200 of a route that answers in these media types, or `json` as application/json.
 
-    In the order in which the server prefers them: clients that are generated from the document take the first that they
-    know. Many know no images; to them the answer without `format` is bytes, as which they may ask for it.
+    In the server's order of preference: generated clients take the first type that they support. Many do not support
+    images; they can request the answer as application/octet-stream.
     """
     content: dict[str, Any] = {kind: BINARY for kind in (*media, BYTES) if kind != EVENTS}
     if EVENTS in media:
@@ -140,7 +140,7 @@ def gives(
 def events(schemas: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """A stream of server-sent events with these names, and the schema of what each has as its data.
 
-    The schema is that of one event: OpenAPI 3.1 has no word for the parts of a stream, and tools read it so.
+    The schema is that of one event: OpenAPI 3.1 cannot describe the parts of a stream, and tools read it so.
     """
     kinds = [
         {
@@ -162,7 +162,7 @@ def takes(
     examples: Mapping[str, Any] = {},
     optional: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The documented body of a route that reads it itself; `optional` are those of the form's fields that may lack."""
+    """The documented body of a route that reads it itself; `optional`: fields of the form that may be absent."""
     content: dict[str, Any] = dict.fromkeys(media, BINARY)
     if form:
         schema = {
@@ -220,7 +220,7 @@ def add_pages(app: FastAPI) -> None:
             swagger_js_url="docs/assets/swagger-ui-bundle.js",
             swagger_css_url="docs/assets/swagger-ui.css",
             swagger_favicon_url="docs/assets/favicon.png",
-            swagger_ui_parameters={"validatorUrl": None},  # which is a service elsewhere
+            swagger_ui_parameters={"validatorUrl": None},  # which is an external service
         )
         return HTMLResponse(page.body, headers=OF_PAGES)
 
@@ -267,7 +267,7 @@ def complete(document: dict[str, Any], service: Service) -> None:
 
 
 def require_keys(document: dict[str, Any]) -> None:
-    """Say that every operation but those of /health needs a key, in either of the two headers."""
+    """Document that every operation except those of /health needs a key, in either of the two headers."""
     document["components"]["securitySchemes"] = SCHEMES
     document["security"] = [{name: []} for name in SCHEMES]
     for path, item in document["paths"].items():

@@ -25,12 +25,12 @@ class RequestResources:
     """Resources of one request, released when its answer has been sent or the client is gone."""
 
     who: str | None
-    deadline: float | None = None  # of the event loop's clock: when the answer is of no use any more
+    deadline: float | None = None  # time of the event loop after which the answer is useless
     claims: set[Claim] = field(default_factory=set)
     calls: dict[str, Callable[[], None]] = field(default_factory=dict)
 
     def put(self, name: str, release: Callable[[], None]) -> None:
-        """Call `release` at the end; what was put under this name before is released now."""
+        """Register `release` for the end of the request. What was registered under this name before is released now."""
         self.drop(name)
         self.calls[name] = release
 
@@ -57,7 +57,7 @@ def resources_of(scope: Scope) -> RequestResources:
 def client_of(scope: Scope) -> str | None:
     """The client whose share a request counts against, as text: its API key, else its address.
 
-    None for this machine itself, where a proxy or the page asks for many.
+    None for this machine itself, where a proxy or the page sends the requests of many clients.
     """
     if (key := current_key.get()) is not None:
         return f"the key {key.name}"

@@ -36,7 +36,7 @@ IMAGE_TYPES = {media: name for name, media in codec.MEDIA_TYPES.items()}
 FILE_TYPES = (*IMAGE_TYPES, "application/zip")
 ANSWERS = {**IMAGE_TYPES, "application/json": "json", "application/zip": "zip"}
 EVENTS = {**ANSWERS, "text/event-stream": "events"}
-BYTES = "application/octet-stream"  # who accepts this gets what is offered first
+BYTES = "application/octet-stream"  # a client that accepts this gets the first type offered
 # Further types that browsers accept: they list all that they can show, not a preference.
 OF_BROWSERS = ("image/avif", "image/apng", "image/svg+xml", "image/jxl")
 WEIGHT = re.compile(r"(?=\.?[0-9])[0-9]?(\.[0-9]*)?", re.ASCII)
@@ -47,19 +47,19 @@ QUICK_PIXELS = 64 * 64  # up to here encoding takes less than a millisecond, and
 
 @dataclass(frozen=True)
 class ImageWithSettings:
-    """uint8 [3, H, W], and what it takes to draw it again: written into PNG files and JSON answers."""
+    """An image, uint8 [3, H, W], and the settings that draw it again, for PNG text chunks and JSON answers."""
 
     pixels: Pixels
     settings: Mapping[str, Any]
 
 
 def choose(request: Request, requested: str | None, offered: Mapping[str, str]) -> str:
-    """The format of the answer: what the parameter asks for, else what the client likes best of those offered (media
-    type -> name). Raises 406 when the client accepts none.
+    """The format of the answer: the requested one, else the one offered (media type -> name) that the client prefers.
+    Raises 406 if the client accepts none.
 
-    As RFC 9110 has it, the most specific range decides how much a type is liked, and q=0 is not at all. Among those
-    liked the same, the one that is named more closely, then earlier, then offered earlier, is chosen. A browser gets
-    PNG where it accepts that: its list names WebP because it can show it, and only a PNG holds its settings.
+    By RFC 9110 the most specific range decides the weight of a type, and q=0 excludes it. Among types of equal weight,
+    the one with the more specific range wins, then the one with the earlier range, then the one offered earlier. A
+    browser gets PNG if it accepts PNG: its list names WebP because it can show it, and only a PNG holds its settings.
     """
     if requested is not None:
         return requested
@@ -108,14 +108,14 @@ def media_ranges(accept: str) -> dict[str, tuple[float, int]]:
 
 
 TEXT_KIND = "png"  # of images in JSON and events
-# Bytes that encoding takes at most for each pixel: the image, what its encoder holds, and the file, of noise.
+# Most bytes that encoding noise takes per pixel: the image, the buffers of the encoder, and the file.
 PIXEL_BYTES = {"png": 13, "jpeg": 14, "webp": 44}
-PNG_BYTES, TEXT_BYTES = 4, 14  # of a pixel in a file, and as base64 in JSON, text and bytes
+PNG_BYTES, TEXT_BYTES = 4, 14  # per pixel: in a file, and as base64 in JSON (str and bytes)
 ANSWER_SLACK = 2_000_000  # bytes
 
 
 def encode_memory(chosen: str, count: int, side: int, columns: int | None = None) -> int:
-    """Bytes that encoding an answer of `count` images takes at most: in a format, or as json or zip."""
+    """Upper bound, in bytes, of encoding an answer of `count` images: in a format, or as json or zip."""
     if chosen == "zip":
         return side**2 * (PIXEL_BYTES["png"] + count * PNG_BYTES) + ANSWER_SLACK
     if chosen not in PIXEL_BYTES:
@@ -125,12 +125,12 @@ def encode_memory(chosen: str, count: int, side: int, columns: int | None = None
 
 
 def texts_memory(kind: str, count: int, side: int) -> int:
-    """Bytes that `count` images of a format take at most, each as base64, until they are sent."""
+    """Upper bound, in bytes, of `count` images of a format, each as base64, until they are sent."""
     return side**2 * (PIXEL_BYTES[kind] + count * TEXT_BYTES) + ANSWER_SLACK
 
 
 class Encoder:
-    """Encodes answers. All that are encoded, or wait to be sent, take at most `max_encode_mb`; others wait."""
+    """Encodes answers. Those being encoded or waiting to be sent take at most `max_encode_mb`; further ones wait."""
 
     def __init__(self, settings: Settings) -> None:
         self.memory = Memory(int(settings.max_encode_mb * 1e6))
@@ -223,9 +223,9 @@ def encode_answer(
 
 
 def settings_headers(settings: Mapping[str, Any]) -> dict[str, str]:
-    wanted = settings["class"]
+    image_class = settings["class"]
     return {
-        "X-DSD-Class": "none" if wanted is None else str(wanted["index"]),
+        "X-DSD-Class": "none" if image_class is None else str(image_class["index"]),
         **to_headers(settings),
         "X-DSD-Model": quote(settings["model"], safe=" "),  # a folder may have any name
     }
@@ -258,24 +258,24 @@ def etag_of(*parts: Any) -> str:
 
 
 def is_fresh(request: Request, etag: str) -> bool:
-    """Whether the client of a GET has this answer already."""
+    """True if If-None-Match of a GET or HEAD names this ETag: the client has the answer already."""
     header = ",".join(request.headers.getlist("if-none-match"))
     if request.method not in ("GET", "HEAD") or (etag not in header and "*" not in header):
-        return False  # at once, however long the header is
+        return False  # without parsing a long header
     known = [tag.strip().removeprefix("W/") for tag in header.split(",")]
     return etag in known or "*" in known
 
 
 def resumes(request: Request) -> bool:
-    """Whether the client has had events of a stream already and connects again, as EventSource does by itself. Drawing
-    again would have no end; 204 tells it to stop."""
+    """True if a client reconnects after events of a stream, as EventSource does by itself. Drawing again would never
+    end; the answer 204 makes it stop."""
     return bool(request.headers.get("last-event-id"))
 
 
 def event_stream(events: AsyncIterator[tuple[str, Any] | None], headers: dict[str, str]) -> StreamingResponse:
     """Server-sent events of (name, JSON value); None is a comment that keeps the connection open.
 
-    They are numbered, so that a browser's EventSource, which connects again whenever a stream ends, says so: see
+    They have ids, so that a browser's EventSource, which reconnects whenever a stream ends, sends Last-Event-ID: see
     `resumes`.
     """
 

@@ -36,14 +36,14 @@ def template(scope: Scope, path: str) -> str | None:
 
 
 def methods_of(scope: Scope, path: str) -> list[str]:
-    """The methods that a path takes; the router knows only those of the first of its routes."""
+    """The methods of all routes of a path; Starlette reports only those of the first."""
     taken = set().union(*templates(scope, path).values())
     return [*(method for method in METHODS if method in taken), "OPTIONS"]
 
 
 def near(scope: Scope, path: str) -> str | None:
-    """A path that there is and that was probably meant: with /v1 or without a second one, in lower case, without
-    slashes too many; None when there is none."""
+    """The existing path that was probably meant: with /v1 or without a second one, in lower case, without extra
+    slashes; None if there is none."""
     plain = "/" + "/".join(part for part in path[:200].split("/") if part)
     for text in (plain, plain.lower()):
         again = text.find(f"{OPENAI_PREFIX}/", 1)  # as in /v1/v1/models or /api/v1/models

@@ -19,14 +19,14 @@ from dsd_serve.labels import MAX_TEXT
 from dsd_serve.params import MAX_SEED, SAMPLER_NAMES, SETTINGS
 
 CLASS_FORMAT = "imagenet-class"  # in the OpenAPI document, of strings that name a class
-MOST = 2**31 - 1  # of a number whose limit is the server's: sizes, steps, images
+MOST = 2**31 - 1  # of numbers that the server limits further: sizes, steps, images
 MAX_DIGITS = 40
 WHOLE = re.compile(r"-?[0-9]+(\.0*)?", re.ASCII)
 REAL = re.compile(r"-?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?", re.ASCII | re.IGNORECASE)
 
 
 def whole(value: Any) -> Any:
-    """Refuse text that Python reads as a whole number and nobody means as one, such as 1_000 or +7."""
+    """Refuse text that Python reads as an integer although it is not plain digits, such as 1_000 or +7."""
     if isinstance(value, str) and not WHOLE.fullmatch(short(value)):
         raise ValueError("a valid integer in plain digits, such as 25")
     return value
@@ -39,7 +39,7 @@ def whole_or_text(value: Any) -> Any:
 
 
 def real(value: Any) -> Any:
-    """Refuse text that Python reads as a number and nobody means as one, and whole numbers beyond any float."""
+    """Refuse text that Python reads as a number although it is not plain digits, and integers beyond any float."""
     if isinstance(value, str) and not REAL.fullmatch(short(value)):
         raise ValueError("a finite number in plain digits, such as 0.5")
     if isinstance(value, int):
@@ -57,7 +57,7 @@ def short(text: str) -> str:
 
 
 def class_text(value: Any) -> str | int:
-    """Text or a number that may name a class; whether it does is for the model to say."""
+    """Text or a number that may name a class; the model decides whether it does."""
     if isinstance(value, bool) or not isinstance(value, str | int) or (isinstance(value, int) and abs(value) > MOST):
         raise ValueError("an index, a wnid like n02099601 or a name")
     if isinstance(value, str) and len(value) > MAX_TEXT:
@@ -72,7 +72,7 @@ def known_sampler(value: str | None) -> str | None:
 
 
 def left_out(why: str, *same: Any) -> Callable[[Any], Any]:
-    """Refuse a parameter that has no meaning here, but for the values that say so."""
+    """A validator that refuses a parameter without a meaning here, except for its neutral values `same`."""
 
     def check(value: Any) -> Any:
         if isinstance(value, bool) or value not in same:

@@ -80,7 +80,7 @@ class Service:
             self.serve(opened.info)
 
     def reload_keys(self) -> None:
-        """Read the API keys again; those from before stay when that fails, or when there were none."""
+        """Reload the API keys. The old ones stay if that fails, or if the server was started without keys."""
         if not self.keys:
             log.info("there are no API keys to read again, so SIGHUP has no effect")
             return
@@ -99,7 +99,7 @@ class Service:
 
     def serve(self, model: ModelInfo) -> None:
         self.model, self.config = model, model.config
-        labels.spellings(), labels.by_name()  # made now, so that the first request does not wait for them
+        labels.spellings(), labels.by_name()  # cached now, so that the first request does not wait
         (log.info if model.invariance.holds else log.warning)("self-test: %s", model.invariance)
         log.info("%s on %s, %d rows a tick", model.name, model.described, model.budget)
 
@@ -111,18 +111,18 @@ class Service:
             results = await asyncio.gather(*(asyncio.wrap_future(job.future) for job in jobs))
         except CancelledError:
             if watcher.done():
-                watcher.result()  # raises what was wrong with the rest of the request
+                watcher.result()  # raises the error of the rest of the request
             raise
         finally:
             watcher.cancel()
             for job in jobs:
-                job.cancel()  # does nothing to those that are done
+                job.cancel()  # has no effect on finished jobs
         first = min(job.submitted for job in jobs)
         started, ended = min(job.started for job in jobs), max(job.ended for job in jobs)
         return Results(results, 1000 * (started - first), 1000 * (ended - started))
 
     def stream(self, request: Request, tasks: Sequence[Task], timeout: float | None = None) -> AsyncIterator[Event]:
-        """Run tasks and yield their events. They are submitted at once: this raises what `submit` raises."""
+        """Run tasks and yield their events. They are submitted at once, with the errors of `submit`."""
         loop = asyncio.get_running_loop()
         queue = EventQueue(self.previews)
         resources_of(request.scope).put("previews", queue.close)
@@ -155,7 +155,7 @@ class Service:
     def submit(
         self, request: Request, tasks: Sequence[Task], timeout: float | None, on_preview: OnPreviews | None = None
     ) -> Sequence[Job]:
-        """Put tasks of one request in the queue. Raises what `submit_tasks`, `claim_images` and `count` raise.
+        """Queue the tasks of one request. Raises the errors of `submit_tasks`, `claim_images` and `count`.
 
         They count until the answer has been sent, or until more tasks of the same request follow.
         """
@@ -170,8 +170,8 @@ class Service:
         return jobs
 
     def count(self, held: RequestResources, count: int) -> None:
-        """Count images until they are sent. Raises QueueFullError when too many are drawn that clients do not take, or
-        when one client would have more than half of the queue."""
+        """Count images until they are sent. Raises QueueFullError if too many images are unsent, or if one client
+        would have more than half of the queue."""
         held.drop("images")
         who, limit = held.who, self.settings.max_waiting
         if self.unanswered + count > 2 * limit + MAX_BUDGET:
@@ -211,7 +211,7 @@ class Service:
         return [replace(first, index=first.index + i) for i in range(query.n)]
 
     def side(self, size: int | None) -> int:
-        """Of the images of an answer, in pixels; None is the network's own size."""
+        """Side of the images of an answer, in pixels; None stands for the network's own."""
         return size or self.config.image_size
 
     def check_walk(self, n: int, size: int | None) -> None:
@@ -255,7 +255,7 @@ def open_embedded(settings: Settings, engine: Engine | None, observer: Observer)
 
 def watch(request: Request, jobs: Sequence[Job]) -> "asyncio.Task[None]":
     watcher = asyncio.create_task(cancel_on_disconnect(request, jobs))
-    watcher.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody else may ask for it
+    watcher.add_done_callback(lambda task: task.cancelled() or task.exception())  # retrieved, or asyncio logs it
     return watcher
 
 

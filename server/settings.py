@@ -133,7 +133,7 @@ GROUPS = {
     "security": ("api_keys", "allowed_hosts", "cors_origins"),
     "logging and traces": ("log_level", "log_format", "otel"),
 }
-# Least and most of every number. Infinity is not among them: what has no limit is not safe.
+# Bounds of every number. They are finite, because a setting without a limit is not safe.
 RANGES: dict[str, tuple[float, float]] = {
     "port": (0, 65535),
     "threads": (0, max(64, os.cpu_count() or 1)),
@@ -213,7 +213,7 @@ def choose(name: str, flag: str | list[str] | None, default: Any) -> Any:
     if flag is not None:
         return convert(name, name, flag if isinstance(flag, str) else "--", default)  # argparse makes [] of --port=--
     text = os.environ.get(variable(name), "").strip()
-    if not text:  # what docker compose and Helm make of a variable that nobody set
+    if not text:  # as docker compose and Helm set a variable without a value
         return default
     try:
         return convert(name, variable(name), text, default)

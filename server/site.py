@@ -37,7 +37,7 @@ def parse_host(text: str) -> str:
 
 
 def is_address(name: str) -> bool:
-    """Whether a host is an IP address, an IPv6 one with or without brackets."""
+    """True for an IP address, an IPv6 one with or without brackets."""
     try:
         ipaddress.ip_address(name[1:-1] if name.startswith("[") and name.endswith("]") else name)
     except ValueError:
@@ -79,7 +79,7 @@ def parse_prefix(text: str) -> str:
 
 
 def is_sane(prefix: str) -> bool:
-    """Whether a link may begin with this: a path, and neither another host nor a way up."""
+    """True if links may begin with this prefix: it is a path, names no other host and does not lead upwards."""
     return len(prefix) <= LONGEST and bool(PREFIX.fullmatch(prefix))
 
 

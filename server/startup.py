@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 class StartupApp:
     """ASGI application that is replaced by the result of `make`.
 
-    make: called in a thread; may take as long as it likes. not_ready: why it is not there yet. give_up: lets `make`
-    raise, when the server ends before. failed: what `make` raised, which ends the server.
+    make: called in a thread, where it may block. not_ready: the reason that clients get until then. give_up: makes
+    `make` raise, if the server ends first. failed: the error of `make`, which ends the server.
     """
 
     def __init__(self, make: Callable[[], FastAPI], not_ready: Callable[[], str | None], give_up: Callable[[], object]):

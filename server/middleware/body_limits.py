@@ -16,7 +16,7 @@ from server.settings import Settings
 
 MAX_JSON_BYTES = 1_000_000  # parsed, JSON takes many times its size
 MAX_UNASKED_BYTES = 100_000  # of the body of a GET, which nothing reads
-COPIES = 2  # a body, and what is read out of it
+COPIES = 2  # the body, and the files that are read from it
 LEAST_BYTES = 5_000  # that must come in each GRACE seconds
 GRACE = 5.0  # seconds
 IDLE = 1.0  # seconds without LEAST_BYTES after which a body gives way to others when there is no room
@@ -57,7 +57,7 @@ class BodyLimits:
             held.release()
 
     def make_room(self, size: int) -> None:
-        """Cut bodies that hardly come, the slowest first, until there is room for `size` bytes, or no such body."""
+        """Cut stalled bodies, the slowest first, until there is room for `size` bytes or none is left."""
         now = asyncio.get_running_loop().time()
         for body in sorted(self.coming, key=lambda body: body.since):
             if self.memory.total + size <= self.memory.limit:
@@ -67,7 +67,7 @@ class BodyLimits:
 
 
 class Body:
-    """The body of one request while it comes in."""
+    """The incoming body of one request."""
 
     def __init__(self, limits: BodyLimits, scope: Scope, headers: Headers, receive: Receive) -> None:
         self.limits, self.source = limits, receive
@@ -133,8 +133,7 @@ class Body:
             )
 
     def check_memory(self, added: int) -> None:
-        """Refuse bytes beyond what the bodies of this client, or of all, may have together. Those that do not come any
-        more give way."""
+        """Refuse bytes beyond the memory for the bodies of this client, or of all. Stalled bodies are cut first."""
         memory, who = self.limits.memory, self.claim.who
         if memory.total + added > memory.limit:
             self.limits.make_room(added)
@@ -148,7 +147,7 @@ class Body:
         raise HTTPException(429, detail, {"Retry-After": "1"})
 
     def cut(self) -> None:
-        """End it now, because others need its memory."""
+        """End this body now, because others need its memory."""
         self.slow = "the body came too slowly while the memory for uploads was full; send it faster"
         self.came()
         self.release()
@@ -156,11 +155,11 @@ class Body:
             self.wait.reschedule(0)
 
     def came(self) -> None:
-        """It is not on its way any more."""
+        """Stop counting this body as incoming."""
         self.limits.coming.discard(self)
 
     def release(self) -> None:
-        """The bytes are no longer held."""
+        """Give back the memory of the bytes."""
         self.claim.release()
 
 

@@ -1,4 +1,4 @@
-"""A server's signals. At SIGTERM or SIGINT it goes on listening, finishes what runs and refuses what is new."""
+"""Shutdown: a draining server goes on listening, finishes running requests and refuses new ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ALWAYS_ANSWERED = ("/health/live", "/metrics")
 
 
 class Drain:
-    """Whether the server is shutting down, and the number of requests in flight."""
+    """The state of the shutdown: when it began, and the number of requests in flight."""
 
     def __init__(self) -> None:
         self.began: float | None = None

@@ -1,7 +1,7 @@
-"""The names under which the server answers, and its own pages: against web pages of others.
+"""Checks of Host and Origin, which protect the server from web pages of other sites.
 
-A page may reach the server through a name of its own: it this name point to it (DNS rebinding), and to the browser both
-are then one site, to which CORS does not apply. The name stands in the Host header, which a page cannot forge.
+A page can let a host name of its own point to the server (DNS rebinding). To the browser both are then the same site,
+and CORS does not apply. The name is in the Host header, which a page cannot forge.
 """
 
 import re
@@ -19,15 +19,15 @@ from server.site import NAME, is_address
 
 HEADER = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(:[0-9]*)?")
 UNASKED = ("", "application/x-www-form-urlencoded", "multipart/form-data", "text/plain")  # content types
-# Endings that nobody can register: this machine, the host of a container, services of a Kubernetes cluster.
+# Endings that cannot be registered: this machine, the host of a container, services of a Kubernetes cluster.
 PRIVATE = (".localhost", ".internal", ".svc", ".svc.cluster.local")
 
 
 class AllowedHosts:
-    """ASGI middleware: 421 for a request whose Host is a name that this server does not have. /health always answers.
+    """ASGI middleware: 421 for a request whose Host is not a name of this server. /health always answers.
 
-    It has any IP address and any name without a dot (a page of somebody else is never at one), names of this machine
-    and of clusters (PRIVATE), and `names` as parse_hosts gives them. A request without Host comes from no browser.
+    Its names are all IP addresses, all names without a dot (which no page of another site has), names of this machine
+    and of clusters (PRIVATE), and `names` as parse_hosts gives them. A request without Host is not from a browser.
     """
 
     def __init__(self, app: ASGIApp, names: Sequence[str], rejected: Callable[[str], None] = lambda reason: None):
@@ -49,7 +49,7 @@ class AllowedHosts:
         await self.app(scope, receive, send)
 
     def allows(self, host: str) -> bool:
-        """Whether this is the value of a Host header of ours."""
+        """True if the value of a Host header names this server."""
         if not (parts := HEADER.fullmatch(host)):
             return False
         name = parts[1].lower().removesuffix(".")
@@ -59,10 +59,10 @@ class AllowedHosts:
 
 
 class SameOriginPages:
-    """ASGI middleware: 403 for what a page of another site makes a browser send without asking, a form or a body of no
-    type. Its sender could not read the answer, but the work would be done. All else a browser asks for first (CORS).
+    """ASGI middleware: 403 for a form or a body without a type from a page of another site, which browsers send without
+    a preflight request (CORS). The page could not read the answer, but the work would be done.
 
-    origins: as parse_origins gives them, whose pages may.
+    origins: as parse_origins gives them, whose pages may send these.
     """
 
     def __init__(self, app: ASGIApp, origins: Sequence[str], rejected: Callable[[str], None] = lambda reason: None):
@@ -80,7 +80,7 @@ class SameOriginPages:
         await error_responses.reply(Request(scope), 403, detail)(scope, receive, send)
 
     def foreign(self, scope: Scope) -> bool:
-        """Whether a page of another origin, which is not allowed, sends this without a preflight request."""
+        """True if a page of another origin, which is not allowed, sends this without a preflight request."""
         headers = Headers(scope=scope)
         origin, site = headers.get("origin"), headers.get("sec-fetch-site")
         if media_type(scope) not in UNASKED:

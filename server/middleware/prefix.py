@@ -1,6 +1,6 @@
 """The path under which a reverse proxy shows the server, as /dsd: links that are given to clients begin with it.
 
-Inside the application paths are without it, whether the proxy takes it off or not.
+Paths inside the application do not have it, whether the proxy strips it or not.
 """
 
 from starlette.datastructures import Headers
@@ -10,8 +10,8 @@ from server.site import KEY, is_sane, root_path
 
 
 class RootPath:
-    """ASGI middleware, the outermost: notes the prefix of each request. `prefix` is that of --root-path; where it is
-    empty the proxy may say it in X-Forwarded-Prefix, having taken it off; a value that is not sane is ignored."""
+    """ASGI middleware, the outermost: sets the prefix of each request. `prefix` is that of --root-path; if it is empty,
+    the prefix is that of the header X-Forwarded-Prefix, which the proxy has stripped; an unsafe value is ignored."""
 
     def __init__(self, app: ASGIApp, prefix: str = "") -> None:
         self.app, self.prefix = app, prefix
@@ -23,7 +23,7 @@ class RootPath:
         prefix = self.prefix or forwarded(Headers(scope=scope))
         if prefix:
             scope = {**scope, KEY: prefix}
-        if self.prefix and f"{scope['path']}/".startswith(f"{prefix}/"):  # a proxy that leaves it on
+        if self.prefix and f"{scope['path']}/".startswith(f"{prefix}/"):  # a proxy that does not strip it
             scope["path"] = scope["path"][len(prefix) :] or "/"
         await self.app(scope, receive, send)
 

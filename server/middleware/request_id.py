@@ -36,8 +36,8 @@ class RequestRecord:
 
     @property
     def route(self) -> str:
-        """The path template of the route that took it, or would have; "none" without one: clients cannot make up new
-        values."""
+        """The path template of the route that took it, or would have; "none" without one, so that clients cannot create
+        new values."""
         taken = getattr(self.scope.get("route"), "path", None)
         if taken is None and "app" in self.scope:
             taken = template(self.scope, self.scope["path"])
@@ -45,7 +45,7 @@ class RequestRecord:
 
     @property
     def error(self) -> Exception | None:
-        """The error of ours that the answer tells of."""
+        """The DSDError that the answer reports, if any."""
         error: Exception | None = self.scope.get("state", {}).get("error")
         return error
 

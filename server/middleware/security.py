@@ -1,6 +1,6 @@
-"""Who may use the server: API keys with limits, which web pages (CORS), and under which names it answers.
+"""Access control: API keys with limits, web pages of other origins (CORS), and the host names of the server.
 
-A key is written name:key[:requests_per_minute[:images_at_once]], where 0 is no limit; see `load_keys`. With keys,
+A key is written name:key[:requests_per_minute[:images_at_once]], where 0 means no limit; see `load_keys`. With keys,
 everything needs one except /health and the documentation, which holds no secret and in which a key is entered.
 """
 
@@ -27,12 +27,6 @@ log = logging.getLogger(__name__)
 OPEN = re.compile(r"/health/.*|/docs(/assets/.*)?|/redoc|/openapi\.json")  # paths that need no key
 
 
-# Reading keys. No message may repeat a key.
-
-
-# Checking them.
-
-
 def sent_key(headers: Headers) -> str:
     """`Authorization: Bearer KEY`, or `X-API-Key: KEY`; empty without either."""
     scheme, _, value = headers.get("authorization", "").partition(" ")
@@ -44,7 +38,7 @@ def needs_no_key(path: str) -> bool:
 
 
 class KeyMiddleware:
-    """ASGI middleware that lets in who has a key and stays within its rate."""
+    """ASGI middleware: 401 without a valid API key, 429 above the rate of the key."""
 
     def __init__(
         self, app: ASGIApp, keys: Sequence[ApiKey], used: Callable[[str], None], rejected: Callable[[str], None]
@@ -96,9 +90,7 @@ def install(
             CORSMiddleware,
             allow_origins=origins,
             allow_methods=["GET", "HEAD", "POST"],
-            allow_headers=[
-                "*"
-            ],  # which pages may send requests is decided by their origin; clients add headers of theirs
+            allow_headers=["*"],  # clients add headers of their own; the origin decides
             allow_private_network=True,
             expose_headers=["*"],  # X-DSD-*, X-Request-ID, Retry-After, ETag ...
         )

@@ -17,7 +17,7 @@ class Shedding:
     """ASGI middleware. 429 before the body is read or anything is parsed.
 
     routes: those that queue work, by path. A GET that may be answered from what the client has (304), and a HEAD, queue
-    none and are let through. queue_full: why not even one more image would be taken now, or None.
+    none and are let through. queue_full: the error for one more image, or None.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class Shedding:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         route = self.routes.get(scope["path"]) if scope["type"] == "http" and queues_work(scope) else None
         if route is not None and (full := self.queue_full()) is not None:
-            scope["route"] = route  # as the router would note it, for log and metrics
+            scope["route"] = route  # as the router sets it, because log and metrics read it
             await error_responses.answer(full, scope, receive, send)
             return
         await self.app(scope, receive, send)

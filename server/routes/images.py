@@ -62,7 +62,7 @@ from server.stream_events import Done, Event, Preview
 
 router = Router(dependencies=[Depends(refuse_repeated)])
 
-PREVIEWS = 8  # of a stream whose client does not say how many
+PREVIEWS = 8  # of a stream, by default
 
 EVENT_STREAM = (*FILE_TYPES, "text/event-stream")
 OF_A_CLASS = {
@@ -123,16 +123,18 @@ async def edit_post(request: Request, query: Annotated[EditQuery, Query()]) -> R
     service: Service = request.app.state.service
     params = with_previews(service.params(query), chosen := choose(request, query.format, EVENTS))
     service.check_fits(chosen, query.n, query.size)
-    wanted = None if query.class_ is None else service.model.find_class(query.class_)
-    if wanted is None:
+    image_class = None if query.class_ is None else service.model.find_class(query.class_)
+    if image_class is None:
         if query.guidance not in (None, 1):
             raise InputError("guidance needs a class to guide to: give class, or leave guidance out")
         params = [replace(p, guidance_scale=1.0) for p in params]
     service.encoder.check_images(chosen, query.n, service.side(query.size))
     sent = await read_images(request, service.decoder, service.config.image_size, ("image", "mask"))
     mask = sent["mask"].mean(0) >= 128 if "mask" in sent else None
-    tasks = service.model.edits(sent["image"], wanted, params, query.strength, mask)
-    return await answer_drawn(request, query, chosen, wanted, params, tasks, EditedAnswer, {"strength": query.strength})
+    tasks = service.model.edits(sent["image"], image_class, params, query.strength, mask)
+    return await answer_drawn(
+        request, query, chosen, image_class, params, tasks, EditedAnswer, {"strength": query.strength}
+    )
 
 
 async def draw(request: Request, query: GenerateRequest) -> Response:
@@ -140,19 +142,19 @@ async def draw(request: Request, query: GenerateRequest) -> Response:
     chosen = choose(request, query.format, EVENTS)
     if chosen == "events" and resumes(request):
         return Response(status_code=204, headers={"Cache-Control": "no-store", "Vary": "Accept"})
-    wanted = service.model.find_class(query.class_)
+    image_class = service.model.find_class(query.class_)
     params = with_previews(service.params(query), chosen)
     service.check_answer(chosen, query.n, query.size)
-    tasks = [Generate(wanted.index, p) for p in params]
+    tasks = [Generate(image_class.index, p) for p in params]
     headers = {"Cache-Control": "no-store", "Vary": "Accept"}
     if query.seed is not None and chosen != "events":
-        # Not immutable: the model behind an address may be replaced, so caches ask again, which costs no drawing.
+        # Not immutable: the model behind an address may be replaced, so caches revalidate, which draws nothing.
         etag = etag_of(
             service.model.fingerprint,
             service.model.described,
             __version__,
             PIL.__version__,
-            wanted.index,
+            image_class.index,
             [to_fields(p) for p in params],
             chosen,
             query.size,
@@ -161,15 +163,15 @@ async def draw(request: Request, query: GenerateRequest) -> Response:
         if is_fresh(request, etag):
             return Response(status_code=304, headers=headers)
     if request.method == "HEAD":
-        return head(chosen, {**headers, **settings_headers(service.model.settings_of(wanted, params[0]))})
-    return await answer_drawn(request, query, chosen, wanted, params, tasks, DrawnAnswer, {}, headers)
+        return head(chosen, {**headers, **settings_headers(service.model.settings_of(image_class, params[0]))})
+    return await answer_drawn(request, query, chosen, image_class, params, tasks, DrawnAnswer, {}, headers)
 
 
 async def answer_drawn(
     request: Request,
     query: SamplingQuery,
     chosen: str,
-    wanted: ImageClass | None,
+    image_class: ImageClass | None,
     params: Sequence[SamplingParams],
     tasks: Sequence[Task],
     shape: type[Answer],
@@ -178,7 +180,7 @@ async def answer_drawn(
 ) -> Response:
     """Draw one image for each of `params`, and answer with them or with events."""
     service: Service = request.app.state.service
-    settings = [{**service.model.settings_of(wanted, p), **more} for p in params]
+    settings = [{**service.model.settings_of(image_class, p), **more} for p in params]
     used = {**headers, **settings_headers(settings[0])}
     if chosen == "events":
         events = service.stream(request, tasks, query.timeout)
@@ -214,14 +216,14 @@ async def native_events(
 
 
 def with_previews(params: list[SamplingParams], chosen: str) -> list[SamplingParams]:
-    """A stream whose client does not say how often shows some previews; other answers show none, and pay for none."""
+    """A stream shows some previews by default; other answers have none, at no cost."""
     if chosen != "events":
         return [replace(p, preview_every=0) for p in params]
     return [replace(p, preview_every=p.preview_every or -(-p.num_steps // PREVIEWS)) for p in params]
 
 
 def head(chosen: str, headers: Mapping[str, str]) -> Response:
-    """What a HEAD request gets: the headers that are known before anything is drawn."""
+    """The answer to HEAD: the headers that are known before anything is drawn."""
     media = next(media for media, name in EVENTS.items() if name == chosen)
     response = Response(headers=headers, media_type=media)
     del response.headers["content-length"]  # that of the image is not known

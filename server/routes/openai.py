@@ -85,11 +85,11 @@ async def generations(request: Request) -> Response:
     service: Service = request.app.state.service
     query = await read_settings(request, GenerationRequest, openai=True)
     check_model(service, query.model)
-    wanted = prompted(service, query)
+    image_class = prompted(service, query)
     params = with_previews(sampling(service, query), query)
     check_answer(service, query)
-    tasks = [Generate(wanted.index, p) for p in params]
-    return await answer_drawn(request, query, wanted, params, tasks, "image_generation")
+    tasks = [Generate(image_class.index, p) for p in params]
+    return await answer_drawn(request, query, image_class, params, tasks, "image_generation")
 
 
 @router.post(
@@ -117,11 +117,11 @@ async def variations(request: Request) -> Response:
 async def edits(request: Request) -> Response:
     """Redraw an image, or where a mask of the same shape is transparent, towards the class that the prompt names."""
     service: Service = request.app.state.service
-    query, wanted, params, pixels, mask = await read_upload(request, EditForm, ("image", "mask"))
+    query, image_class, params, pixels, mask = await read_upload(request, EditForm, ("image", "mask"))
     params = with_previews(params, query, query.strength)
-    tasks = service.model.edits(pixels, wanted, params, query.strength, mask)
+    tasks = service.model.edits(pixels, image_class, params, query.strength, mask)
     more = {"strength": query.strength}
-    return await answer_drawn(request, query, wanted, params, tasks, "image_edit", more)
+    return await answer_drawn(request, query, image_class, params, tasks, "image_edit", more)
 
 
 @router.get("/models", responses={"default": ERRORS["default"]})
@@ -155,12 +155,12 @@ async def read_upload(
     form = await read_form(request, files, tuple(kind.model_fields))
     query = error_responses.validated(kind, {name: text or None for name, text in form.fields.items()}, strict=False)
     check_model(service, query.model)
-    wanted = prompted(service, query) if isinstance(query, GenerationRequest) else None
+    image_class = prompted(service, query) if isinstance(query, GenerationRequest) else None
     params = sampling(service, query)
     check_answer(service, query)
     pixels = await uploaded(service, form, "image")
     mask = await transparent(service, form) if "mask" in form.files else None
-    return query, wanted, params, pixels, mask
+    return query, image_class, params, pixels, mask
 
 
 def check_model(service: Service, name: str | None) -> None:
@@ -184,7 +184,7 @@ def prompted(service: Service, query: GenerationRequest) -> ImageClass:
 
 @contextmanager
 def about(param: str, prefix: str = "") -> Iterator[None]:
-    """Say which parameter is wrong."""
+    """Turn an InputError into an OpenAIError that names the parameter."""
     try:
         yield
     except InputError as error:
@@ -247,7 +247,7 @@ async def transparent(service: Service, form: Form) -> Array:
 async def answer_drawn(
     request: Request,
     query: Options,
-    wanted: ImageClass | None,
+    image_class: ImageClass | None,
     params: Sequence[SamplingParams],
     tasks: Sequence[Task],
     kind: str,
@@ -255,7 +255,7 @@ async def answer_drawn(
 ) -> Response:
     """Draw one image for each of `params`, and answer with them or with events named by `kind`."""
     service: Service = request.app.state.service
-    settings = [{**service.model.settings_of(wanted, p), **more} for p in params]
+    settings = [{**service.model.settings_of(image_class, p), **more} for p in params]
     headers = {"Cache-Control": "no-store", **settings_headers(settings[0])}
     side = query.side or service.config.image_size
     common = {"output_format": query.output_format, "size": f"{side}x{side}", "background": "opaque"}

@@ -82,8 +82,8 @@ async def walk_classes(request: Request, service: Service, query: InterpolateReq
     service.encoder.check_images(chosen, query.n, service.side(query.size), query.n)
     seeds = [end.seed for end in (query.from_, query.to) if end.seed is not None] or [params.seed]
     ends = [
-        WalkEnd(wanted.index, seeds[0] if one.seed is None else one.seed, one.index)
-        for wanted, one in ((start, query.from_), (end, query.to))
+        WalkEnd(image_class.index, seeds[0] if one.seed is None else one.seed, one.index)
+        for image_class, one in ((start, query.from_), (end, query.to))
     ]
     fractions = walk_fractions(query.n)
     walk = [Interpolate(ends[0], ends[1], fraction, params) for fraction in fractions]
@@ -130,7 +130,7 @@ async def answer_walk(
 
 
 def within_limit(service: Service, query: Walk) -> Walk:
-    """The walk with as many images as the server gives, where its client does not say how many."""
+    """The walk, whose default number of images is lowered to the server's limit."""
     if "n" in query.model_fields_set:
         return query
     return query.model_copy(update={"n": min(query.n, service.settings.max_images)})

@@ -1,7 +1,7 @@
 """Logs: pretty or JSON, one line each, with the id of the request. Never headers, keys or bodies.
 
-Access lines go to stdout, everything else to stderr. Each stream has a thread that writes it, so that a pipe that
-nobody reads, or a full disk, holds up no request: lines that find no room are dropped and counted.
+Access lines go to stdout, everything else to stderr. Each stream has a thread that writes it, so that an unread pipe
+or a full disk does not block requests: lines that do not fit are dropped and counted.
 """
 
 import json
@@ -24,12 +24,16 @@ from server.middleware.request_id import RequestRecord
 access = logging.getLogger("server.access")
 
 MAX_PATH = 200
-FROM_ANSWER = {"class": "X-DSD-Class", "seed": "X-DSD-Seed", "steps": "X-DSD-Steps"}  # where the answer tells them
+FROM_ANSWER = {
+    "class": "X-DSD-Class",
+    "seed": "X-DSD-Seed",
+    "steps": "X-DSD-Steps",
+}  # copied from headers of the answer
 
 MAX_WAITING = 4_000_000  # characters of lines that wait for their stream; above, lines are dropped
 FLUSH_SECONDS = 1.0  # at the process's end, for each stream
 
-# Characters that show nothing but that str.isprintable takes for letters and marks.
+# Invisible characters that str.isprintable accepts as letters and marks.
 INVISIBLE = "\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0000-\U000e0fff"
 PLAIN = re.compile(f"[^{INVISIBLE}]*")
 
@@ -77,7 +81,7 @@ class PrettyFormatter(logging.Formatter):
 
 
 def quoted(value: Any) -> str:
-    """Text that holds what separates fields is put in quotes, so that a path cannot pretend to be other fields."""
+    """Text with separators of fields is put in quotes, so that a path cannot imitate other fields."""
     text = str(value)
     return json.dumps(text) if any(mark in text for mark in ' "=') else text
 
@@ -122,7 +126,7 @@ class StreamHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             line = self.format(record) + "\n"
-        except Exception as error:  # a mistake of the caller's; handleError would write to stderr, and wait for it
+        except Exception as error:  # a bug of the caller; handleError would block on stderr
             line = self.own_line(f"a line of {record.name} cannot be formatted: {error!r}")
         with self.changed:
             if self.waiting + len(line) > MAX_WAITING:
@@ -180,7 +184,7 @@ def configure(level: str, style: str) -> None:
     formatter = JsonFormatter() if style == "json" else PrettyFormatter()
     for logger, stream in ((logging.getLogger(), sys.stderr), (access, sys.stdout)):
         logger.handlers = [logging.NullHandler()]
-        if stream is not None:  # it is when the process was started with it closed
+        if stream is not None:  # it is None if the process was started with it closed
             streams.append(StreamHandler(stream, formatter))
             logger.handlers = [streams[-1]]
     access.propagate = False
@@ -189,7 +193,7 @@ def configure(level: str, style: str) -> None:
 
 
 def lines_dropped() -> int:
-    """Lines that were never written, because nobody read the stream or it could not take them."""
+    """Lines that were dropped, because their stream was not read or failed."""
     return sum(stream.dropped for stream in streams)
 
 

@@ -160,7 +160,7 @@ class Metrics(Observer):
 
 
 class Dropped(Collector):
-    """The lines of the log that were dropped, which the log itself counts."""
+    """The number of dropped log lines, which the log handlers count."""
 
     def collect(self) -> Iterable[Metric]:
         text = "Lines of the log that were dropped, because nobody read it or it could not be written."

@@ -46,7 +46,7 @@ class Timed(Protocol):
 
 
 class Traces:
-    """Where spans go; nowhere without a provider."""
+    """Sends spans to a provider; without one, does nothing."""
 
     def __init__(self, provider: TracerProvider | None = None) -> None:
         self.provider = provider
@@ -90,7 +90,7 @@ def spans_of(tracer: Tracer, parent: Context, job: Timed) -> Callable[["Future[A
 
 
 def load_traces(enabled: bool) -> Traces:
-    """Traces as the settings and the environment ask for them. Raises ConfigError where they cannot be had."""
+    """Traces as the settings and the environment request them. Raises ConfigError if they cannot be sent."""
     reason = "--otel" if enabled else next((name for name in ENDPOINTS if variable(name)), None)
     if reason is None:
         return Traces()
@@ -117,7 +117,7 @@ def load_traces(enabled: bool) -> Traces:
         raise ConfigError(
             f"{reason} asks for traces, and OpenTelemetry cannot be imported ({error}): pip install 'dsd-serve[otel]'"
         ) from None
-    except Exception as error:  # of a variable that the SDK cannot read; it does not say which
+    except Exception as error:  # for a variable that the SDK cannot read; it does not say which
         raise ConfigError(
             f"OpenTelemetry does not take one of the variables OTEL_*: {' '.join(str(error).split())[:200]}"
         ) from None

@@ -47,7 +47,7 @@ def test_all_names_of_a_class_and_both_methods_draw_the_same(http):
     assert len({answer.content for answer in answers}) == 1
 
 
-def test_the_picture_is_what_the_program_draws(http, tiny_dir):
+def test_the_image_is_what_the_program_draws(http, tiny_dir):
     engine = load_engine("onnx", tiny_dir)
     params = SamplingParams(seed=11, index=2, num_steps=5, sampler="dpmpp_2m", guidance_scale=3.0)
     query = {"class": 950, "seed": 11, "index": 2, "steps": 5, "sampler": "dpmpp_2m", "guidance": 3.0}
@@ -68,7 +68,7 @@ def test_sizes_formats_and_accept(http):
         assert (image.format, image.size) == (kind, size)
 
 
-def test_json_holds_every_picture_and_what_draws_it_again(http):
+def test_json_holds_every_image_and_what_draws_it_again(http):
     answer = http.get("/generate", params={"class": 1, "n": 3, "seed": 5, "steps": 2, "format": "json"}).json()
     assert answer["class"] == {"index": 1, "wnid": "n01443537", "name": "goldfish"}
     assert [image["index"] for image in answer["images"]] == [0, 1, 2]
@@ -103,7 +103,7 @@ def test_json_holds_every_picture_and_what_draws_it_again(http):
         ({"class": "207", "timeout": "0"}, "timeout must be greater than or equal to 0.001"),
     ],
 )
-def test_what_is_wrong_is_said(http, query, words):
+def test_errors_name_the_parameter(http, query, words):
     assert words in problem(http.get("/generate", params=query), 422)
     if query and all(not value.lstrip("-").isdecimal() for value in query.values()):
         assert words in problem(http.post("/generate", json=query), 422)
@@ -200,7 +200,7 @@ def test_a_full_queue_is_429_with_retry_after(tiny_dir):
     running = Server("--model", str(tiny_dir), "--max-waiting", "4", "--row-budget", "1")
     codes = []
 
-    def ask(_):
+    def send(_):
         with httpx.Client(base_url=running.url, timeout=60) as client:
             answer = client.get("/generate", params={"class": 1, "n": 2, "steps": 200})
             codes.append(answer.status_code)
@@ -209,12 +209,12 @@ def test_a_full_queue_is_429_with_retry_after(tiny_dir):
                 assert "at most 4 images" in problem(answer, 429)
 
     with ThreadPoolExecutor(12) as pool:
-        list(pool.map(ask, range(12)))
+        list(pool.map(send, range(12)))
     assert set(codes) == {200, 429}
     assert running.stop() == 0
 
 
-def test_a_full_queue_refuses_at_the_door_what_would_be_work_and_nothing_else(tiny_dir):
+def test_a_full_queue_refuses_only_requests_that_would_queue_work(tiny_dir):
     running = Server("--model", str(tiny_dir), "--max-waiting", "1", "--row-budget", "1", "--max-steps", "1000")
     with httpx.Client(base_url=running.url, timeout=60) as client, ThreadPoolExecutor(2) as pool:
         known = client.get("/generate", params={"class": 1, "seed": 1, "steps": 1}).headers["etag"]

@@ -1,4 +1,4 @@
-"""What stands between the socket and the application: odd requests, slow clients, many clients. Raw sockets."""
+"""The layers between socket and application, on raw sockets: odd requests, slow clients, many clients."""
 
 import asyncio
 import contextlib
@@ -45,7 +45,7 @@ class App:
             self.ended.append(path)
 
     async def echo(self, scope, receive, send):
-        """What came, as JSON, once all of it has come."""
+        """The received request, as JSON, after its last byte."""
         body, more = b"", True
         while more:
             message = await receive()
@@ -55,8 +55,8 @@ class App:
             body, more = body + message.get("body", b""), message.get("more_body", False)
         self.bodies.append(body)
         headers = [[name.decode(), value.decode("latin-1")] for name, value in scope["headers"]]
-        told = {"method": scope["method"], "headers": headers, "body": body.decode("latin-1")}
-        await answer(send, 200, json.dumps(told).encode())
+        received = {"method": scope["method"], "headers": headers, "body": body.decode("latin-1")}
+        await answer(send, 200, json.dumps(received).encode())
 
     async def early(self, scope, receive, send):
         await answer(send, 413, b"too large")
@@ -182,10 +182,10 @@ def test_an_offer_to_upgrade_is_ignored_and_the_body_read(common, offer, chunked
             opened.sendall(message[len(message) * i // pieces : len(message) * (i + 1) // pieces])
             time.sleep(0.02)
         status, answered = read_answer(opened)
-        told = json.loads(answered)
-        assert (status, told["method"], told["body"]) == (200, "POST", body.decode())
-        assert ["x-mine", "1"] in told["headers"]
-        assert "upgrade" not in [name for name, _ in told["headers"]]
+        received = json.loads(answered)
+        assert (status, received["method"], received["body"]) == (200, "POST", body.decode())
+        assert ["x-mine", "1"] in received["headers"]
+        assert "upgrade" not in [name for name, _ in received["headers"]]
         if b"close" in offer:
             assert opened.recv(1) == b""
         else:  # the connection goes on
@@ -315,7 +315,7 @@ def test_what_comes_after_an_early_answer_is_bounded(monkeypatch, path, limit):
 
 
 @pytest.mark.parametrize("method", [b"GET", b"HEAD", b"OPTIONS"])
-def test_a_body_that_nobody_reads_is_cut(common, method):
+def test_an_unread_body_is_cut(common, method):
     with connect(common) as opened:
         opened.sendall(method + b" /work HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n")
         opened.sendall(b"%x\r\n%b\r\n" % (100_000, b"x" * 100_000) * 30)
@@ -324,7 +324,7 @@ def test_a_body_that_nobody_reads_is_cut(common, method):
     common.app.ended.clear()
 
 
-def test_a_small_body_of_a_get_does_no_harm(common):
+def test_a_small_body_of_a_get_is_harmless(common):
     received = talk(common, b"GET /echo HTTP/1.1\r\n" + HOST + b"Connection: close\r\nContent-Length: 2\r\n\r\n{}")
     assert received.startswith(b"HTTP/1.1 200 OK")
 
@@ -388,7 +388,7 @@ def test_an_idle_connection_is_kept_as_long_as_it_was_said():
 
 @pytest.mark.parametrize("path", [b"/big", b"/flood"])
 @pytest.mark.parametrize("connection", [b"", b"Connection: close\r\n"])
-def test_who_does_not_take_his_answer_is_cut(path, connection):
+def test_a_client_that_does_not_read_its_answer_is_cut(path, connection):
     with served() as server, connect(server) as opened:
         opened.sendall(b"GET %b HTTP/1.1\r\n" % path + HOST + connection + b"\r\n")
         until(lambda: server.limiter.unsent)
@@ -398,7 +398,7 @@ def test_who_does_not_take_his_answer_is_cut(path, connection):
         assert not server.limiter.open and not server.limiter.unsent
 
 
-def test_who_takes_an_answer_by_drops_is_cut_and_who_is_slow_is_not(monkeypatch):
+def test_a_client_that_reads_a_trickle_is_cut_and_a_slow_one_is_not(monkeypatch):
     monkeypatch.setattr(http_protocol, "LEAST_TAKEN", 4_000_000)
     with served() as server:
         with connect(server) as opened:

@@ -1,4 +1,4 @@
-"""How dsd-serve and dsd-ui start, listen, take signals and stand behind proxies. Real processes."""
+"""dsd-serve and dsd-ui as real processes: start, addresses, signals, and proxies in front."""
 
 import contextlib
 import json
@@ -70,7 +70,7 @@ def ended(arguments, **options):
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_where_it_cannot_listen_it_says_so_before_it_loads_anything(program):
+def test_an_unusable_address_is_reported_before_anything_is_loaded(program):
     model = ["--model", "/nowhere"] if program == "dsd-serve" else ["--server", "nonsense"]
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -98,7 +98,7 @@ def has_ipv6():
 
 
 @pytest.mark.parametrize("host", ["::", ""])
-@pytest.mark.skipif(not has_ipv6(), reason="there is no IPv6 here")
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
 def test_all_addresses_are_those_of_both_families(host):
     sockets = front.listen(host, 0)
     try:
@@ -108,7 +108,7 @@ def test_all_addresses_are_those_of_both_families(host):
         front.close(sockets)
 
 
-@pytest.mark.skipif(not has_ipv6(), reason="there is no IPv6 here")
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
 def test_a_server_on_all_addresses_answers_on_both_and_logs_plain_ones(launch):
     server = launch("--host", "::")
     port = httpx.URL(server.url).port
@@ -119,7 +119,7 @@ def test_a_server_on_all_addresses_answers_on_both_and_logs_plain_ones(launch):
 
 def test_an_address_that_is_taken_in_one_family_is_taken(free_port):
     if not has_ipv6():
-        pytest.skip("there is no IPv6 here")
+        pytest.skip("this machine has no IPv6")
     port = free_port()
     with socket.create_server(("127.0.0.1", port)), pytest.raises(ConfigError, match="in use"):
         front.listen("::", port)
@@ -149,7 +149,7 @@ def test_ctrl_c_while_it_starts_is_silent(program):
 
 
 def caught(process, number):
-    """Whether a process catches a signal by a handler of its own, and has begun to run our code."""
+    """True if a process has a handler of its own for a signal, and has begun to run our code."""
     with contextlib.suppress(OSError):
         status = Path(f"/proc/{process.pid}/status").read_text()
         mask = int(status.partition("SigCgt:")[2].split()[0], 16)
@@ -312,7 +312,7 @@ def test_every_route_reads_the_body_of_a_request_that_offers_http2(one, path, ch
     assert status == 200, answered[:300]
 
 
-def test_what_the_door_refuses_is_counted(one):
+def test_requests_refused_before_the_application_are_counted(one):
     before = one.metrics()
     with socket.create_connection(address(one), timeout=30) as opened:
         opened.sendall("GET /classes?q=größe HTTP/1.1\r\nHost: a\r\n\r\n".encode())

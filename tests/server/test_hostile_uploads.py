@@ -1,4 +1,4 @@
-"""What strangers send, over real HTTP to a real server: only 4xx, bounded memory, a clean log, and it goes on."""
+"""Hostile requests over real HTTP to a real server: only 4xx, bounded memory, a clean log, and it keeps serving."""
 
 import collections
 import contextlib
@@ -30,7 +30,7 @@ class Watched(Server):
         Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
 
     def talk(self, data: bytes, wait: float = 1.5) -> bytes:
-        """What the server answers to these bytes on a connection of their own, until it closes or falls silent."""
+        """The answer to these bytes on a connection of their own, until it is closed or silent."""
         host, port = self.url.removeprefix("http://").split(":")
         answer = b""
         with socket.create_connection((host, int(port)), timeout=wait) as line:
@@ -88,7 +88,7 @@ def test_hostile_uploads_get_4xx_and_little_memory(server: Watched, record_prope
     assert peak - before < STATED_MB
 
 
-def test_fuzzed_pictures_get_an_answer(server: Watched):
+def test_fuzzed_images_get_an_answer(server: Watched):
     answers = send(server, list(hostile.fuzzed()))
     counts = collections.Counter(answer.status_code for answer in answers)
     print(dict(counts))
@@ -106,7 +106,7 @@ def test_metadata_is_dropped_unread(server: Watched):
     assert peak - before < 150
 
 
-def test_many_large_pictures_and_bodies_at_once_stay_within_the_stated_memory(server: Watched):
+def test_many_large_images_and_bodies_at_once_stay_within_the_stated_memory(server: Watched):
     images = [upload for upload in hostile.large() for _ in range(2)]
     uploads = images + [hostile.Upload("noise", bytes(19_900_000))] * 12
     answers, before, peak = peak_of(server, uploads, clients=len(uploads))
@@ -117,7 +117,7 @@ def test_many_large_pictures_and_bodies_at_once_stay_within_the_stated_memory(se
 
 
 def test_many_large_bodies_at_once_are_refused_and_not_held(server: Watched):
-    """Sixteen bodies of 20 MB would take 640 MB with their copies; what does not fit is told to come again."""
+    """Sixteen bodies of 20 MB would take 640 MB with their copies; those that do not fit get 429."""
     uploads = [hostile.Upload("noise", bytes(19_900_000))] * 16
     answers, before, peak = peak_of(server, uploads, clients=16)
     counts = collections.Counter(answer.status_code for answer in answers)
@@ -148,7 +148,7 @@ HEAD = b"POST /reconstruct HTTP/1.1\r\nHost: x\r\n"
         (b"POST /reconstruct\r\n\r\n", b"400"),  # HTTP/0.9
     ],
 )
-def test_what_is_no_http_is_refused(server: Watched, data: bytes, status: bytes):
+def test_invalid_http_is_refused(server: Watched, data: bytes, status: bytes):
     answer = server.talk(data)
     assert answer.split(b" ", 2)[1:2] == [status], answer[:300]
 
@@ -171,7 +171,7 @@ def test_a_body_that_does_not_come_is_a_408(server: Watched, data: bytes):
 
 
 def test_a_body_that_drips_is_a_408(server: Watched):
-    """Each byte comes soon after the last, the whole never."""
+    """Each byte comes soon after the last, but the body never ends."""
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=5) as line:
         line.sendall(HEAD + b"Content-Length: 500\r\n\r\n")
@@ -185,7 +185,7 @@ def test_a_body_that_drips_is_a_408(server: Watched):
     assert answer.startswith(b"HTTP/1.1 408 ")
 
 
-def test_clients_that_go_away_in_the_middle_leave_nothing(server: Watched):
+def test_clients_that_disconnect_in_the_middle_leave_nothing(server: Watched):
     host, port = server.url.removeprefix("http://").split(":")
     for kind in (b"image/png", b"multipart/form-data; boundary=B", b"application/json"):
         for path in (b"/reconstruct", b"/generate"):

@@ -1,4 +1,4 @@
-"""How much memory a server takes, route by route, when each is asked for the most that it allows, many at a time."""
+"""Memory of a server, route by route, under many of the largest requests at a time that it allows."""
 
 import io
 import os
@@ -32,7 +32,7 @@ def photo(side: int, kind: str, channels: int = 3) -> bytes:
 
 
 def worst_requests(settings: Settings) -> dict[str, list[tuple[str, dict[str, Any]]]]:
-    """For each route, requests (method and arguments of httpx) that make it hold the most."""
+    """For each route, the requests (method and arguments of httpx) that hold the most memory."""
     size, n, most = settings.max_size, settings.max_images, int(settings.max_body_mb * 1e6)
     png, webp = (photo(int((most / 3.2) ** 0.5), kind) for kind in ("PNG", "WEBP"))
     halves = [photo(int((most / 6.6) ** 0.5), kind) for kind in ("PNG", "WEBP")]  # two of them in one form
@@ -89,7 +89,7 @@ def paths(method: str) -> set[str]:
 
 
 class Measured:
-    """A server, and how far its memory went up."""
+    """A server, and the rise of its memory."""
 
     def __init__(self, settings: dict[str, Any], model: Path) -> None:
         self.settings = Settings(**settings)
@@ -103,8 +103,8 @@ class Measured:
         lines = Path(f"/proc/{self.running.process.pid}/status").read_text().splitlines()
         return next(1024.0 * int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 
-    def peak(self, path: str, asked: list[tuple[str, dict[str, Any]]]) -> tuple[float, set[int]]:
-        """Bytes above rest while the route is asked for all of these at a time, twice, and the statuses."""
+    def peak(self, path: str, requests: list[tuple[str, dict[str, Any]]]) -> tuple[float, set[int]]:
+        """The peak of memory, in bytes above rest, during AT_A_TIME of these requests at a time, and the statuses."""
         Path(f"/proc/{self.running.process.pid}/clear_refs").write_text("5")
 
         def send(one: tuple[str, dict[str, Any]]) -> int:
@@ -115,7 +115,7 @@ class Measured:
                 return 0  # refused while it sent
 
         with ThreadPoolExecutor(AT_A_TIME) as pool:
-            statuses = set(pool.map(send, (asked * AT_A_TIME)[: max(AT_A_TIME, 2 * len(asked))]))
+            statuses = set(pool.map(send, (requests * AT_A_TIME)[: max(AT_A_TIME, 2 * len(requests))]))
         return self.status("VmHWM") - self.rest, statuses
 
 
@@ -138,8 +138,8 @@ def check(measured: Measured) -> None:
     for path in paths("POST"):
         assert "POST" in {method for method, _ in worst[path]}, path
     bound = memory_bound(measured.settings)
-    for path, asked in worst.items():
-        peak, statuses = measured.peak(path, asked)
+    for path, requests in worst.items():
+        peak, statuses = measured.peak(path, requests)
         print(f"{path:26} {peak / 1e6:5.0f} MB above rest, of {bound / 1e6:.0f}; {sorted(statuses)}")
         assert peak <= bound, path
         assert 500 not in statuses, path
@@ -162,6 +162,6 @@ def test_no_route_takes_more_than_the_readme_says(measured):
 
 
 def test_images_of_noise_are_the_worst() -> None:
-    """What is asked for here fills the budgets: an image that decodes to more than it has as a file."""
+    """These requests fill the budgets, because their images take more memory than their files."""
     data = photo(1000, "WEBP")
     assert codec.decode_memory(codec.open_file(data), 32) > 10 * len(data)

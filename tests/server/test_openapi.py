@@ -91,7 +91,7 @@ def test_the_document_is_valid_and_names_its_operations(document):
 
 
 def test_generated_clients_find_a_type_for_each_answer(document):
-    """They take the first media type that they know, for which there must be a schema, and one that fits the answer."""
+    """They take the first media type that they support. It must have a schema, one that fits the answer."""
 
     def first(path, method, known):
         content = document["paths"][path][method]["responses"]["200"]["content"]
@@ -102,7 +102,7 @@ def test_generated_clients_find_a_type_for_each_answer(document):
     for path in ("generations", "variations", "edits"):
         assert first(f"/v1/images/{path}", "post", known) == ("application/json", answer)
     for path in ("/edit", "/interpolate", "/encode", "/decode", "/reconstruct", "/generate"):
-        assert first(path, "post", known)[0] == "application/octet-stream"  # without format the answer is no JSON
+        assert first(path, "post", known)[0] == "application/octet-stream"  # without format the answer is not JSON
     assert first("/generate", "get", ("image/png", *known))[0] == "image/png"
     assert first("/model", "get", known) == ("application/json", {"$ref": "#/components/schemas/ModelAnswer"})
 

@@ -1,4 +1,4 @@
-"""What operators need: metrics, logs, keys, CORS, traces, the dashboard, an orderly end. Real server processes."""
+"""Operation of real server processes: metrics, logs, keys, CORS, traces, the dashboard, an orderly end."""
 
 import asyncio
 import http.server
@@ -150,7 +150,7 @@ def test_a_path_cannot_write_lines_or_fields(server, admin):
     assert all(line.startswith("    ") for line in pretty.format(record).splitlines()[1:])
 
 
-def test_a_mistake_of_ours_is_a_problem_with_the_id(caplog):
+def test_an_internal_error_is_a_problem_with_the_id(caplog):
     app = FastAPI()
     error_responses.install(app)
     seen = []
@@ -160,11 +160,11 @@ def test_a_mistake_of_ours_is_a_problem_with_the_id(caplog):
     async def broken() -> None:
         raise RuntimeError("details for the log only")
 
-    async def ask():
+    async def send():
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://x") as client:
             return await client.get("/broken", headers={"X-Request-ID": "abc"})
 
-    answer = asyncio.run(ask())
+    answer = asyncio.run(send())
     assert (answer.status_code, answer.headers["x-request-id"], answer.json()["request_id"]) == (500, "abc", "abc")
     assert "for the log only" not in answer.text
     assert "details for the log only" in caplog.text
@@ -226,7 +226,7 @@ def test_a_request_cancelled_by_shutdown_is_counted():
     assert count("dsd_requests_total", {"route": "none", "code": "503"}) == 2
 
 
-def test_the_dashboard_asks_for_metrics_that_exist(server, admin):
+def test_the_dashboard_uses_existing_metrics(server, admin):
     dashboard = json.loads((ROOT / "deploy/grafana/dashboard.json").read_text())
     assert dashboard["schemaVersion"] >= 39 and dashboard["uid"] and dashboard["title"]
     panels = dashboard["panels"]
@@ -330,7 +330,7 @@ def test_cors_is_for_the_origins_that_were_named(server, admin):
         ("# nothing", "FILE holds no API key"),
     ],
 )
-def test_wrong_keys_are_said_without_repeating_them(tmp_path, lines, words):
+def test_wrong_keys_are_reported_without_repeating_them(tmp_path, lines, words):
     path = tmp_path / "keys"
     path.write_text(lines)
     with pytest.raises(ConfigError) as error:
@@ -455,17 +455,17 @@ def running_images(server):
 
 
 def test_sigterm_with_twenty_requests_in_flight(launch):
-    """All twenty finish, new ones are refused and told so, readiness is false at once, and the exit code is 0."""
+    """All twenty finish, new ones are refused with a sentence, readiness is false at once, and the exit code is 0."""
     server = launch()
     query = {"class": 207, "steps": 60, "sampler": "euler", "guidance": 1}
 
-    def ask(seed):
+    def draw(seed):
         with httpx.Client(base_url=server.url, timeout=60) as client:
             return client.get("/generate", params={**query, "seed": seed}).status_code
 
     with ThreadPoolExecutor(20) as pool, httpx.Client(base_url=server.url, timeout=60) as old:
         old.get("/model")  # a connection from before
-        answers = [pool.submit(ask, seed) for seed in range(20)]
+        answers = [pool.submit(draw, seed) for seed in range(20)]
         until(lambda: running_images(server) == 20)
         server.process.send_signal(signal.SIGTERM)
         until(lambda: server.metrics()[("dsd_ready",)] == 0, 1)

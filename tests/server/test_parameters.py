@@ -98,8 +98,8 @@ def cases():
             yield pytest.param(model, strict, place, str(field.annotation), id=f"{model.__name__}-{'.'.join(place)}")
 
 
-def told(model: Any, values: dict[str, Any], strict: bool) -> str | None:
-    """What a client is told of these values; None when they are taken."""
+def sentence_for(model: Any, values: dict[str, Any], strict: bool) -> str | None:
+    """The sentence that a client gets for these values; None if they are accepted."""
     try:
         validated(model, values, strict=strict)
     except RequestValidationError as error:
@@ -115,7 +115,7 @@ def test_a_wrong_value_of_any_field_is_one_short_sentence(model, strict, place, 
     for value in WRONG_JSON if strict else WRONG_TEXT:
         values = json.loads(json.dumps(RIGHT[model][0]))
         (values if len(place) == 1 else values[place[0]])[place[-1]] = value
-        sentence = told(model, values, strict)
+        sentence = sentence_for(model, values, strict)
         if sentence is None:  # then the field is for such values, or leaves out what is empty
             fitting = {str: "str", bool: "bool", int: "int", float: "float", type(None): "None"}.get(
                 type(value), "dict"
@@ -139,12 +139,12 @@ anything = st.recursive(
 
 @settings(derandomize=True, deadline=None, max_examples=150)
 @given(st.sampled_from(list(RIGHT)), st.data())
-def test_anything_anywhere_is_taken_or_told_in_a_few_words(model, data):
+def test_any_value_is_accepted_or_refused_in_a_short_sentence(model, data):
     right, strict = RIGHT[model]
     names = [place[0] for place, _ in fields(model)]
     value = anything if strict else st.text(max_size=300)
     values = {**right, **data.draw(st.dictionaries(st.sampled_from(names) | st.text(max_size=90), value, max_size=6))}
-    sentence = told(model, values, strict)
+    sentence = sentence_for(model, values, strict)
     if sentence is not None:
         assert len(sentence) < 300 * (MAX_SENTENCES + 1)
         assert "Input should" not in sentence
@@ -197,7 +197,7 @@ def test_values_are_shown_as_they_were_sent(value, words):
         (b'{"' + b"x" * 10**6 + b'": 1, "' + b"x" * 10**6 + b'": 1}', "is given twice"),
     ],
 )
-def test_what_is_not_json_is_a_sentence(data, words):
+def test_invalid_json_gets_a_sentence(data, words):
     with pytest.raises(InputError, match=re.escape(words)) as caught:
         read_json(data)
     assert len(str(caught.value)) < 250
@@ -295,7 +295,7 @@ BIG = "x" * 900_000
         ("/v1/images/generations", {"prompt": "1", BIG: 1}, "there is no parameter 'xxx"),
     ],
 )
-def test_json_that_is_wrong_is_told_shortly(http, path, body, words):
+def test_wrong_json_gets_a_short_sentence(http, path, body, words):
     assert words in detail(http.post(path, json=body))
 
 
@@ -391,7 +391,7 @@ def raw(url: str, target: bytes, headers: bytes = b"") -> bytes:
         return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
-def test_heads_of_many_parts_are_answered_shortly(server_url):
+def test_heads_of_many_parts_get_short_answers(server_url):
     many = b"&".join(b"%x" % number for number in range(10_000))
     answer = raw(server_url, b"/generate?class=1&" + many)
     assert b"the query string must have at most 100 parameters, got 10,001" in answer
@@ -406,7 +406,7 @@ def test_heads_of_many_parts_are_answered_shortly(server_url):
         assert b" 404 " in answer[:20] and len(answer) < 1500
 
 
-def test_the_worst_texts_hold_nobody_up(server_url):
+def test_the_worst_texts_do_not_block_other_requests(server_url):
     """The slowest of these once took half a minute, in which nothing else was answered."""
     began = time.monotonic()
     with httpx.Client(base_url=server_url, timeout=60) as client:
@@ -431,7 +431,7 @@ WALK = {"from": {"class": 1, "seed": 1}, "to": {"class": 207}, "steps": 1}
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "asked", "words"),
+    ("method", "path", "query", "words"),
     [
         (
             "POST",
@@ -466,23 +466,23 @@ WALK = {"from": {"class": 1, "seed": 1}, "to": {"class": 207}, "steps": 1}
         ("POST", "/v1/images/variations", {"size": "16384x16384", "output_format": "webp"}, "a webp file"),
     ],
 )
-def test_what_a_format_cannot_hold_is_refused_before_drawing(large_url, method, path, asked, words):
+def test_what_a_format_cannot_hold_is_refused_before_drawing(large_url, method, path, query, words):
     with httpx.Client(base_url=large_url, timeout=60) as client:
         before = client.get("/debug/batcher").json()["rows"]
         if path in ("/interpolate", "/v1/images/generations"):
-            answer = client.post(path, json=asked)
+            answer = client.post(path, json=query)
         elif path == "/v1/images/variations":
-            answer = client.post(path, data=asked, files={"image": ("a.png", write_image(sample_image(1, 0)))})
+            answer = client.post(path, data=query, files={"image": ("a.png", write_image(sample_image(1, 0)))})
         else:
             content = write_image(sample_image(1, 0)) if method == "POST" else None
-            answer = client.request(method, path, params=asked, content=content)
+            answer = client.request(method, path, params=query, content=content)
         assert answer.status_code == (400 if path.startswith("/v1") else 422)
         if method != "HEAD":
             assert words in detail(answer)
         assert client.get("/debug/batcher").json()["rows"] == before
 
 
-def test_a_walk_between_pictures_is_refused_before_they_are_read(large_url):
+def test_a_walk_between_images_is_refused_before_they_are_read(large_url):
     files = {name: ("a.png", b"no image", "image/png") for name in ("from", "to")}
     query = {"n": 16, "size": 1024, "format": "webp"}
     assert "a webp file must be" in detail(

@@ -100,7 +100,7 @@ def test_links_and_documentation_stay_below_the_prefix(proxy, prefix):
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
-def test_the_page_knows_where_it_is(proxy, prefix):
+def test_the_page_works_below_its_prefix(proxy, prefix):
     with httpx.Client(base_url=proxy + prefix, timeout=30) as visitor:
         assert visitor.get("/config").json()["root"] == proxy + prefix
         page = visitor.get("/")

@@ -1,4 +1,4 @@
-"""What answers take of memory, for each format and for a real server under the worst that its limits allow."""
+"""Memory of answers: for each format, and of a real server under the worst load that its limits allow."""
 
 import asyncio
 import re
@@ -51,8 +51,8 @@ def server(demo_dir: Path) -> Iterator[Server]:
 
 @pytest.mark.parametrize("noise", [True, False], ids=["noise", "plain"])
 @pytest.mark.parametrize("chosen", ["png", "jpeg", "webp", "zip", "json"])
-def test_encoding_takes_no_more_than_is_reckoned(chosen, noise):
-    """The peak of this process; noise is what all encoders take most for."""
+def test_encoding_takes_no_more_than_estimated(chosen, noise):
+    """The peak of this process; noise is the worst case of every encoder."""
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("the memory of a process can be measured on Linux only")
     rng = np.random.default_rng(0)
@@ -69,7 +69,7 @@ def test_encoding_takes_no_more_than_is_reckoned(chosen, noise):
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "webp"])
-def test_the_best_quality_takes_no_more_than_is_reckoned(kind):
+def test_the_best_quality_takes_no_more_than_estimated(kind):
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("the memory of a process can be measured on Linux only")
     image = codec.to_pil(np.random.default_rng(0).integers(0, 256, (3, 1024, 1024), dtype=np.uint8))
@@ -97,8 +97,8 @@ def test_many_large_answers_at_once_stay_within_the_budget(server):
         Path(f"/proc/{server.process.pid}/clear_refs").write_text("5")
         before = process_memory(server.process.pid, "VmRSS")
         with ThreadPoolExecutor(12) as pool:
-            asked = [{**query, "format": kind} for kind in ("png", "jpeg", "json", "zip") * 3]
-            sent = list(pool.map(lambda params: client.get("/generate", params=params), asked))
+            queries = [{**query, "format": kind} for kind in ("png", "jpeg", "json", "zip") * 3]
+            sent = list(pool.map(lambda params: client.get("/generate", params=params), queries))
         assert {answer.status_code for answer in sent} == {200}
         assert process_memory(server.process.pid, "VmHWM") - before < 120e6 + 118e6
         metrics = client.get("/metrics").text
@@ -172,7 +172,7 @@ def test_the_bytes_of_a_body_are_freed_before_its_images_are_drawn(name, client,
     submit = client.app.state.service.backend.submit_tasks
 
     def watched(*arguments, **options):
-        time.sleep(0.1)  # for the decoder's thread to let go of its last task
+        time.sleep(0.1)  # until the decoder's thread has dropped its last task
         traced.append(tracemalloc.get_traced_memory()[0])
         return submit(*arguments, **options)
 
@@ -225,7 +225,7 @@ def test_slow_readers_lose_previews_and_no_image(monkeypatch):
     assert memory.total == 0
 
 
-def test_clients_are_told_apart_by_address_but_for_this_machine():
+def test_clients_are_distinguished_by_address_except_on_this_machine():
     assert client_of({"client": ("192.0.2.1", 5)}) == "the address 192.0.2.1"
     assert client_of({"client": ("127.0.0.1", 5)}) is client_of({"client": ("::1", 5)}) is client_of({}) is None
 
@@ -253,7 +253,7 @@ def test_a_cancelled_wait_gives_its_memory_back():
     asyncio.run(gone())
 
 
-def test_what_the_documents_say_is_what_the_settings_make():
+def test_the_documented_memory_follows_from_the_settings():
     bound = memory_bound(Settings()) / 1e6
     settings = Settings()
     readme = (ROOT / "docs/operations.md").read_text()

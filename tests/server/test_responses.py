@@ -12,11 +12,11 @@ from server.responses import ANSWERS, EVENTS, choose
 OFFERED = EVENTS
 
 
-def chosen(*accept, offered=OFFERED, asked=None):
+def chosen(*accept, offered=OFFERED, requested=None):
     """The choice for these Accept headers; None for 406."""
     headers = [(b"accept", value.encode("latin-1")) for value in accept]
     try:
-        return choose(Request({"type": "http", "headers": headers}), asked, offered)
+        return choose(Request({"type": "http", "headers": headers}), requested, offered)
     except HTTPException as error:
         assert error.status_code == 406
         return None
@@ -49,7 +49,7 @@ def chosen(*accept, offered=OFFERED, asked=None):
         ("image/avif,image/webp,image/png;q=0,*/*;q=0.8", "webp"),
         ("image/avif,application/json,*/*;q=0.8", "json"),
         ("image/webp,*/*;q=0.1", "webp"),
-        ("application/octet-stream", "png"),  # clients that know no images
+        ("application/octet-stream", "png"),  # clients without support for images
         ("application/octet-stream;q=0.5, application/json", "json"),
         ("text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2", "jpeg"),  # Java
         ("text/html,application/xhtml+xml", None),
@@ -76,7 +76,7 @@ def test_known_headers(accept, expected):
 
 
 def test_the_parameter_wins_and_headers_add_up():
-    assert chosen("image/webp", asked="png") == "png"
+    assert chosen("image/webp", requested="png") == "png"
     assert chosen("text/html", "image/webp") == "webp"
     assert chosen("text/event-stream", offered=ANSWERS) is None
 
@@ -92,7 +92,7 @@ def written(entries):
 
 
 def weight_of(media, entries):
-    """What RFC 9110 gives a media type, in the plainest way."""
+    """The weight of a media type by RFC 9110, in the plainest way."""
     given = dict(entries)
     for name in (media, media.split("/")[0] + "/*", "*/*"):
         if name in given:
@@ -101,19 +101,19 @@ def weight_of(media, entries):
 
 
 @given(entries)
-def test_the_choice_is_one_that_the_client_likes_best(entries):
-    liked = {name: weight_of(media, entries) for media, name in OFFERED.items()}
+def test_the_choice_has_the_highest_weight(entries):
+    weights_of = {name: weight_of(media, entries) for media, name in OFFERED.items()}
     choice = chosen(written(entries))
-    assert (choice is None) == (max(liked.values()) == 0)
-    assert choice is None or liked[choice] == max(liked.values())
+    assert (choice is None) == (max(weights_of.values()) == 0)
+    assert choice is None or weights_of[choice] == max(weights_of.values())
 
 
 @given(entries, st.randoms(use_true_random=False))
-def test_only_equally_liked_ones_depend_on_the_order(entries, random):
+def test_only_types_of_equal_weight_depend_on_the_order(entries, random):
     shuffled = random.sample(entries, len(entries))
     one, other = chosen(written(entries)), chosen(written(shuffled))
-    liked = {name: weight_of(media, entries) for media, name in OFFERED.items()}
-    assert one == other or liked[one] == liked[other]
+    weights_of = {name: weight_of(media, entries) for media, name in OFFERED.items()}
+    assert one == other or weights_of[one] == weights_of[other]
 
 
 @given(entries, st.integers(0, 6))
@@ -125,12 +125,12 @@ def test_headers_may_be_split(entries, place):
 @given(st.text(st.characters(max_codepoint=255)) | st.text(st.sampled_from('image/png*,;q=01."\\ '), max_size=60))
 @example('"' * 100)
 @example("\\" * 100)
-def test_garbage_gives_an_offer_or_406(accept):
+def test_garbage_gives_an_offered_type_or_406(accept):
     assert chosen(accept) in {*OFFERED.values(), None}
 
 
 @pytest.mark.parametrize("piece", ['"', '\\"', '"\\', ",", ";", "image/png,", "q=", ";q=0.1", "*/*,"])
-def test_long_headers_take_no_long_time(piece):
+def test_long_headers_are_quick(piece):
     began = time.process_time()
     chosen(piece * (60_000 // len(piece)))
     assert time.process_time() - began < 1

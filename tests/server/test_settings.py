@@ -117,7 +117,7 @@ def test_the_variable_that_kubernetes_makes_of_a_service_is_explained():
     assert "Kubernetes" not in str(error.value)
 
 
-def test_a_variable_that_has_no_effect_is_warned_of():
+def test_a_variable_without_effect_causes_a_warning():
     links = {
         "DSD_SERVICE_HOST": "10.0.0.1",
         "DSD_SERVICE_PORT": "8000",
@@ -165,7 +165,7 @@ def test_wrong_choices_are_refused(arguments, words):
         ["--row-budget", "1000000000"],
     ],
 )
-def test_what_is_wrong_is_said_before_the_model_is_looked_at(arguments):
+def test_errors_are_reported_before_the_model_is_loaded(arguments):
     errors = start("--model", "/nowhere", *arguments)
     assert errors.splitlines()[-1].startswith("dsd-serve: ") and "Traceback" not in errors
     assert "/nowhere" not in errors
@@ -261,7 +261,7 @@ def test_version(name, capsys):
     assert re.fullmatch(rf"{name} \d+\.\d+\.\d+\n", capsys.readouterr().out)
 
 
-def test_what_the_page_needs_is_imported_without_any_variable():
+def test_imports_of_the_page_need_no_variables():
     command = [sys.executable, "-c", "import ui, pydub"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={})
     assert done.returncode == 0, done.stderr

@@ -168,7 +168,7 @@ def test_bodies_of_all_requests_share_their_memory(client):
     assert client.post("/edit", content=body).status_code == 200
 
 
-def test_a_picture_that_takes_too_much_memory_is_refused():
+def test_an_image_that_takes_too_much_memory_is_refused():
     data = codec.write_image(np.zeros((3, 1200, 1200), np.uint8), "webp")
     with pytest.raises(InputError, match=r"1200 x 1200 pixels takes 39 MB, this server allows 20 MB"):
         asyncio.run(Decoder(max_total=20_000_000).read(data, 16))
@@ -259,7 +259,7 @@ def test_a_body_must_keep_coming(client, monkeypatch):
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE", "OPTIONS"])
-def test_a_body_that_nobody_asked_for_is_limited(client, method):
+def test_a_body_of_a_method_without_one_is_limited(client, method):
     """A route that reads on, as all do that watch for the client's end, reads 100 kB of it and no more."""
     answer = client.request(method, "/any", content=bytes(150_000))
     assert "larger than 0.1 MB" in detail(answer, 413)

@@ -1,4 +1,4 @@
-"""What web pages and reverse proxies meet: the names of the server, CORS, prefixes, HEAD, /docs, wrong paths."""
+"""The server to web pages and reverse proxies: host names, CORS, prefixes, HEAD, /docs, wrong paths."""
 
 import json
 import re
@@ -106,11 +106,11 @@ def test_any_host_where_the_operator_says_so(prefixed):
 
 
 def test_a_page_of_an_allowed_origin_may_send_any_header_and_read_every_refusal(guarded):
-    asked = "authorization,content-type,x-stainless-os,x-stainless-arch,x-stainless-retry-count,traceparent"
-    preflight = {"Origin": ORIGIN, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": asked}
+    requested = "authorization,content-type,x-stainless-os,x-stainless-arch,x-stainless-retry-count,traceparent"
+    preflight = {"Origin": ORIGIN, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": requested}
     answer = httpx.options(f"{guarded}/v1/images/generations", headers=preflight)
     assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, ORIGIN)
-    assert set(asked.split(",")) <= set(answer.headers["access-control-allow-headers"].split(","))
+    assert set(requested.split(",")) <= set(answer.headers["access-control-allow-headers"].split(","))
     assert "Origin" in answer.headers["vary"]
     private = httpx.options(f"{guarded}/model", headers={**preflight, "Access-Control-Request-Private-Network": "true"})
     assert (private.status_code, private.headers["access-control-allow-private-network"]) == (200, "true")
@@ -155,7 +155,7 @@ FORM = "multipart/form-data; boundary=x"
         ({"Origin": "https://www.example", "Sec-Fetch-Site": "same-origin"}, False),  # a proxy that changes Host
         ({"Origin": "http://www.example", "X-Forwarded-Host": "www.example"}, False),
         ({"Sec-Fetch-Site": "none"}, False),
-        ({"Origin": "https://evil.example", "Content-Type": "image/png"}, False),  # for which a browser asks first
+        ({"Origin": "https://evil.example", "Content-Type": "image/png"}, False),  # which needs a preflight request
         ({}, False),
     ],
 )

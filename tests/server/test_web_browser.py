@@ -1,4 +1,4 @@
-"""What pages in a browser can do with the API: show its documentation, listen to events, call it from elsewhere."""
+"""The API from pages in a browser: its documentation, events, and requests from other origins."""
 
 import functools
 import http.server
@@ -20,7 +20,7 @@ CHROMIUM = shutil.which("chromium")
 @pytest.fixture(scope="module")
 def browser():
     if CHROMIUM is None:
-        pytest.skip("nothing was tried in a browser: there is no chromium here; apt-get install chromium")
+        pytest.skip("tests in a browser need chromium: apt-get install chromium")
     with api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         yield browser
@@ -29,7 +29,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """A web site of somebody: its origin. It has one empty page."""
+    """The origin of another web site with one empty page."""
     folder = tmp_path_factory.mktemp("site")
     (folder / "index.html").write_text("<title>a page</title>")
 
@@ -54,14 +54,14 @@ def url(site, tmp_path_factory):
 @pytest.fixture
 def page(browser):
     """A page of a browser in which all that is loaded comes from this machine."""
-    asked = []
+    loaded = []
     context = browser.new_context()
     page = context.new_page()
     page.set_default_timeout(20_000)
-    page.on("response", lambda response: asked.append(response.url))
+    page.on("response", lambda response: loaded.append(response.url))
     yield page
     context.close()
-    assert {urlsplit(url).hostname for url in asked if not url.startswith(("data:", "blob:"))} <= {"127.0.0.1"}
+    assert {urlsplit(url).hostname for url in loaded if not url.startswith(("data:", "blob:"))} <= {"127.0.0.1"}
 
 
 def test_the_documentation_works_without_the_internet_and_takes_a_key(page, url):

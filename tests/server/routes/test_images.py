@@ -60,7 +60,7 @@ def test_a_seed_gives_an_etag_and_a_304_without_drawing(http):
     assert "etag" not in random.headers
 
 
-def test_a_zip_has_each_picture_with_its_settings(http):
+def test_a_zip_has_each_image_with_its_settings(http):
     query = {"class": 1, "seed": 4, "steps": 2, "n": 3, "format": "zip"}
     answer = http.get("/generate", params=query)
     assert answer.headers["content-type"] == "application/zip"
@@ -222,7 +222,7 @@ def test_a_walk_between_classes_begins_and_ends_with_what_generate_draws(http):
     assert same.json()["to"]["seed"] == 5
 
 
-def test_a_walk_between_pictures_begins_and_ends_with_their_reconstructions(http, engine):
+def test_a_walk_between_images_begins_and_ends_with_their_reconstructions(http, engine):
     ends = [sample_image(1, 0, size=16), sample_image(950, 1, size=16)]
     files = {name: ("x.png", write_image(p), "image/png") for name, p in zip(("from", "to"), ends, strict=True)}
     strip = read_image(http.post("/interpolate", params={"n": 4}, files=files).content)
@@ -283,10 +283,10 @@ def test_two_hundred_random_requests_alone_and_all_at_once_are_identical(tiny_di
         alone = [http.request(**request).raise_for_status().content for request in requests]
         together: list[bytes] = [b""] * len(requests)
 
-        def ask(number):
+        def send(number):
             together[number] = http.request(**requests[number]).raise_for_status().content
 
-        threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(requests))]
+        threads = [threading.Thread(target=send, args=(number,)) for number in range(len(requests))]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -302,7 +302,7 @@ def test_generate_draws_what_the_program_draws_with_an_interval(http, engine):
     assert np.array_equal(drawn, run(engine, generate(engine.config, 1, params)))
 
 
-def test_pictures_of_any_shape_come_out_square(http):
+def test_images_of_any_shape_come_out_square(http):
     buffer = io.BytesIO()
     Image.new("RGB", (300, 20), "red").save(buffer, "JPEG")
     assert opened(http.post("/edit", params={"class": 1, "steps": 1}, content=buffer.getvalue())).size == (16, 16)

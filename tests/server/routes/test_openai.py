@@ -52,7 +52,7 @@ def mask() -> bytes:
     return file.getvalue()
 
 
-def test_pictures_are_those_of_the_native_route_to_the_byte(client, http):
+def test_images_are_those_of_the_native_route_to_the_byte(client, http):
     answer = client.images.generate(
         prompt="golden retriever",
         n=2,
@@ -123,7 +123,7 @@ def test_output_formats(client, http):
 
 
 @pytest.mark.parametrize(
-    ("steps", "asked", "previews"),
+    ("steps", "options", "previews"),
     [
         (10, {"partial_images": 3}, [3, 6, 9]),
         (10, {"partial_images": 2}, [4, 8]),
@@ -134,8 +134,8 @@ def test_output_formats(client, http):
         (10, {"preview_every": 2, "partial_images": 1}, [5]),
     ],
 )
-def test_streams_show_partial_images_evenly(client, http, steps, asked, previews):
-    settings = {"seed": 5, "num_inference_steps": steps, **asked}
+def test_streams_show_partial_images_evenly(client, http, steps, options, previews):
+    settings = {"seed": 5, "num_inference_steps": steps, **options}
     *partial, last = client.images.generate(prompt="207", stream=True, extra_body=settings)
     assert [event.type for event in partial] == ["image_generation.partial_image"] * len(previews)
     assert [event.partial_image_index for event in partial] == list(range(len(previews)))
@@ -148,7 +148,7 @@ def test_streams_show_partial_images_evenly(client, http, steps, asked, previews
     assert decoded(last) == http.get("/generate", params={"class": 207, "seed": 5, "steps": steps}).content
 
 
-def test_a_stream_of_several_pictures_says_which(client):
+def test_a_stream_of_several_images_says_which(client):
     events = list(client.images.generate(prompt="1", n=2, stream=True, partial_images=1))
     assert sorted((event.type.rpartition(".")[2], event.index) for event in events) == [
         ("completed", 0),
@@ -203,7 +203,7 @@ def test_models(client):
 
 
 def test_the_async_client(server_url):
-    async def ask():
+    async def send():
         async with openai.AsyncOpenAI(base_url=f"{server_url}/v1", api_key="none", max_retries=0) as client:
             one, two = await asyncio.gather(
                 *(client.images.generate(prompt="1", extra_body={"seed": seed}) for seed in (1, 2))
@@ -211,12 +211,12 @@ def test_the_async_client(server_url):
             stream = await client.images.generate(prompt="1", stream=True, extra_body={"seed": 1})
             return one, two, [event async for event in stream]
 
-    one, two, (event,) = asyncio.run(ask())
+    one, two, (event,) = asyncio.run(send())
     assert one.data[0].b64_json == event.b64_json != two.data[0].b64_json
 
 
 @pytest.mark.parametrize(
-    ("asked", "param", "words"),
+    ("options", "param", "words"),
     [
         ({"prompt": "golden retreiver"}, "prompt", "did you mean 207 (Golden Retriever)?"),
         ({"prompt": "tiger shark"}, "prompt", "which this model was not trained on; it knows 1 (goldfish), 207"),
@@ -245,16 +245,16 @@ def test_the_async_client(server_url):
         ({"stream": "perhaps"}, "stream", "stream must be a valid boolean"),
     ],
 )
-def test_what_is_wrong_is_a_bad_request_with_its_parameter(client, asked, param, words):
+def test_what_is_wrong_is_a_bad_request_with_its_parameter(client, options, param, words):
     with pytest.raises(openai.BadRequestError) as caught:
-        client.images.generate(prompt="1", extra_body=asked)
+        client.images.generate(prompt="1", extra_body=options)
     assert words in caught.value.message
     assert (caught.value.param, caught.value.type) == (param, "invalid_request_error")
 
 
 def test_wrong_uploads_are_bad_requests(client, http):
     photo = write_image(PHOTO)
-    for asked, param, words in (
+    for options, param, words in (
         ({"image": b"hello"}, "image", "not a readable image"),
         ({"image": b""}, "image", "image is missing"),
         ({"image": photo, "mask": photo}, "mask", "opaque everywhere"),
@@ -266,7 +266,7 @@ def test_wrong_uploads_are_bad_requests(client, http):
         ({"image": photo, "prompt": "lion?"}, "prompt", "must name a class"),
     ):
         with pytest.raises(openai.BadRequestError) as caught:
-            client.images.edit(**{"prompt": "1", **asked})
+            client.images.edit(**{"prompt": "1", **options})
         assert words in caught.value.message
         assert caught.value.param == param
     with pytest.raises(openai.APIStatusError, match="larger than 2 MB") as large:
@@ -352,7 +352,7 @@ def wait_for(url: str, **counts: int) -> None:
     raise AssertionError(f"the batcher never had {counts}")
 
 
-def test_a_picture_that_fails_is_not_tried_again(tiny_dir, tmp_path):
+def test_an_image_that_fails_is_not_tried_again(tiny_dir, tmp_path):
     """A model whose embedding of class 950 is not finite: that class fails, alone, each time."""
     model = tmp_path / "broken"
     shutil.copytree(tiny_dir, model)
@@ -377,7 +377,7 @@ def poison(path, name, row) -> None:
     assert item["dtype"] == "F16"
     start, width = 8 + length + item["data_offsets"][0], 2 * item["shape"][1]
     data[start + row * width : start + (row + 1) * width] = np.full(width // 2, np.nan, "<f2").tobytes()
-    config = path.with_name("config.json")  # which knows the file by its hash
+    config = path.with_name("config.json")  # which names the file by its hash
     before = hashlib.sha256(path.read_bytes()).hexdigest()
     path.write_bytes(data)
     config.write_text(config.read_text().replace(before, hashlib.sha256(data).hexdigest()))
@@ -399,7 +399,7 @@ def test_errors_of_middleware_and_of_the_engine_have_openais_form():
     async def fail(prefix: str, name: str) -> None:
         raise raised[name]
 
-    async def ask(path: str) -> httpx.Response:
+    async def send(path: str) -> httpx.Response:
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             return await client.get(path)
@@ -411,9 +411,9 @@ def test_errors_of_middleware_and_of_the_engine_have_openais_form():
         ("engine", 500, "server_error", None, {"x-should-retry": "false"}),
         ("bug", 500, "server_error", None, {"x-should-retry": "false"}),
     ):
-        answer = asyncio.run(ask(f"/v1/{name}"))
+        answer = asyncio.run(send(f"/v1/{name}"))
         error = answer.json()["error"]
         assert (answer.status_code, error["type"], error["code"]) == (status, kind, code)
         assert {header: answer.headers.get(header) for header in headers} == headers
         assert error["message"] and "secret" not in error["message"]
-        assert asyncio.run(ask(f"/native/{name}")).json()["detail"] == error["message"]
+        assert asyncio.run(send(f"/native/{name}")).json()["detail"] == error["message"]

@@ -1,4 +1,4 @@
-"""Logs that nobody reads, that cannot be written, and that clients write strange characters into."""
+"""Logs that are not read or cannot be written, and into which clients write strange characters."""
 
 import http.client
 import json
@@ -46,7 +46,7 @@ def start(demo_dir):
         process.stderr.close()
 
 
-def ask(host, port, count):
+def send_requests(host, port, count):
     connection = http.client.HTTPConnection(host, port, timeout=30)
     for _ in range(count):
         connection.request("GET", "/health/live")
@@ -56,9 +56,9 @@ def ask(host, port, count):
     connection.close()
 
 
-def test_a_stdout_that_nobody_reads_holds_up_neither_requests_nor_the_end(start):
+def test_an_unread_stdout_blocks_neither_requests_nor_the_end(start):
     process, host, port = start(subprocess.PIPE)
-    ask(host, port, 2000)  # 300 KB of lines; a pipe holds 64
+    send_requests(host, port, 2000)  # 300 KB of lines; a pipe holds 64
     began = time.monotonic()
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 0
@@ -70,9 +70,9 @@ def test_a_stdout_that_nobody_reads_holds_up_neither_requests_nor_the_end(start)
 
 
 @pytest.mark.parametrize("shell", ["> /dev/full", ">&-", "<&- >&-"])
-def test_a_stdout_that_cannot_be_written_does_no_harm(start, shell):
+def test_a_stdout_that_cannot_be_written_is_harmless(start, shell):
     process, host, port = start(None, shell)
-    ask(host, port, 50)
+    send_requests(host, port, 50)
     dropped = re.search(r"^dsd_log_lines_dropped_total (\S+)", httpx.get(f"http://{host}:{port}/metrics").text, re.M)
     assert (float(dropped[1]) > 0) == ("full" in shell)
     process.send_signal(signal.SIGTERM)
@@ -98,7 +98,7 @@ def pipe():
         logs.streams.remove(handler)
 
 
-def test_lines_that_find_no_room_are_dropped_and_counted_and_the_rest_keeps_its_order(pipe, monkeypatch):
+def test_lines_that_do_not_fit_are_dropped_and_counted_and_the_rest_keeps_its_order(pipe, monkeypatch):
     handler, logger, reader = pipe
     monkeypatch.setattr(logs, "MAX_WAITING", 200_000)
     count = 5000
@@ -110,7 +110,7 @@ def test_lines_that_find_no_room_are_dropped_and_counted_and_the_rest_keeps_its_
     assert f"dsd_log_lines_dropped_total {float(dropped)}".encode() in generate_latest(Metrics().registry)
     began = time.monotonic()
     handler.flush()
-    assert 0.9 < time.monotonic() - began < 5  # nobody reads: it gives up
+    assert 0.9 < time.monotonic() - began < 5  # unread: it gives up
     lines = [reader.readline().decode() for _ in range(count - dropped)]
     kept = [int(line[:6]) for line in lines]  # the first ones, and some for which there was room again
     assert lines == [f"{number:06d} {'x' * 92}\n" for number in sorted(set(kept))]

@@ -21,20 +21,20 @@ def no_variables(monkeypatch):
         monkeypatch.delenv(name)
 
 
-def load(monkeypatch, asked, environment):
+def load(monkeypatch, flag, environment):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    traces = load_traces(asked)
+    traces = load_traces(flag)
     if traces.provider is not None:
         traces.provider.shutdown()
     return traces.provider is not None
 
 
 @pytest.mark.parametrize(
-    ("asked", "environment", "on"),
+    ("flag", "environment", "on"),
     [
         (False, {}, False),
-        (False, {"OTEL_TRACES_EXPORTER": "bogus"}, False),  # nobody asked for traces
+        (False, {"OTEL_TRACES_EXPORTER": "bogus"}, False),  # traces are not requested
         (False, {"OTEL_EXPORTER_OTLP_ENDPOINT": " "}, False),
         (False, ENDPOINT, True),
         (False, ENDPOINT | {"OTEL_TRACES_EXPORTER": "none"}, False),
@@ -47,8 +47,8 @@ def load(monkeypatch, asked, environment):
         (True, {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}, True),
     ],
 )
-def test_the_variables_are_obeyed(monkeypatch, asked, environment, on):
-    assert load(monkeypatch, asked, environment) == on
+def test_the_variables_are_obeyed(monkeypatch, flag, environment, on):
+    assert load(monkeypatch, flag, environment) == on
 
 
 @pytest.mark.parametrize(
