@@ -1,7 +1,7 @@
 """The DSD objective and the two baselines that collapse (arXiv 2511.14716).
 
-One image x gives latents z = E(x+) from the online encoder on an augmented image, and targets z_target = E_ema(x)
-from an EMA copy on the clean one. With z_t = t z + (1 - t) noise the three objectives are
+For an image x the latents are z = E(x+), from the online encoder and the augmented image; the targets are
+z_target = E_ema(x), from the EMA encoder and the clean image. With z_t = t z + (1 - t) noise the three objectives are
 
     dsd            w(t) || z_hat(z_t, t, y) - sg(z_target) ||^2     both cures: stop-gradient, clean-latent prediction
     stop_gradient  || v(z_t, t, y) - (sg(z_target) - noise) ||^2    the first cure alone
@@ -21,17 +21,17 @@ from dsd_serve.flow import add_noise, velocity
 from dsd_serve.network import DSD, patchify, unpatchify
 from training.run_config import LossSection
 
-MAX_T = 0.999  # t = 1 is never evaluated
-SMALLEST_BAND = 4  # pixels along a side of what is left at the top of the pyramid, at least
+MAX_T = 0.999  # losses are never evaluated at t = 1
+SMALLEST_BAND = 4  # least side, in pixels, of the pyramid's coarsest band
 LESS_NOISE = 0.2  # the most by which the target of self-alignment is ahead in t (arXiv 2505.02831)
 
 
 @dataclass
 class Draws:
-    """All randomness of one micro-batch of B images with K draws each, so that a step is a pure function of it.
+    """The random numbers of one micro-batch of B images with K draws each. A step is a pure function of them.
 
     noise [B K, L, C], t [B K], null [B K] bool (drop the label), mask [B, L] bool (hide the patch from the encoder),
-    decode_noise [B, L, C] and decode_t [B]: what the latents are noised with before decoding (t = 1: nothing).
+    decode_noise [B, L, C] and decode_t [B]: noise of the latents that are decoded (t = 1: none).
     later_t [B K]: times from t to t + LESS_NOISE, of the target of self-alignment; None without it.
     """
 
@@ -79,15 +79,15 @@ def projector(hidden_size: int, width: int | None = None) -> nn.Sequential:
 
 
 class Objective(nn.Module):
-    """The online network with the heads that only training needs; `forward` gives the loss and its parts.
+    """The online network and the heads that only training needs; `forward` gives the loss and its parts.
 
-    perceptual: LPIPS or the like, images x images -> a distance; it is neither trained nor saved. features: the width F
-    of the frozen vision model.
+    perceptual: LPIPS or the like, images x images -> distances; neither trained nor saved. features: width F of the
+    frozen vision model's output.
     """
 
     def __init__(self, model: DSD, config: LossSection, perceptual: nn.Module | None = None, features: int = 0) -> None:
         super().__init__()
-        self.frozen = (perceptual,)  # in a tuple, so that it is no part of what is trained and saved
+        self.frozen = (perceptual,)  # in a tuple, so that it is not a submodule: neither trained nor saved
         self.model, self.config = model, config
         size = model.config.hidden_size
         self.alignment_layer = config.alignment_layer or max(1, model.config.depth // 2)
@@ -103,7 +103,7 @@ class Objective(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """images [B, 3, S, S] in [-1, 1], labels int64 [B] -> total loss, and its unweighted parts by name.
 
-        features [B, L, F]: what a frozen vision model sees in the images, where loss.vision_weight is above 0.
+        features [B, L, F]: output of the frozen vision model; needed if loss.vision_weight is above 0.
         """
         config, model = self.config, self.model
         batch, draws_each = images.shape[0], config.num_draws
@@ -161,7 +161,7 @@ class Objective(nn.Module):
         return total, parts
 
     def target(self, z: Tensor, ema_z: Tensor) -> Tensor:
-        """The latents to be denoised to. Only the naive objective lets the gradient into them."""
+        """The target of denoising, [B, L, C]. Only in the naive objective the gradient flows into it."""
         if self.config.objective == "naive":
             return z
         return ema_z if self.config.ema_target else z.detach()
@@ -203,9 +203,10 @@ def distance(prediction: Tensor, target: Tensor) -> Tensor:
 def pyramid_distance(one: Tensor, other: Tensor) -> Tensor:
     """Mean l1 over the bands of a Laplacian pyramid (as in arXiv 1707.05776), [B, 3, S, S] in [-1, 1] -> a scalar.
 
-    Each band counts the same, so that edges and textures, of which plain l1 sees little, weigh as much as flat colour.
+    All bands have the same weight, so edges and textures, which contribute little to plain l1, weigh as much as flat
+    colour.
     """
-    difference = one.float() - other.float()  # the pyramid is linear: that of the difference is the difference of two
+    difference = one.float() - other.float()  # the pyramid is linear: one of the difference is enough
     bands = []
     while difference.shape[-1] >= 2 * SMALLEST_BAND and difference.shape[-1] % 2 == 0:
         low = F.avg_pool2d(difference, 2)

@@ -1,6 +1,6 @@
 """The order of the images: a function of (seed, step), and the micro-batches that follow it.
 
-So a run resumes exactly, and any number of processes can share it.
+This makes resuming exact, for any number of processes.
 """
 
 import signal
@@ -19,11 +19,13 @@ from training.step import Batch
 
 
 class Order:
-    """Which images make up which micro-batch: each epoch is a fresh permutation, and steps run across its border.
+    """Which images make up which micro-batch: each epoch is a new permutation, and a step may span two epochs.
 
-    With `together` the shards are permuted and the images of so many of them at a time: nearly as random, and read
-    nearly in a row. shards [num_images]: the shard of each image. With `labels` [num_images] classes take turns: in an
-    epoch each has the same number of places, give or take one, so that rare classes are repeated.
+    With `together`, the shards are permuted, and then the images of so many of them at a time: nearly as random, and
+    read nearly in sequence. shards [num_images]: the shard of each image.
+
+    With `labels` [num_images] the classes take turns: each has the same number of places in an epoch, plus or minus
+    one, so images of rare classes are repeated.
     """
 
     def __init__(
@@ -45,10 +47,10 @@ class Order:
         """Indices [batch_size] of the images of a step, over all processes."""
         positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         epochs, offsets = np.divmod(positions, self.num_images)
-        found = np.empty(self.batch_size, np.int64)
+        indices = np.empty(self.batch_size, np.int64)
         for epoch in np.unique(epochs):
-            found[epochs == epoch] = self.permuted(int(epoch))[offsets[epochs == epoch]]
-        return found
+            indices[epochs == epoch] = self.permuted(int(epoch))[offsets[epochs == epoch]]
+        return indices
 
     def permuted(self, epoch: int) -> NDArray[np.int64]:
         if epoch != self.epoch:
@@ -92,8 +94,8 @@ def micro_batches(
 ) -> Iterator[tuple[int, int, Tensor, Tensor]]:
     """Yield (step, number of the micro-batch, pixels uint8 [micro, 3, S, S], labels [micro]) of one process.
 
-    Micro-batches of a step are dealt out to the processes in turn, so that their contents do not depend on how many
-    processes there are.
+    The micro-batches of a step go to the processes in turn, so their contents do not depend on the number of
+    processes.
     """
     per_step = order.batch_size // micro
     keys = [(step, number) for step in range(first_step, last_step) for number in range(rank, per_step, world)]
@@ -120,13 +122,13 @@ def micro_batches(
 
 
 def leave_signals(worker: int) -> None:
-    """Let a worker outlive Ctrl-C and a SIGTERM to the whole group: the process that trains saves, then ends it."""
+    """Ignore Ctrl-C and a SIGTERM to the process group: the training process saves, then ends its workers."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
 class Batches:
-    """A batch sampler over ready-made lists of indices."""
+    """A batch sampler over given lists of indices."""
 
     def __init__(self, lists: Iterator[list[int]], length: int) -> None:
         self.lists, self.length = lists, length
@@ -144,7 +146,7 @@ def gather(images: Images, indices: list[int]) -> tuple[Tensor, Tensor]:
 
 
 def open_batches(training: Images, config: TrainConfig, where: Device, first_step: int) -> Iterator[Batch]:
-    """The micro-batches of this process from a step on, in the middle of an epoch or not."""
+    """The micro-batches of this process from a step on, even in the middle of an epoch."""
     optim, data = config.optim, config.data
     labels = training.labels if data.balance else None
     order = Order(len(training), optim.batch_size, config.run.seed, training.shards(), data.shuffle_shards, labels)

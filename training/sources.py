@@ -1,11 +1,11 @@
-"""Images and labels for training, uint8 [3, S, S], from the sources that a configuration may name.
+"""Training images uint8 [3, S, S] and labels, from the sources that a configuration may name.
 
 A source is one of
   - a parquet file, or a folder of them, with the columns of Hugging Face `datasets`: `image` {bytes, path} and `label`;
-    names that begin with «val» or «test» are left out of a folder unless it holds nothing else;
+    in a folder, names that begin with "val" or "test" are left out if there are others;
   - webdataset shards: a tar file, a folder of them (names as above), or a pattern like shards/{0000..0127}.tar;
   - a folder with one folder per class, named by wnid (n02099601) or by label (207);
-  - `hf:NAME` or `hf:NAME:SPLIT`, a data set that the `datasets` package finds.
+  - `hf:NAME` or `hf:NAME:SPLIT`, a data set for the `datasets` package.
 """
 
 import os
@@ -26,7 +26,7 @@ from dsd_serve.labels import all_classes
 from training.run_config import TrainConfig
 from training.shards import TarSource, expand
 
-PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 MAX_PIXELS = 200_000_000  # ImageNet holds a few very large images
 
 
@@ -52,7 +52,7 @@ class ParquetSource:
             try:
                 tables.append(pq.read_table(file, columns=["image", "label"]))
             except (pa.ArrowException, OSError) as error:
-                raise CheckpointError(f"{file} is no parquet file with columns image and label: {error}") from None
+                raise CheckpointError(f"{file} is not a parquet file with columns image and label: {error}") from None
         table = pa.concat_tables(tables)
         self.labels = table.column("label").to_numpy().astype(np.int64)
         self.column = table.column("image").combine_chunks() if len(files) == 1 else table.column("image")
@@ -71,7 +71,7 @@ class FolderSource:
             label = wnids.get(sub.name, int(sub.name) if sub.name.isdecimal() else None)
             if label is None:
                 raise CheckpointError(f"{sub} must be named by a wnid like n02099601 or by a label like 207")
-            found = sorted(path for path in sub.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
+            found = sorted(path for path in sub.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
             self.files += found
             labels += [label] * len(found)
         self.labels = np.array(labels, np.int64)
@@ -89,7 +89,7 @@ class HuggingFaceSource:
         name, _, split = name.partition(":")
         try:
             self.rows: Any = datasets.load_dataset(name, split=split or "train")
-        except Exception as error:  # it raises its own, the hub's, the file system's and the network's
+        except Exception as error:  # its own errors, and those of the hub, the file system and the network
             reason = " ".join(str(error).split())[:300]
             raise CheckpointError(f"hf:{name} cannot be loaded ({type(error).__name__}): {reason}") from None
         if missing := {"image", "label"} - set(self.rows.column_names):
@@ -103,13 +103,13 @@ class HuggingFaceSource:
 
 
 def open_source(path: str) -> Source:
-    """The source at `path`; CheckpointError when there is none."""
+    """The source at `path`. Raises CheckpointError if there is none."""
     if path.startswith("hf:"):
         return HuggingFaceSource(path.removeprefix("hf:"))
     if "{" in path:
         files = [Path(name).expanduser() for name in expand(path)]
         if missing := [file for file in files if not file.is_file()]:
-            raise CheckpointError(f"data.path {path!r} names {missing[0]}, which is not there")
+            raise CheckpointError(f"data.path {path!r} names {missing[0]}, which does not exist")
         return TarSource(files) if files[0].suffix == ".tar" else ParquetSource(files)
     place = Path(path).expanduser()
     if not path or not place.exists():
@@ -128,7 +128,7 @@ def open_source(path: str) -> Source:
 
 
 class Images(Dataset[tuple[Tensor, int]]):
-    """The images of a source that are of the wanted classes, cut to squares of `size` pixels.
+    """The images of some classes of a source, cropped to squares of `size` pixels.
 
     Index i gives (uint8 [3, S, S], label). `hold()` decodes all of them into memory. resize: "fit" or "adm".
     """
@@ -137,7 +137,7 @@ class Images(Dataset[tuple[Tensor, int]]):
         self, path: str, size: int, classes: Sequence[int] = (), num_classes: int = 1000, resize: str = "fit"
     ) -> None:
         self.source, self.size, self.path = open_source(path), size, path
-        self.cut = codec.fit_as_adm if resize == "adm" else codec.fit
+        self.crop = codec.fit_as_adm if resize == "adm" else codec.fit
         labels = self.source.labels
         keep = np.isin(labels, classes) if classes else np.ones(len(labels), bool)
         self.indices = np.flatnonzero(keep)
@@ -162,21 +162,21 @@ class Images(Dataset[tuple[Tensor, int]]):
     def decode(self, index: int) -> NDArray[np.uint8]:
         data, name = self.source.read(int(self.indices[index]))
         try:
-            return self.cut(codec.read_image(data, MAX_PIXELS), self.size)
+            return self.crop(codec.read_image(data, MAX_PIXELS), self.size)
         except InputError as error:
             raise CheckpointError(f"{self.path}: image {name}: {error}") from None
 
     def shards(self) -> NDArray[np.int64]:
-        """Which tar shard each image is in [N]; all 0 for other sources."""
+        """The number of the tar shard of each image, int64 [N]; all 0 for other sources."""
         whole = getattr(self.source, "shards", None)
         return np.zeros(len(self), np.int64) if whole is None else whole[self.indices]
 
     def num_bytes(self) -> int:
-        """Size of all images once decoded."""
+        """Bytes of all images when decoded."""
         return len(self) * 3 * self.size**2
 
     def hold(self) -> None:
-        """Decode everything into memory."""
+        """Decode all images into memory."""
         held = np.empty((len(self), 3, self.size, self.size), np.uint8)
 
         def fill(index: int) -> None:
@@ -188,7 +188,7 @@ class Images(Dataset[tuple[Tensor, int]]):
         self.pixels = held
 
     def subset(self, keep: NDArray[np.int64]) -> "Images":
-        """The images at these indices only, sharing the source."""
+        """The images at these indices, from the same source."""
         part = object.__new__(Images)
         part.__dict__ = {**self.__dict__, "indices": self.indices[keep], "labels": self.labels[keep]}
         part.pixels = None if self.pixels is None else self.pixels[keep]
@@ -206,7 +206,7 @@ def hold_out(images: Images, share: float = 0.01) -> tuple[Images, Images]:
 
 
 def load_images(config: TrainConfig) -> tuple[Images, Images]:
-    """(training, held-out) images, in memory where they fit."""
+    """(training, held-out) images. The held-out ones are in memory, the others if they fit."""
     training, held = open_images(config)
     held.hold()
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # each process of the machine would hold its own

@@ -16,7 +16,7 @@ from training.loss import Draws
 from training.run_config import OptimSection, TrainConfig
 from training.state import State
 
-SEED_STREAM = 0x0D5D  # keeps the draws of training apart from other uses of the same seed
+SEED_STREAM = 0x0D5D  # separates the draws of training from other uses of the same seed
 
 
 def lr_at(step: int, config: OptimSection) -> float:
@@ -28,12 +28,12 @@ def lr_at(step: int, config: OptimSection) -> float:
 
 
 def ema_decay_at(step: int, config: OptimSection) -> float:
-    """Short memory at first, so that the target encoder is not the random one for long."""
+    """Decay of the EMA at a step. It starts low, so that the target encoder soon leaves its random weights."""
     return min(config.ema_decay, (1 + step) / (10 + step))
 
 
 def generator_for(seed: int, step: int, number: int, device: torch.device) -> torch.Generator:
-    """The random numbers of one micro-batch: a function of its place in the run, so that nothing need be saved."""
+    """The generator of one micro-batch, a function of its place in the run: checkpoints need no random state."""
     state = np.random.SeedSequence([SEED_STREAM, seed, step, number]).generate_state(1, np.uint64)
     return torch.Generator(device).manual_seed(int(state[0]) >> 1)
 
@@ -56,7 +56,7 @@ def train_step(
 ) -> dict[str, Tensor]:
     """One optimiser step over this process's micro-batches.
 
-    Returns the loss and its parts, averaged over these, and grad_norm, which is that of the whole batch.
+    Returns the loss and its parts, averaged over them, and grad_norm, that of the whole batch.
     """
     per_process = config.optim.batch_size // config.optim.micro_batch_size // where.world
     sums: dict[str, Tensor] = {}

@@ -1,10 +1,10 @@
-"""Networks of others that training may look at and never changes: a vision model to align with, LPIPS.
+"""Frozen pretrained networks that losses use: a vision model to align with, and LPIPS.
 
-Both are files that the user has; nothing is downloaded.
+Both are files of the user; nothing is downloaded.
 
 A vision model is an ONNX graph with one input, float32 [B, 3, H, W] RGB normalised by ImageNet's mean and deviation,
-and as first output its tokens [B, N, F] or feature map [B, F, h, w]. Of tokens those of the square grid at the end
-count: class and register tokens, which stand first, are left out. DINOv2 exported with torch.onnx is one.
+and as first output its tokens [B, N, F] or feature map [B, F, h, w]. Of tokens, the last ones that form a square grid
+are used: class and register tokens come before them. DINOv2 exported with torch.onnx is such a graph.
 """
 
 import math
@@ -18,13 +18,13 @@ from torch.nn import functional as F
 from dsd_serve.errors import CheckpointError
 
 VGG16 = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels and convolutions of its five stages
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which all usual vision models want
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, by which vision models are usually normalised
 
 
 class VisionModel:
     """`model(images)`: images [B, 3, S, S] in [-1, 1] -> features [B, G G, F] on a G x G grid, without gradient.
 
-    The images are resized to the size of the graph where it has a fixed one. Raises CheckpointError when the file is
+    The images are resized if the graph has a fixed size. Raises CheckpointError when the file is
     not such a graph.
     """
 
@@ -47,23 +47,23 @@ class VisionModel:
         mean, std = (torch.tensor(values, device=x.device)[:, None, None] for values in (MEAN, STD))
         pixels = ((x - mean) / std).cpu().numpy()
         try:
-            found = self.session.run(None, {self.input: pixels})[0]
-        except Exception as error:  # ONNX Runtime raises types of its own
+            output = self.session.run(None, {self.input: pixels})[0]
+        except Exception as error:  # ONNX Runtime raises its own types
             reason = " ".join(str(error).split())[:300]
-            raise CheckpointError(f"{self.file} cannot look at images {list(pixels.shape)}: {reason}") from None
-        return self.on_grid(torch.from_numpy(found)).to(self.device)
+            raise CheckpointError(f"{self.file} cannot process images {list(pixels.shape)}: {reason}") from None
+        return self.on_grid(torch.from_numpy(output)).to(self.device)
 
-    def on_grid(self, found: Tensor) -> Tensor:
+    def on_grid(self, output: Tensor) -> Tensor:
         """Tokens [B, N, F] or a map [B, F, h, w] -> [B, G G, F]."""
-        if found.ndim == 3:
-            side = math.isqrt(found.shape[1])
-            found = found[:, -side * side :].transpose(1, 2).unflatten(2, (side, side))
-        if found.ndim != 4:
+        if output.ndim == 3:
+            side = math.isqrt(output.shape[1])
+            output = output[:, -side * side :].transpose(1, 2).unflatten(2, (side, side))
+        if output.ndim != 4:
             raise CheckpointError(
                 f"{self.file} must give tokens [B, N, F] or a map [B, F, h, w] as its first output, "
-                f"it gives {list(found.shape)}; export the model without its pooling and head"
+                f"it gives {list(output.shape)}; export the model without its pooling and head"
             )
-        grid = F.interpolate(found.float(), (self.grid_size, self.grid_size), mode="bilinear", antialias=True)
+        grid = F.interpolate(output.float(), (self.grid_size, self.grid_size), mode="bilinear", antialias=True)
         return grid.flatten(2).transpose(1, 2)
 
 
@@ -73,7 +73,7 @@ def open_graph(file: Path, device: torch.device) -> Any:
     except ImportError:
         raise CheckpointError("loss.vision_model needs ONNX Runtime: pip install 'dsd-serve[cpu]' or [gpu]") from None
     if not file.exists():
-        raise CheckpointError(f"loss.vision_model names {str(file)!r}, which is not there")
+        raise CheckpointError(f"loss.vision_model names {str(file)!r}, which does not exist")
     providers: list[Any] = ["CPUExecutionProvider"]
     if device.type == "cuda":
         if "CUDAExecutionProvider" not in ort.get_available_providers():
@@ -83,7 +83,7 @@ def open_graph(file: Path, device: torch.device) -> Any:
         return ort.InferenceSession(str(file), providers=providers)
     except Exception as error:  # as above
         raise CheckpointError(
-            f"{file} is no ONNX graph that can be run: {' '.join(str(error).split())[:300]}"
+            f"{file} is not an ONNX graph that can be run: {' '.join(str(error).split())[:300]}"
         ) from None
 
 
@@ -91,13 +91,13 @@ class Lpips(nn.Module):
     """LPIPS over VGG16 (arXiv 1801.03924), frozen: images x images [B, 3, S, S] in [-1, 1] -> distances [B].
 
     file: a safetensors file with VGG16's weights under torchvision's names (features.0.weight ...) and LPIPS's own
-    under those of its vgg.pth (lin0.model.1.weight ...). Where the package lpips has its weights, this writes it:
+    under those of its vgg.pth (lin0.model.1.weight ...). With the package lpips and its weights, this writes it:
 
         weights = lpips.LPIPS(net="vgg").state_dict()  # net.slice1.0.weight ..., lin0.model.1.weight ...
         names = {name: re.sub(r"net.slice\\d", "features", name) for name in weights}
         safetensors.torch.save_file({names[name]: w for name, w in weights.items() if "lins" not in name}, file)
 
-    Raises CheckpointError when one is missing.
+    Raises CheckpointError if a weight is missing or has another shape.
     """
 
     shift: Tensor
@@ -115,7 +115,7 @@ class Lpips(nn.Module):
             for _ in range(convolutions):
                 layer = nn.Conv2d(width, channels, 3, padding=1)
                 layer.weight.data = self.take(weights, f"features.{number}.weight", (channels, width, 3, 3))
-                assert layer.bias is not None  # by default it has one
+                assert layer.bias is not None  # for mypy
                 layer.bias.data = self.take(weights, f"features.{number}.bias", (channels,))
                 layers += [layer, nn.ReLU()]
                 number, width = number + 2, channels
@@ -139,7 +139,7 @@ class Lpips(nn.Module):
         total = torch.zeros(len(one), device=one.device)
         for stage, layers in enumerate(self.stages):
             features = layers(features)  # [2 B, F, h, w]
-            # inside the root, for its slope at 0 is infinite and rectified features are often all 0
+            # inside the root, because its slope at 0 is infinite and rectified features are often all 0
             unit = features.float() / (features.float().square().sum(1, keepdim=True) + 1e-10).sqrt()
             difference = (unit[: len(one)] - unit[len(one) :]).square()
             total = total + (getattr(self, f"lin{stage}") * difference).sum(1).mean((1, 2))

@@ -190,10 +190,10 @@ def test_a_run_is_aligned_to_a_vision_model(train_config, tmp_path):
 def test_wrong_frozen_models_get_a_sentence(train_config, tmp_path):
     with pytest.raises(ConfigError, match=r"loss\.vision_model must name a file"):
         train_config("loss.vision_weight=1")
-    with pytest.raises(CheckpointError, match="is not there"):
+    with pytest.raises(CheckpointError, match="does not exist"):
         VisionModel(tmp_path / "none.onnx", 2, torch.device("cpu"))
     (tmp_path / "broken.onnx").write_bytes(b"no graph")
-    with pytest.raises(CheckpointError, match=r"broken\.onnx is no ONNX graph"):
+    with pytest.raises(CheckpointError, match=r"broken\.onnx is not an ONNX graph"):
         VisionModel(tmp_path / "broken.onnx", 2, torch.device("cpu"))
     with pytest.raises(CheckpointError, match="without its pooling and head"):
         VisionModel(write_graph(tmp_path / "pooled.onnx", pooled=True), 2, torch.device("cpu"))

@@ -93,7 +93,7 @@ def test_headers_are_read_once_and_again_where_a_shard_changed(tmp_path, caplog)
 
 
 def test_wrong_shards_get_a_sentence(tmp_path):
-    with pytest.raises(CheckpointError, match=r"names .*b-1\.tar, which is not there"):
+    with pytest.raises(CheckpointError, match=r"names .*b-1\.tar, which does not exist"):
         Images(str(tmp_path / "b-{1..2}.tar"), 16)
     for members, named in (
         ([("a.png", b"x")], r"image a needs a member a\.cls"),

@@ -282,7 +282,7 @@ def test_wrong_data_gets_a_sentence(image_folder, tmp_path):
     with pytest.raises(CheckpointError, match=r"broken\.png: the bytes are not a readable image"):
         Images(str(tmp_path), 16).hold()
     (tmp_path / "x.parquet").write_bytes(b"no parquet")
-    with pytest.raises(CheckpointError, match=r"x\.parquet is no parquet file"):
+    with pytest.raises(CheckpointError, match=r"x\.parquet is not a parquet file"):
         Images(str(tmp_path), 16)
 
 
