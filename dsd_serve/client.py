@@ -9,7 +9,7 @@ from dsd_serve import calls
 from dsd_serve.calls import Call, Event, EventReader
 from dsd_serve.client_answers import MAX_ANSWER, Body, T, check_end, events, result, unreachable
 from dsd_serve.errors import ConfigError
-from dsd_serve.hosts import is_this_machine
+from dsd_serve.local_hosts import is_this_machine
 from dsd_serve.rows import Latents
 
 KEEP_ALIVE = 4.0  # seconds an idle connection is reused: less than any server keeps it, or requests would be lost

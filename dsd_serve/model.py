@@ -25,16 +25,7 @@ from dsd_serve.imaging import codec
 from dsd_serve.imaging.inputs import ImageInput, read_input
 from dsd_serve.labels import ImageClass
 from dsd_serve.params import FIELDS, MAX_SEED, SamplingParams, whole, with_values
-from dsd_serve.programs import (
-    Generate,
-    Interpolate,
-    OnPreviews,
-    Reconstruct,
-    Task,
-    WalkEnd,
-    between,
-    walk_fractions,
-)
+from dsd_serve.programs import Generate, Interpolate, OnPreviews, Reconstruct, Task, WalkEnd, between, walk_fractions
 from dsd_serve.rows import Decode, Encode, Latents, Pixels
 
 ClassName = str | int

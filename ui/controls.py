@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import gradio as gr
 
 from dsd_serve.params import API_NAMES, SAMPLER_NAMES, SamplingParams
-from ui.inputs import whole
 from ui.server_info import UNKNOWN, ServerInfo
+from ui.values import whole
 
 T = TypeVar("T")
 Updates = dict[Any, Any]

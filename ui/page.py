@@ -9,11 +9,11 @@ from gradio.processing_utils import save_bytes_to_cache
 from dsd_serve.errors import shown
 from ui import api, html
 from ui.controls import EVENT, Updates
-from ui.inputs import number_of, pressed
 from ui.private_files import Uploads
 from ui.requests import Drawing
 from ui.server_info import ServerInfo
 from ui.tabs import generate, inside, photo, walk
+from ui.values import number_of, pressed
 from ui.visitors import EventQueue, Page
 
 HEADER = """

@@ -32,7 +32,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from dsd_serve.errors import DSDError, InputError, shown
 from ui.fair_limit import VISITOR
 from ui.guard import GuardedBlocks
-from ui.inputs import check
+from ui.values import check
 
 log = logging.getLogger("dsd.page")
 

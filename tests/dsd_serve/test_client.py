@@ -19,7 +19,7 @@ from dsd_serve import calls
 from dsd_serve.calls import EventReader
 from dsd_serve.client import AsyncClient, Client
 from dsd_serve.errors import ConfigError, ServerError
-from dsd_serve.hosts import is_this_machine
+from dsd_serve.local_hosts import is_this_machine
 
 PNG = b"\x89PNG\r\n\x1a\n"
 SIGN_IN = b"<html><head><title>Sign in to\n Example</title></head><body>Please</body></html>"

@@ -28,10 +28,10 @@ from tests.support.servers import Server
 from ui import requests, visitors
 from ui.app import MAX_WAITING, Thumbnails, create_page
 from ui.fair_limit import IN_FLIGHT, PER_CLICK, PER_VISITOR, TOTAL, VISITOR, FairLimit, LimitedClient, images_of
-from ui.inputs import number_of, whole
 from ui.requests import Drawing, DrawnImage, DrawRequest, draw
 from ui.server_info import ServerInfo
 from ui.tabs.generate import MAX_CHOSEN, check_count, chooser
+from ui.values import number_of, whole
 
 
 @pytest.fixture(scope="module")

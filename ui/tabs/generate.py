@@ -12,11 +12,11 @@ from dsd_serve.errors import DSDError, InputError
 from ui import html, snippets
 from ui.controls import EVENT, Sampling, Seed, Stop, Updates, actions, roll, sampling_of, until
 from ui.fair_limit import PER_CLICK
-from ui.inputs import number_of, whole
 from ui.png_settings import drawn_settings
 from ui.private_files import read_upload
 from ui.requests import DrawRequest, draw
 from ui.server_info import ServerInfo
+from ui.values import number_of, whole
 
 PREVIEWS = 12  # of each image
 MAX_SHOWN = 24  # classes in the picker

@@ -21,11 +21,11 @@ from dsd_serve.samplers import initial_noise
 from ui import html
 from ui.controls import EVENT, Stop, Updates, actions, unless, until
 from ui.display import SHOWN, enlarged, principal_components
-from ui.inputs import whole
 from ui.png_settings import drawn_settings
 from ui.private_files import read_upload
 from ui.requests import Drawing
 from ui.server_info import ServerInfo
+from ui.values import whole
 
 EMPTY = html.hint("No image yet", "Send one here from Generate, or upload one.")
 MAX_COMPARED = 16  # images on Generate whose latents are compared

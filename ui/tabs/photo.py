@@ -17,11 +17,11 @@ from dsd_serve.errors import DSDError, InputError
 from dsd_serve.imaging import codec
 from ui import html
 from ui.controls import EVENT, Sampling, Seed, Stop, Updates, actions, roll, sampling_of, until
-from ui.inputs import number_of, whole
 from ui.private_files import read_upload
 from ui.requests import Drawing, DrawRequest, draw
 from ui.server_info import ServerInfo
 from ui.tabs.generate import PREVIEWS
+from ui.values import number_of, whole
 
 SIDE = 512  # pixels a side of the photo's centre square, as it is shown and painted on
 MAX_PAINTING = 4 * SIDE**2  # pixels of the editor's canvas, on a screen of twice the usual density

@@ -14,9 +14,9 @@ from dsd_serve.errors import DSDError, InputError
 from ui import html
 from ui.controls import EVENT, Sampling, Stop, Updates, actions, sampling_of, unless
 from ui.display import SHOWN, animation, enlarged
-from ui.inputs import whole
 from ui.private_files import read_upload
 from ui.server_info import ServerInfo
+from ui.values import whole
 
 EMPTY = html.hint("No walk yet", "Choose two ends, then press Walk.")
 OTHER_END = 323  # monarch: the class at the other end at first, if the model has it

@@ -5,7 +5,7 @@ import re
 import urllib.request
 
 from dsd_serve.errors import ConfigError, shown
-from dsd_serve.hosts import is_this_machine
+from dsd_serve.local_hosts import is_this_machine
 
 HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}(%[A-Za-z0-9._-]+)?\]")
 MOST_BYTES = 64_000_000  # of one answer; the largest is an image of 4096 x 4096 pixels
