@@ -158,7 +158,7 @@ class FormParser(MultiPartParser):
         name = part.field_name.removesuffix("[]")  # as some clients write the items of a list
         if name not in self.files and name not in self.fields:
             known = ", ".join([*self.files, *self.fields])
-            raise InputError(f"there is no field {shown(name)} in this form; it has the file {known}")
+            raise InputError(f"unknown form field {shown(name)}; this form takes {known}")
         if name in self.names and (name in self.files or name == part.field_name):
             raise InputError(f"the form has the field {name} twice; it takes one")
         if name in self.files and part.file is None:

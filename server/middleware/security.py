@@ -1,4 +1,4 @@
-"""Access control: API keys with limits, web pages of other origins (CORS), and the host names of the server.
+"""Access control: API keys with limits, the web pages that may use the server (CORS), and the host names it serves.
 
 A key is written name:key[:requests_per_minute[:images_at_once]], where 0 means no limit; see `load_keys`. With keys,
 everything needs one except /health and the documentation, which holds no secret and in which a key is entered.

@@ -111,7 +111,7 @@ def test_a_body_is_the_first_file(client):
 def test_forms_that_are_not_as_described(client):
     image = {"image": b"x"}
     assert "field image of the form is empty" in detail(client.post("/edit", files={"mask": b"x"}), 422)
-    others = "no field 'strenght' in this form; it has the file image, mask, strength, note"
+    others = "unknown form field 'strenght'; this form takes image, mask, strength, note"
     assert others in detail(client.post("/edit", files=image, data={"strenght": "1"}), 422)
     assert "note has more than 10000 bytes" in detail(
         client.post("/edit", files=image, data={"note": "x" * 10_001}), 422
