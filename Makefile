@@ -1,7 +1,8 @@
 # make run    the server on port 8000 with the demo model; installs only the packages for serving
 # make ui     the same with the web page at http://localhost:8000
-# make test   the fast tests     make test-ui  tests of the page in Chromium      make test-slow  tests that take minutes
-# make coverage  line coverage of the fast tests
+# make test   the fast tests     make test-thorough  longer ones     make test-slow  those that take minutes
+# make test-ui  tests of the page in Chromium
+# make coverage  line coverage of the fast and thorough tests
 # make lint   ruff, mypy, import-linter          make fmt   formats the code
 # make test-clients  tests with third-party clients: curl, nginx, Java, Node, Chromium ...
 # make docs   builds the documentation site into build/site; dead links fail
@@ -37,7 +38,7 @@ VENV = $(PYTHON) -m venv $(1) || { echo "make: Python 3.11 or later with venv is
 TRY = OMP_NUM_THREADS=1 $(DEV)/bin/python -m pytest $(1) $(2) || { echo "make: running the failed tests once more"; \
 	$(DEV)/bin/python -m pytest $(1) --last-failed --last-failed-no-failures none; }
 
-.PHONY: run ui test coverage test-slow test-ui test-triton test-clients triton lint docs audit locks fmt ci demo study eval samplers bench bench-serving measure-ui gpu image deploy-lint clean
+.PHONY: run ui test test-thorough coverage test-slow test-ui test-triton test-clients triton lint docs audit locks fmt ci demo study eval samplers bench bench-serving measure-ui gpu image deploy-lint clean
 
 run: $(RUN)/.done
 	$(RUN)/bin/dsd-serve $(ARGS)
@@ -48,10 +49,14 @@ ui: $(RUN)/.ui
 test: $(DEV)/.done
 	$(call TRY,-rfE,-n auto --maxprocesses 4 --dist loadfile)
 
+test-thorough: $(DEV)/.done
+	$(call TRY,-rfE -m thorough,-n auto --maxprocesses 4)
+
 # Tracing slows the servers down, so tests that measure time may fail; the report is made anyway.
 coverage: $(DEV)/.done
 	$(DEV)/bin/coverage erase
-	-OMP_NUM_THREADS=1 $(DEV)/bin/coverage run -m pytest -n auto --maxprocesses 4 --dist loadfile
+	-OMP_NUM_THREADS=1 $(DEV)/bin/coverage run -m pytest -m "not browser and not slow and not triton and not clients" \
+		-n auto --maxprocesses 4 --dist loadfile
 	$(DEV)/bin/coverage combine --quiet
 	$(DEV)/bin/coverage report --skip-covered --sort=cover
 
@@ -94,7 +99,7 @@ fmt: $(DEV)/.done
 	$(DEV)/bin/ruff check --fix .
 	$(DEV)/bin/ruff format .
 
-ci: lint docs audit test test-ui test-triton test-clients
+ci: lint docs audit test test-thorough test-ui test-triton test-clients
 
 demo: $(DEV)/.done
 	$(DEV)/bin/dsd-train training/configs/demo.toml data.path=$(DATA) \

@@ -84,6 +84,7 @@ def soon(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
 
 async def within(seconds: float, awaitable: Awaitable[Event]) -> Event:
     try:
-        return await asyncio.wait_for(awaitable, seconds)
+        async with asyncio.timeout(seconds):
+            return await awaitable
     except TimeoutError:
         return None

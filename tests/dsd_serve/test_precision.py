@@ -100,6 +100,7 @@ def test_flags_file_names_limits_and_sentences_follow_a_new_row():
     assert found["unknown"] == f"precision must be one of {', '.join(names)}, got 'fp4'"
 
 
+@pytest.mark.thorough
 def test_a_new_row_with_known_arithmetic_is_exported_and_runs(checkpoint, tmp_path):
     found = run(EXPORT, checkpoint, tmp_path / "model")
     assert found["files"] == ["model.twin.onnx", "model.twin.ort.onnx", "model.twin.safetensors"]

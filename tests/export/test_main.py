@@ -85,6 +85,7 @@ def test_fp32_weights_give_a_graph_too(checkpoint, tmp_path):
     assert [path.name for path in (tmp_path / "model").iterdir() if path.name.startswith(".")] == []
 
 
+@pytest.mark.thorough
 def test_an_untrained_preset_can_be_exported(tmp_path):
     main(["--untrained", "demo", "-o", str(tmp_path)])
     assert "random" in (tmp_path / "card.md").read_text()

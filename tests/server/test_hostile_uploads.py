@@ -106,6 +106,7 @@ def test_metadata_is_dropped_unread(server: Watched):
     assert peak - before < 150
 
 
+@pytest.mark.thorough
 def test_many_large_images_and_bodies_at_once_stay_within_the_stated_memory(server: Watched):
     images = [upload for upload in hostile.large() for _ in range(2)]
     uploads = images + [hostile.Upload("noise", bytes(19_900_000))] * 12

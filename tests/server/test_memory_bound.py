@@ -150,6 +150,7 @@ needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), rea
 
 
 @needs_proc
+@pytest.mark.thorough
 def test_no_route_takes_more_than_the_settings_make(measured):
     check(measured(SMALL))
 

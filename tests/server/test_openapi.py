@@ -54,6 +54,7 @@ def operations(document):
     ]
 
 
+@pytest.mark.thorough
 def test_schemathesis_finds_nothing(small_url, tmp_path):
     """No 5xx, no undocumented answer, no valid request refused, no invalid one taken. schemathesis.toml says more."""
     command = [

@@ -316,6 +316,7 @@ def stop_at_some_moment(process, folder, step, number):
     return read_checkpoint(folder / "checkpoint.pt")["step"], logged
 
 
+@pytest.mark.thorough
 def test_a_streamed_run_stopped_at_any_moment_loses_little_and_ends_the_same(tmp_path):
     """144 images, 8 a step: stops are in the middle of an epoch. kill -9 loses at most the
     steps since the last save, SIGTERM none, and the final state is bit-exactly that of an uninterrupted run."""

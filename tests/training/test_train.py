@@ -61,6 +61,7 @@ def test_sigterm_saves_a_checkpoint_and_exits_with_0(image_folder, tmp_path):
     assert step == json.loads(metrics.read_text().splitlines()[-1])["step"]
 
 
+@pytest.mark.thorough
 def test_two_processes_compute_the_same_as_one_and_one_resumes_from_them(image_folder, tmp_path):
     """Two gloo processes have the losses of one with the same global batch, up to the order of sums; so does a run that
     two processes start and one finishes."""

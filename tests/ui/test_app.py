@@ -133,6 +133,7 @@ def test_stopped_work_says_so_in_its_last_update(page_url):
     assert not batcher["waiting"]
 
 
+@pytest.mark.thorough
 def test_twenty_visitors_neither_block_the_page_nor_starve_the_api(page_url):
     """Each visitor presses Generate twice, as a browser does, while other clients open the page and call the API."""
 

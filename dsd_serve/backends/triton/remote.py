@@ -226,10 +226,15 @@ class TritonBackend:
         return not left
 
     async def watch(self, server: RemoteServer) -> None:
-        """Check the health of a server repeatedly."""
+        """Check the health of a server repeatedly.
+
+        Not with asyncio.wait_for: until Python 3.12 it loses a cancellation that meets the answer, and then `finish`
+        would wait for ever.
+        """
         while True:
             try:
-                description = await asyncio.wait_for(server.describe(), ANSWER_WITHIN)
+                async with asyncio.timeout(ANSWER_WITHIN):
+                    description = await server.describe()
             except TimeoutError:
                 server.lost(f"has not answered for {ANSWER_WITHIN:g} s")
             except Exception as error:  # grpc and tritonclient raise many kinds; each means that it is not ready
@@ -237,7 +242,8 @@ class TritonBackend:
             else:
                 self.update(server, description)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(server.check_now.wait(), CHECK_AGAIN if server.not_ready else CHECK_EVERY)
+                async with asyncio.timeout(CHECK_AGAIN if server.not_ready else CHECK_EVERY):
+                    await server.check_now.wait()
 
     def update(self, server: RemoteServer, description: dict[str, Any]) -> None:
         """Take a server in or leave it out, by its answer to a health check."""

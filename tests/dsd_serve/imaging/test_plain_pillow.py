@@ -38,6 +38,7 @@ LOUD = {"png with an EXIF bomb", "jpeg with an EXIF bomb", "webp with an EXIF bo
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="costs are measured in forks")
+@pytest.mark.thorough
 def test_files_that_pillow_alone_would_read():
     run = [sys.executable, "-m", "tests.support.plain_pillow"]
     found = json.loads(subprocess.run(run, cwd=ROOT, check=True, capture_output=True, timeout=280).stdout)

@@ -85,6 +85,7 @@ def test_a_missing_classifier_gets_a_sentence(monkeypatch):
         load_network()
 
 
+@pytest.mark.thorough
 def test_real_images_are_near_real_ones_and_blurred_ones_are_not(real_data, tmp_path):
     folder = real_data / "tiny-imagenet-200"
     sides = ["--real", folder, "--reference", folder / "validation-00000-of-00001.parquet"]

@@ -1,5 +1,6 @@
 """A KServe server that gives wrong answers, breaks off and vanishes: every job ends once, with a result or an error."""
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -320,6 +321,29 @@ def test_a_broken_stream_ends_only_its_own_job(remote, liar, config):
         raise outcome(batcher)
     gate.set_result(None)
     assert first.future.result(10).shape == config.pixel_shape
+
+
+def test_close_ends_although_a_health_check_is_answered_at_that_moment(remote):
+    batcher, _ = remote
+    (server,) = batcher.servers
+
+    async def answer_and_cancel():
+        answer = asyncio.get_running_loop().create_future()
+
+        async def describe():
+            server.check_now.clear()
+            return await answer
+
+        server.describe = describe
+        server.check_now.set()
+        await asyncio.sleep(0.05)
+        answer.set_result(server.description)
+        for watcher in batcher.watchers:
+            watcher.cancel()
+        _, left = await asyncio.wait(batcher.watchers, timeout=2)
+        return left
+
+    assert not asyncio.run_coroutine_threadsafe(answer_and_cancel(), batcher.loop).result(10)
 
 
 def test_jobs_submitted_during_close_end_too(liar, config):
