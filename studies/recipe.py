@@ -1,11 +1,13 @@
-"""python -m studies.recipe --data tiny-imagenet-200
+"""Recipe trials: variants of the losses at equal cost, compared by their samples.
 
-Trials of the recipe, judged by samples: each variant trains the demo's network on twenty classes of Tiny-ImageNet for
-the same number of matrix products, 2,000 steps or more. Then the model draws 1,000 images at each of two guidance
-scales, and dsd-eval's measures compare them with the training images. Writes recipe.json after every trial and
-recipe.md; a stopped study goes on where it was, in the middle of a run too. Half an hour a trial on two cores.
+    python -m studies.recipe --data tiny-imagenet-200
 
---seeds 0 1 2 runs the variants with several seeds: a difference that is smaller than between seeds may be chance.
+Each variant trains the demo's network on twenty classes of Tiny-ImageNet for the same number of matrix products, 2,000
+steps or more. The model then draws 1,000 images at each of two guidance scales, and the metrics of dsd-eval compare
+them with the training images. Writes recipe.json after every trial, and recipe.md. A stopped study resumes, even in the
+middle of a trial.
+
+--seeds 0 1 2 runs the variants with several seeds: a difference below that between seeds may be chance.
 """
 
 import argparse
@@ -69,7 +71,7 @@ COLUMNS = {
 
 
 def configure(variant: str, seed: int, data: str, folder: Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """The configuration of a trial, with as many steps as cost the same for all variants, and 2,000 for the dearest."""
+    """The configuration of a trial. Its steps cost as much as 2,000 of the most expensive variant."""
     validation = sorted(Path(data).glob("val*.parquet"))
     places = [f"data.path={data}", f"data.validation={validation[0] if validation else ''}", f"run.dir={folder}"]
 
@@ -100,7 +102,7 @@ def evaluator(config: TrainConfig) -> Evaluator:
 
 
 def denoising(config: TrainConfig, ema: DSD) -> dict[str, float]:
-    """PSNR of denoised held-out images, and of as many training images: their difference is what is learnt by heart."""
+    """PSNR in dB of denoised held-out images and of as many training images. Their difference shows memorisation."""
     training, held = load_images(config)
     some = training.subset(
         torch.randperm(len(training), generator=torch.Generator().manual_seed(0))[: len(held)].numpy()

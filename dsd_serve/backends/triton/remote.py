@@ -226,11 +226,8 @@ class TritonBackend:
         return not left
 
     async def watch(self, server: RemoteServer) -> None:
-        """Check the health of a server repeatedly.
-
-        Not with asyncio.wait_for: until Python 3.12 it loses a cancellation that meets the answer, and then `finish`
-        would wait for ever.
-        """
+        """Check the health of a server repeatedly."""
+        # Without asyncio.wait_for, which before Python 3.12 loses a cancellation that meets the answer.
         while True:
             try:
                 async with asyncio.timeout(ANSWER_WITHIN):
