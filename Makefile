@@ -50,7 +50,7 @@ test: $(DEV)/.done
 	$(call TRY,-rfE,-n auto --maxprocesses 4 --dist loadfile)
 
 test-thorough: $(DEV)/.done
-	$(call TRY,-rfE -m thorough,-n auto --maxprocesses 4)
+	$(call TRY,-rfE -m thorough,-n auto --maxprocesses 4 --dist loadfile)
 
 # Tracing slows the servers down, so tests that measure time may fail; the report is made anyway.
 coverage: $(DEV)/.done

@@ -83,6 +83,7 @@ def test_a_missing_extra_is_named(name, extra):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.thorough
 def test_bench_prints_the_machine_and_the_network(tiny_dir):
     command = [sys.executable, "-m", "benchmarks.engine_speed", "--model", str(tiny_dir), "--rows", "2"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)

@@ -70,6 +70,7 @@ def ended(arguments, **options):
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.thorough
 def test_an_unusable_address_is_reported_before_anything_is_loaded(program):
     model = ["--model", "/nowhere"] if program == "dsd-serve" else ["--server", "nonsense"]
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -94,6 +94,7 @@ def test_two_processes_compute_the_same_as_one_and_one_resumes_from_them(image_f
         torch.testing.assert_close(two["ema"][key], value, atol=5e-4, rtol=1e-3)
 
 
+@pytest.mark.thorough
 def test_processes_that_do_not_share_the_folder_get_a_sentence(image_folder, checkpoint, tmp_path):
     """Like two machines with separate disks, one of which has a checkpoint."""
     for name in ("zero", "one"):

@@ -66,6 +66,7 @@ def test_fp16_and_bf16_halve_the_weights_and_int8_quarters_the_products(director
     assert {name for name, array in stored.items() if array.dtype == np.int8} == products
 
 
+@pytest.mark.thorough
 def test_weights_stored_in_fp16_lie_on_disk_once(demo_copy):
     assert not (demo_copy / "model.fp16.safetensors").exists()
     graph = onnx.load(demo_copy / "model.fp16.onnx", load_external_data=False).graph
@@ -170,6 +171,7 @@ def test_parts_are_found_and_every_part_exists(directory):
     assert list(graph.parts.values()).count("softmax") == depth
 
 
+@pytest.mark.thorough
 def test_islands_lower_the_error(demo_dir, tmp_path):
     """With islands bf16 is several times closer to float32 than without; one for the softmax does not help."""
     model, reference = read_model_dir(demo_dir), load_engine("onnx", demo_dir)
@@ -188,6 +190,7 @@ def test_islands_lower_the_error(demo_dir, tmp_path):
 @pytest.mark.parametrize(
     ("precision", "least"), [("fp16", 40), ("bf16", 25), pytest.param("int8", 20, marks=needs_int8)]
 )
+@pytest.mark.thorough
 def test_images_after_fifty_steps(demo_copy, precision, least):
     model = read_model_dir(demo_copy)
     with numerics(model, precision) as engine:

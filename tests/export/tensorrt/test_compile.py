@@ -51,6 +51,7 @@ def test_without_a_gpu_the_log_names_the_open_checks_and_the_command_that_runs_t
     assert f"dsd-export {built} --check" in caplog.text
 
 
+@pytest.mark.thorough
 def test_the_demo_model_has_plans(demo_dir, tmp_path):
     target = tmp_path / "demo"
     shutil.copytree(demo_dir, target)
@@ -96,6 +97,7 @@ def test_unsupported_options_are_rejected_before_the_build(built, options, words
     assert (built / "model.plan").stat().st_mtime_ns == before
 
 
+@pytest.mark.thorough
 def test_new_weights_remove_the_plans_of_the_old_ones(built, checkpoint, tmp_path):
     target = tmp_path / "model"
     shutil.copytree(built, target)
