@@ -3,8 +3,8 @@
 A dialect is a set of names for the same settings: `SamplingParams` and Triton use the field names, the HTTP API, the
 settings of an image and the Python client use the short names of `API_NAMES`, config.json holds the recommended ones
 under their field names, and /v1 has OpenAI's and diffusers' names. All conversions are here. A new setting is a field
-of `SamplingParams` and, to offer it over HTTP, a field of `SamplingQuery` (server/schemas.py) and one of `SamplingUsed`
-(server/answers.py): then its limits, descriptions, headers and all conversions follow.
+of `SamplingParams` and, to offer it over HTTP, a field of `SamplingQuery` (server/schemas.py), and for /v1 one in
+server/openai_schemas.py: its limits, descriptions, answers, headers and all conversions follow.
 """
 
 from collections.abc import Mapping

@@ -3,17 +3,12 @@
 Fields are in the order in which they are sent.
 """
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    RootModel,
-)
+from pydantic import BaseModel, ConfigDict, Field, RootModel, create_model
 
-from dsd_serve.params import MAX_SEED
+from dsd_serve.params import API_NAMES, MAX_SEED, RECOMMENDED, SETTINGS, SHOWN_WITH_IMAGE
 from server.schemas import SamplerName, Time, of_setting
 
 
@@ -43,19 +38,26 @@ class ClassAndSeed(Answer):
     index: Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 
-class Recommended(Answer):
-    """The settings that a model recommends."""
+def settings_model(name: str, about: str, settings: Sequence[str], base: type[Answer]) -> type[Answer]:
+    """The model with these sampling settings, under the names of the HTTP API, in addition to the fields of `base`."""
+    fields: dict[str, Any] = {}
+    for field in settings:
+        setting = SETTINGS[field]
+        limits = Field(json_schema_extra={"enum": [*setting.choices]}) if setting.choices else of_setting(field)
+        fields[API_NAMES[field]] = (Annotated[type(setting.default), limits], ...)
+    return create_model(name, __base__=base, __doc__=about, **fields)
 
-    steps: Annotated[int, of_setting("num_steps")]
-    sampler: SamplerName
-    guidance: Annotated[float, of_setting("guidance_scale")]
 
+if TYPE_CHECKING:  # their fields are rows of dsd_serve/params.py
 
-class SamplingUsed(Recommended):
-    """The settings of the sampler."""
+    class Recommended(Answer): ...
 
-    guidance_start: Annotated[float, of_setting("guidance_start")]
-    guidance_stop: Annotated[float, of_setting("guidance_stop")]
+    class SamplingUsed(Recommended): ...
+
+else:
+    Recommended = settings_model("Recommended", "The settings that a model recommends.", RECOMMENDED, Answer)
+    FURTHER = [name for name in SHOWN_WITH_IMAGE if name not in (*RECOMMENDED, *ClassAndSeed.model_fields)]
+    SamplingUsed = settings_model("SamplingUsed", "The settings of the sampler.", FURTHER, Recommended)
 
 
 class ModelUsed(Answer):
