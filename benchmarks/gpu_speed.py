@@ -45,7 +45,7 @@ class Autocast:
     def __init__(self, engine: TorchEngine, precision: str, *, compiled: bool) -> None:
         self.engine, self.config, self.precision = engine, engine.config, precision
         if compiled:
-            engine.model.forward = torch.compile(engine.model.forward, dynamic=False)  # type: ignore[method-assign]  # a replacement
+            engine.model.forward = torch.compile(engine.model.forward, dynamic=False)  # type: ignore[method-assign]
 
     def run(self, rows: Sequence[Row]) -> list[Array]:
         device = self.engine.model.role_embed.weight.device.type

@@ -11,12 +11,10 @@ The metrics compare across variants, which losses do not: on held-out images PSN
 were encoded, noised to t, denoised and decoded.
 """
 
-import argparse
 import json
 import logging
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,10 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.output import Output, add_flag, output_of
+from benchmarks.output import Output, output_of
 from dsd_serve.errors import DSDError
 from dsd_serve.files import atomic
 from export.markdown import markdown_table
+from studies.variants import arguments_parser, chosen, run_missing
 from training.estimate import flops_per_image
 from training.evaluation.classifier import SIZE, load_network
 from training.monitor import denoised_psnr, latent_metrics
@@ -124,11 +123,7 @@ def run_variant(name: str, data: str, overrides: Sequence[str]) -> dict[str, Any
             sys.exit("ablation: stopped; finished runs are kept")
         numbers = measure(state, config)
         numbers["cost"] = cost(config, load_config(CONFIG, [*places, *overrides]))
-    return {
-        "switches": list(VARIANTS[name]),
-        "overrides": list(overrides),
-        **{key: round(numbers[key], 4) for key in COLUMNS},
-    }
+    return {key: round(numbers[key], 4) for key in COLUMNS}
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
@@ -173,34 +168,22 @@ def missing(results: dict[str, dict[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m studies.ablation", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--data", required=True, help="folder of Tiny-ImageNet parquet files, or another source")
-    add_flag(parser, "studies/results")
-    parser.add_argument("--minutes", type=float, default=1e9, help="start no further run after so many minutes")
-    parser.add_argument("--variants", nargs="*", help="names of variants (default: all)")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help=f"values that replace those of {CONFIG.name}"
-    )
-    options = parser.parse_args(arguments)
+    options = arguments_parser("ablation", __doc__, CONFIG).parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    if unknown := sorted(set(options.variants or ()) - set(VARIANTS)):
-        sys.exit(f"ablation: --variants must be of {', '.join(VARIANTS)}; got {unknown[0]!r}")
-    output, start = output_of(options), time.monotonic()
-    file = output.results / "ablation.json"
-    results = json.loads(file.read_text()) if file.exists() else {}
+    runs = {
+        name: {"switches": list(VARIANTS[name]), "overrides": list(options.overrides)}
+        for name in chosen("ablation", options, VARIANTS)
+    }
+    output = output_of(options)
     try:
-        for name in options.variants or VARIANTS:
-            kept = results.get(name, {})
-            if kept.get("switches") == list(VARIANTS[name]) and kept.get("overrides") == options.overrides:
-                continue
-            if time.monotonic() - start > 60 * options.minutes:
-                break
-            results[name] = run_variant(name, options.data, options.overrides)
-            results = {key: results[key] for key in VARIANTS if key in results}
-            write(results, output)  # after each, so that nothing is lost
-        write(results, output)
+        results = run_missing(
+            output.results / "ablation.json",
+            runs,
+            run=lambda name: run_variant(name, options.data, options.overrides),
+            order=lambda results: {name: results[name] for name in VARIANTS if name in results},
+            write=lambda results: write(results, output),
+            minutes=options.minutes,
+        )
     except DSDError as error:
         sys.exit(f"ablation: {error}")
     print(table(results))

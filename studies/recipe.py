@@ -10,18 +10,17 @@ middle of a trial.
 --seeds 0 1 2 runs the variants with several seeds: a difference below that between seeds may be chance.
 """
 
-import argparse
+import itertools
 import json
 import logging
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.output import Output, add_flag, output_of
+from benchmarks.output import Output, output_of
 from dsd_serve.errors import DSDError
 from dsd_serve.files import atomic
 from dsd_serve.loading import load
@@ -29,11 +28,12 @@ from dsd_serve.network import DSD
 from dsd_serve.params import SamplingParams
 from export.main import main as dsd_export
 from export.markdown import markdown_table
+from studies.variants import arguments_parser, chosen, run_missing
 from training.estimate import flops_per_image
 from training.evaluation.classifier import FeatureCache, default_cache, lite0
 from training.evaluation.evaluator import Evaluator, read_images
 from training.evaluation.subject import ModelSubject
-from training.monitor import denoised_psnr
+from training.monitor import denoised_psnr, latent_metrics
 from training.run_config import TrainConfig, load_config
 from training.sources import Images, load_images
 from training.train import train
@@ -101,8 +101,9 @@ def evaluator(config: TrainConfig) -> Evaluator:
     return Evaluator(network.image_size, tuple(sorted(network.trained_classes)), held, reference, classifier)
 
 
-def denoising(config: TrainConfig, ema: DSD) -> dict[str, float]:
-    """PSNR in dB of denoised held-out images and of as many training images. Their difference shows memorisation."""
+def psnrs(config: TrainConfig, ema: DSD) -> dict[str, float]:
+    """PSNR in dB of reconstructed held-out images, and of denoised ones and as many training images. The difference of
+    the last two shows memorisation."""
     training, held = load_images(config)
     some = training.subset(
         torch.randperm(len(training), generator=torch.Generator().manual_seed(0))[: len(held)].numpy()
@@ -112,14 +113,16 @@ def denoising(config: TrainConfig, ema: DSD) -> dict[str, float]:
         assert images.pixels is not None
         pixels, labels = torch.from_numpy(images.pixels), torch.from_numpy(images.labels)
         numbers[name] = denoised_psnr(ema, pixels, labels, T)
-    return numbers
+    assert held.pixels is not None
+    latents, _ = latent_metrics(ema, torch.from_numpy(held.pixels))
+    return {**numbers, "psnr": latents["psnr"]}
 
 
 def run_trial(config: TrainConfig) -> dict[str, Any]:
-    """Train, or go on with it, and measure."""
+    """The numbers of a trial, after its training or the rest of it."""
     state = train(config)
     if state.step < config.optim.steps:  # Ctrl-C or SIGTERM
-        sys.exit("recipe: stopped; the same command goes on from here")
+        sys.exit("recipe: stopped; the same command resumes")
     folder = Path(config.run.dir)
     dsd_export([str(folder / "checkpoint.pt"), "-o", str(folder / "model")])
     numbers: dict[str, Any] = {"steps": config.optim.steps}
@@ -127,10 +130,9 @@ def run_trial(config: TrainConfig) -> dict[str, Any]:
     with load(folder / "model") as model:
         for scale in GUIDANCE:
             params = SamplingParams(seed=1, num_steps=STEPS, sampler=SAMPLER, guidance_scale=scale)
-            found = measures.evaluate(ModelSubject(model), SAMPLES, params)
-            numbers |= {f"{key}_{scale:g}": value for key, value in found["samples"].items()}
-            numbers["psnr"] = found["reconstruction"]["psnr"]
-    return select(numbers | denoising(config, state.ema))
+            of_samples, _ = measures.sample_metrics(ModelSubject(model), SAMPLES, params)
+            numbers |= {f"{key}_{scale:g}": value for key, value in of_samples.items()}
+    return select(numbers | psnrs(config, state.ema))
 
 
 def select(numbers: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,41 +166,35 @@ def write(results: Mapping[str, Any], output: Output) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m studies.recipe", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--data", required=True, help="folder of Tiny-ImageNet parquet files, or another source")
-    add_flag(parser, "studies/results")
+    parser = arguments_parser("recipe", __doc__, CONFIG)
     parser.add_argument("--runs", type=Path, default=Path("runs/recipe"), help="folder of the runs (runs/recipe)")
-    parser.add_argument("--minutes", type=float, default=1e9, help="begin no other trial after so many minutes")
-    parser.add_argument("--variants", nargs="*", help="names of variants; default: all")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=f"changes of {CONFIG.name}")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if unknown := sorted(set(options.variants or ()) - set(VARIANTS)):
-        sys.exit(f"recipe: --variants must be of {', '.join(VARIANTS)}; got {unknown[0]!r}")
-    output, began = output_of(options), time.monotonic()
-    file = output.results / "recipe.json"
-    results = json.loads(file.read_text()) if file.exists() else {}
+    variants, output = chosen("recipe", options, VARIANTS), output_of(options)
     try:
-        for seed in options.seeds:
-            for variant in options.variants or VARIANTS:
-                name = f"{variant}, seed {seed}"
-                folder = options.runs / name.replace(", ", "-").replace(" ", "-")
-                config = configure(variant, seed, options.data, folder, options.overrides)
-                settings = [*VARIANTS[variant], *options.overrides, f"optim.steps={config.optim.steps}"]
-                if results.get(name, {}).get("settings") == settings:
-                    continue
-                if time.monotonic() - began > 60 * options.minutes:
-                    break
-                results[name] = {"settings": settings, **run_trial(config)}
-                results = dict(sorted(results.items()))
-                write(results, output)  # after each, so that nothing is lost
-        write(results, output)
+        configs = {}
+        for seed, variant in itertools.product(options.seeds, variants):
+            name = f"{variant}, seed {seed}"
+            folder = options.runs / name.replace(", ", "-").replace(" ", "-")
+            configs[name] = configure(variant, seed, options.data, folder, options.overrides)
+        results = run_missing(
+            output.results / "recipe.json",
+            {name: conditions(name, config, options.overrides) for name, config in configs.items()},
+            run=lambda name: run_trial(configs[name]),
+            order=lambda results: dict(sorted(results.items())),
+            write=lambda results: write(results, output),
+            minutes=options.minutes,
+        )
     except DSDError as error:
         sys.exit(f"recipe: {error}")
     print(table(results))
+
+
+def conditions(name: str, config: TrainConfig, overrides: Sequence[str]) -> dict[str, Any]:
+    """The settings that a result of this trial belongs to."""
+    switches = VARIANTS[name.rpartition(", seed ")[0]]
+    return {"settings": [*switches, *overrides, f"optim.steps={config.optim.steps}"]}
 
 
 if __name__ == "__main__":

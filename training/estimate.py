@@ -193,7 +193,7 @@ def dry_run(config: TrainConfig) -> Iterator[str]:
     images, rows, tokens = optim.steps * optim.batch_size, rows_per_image(loss), network.latent_shape[0]
     yield f"network: {trained / 1e6:.1f}M parameters, and {heads / 1e6:.1f}M in heads for training only"
     yield f"run: {optim.steps} steps of {optim.batch_size} images, {images / 1e6:.1f}M images"
-    yield f"an image: {rows} rows of {tokens} tokens, {flops / 1e9:.0f} GFLOP forward and backward"
+    yield f"an image: {rows:g} rows of {tokens} tokens, {flops / 1e9:.0f} GFLOP forward and backward"
 
     parts = state_bytes(state)
     each, extra = kept_for_backward(state, config, where)

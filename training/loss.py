@@ -181,11 +181,11 @@ class Objective(nn.Module):
         its pixels say little.
         """
         every = self.config.estimate_every
-        decoded = self.model.decode(z_hat[::every])  # [R, 3, S, S]
-        weight = t[::every, None, None, None]
-        true = images.repeat_interleave(self.config.num_draws, 0)[::every]
         # Both distances scale with the images, so that these carry the weight.
-        return F.l1_loss(weight * decoded, weight * true) + pyramid_distance(weight * decoded, weight * true)
+        weight = t[::every, None, None, None]
+        decoded = weight * self.model.decode(z_hat[::every])  # [R, 3, S, S]
+        true = weight * images.repeat_interleave(self.config.num_draws, 0)[::every]
+        return F.l1_loss(decoded, true) + pyramid_distance(decoded, true)
 
     def hide(self, images: Tensor, mask: Tensor) -> Tensor:
         """The augmentation x+ of the online encoder: hidden patches become grey."""

@@ -98,7 +98,14 @@ def test_a_dry_run_needs_no_data_and_writes_nothing(tmp_path, monkeypatch, capsy
     arguments = [*network, "run.compile=off", "run.device=cpu", "data.path=/nowhere", "--dry-run"]
     main([str(ROOT / "training/configs/demo.toml"), *arguments])
     printed = capsys.readouterr().out
-    for named in ("0.2M parameters", "GFLOP forward", "memory held", "images/s", "the whole run here"):
+    for named in (
+        "0.2M parameters",
+        "an image: 7 rows of",
+        "GFLOP forward",
+        "memory held",
+        "images/s",
+        "the whole run here",
+    ):
         assert named in printed
     assert "H100" not in printed
     assert list(tmp_path.iterdir()) == []

@@ -91,10 +91,7 @@ class Evaluator:
 
     def evaluate(self, subject: Subject, samples: int, params: SamplingParams) -> dict[str, Any]:
         """All metrics of one model, with its name and sampling settings. samples: images to draw, classes in turn."""
-        labels = np.array([self.classes[i % len(self.classes)] for i in range(samples)], np.int64)
-        drawn = resized(subject.draw(labels.tolist(), params), self.size)
-        features = self.classifier.features(drawn, "features of samples")
-        correct = self.classifier.correct(features, labels, self.classes)
+        of_samples, by_class = self.sample_metrics(subject, samples, params)
         sampling = ("seed", "num_steps", "sampler", "guidance_scale", "guidance_start", "guidance_stop")
         return {
             "name": subject.name,
@@ -102,10 +99,21 @@ class Evaluator:
             "image_size": subject.image_size,
             "engine": subject.engine,
             "sampling": {key: getattr(params, key) for key in sampling},
-            "samples": self.compare(drawn, features, labels),
+            "samples": of_samples,
             **self.reconstruction_and_latents(subject),
-            "top1_by_class": {str(c): round(float(correct[labels == c].mean()), 4) for c in self.classes[:samples]},
+            "top1_by_class": by_class,
         }
+
+    def sample_metrics(
+        self, subject: Subject, samples: int, params: SamplingParams
+    ) -> tuple[dict[str, Any], dict[str, float]]:
+        """The metrics of `samples` images that a model draws, classes in turn, and the class accuracy of each class."""
+        labels = np.array([self.classes[i % len(self.classes)] for i in range(samples)], np.int64)
+        drawn = resized(subject.draw(labels.tolist(), params), self.size)
+        features = self.classifier.features(drawn, "features of samples")
+        correct = self.classifier.correct(features, labels, self.classes)
+        by_class = {str(c): round(float(correct[labels == c].mean()), 4) for c in self.classes[:samples]}
+        return self.compare(drawn, features, labels), by_class
 
     def reconstruction_and_latents(self, subject: Subject) -> dict[str, Any]:
         """Metrics of the latents of the held-out images, and of their reconstructions."""
