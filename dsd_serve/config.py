@@ -18,9 +18,12 @@ MOST = {  # far above any useful network, so that a wrong file cannot exhaust me
     "hidden_size": 65536,
     "depth": 1024,
     "num_heads": 1024,
-    "num_classes": 1000,
+    "num_classes": 100_000,
 }
+LEAST = {"num_classes": 0}  # of the others: 1
 MOST_LATENTS = 2**24  # numbers in the latents of one image
+MOST_NAME = 200  # characters of the name of a class
+IMAGENET_CLASSES = 1000
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,10 @@ class ModelConfig:
 
     image_size, patch_size: pixels. latent_dim: channels C of one latent token. prediction: the meaning of the
     trunk's output in a denoise row, "latents" (the clean estimate itself, DSD) or "velocity" (the baselines of the
-    collapse study); `denoise` returns the clean estimate either way. classes: the ImageNet-1k labels that were trained,
-    empty for all.
+    collapse study); `denoise` returns the clean estimate either way. num_classes: 0 for a model without classes, which
+    knows only `null_label`. classes: the labels that were trained, empty for all. class_names: the name of each label;
+    empty: labels are those of ImageNet-1k. class_wnids: the WordNet id of each label, "" where there is none; empty:
+    there are none (or ImageNet-1k's).
     Raises ConfigError if the numbers do not fit together.
     """
 
@@ -40,15 +45,18 @@ class ModelConfig:
     hidden_size: int
     depth: int
     num_heads: int
-    num_classes: int = 1000
+    num_classes: int = IMAGENET_CLASSES
     prediction: str = "latents"
     classes: tuple[int, ...] = ()
+    class_names: tuple[str, ...] = ()
+    class_wnids: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, most in MOST.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-                raise ConfigError(f"{name} must be a whole number from 1 to {most}, got {shown(value)}")
+            least = LEAST.get(name, 1)
+            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+                raise ConfigError(f"{name} must be a whole number from {least} to {most}, got {shown(value)}")
         if self.image_size % self.patch_size:
             raise ConfigError(
                 f"image_size must be divisible by patch_size, got {self.image_size} and {self.patch_size}"
@@ -73,6 +81,21 @@ class ModelConfig:
                 raise ConfigError(f"classes must be labels from 0 to {self.num_classes - 1}, got {shown(label)}")
         if len(set(self.classes)) != len(self.classes):
             raise ConfigError("classes must not name a label twice")
+        if not self.class_names and self.num_classes > IMAGENET_CLASSES:
+            raise ConfigError(f"class_names must name all {self.num_classes} classes: ImageNet-1k has fewer")
+        for name, values, least in (("class_names", self.class_names, 1), ("class_wnids", self.class_wnids, 0)):
+            if values and len(values) != self.num_classes:
+                raise ConfigError(f"{name} must have {self.num_classes} items, one for each class, got {len(values)}")
+            for text in values:
+                if not isinstance(text, str) or not least <= len(text) <= MOST_NAME or text != text.strip():
+                    raise ConfigError(
+                        f"{name} must be texts of {least} to {MOST_NAME} characters without spaces around them, "
+                        f"got {shown(text)}"
+                    )
+                if not text.isprintable():
+                    raise ConfigError(f"{name} must be texts without control characters, got {shown(text)}")
+        if self.class_wnids and not self.class_names:
+            raise ConfigError("class_wnids need class_names")
 
     @property
     def null_label(self) -> int:
@@ -108,24 +131,31 @@ class ModelConfig:
         return self.depth * block + borders + conditioning
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "classes": list(self.classes)}
+        """As in config.json. Names of ImageNet-1k's classes are left out, so such a model's hash stays as it was."""
+        values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {key: value for key, value in values.items() if value or key not in OWN_CLASSES}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ModelConfig":
         """The inverse of `to_dict`; ConfigError names a key that is unknown or missing."""
-        if not isinstance(values, Mapping) or not isinstance(values.get("classes", ()), list | tuple):
-            raise ConfigError("the model configuration must be an object, and its classes a list")
+        if not isinstance(values, Mapping):
+            raise ConfigError("the model configuration must be an object")
+        lists = {key: values[key] for key in ("classes", *OWN_CLASSES) if key in values}
+        for key, value in lists.items():
+            if not isinstance(value, list | tuple):
+                raise ConfigError(f"{key} of the model configuration must be a list, got {shown(value)}")
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise ConfigError(
                 f"unknown key {shown(unknown[0])} in the model configuration; known are {', '.join(sorted(known))}"
             )
         try:
-            return cls(**{**values, "classes": tuple(values.get("classes", ()))})
+            return cls(**{**values, **{key: tuple(value) for key, value in lists.items()}})
         except TypeError as error:
             raise ConfigError(f"the model configuration is incomplete: {error}") from None
 
 
+OWN_CLASSES = ("class_names", "class_wnids")  # the keys of models whose classes are not ImageNet-1k's
 LATENT_EPS = 1e-5  # of the normalisation of each latent token over its channels
 FREQUENCIES = 256  # width of the sinusoidal features of t, as in DiT
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from dsd_serve.config import PRESETS, ModelConfig
@@ -27,6 +29,16 @@ def test_presets_have_the_sizes_of_the_paper(name, millions):
         ({"classes": [1000]}, "999"),
         ({"classes": [1, 1]}, "twice"),
         ({"dept": 3}, "dept"),
+        ({"num_classes": -1}, "from 0 to 100000, got -1"),
+        ({"num_classes": 1001}, "class_names must name all 1001"),
+        ({"num_classes": 2, "class_names": ["cat"]}, "2 items, one for each class, got 1"),
+        ({"num_classes": 1, "class_names": [" cat"]}, "without spaces around"),
+        ({"num_classes": 1, "class_names": [""]}, "1 to 200 characters"),
+        ({"num_classes": 1, "class_names": ["c" * 201]}, "1 to 200 characters"),
+        ({"num_classes": 1, "class_names": [7]}, "texts of 1 to 200"),
+        ({"num_classes": 1, "class_names": ["a\nb"]}, "control characters"),
+        ({"num_classes": 1, "class_names": "a"}, "class_names of the model configuration must be a list"),
+        ({"num_classes": 1, "class_wnids": ["n01"]}, "need class_names"),
     ],
 )
 def test_a_wrong_configuration_is_named(change, named):
@@ -42,6 +54,18 @@ def test_an_incomplete_configuration_is_named():
 @pytest.mark.parametrize("name", PRESETS)
 def test_to_dict_and_back(name):
     assert ModelConfig.from_dict(PRESETS[name].to_dict()) == PRESETS[name]
+    assert "class_names" not in PRESETS[name].to_dict()
+
+
+def test_own_classes_to_dict_and_back():
+    config = replace(PRESETS["demo"], num_classes=2, class_names=("金毛犬", "Café"), class_wnids=("n02099601", ""))
+    assert config.to_dict()["class_names"] == ["金毛犬", "Café"]
+    assert ModelConfig.from_dict(config.to_dict()) == config
+
+
+def test_a_model_without_classes_knows_only_the_null_label():
+    config = replace(PRESETS["demo"], num_classes=0)
+    assert (config.null_label, config.trained_classes) == (0, ())
 
 
 def test_flops_count_what_torch_counts():
