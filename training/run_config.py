@@ -149,6 +149,7 @@ class OptimSection(Section):
     betas: Annotated[tuple[float, ...], FromList, Field(min_length=2, max_length=2)] = (0.9, 0.95)  # of AdamW
     momentum: Share = 0.95  # of Muon (its authors')
     grad_clip: PositiveFloat = 1.0
+    frozen: Annotated[tuple[str, ...], FromList] = ()  # modules that keep the weights of run.start_from, like blocks.0
     ema_decay: Share = 0.999  # of the EMA copy, which is the target encoder and what is exported
 
     @model_validator(mode="after")

@@ -1,18 +1,23 @@
 """The state of a run: networks and optimisers, new, from a model directory or from a checkpoint."""
 
 import copy
-from dataclasses import dataclass, replace
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from dsd_serve.checkpoint import read_checkpoint, read_model_dir, read_weights, write_checkpoint
-from dsd_serve.errors import CheckpointError
+from dsd_serve.errors import CheckpointError, ConfigError
 from dsd_serve.network import DSD
 from training.loss import Objective
 from training.run_config import OptimSection, TrainConfig
 from training.teachers import Lpips, VisionModel
+from training.transfer import fitted, known_classes
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -39,17 +44,31 @@ def new_state(config: TrainConfig, device: torch.device) -> State:
     lpips = Lpips(Path(loss.lpips_file)).to(device) if loss.lpips_weight else None
     vision = VisionModel(Path(loss.vision_model), network.grid_size, device) if loss.vision_weight else None
     objective = Objective(model, loss, lpips, 0 if vision is None else vision.width).to(device)
+    freeze(model, config.optim.frozen)
     ema = copy.deepcopy(model).requires_grad_(False).eval()
     return State(objective, ema, *new_optimizers(objective, config.optim), vision)
+
+
+def freeze(model: DSD, frozen: Sequence[str]) -> None:
+    """Keep the weights of some modules, like patch_embed or blocks.0. Raises ConfigError for unknown names."""
+    modules = dict(model.named_modules())
+    for name in frozen:
+        if not name or name not in modules:
+            known = [name for name, _ in model.named_children()]
+            raise ConfigError(f"optim.frozen must be names of {', '.join(known)} or blocks.N, got {name!r}")
+        modules[name].requires_grad_(False)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ConfigError("optim.frozen must leave a module to train")
 
 
 def new_optimizers(
     objective: Objective, config: OptimSection
 ) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer | None]:
     """AdamW for everything; or Muon for the matrices of the blocks and AdamW for the rest."""
-    matrices = [p for p in objective.model.blocks.parameters() if p.ndim == 2] if config.name == "muon" else []
+    blocks = objective.model.blocks.parameters() if config.name == "muon" else ()
+    matrices = [p for p in blocks if p.ndim == 2 and p.requires_grad]
     of_muon = {id(p) for p in matrices}
-    others = [p for p in objective.parameters() if id(p) not in of_muon]
+    others = [p for p in objective.parameters() if p.requires_grad and id(p) not in of_muon]
     optimizer = torch.optim.AdamW(
         [
             {"params": [p for p in others if p.ndim >= 2], "weight_decay": config.weight_decay},
@@ -71,16 +90,19 @@ def new_optimizers(
 
 
 def start_from(state: State, path: Path) -> None:
-    """Load the weights of a model directory into the network and its EMA copy. Raises CheckpointError for a network of
-    another shape; its classes may differ."""
+    """Load the weights of a model directory into the network and its EMA copy. Its classes, image size and patch size
+    may differ (training/transfer.py); raises CheckpointError for other differences."""
     directory = read_model_dir(path)
     directory.check([directory.weights])
-    ours = state.ema.config
-    if (loaded := replace(directory.config, classes=ours.classes)) != ours:
-        raise CheckpointError(f"run.start_from {path} holds another network: {loaded}; this configuration has {ours}")
     weights = {name: torch.from_numpy(array) for name, array in read_weights(path).items()}
+    ours = state.ema.config
+    weights = fitted(weights, directory.config, ours, path)
     state.objective.model.load_state_dict(weights)
     state.ema.load_state_dict(weights)
+    if directory.config.num_classes and ours.num_classes:
+        labels = ours.trained_classes
+        known = {label for _, label in known_classes(directory.config, ours)}.intersection(labels)
+        log.info("starts with the weights of %s, which knows %d of the %d classes", path, len(known), len(labels))
 
 
 def save(state: State, config: TrainConfig, path: Path) -> None:

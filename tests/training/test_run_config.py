@@ -47,7 +47,7 @@ NEED_FILES = ("lpips_weight", "vision_weight")
 def test_the_fields_are_of_known_types():
     """Guards that the tests below cover all fields."""
     tested = {f"{section}.{name}" for section, name, _ in NUMBERS + WORDS + of_type(bool, str)}
-    assert {f"{section}.{name}" for section, name, _ in FIELDS} - tested == {"data.classes", "optim.betas"}
+    assert {f"{section}.{name}" for section, name, _ in FIELDS} - tested == {"data.classes", "optim.betas", "optim.frozen"}
     assert len(NUMBERS) > 40
 
 
@@ -102,7 +102,7 @@ def test_text_and_bools_are_strict(section, name, field):
 @pytest.mark.parametrize(
     ("override", "named"),
     [
-        ("optim.lrr=1", "unknown key optim.'lrr'; known are batch_size, betas, ema_decay, grad_clip, lr, "),
+        ("optim.lrr=1", "unknown key optim.'lrr'; known are batch_size, betas, ema_decay, frozen, grad_clip, lr, "),
         ("optm.lr=1", "unknown key 'optm'; known are data, loss, model, monitor, optim, run"),
         ("optim.lr=fast", "optim.lr must be of type float, got 'fast'"),
         ("optim.lr=-1", "optim.lr must be above 0, got -1"),
@@ -118,6 +118,8 @@ def test_text_and_bools_are_strict(section, name, field):
         ("loss.vision_weight=1", "loss.vision_weight is above 0, so loss.vision_model must name a file"),
         ("data.classes=3", "data.classes must be a list, got 3"),
         ("data.classes=abc", "data.classes must be a list, got 'abc'"),
+        ("optim.frozen=blocks", "optim.frozen must be a list, got 'blocks'"),
+        ("optim.frozen=[1]", "optim.frozen must be of type str, got 1"),
         ("data.classes=[1, 2.0]", "data.classes must be of type int, got 2.0"),
         ("data.classes=[5000]", "classes must be labels from 0 to 999, got 5000"),
         ("model.preset=huge", "model.preset must be one of dsd-s, dsd-m, dsd-b, demo, got 'huge'"),

@@ -1,0 +1,95 @@
+"""The weights of a trained model for a network of other classes or another image size.
+
+Of two networks that differ in nothing else, all weights but three are the same:
+  - the label table: a class that both know keeps its row, a new class begins with the mean of the trained rows;
+  - the patch embedding and the pixel head, where the patch size differs: their filters are resized as images are.
+Position embeddings are a formula of the grid and need nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from dsd_serve.config import ModelConfig
+from dsd_serve.errors import CheckpointError
+from dsd_serve.labels import ImageClass, all_classes, spelled
+
+LABELS = "y_embed.embedding.weight"
+
+
+def fitted(weights: dict[str, Tensor], theirs: ModelConfig, ours: ModelConfig, path: Path) -> dict[str, Tensor]:
+    """The weights of a network of the shape `theirs`, from `path`, for one of the shape `ours`.
+
+    Raises CheckpointError if the networks differ in more than their classes, image size and patch size.
+    """
+    freed = {
+        name: getattr(ours, name)
+        for name in ("image_size", "patch_size", "num_classes", "classes", "class_names", "class_wnids")
+    }
+    if (same := replace(theirs, **freed)) != ours:
+        different = next(name for name in vars(ours) if getattr(same, name) != getattr(ours, name))
+        raise CheckpointError(
+            f"run.start_from {path} has {different} = {getattr(theirs, different)!r}, this configuration "
+            f"{getattr(ours, different)!r}; only classes, image_size and patch_size may differ"
+        )
+    found = dict(weights)
+    if (theirs.num_classes, theirs.class_names) != (ours.num_classes, ours.class_names):
+        found[LABELS] = label_table(weights[LABELS], theirs, ours)
+    if theirs.patch_size != ours.patch_size:
+        resize_patches(found, theirs.patch_size, ours.patch_size)
+    return found
+
+
+def classes_of(config: ModelConfig) -> Sequence[ImageClass]:
+    """The classes of a network, in the order of their labels."""
+    if not config.class_names:
+        return all_classes()[: config.num_classes]
+    wnids = config.class_wnids or ("",) * config.num_classes
+    return [ImageClass(*values) for values in zip(range(config.num_classes), wnids, config.class_names, strict=True)]
+
+
+def known_classes(theirs: ModelConfig, ours: ModelConfig) -> list[tuple[int, int]]:
+    """(label of theirs, label of ours) of the classes that both have and theirs was trained on.
+
+    Classes are the same if their wnids are, or if one has none and the names are, up to case, width and spaces.
+    """
+    trained, found = set(theirs.trained_classes), []
+    by_wnid: dict[str, int] = {}
+    by_name: dict[str, list[ImageClass]] = {}
+    for c in classes_of(theirs):
+        by_wnid[c.wnid] = c.index
+        by_name.setdefault(spelled(c.name), []).append(c)
+    for c in classes_of(ours):
+        same = by_wnid.get(c.wnid) if c.wnid else None
+        named = [other for other in by_name.get(spelled(c.name), ()) if not (c.wnid and other.wnid)]
+        if same is None and len(named) == 1:
+            same = named[0].index
+        if same in trained:
+            found.append((same, c.index))
+    return found
+
+
+def label_table(table: Tensor, theirs: ModelConfig, ours: ModelConfig) -> Tensor:
+    """The rows [num_classes + 1, W] of our labels; the last, of no class, is kept."""
+    start = table[list(theirs.trained_classes)].mean(0) if theirs.trained_classes else table[theirs.null_label]
+    rows = start.repeat(ours.num_classes + 1, 1)
+    rows[ours.null_label] = table[theirs.null_label]
+    for their_label, our_label in known_classes(theirs, ours):
+        rows[our_label] = table[their_label]
+    return rows
+
+
+def resize_patches(weights: dict[str, Tensor], from_size: int, to_size: int) -> None:
+    """Resize the filters of the patch embedding, whose sums are kept, and of the pixel head, whose values are."""
+
+    def resized(filters: Tensor) -> Tensor:  # [N, 3 P P] -> [N, 3 Q Q]
+        images = filters.reshape(-1, 3, from_size, from_size)
+        images = F.interpolate(images, size=(to_size, to_size), mode="bilinear", antialias=to_size < from_size)
+        return images.reshape(len(filters), -1)
+
+    weights["patch_embed.proj.weight"] = resized(weights["patch_embed.proj.weight"]) * (from_size / to_size) ** 2
+    weights["pixel_head.weight"] = resized(weights["pixel_head.weight"].T).T.contiguous()
+    weights["pixel_head.bias"] = resized(weights["pixel_head.bias"][None])[0]
