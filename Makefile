@@ -9,7 +9,7 @@
 # make audit  checks dependencies for known vulnerabilities      make locks  updates locks/ after a change of constraints.txt
 # make ci     lint, docs, audit and all tests except the slow ones, as in CI
 # make demo   retrains the demo model; DATA=/path/to/tiny-imagenet-200
-# make study  the collapse study; DATA= as above
+# make study  the collapse studies; DATA= as above
 # make eval   evaluates the demo model, with BESIDE=DIR a second one too; DATA= as above
 # make samplers  the sampler study; DATA= as above
 # make measure-ui  benchmarks of the page: twenty visitors, first paint, from a clone to the first image
@@ -109,7 +109,8 @@ demo: $(DEV)/.done
 		data.validation=$(DATA)/validation-00000-of-00001.parquet
 
 study: $(DEV)/.done
-	$(DEV)/bin/python -m studies.collapse --data $(DATA) --seeds 3
+	$(DEV)/bin/python -m studies.collapse --data $(DATA) --seeds 0 1 2
+	$(DEV)/bin/python -m studies.collapse --data $(DATA) --config studies/configs/collapse-again.toml --seeds 3 4 5
 
 eval: $(DEV)/.done
 	$(DEV)/bin/dsd-eval dsd_serve/demo --real $(DATA)/validation-00000-of-00001.parquet --reference $(DATA) \

@@ -1,10 +1,10 @@
 """The collapse study: effective rank and reconstruction PSNR under the three objectives.
 
-python -m studies.collapse --data tiny-imagenet-200
+python -m studies.collapse --data tiny-imagenet-200 [--config studies/configs/collapse-again.toml --seeds 3 4 5]
 
 Trains the same small network with the objectives naive, stop_gradient and dsd, on the same images with the same seed.
-Writes collapse.png, with both metrics on held-out images against steps, and collapse.json. Four minutes per seed on two
-cores.
+Writes NAME.png, with both metrics on held-out images against steps, and NAME.json, where NAME is that of the
+configuration. Four minutes per seed on two cores.
 """
 
 import argparse
@@ -29,11 +29,13 @@ CURVES = {"effective_rank": "effective rank of the latents", "psnr": "reconstruc
 NUMBERS = (*CURVES, "picture_std", "centred_rank")
 
 
-def run_objective(objective: str, seed: int, data: str, overrides: Sequence[str], folder: Path) -> dict[str, Any]:
+def run_objective(
+    path: Path, objective: str, seed: int, data: str, overrides: Sequence[str], folder: Path
+) -> dict[str, Any]:
     """Train with one objective; returns the metrics on held-out images at each evaluated step."""
     validation = sorted(Path(data).glob("val*.parquet"))
     places = [f"data.path={data}", f"data.validation={validation[0] if validation else ''}", f"run.dir={folder}"]
-    config = load_config(CONFIG, [*places, f"loss.objective={objective}", f"run.seed={seed}", *overrides])
+    config = load_config(path, [*places, f"loss.objective={objective}", f"run.seed={seed}", *overrides])
     start = time.perf_counter()
     train(config)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -67,28 +69,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m studies.collapse", description=__doc__)
     parser.add_argument("--data", required=True, help="folder of Tiny-ImageNet parquet files, or another source")
     add_flag(parser, "studies/results")
-    parser.add_argument("--seeds", type=int, default=1, help="repeat with the seeds 0 to SEEDS - 1 (default 1)")
+    parser.add_argument("--config", type=Path, default=CONFIG, help=f"a TOML file ({CONFIG.name})")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0], help="one run of each objective for each (0)")
     parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help=f"values that replace those of {CONFIG.name}"
+        "overrides", nargs="*", metavar="section.key=value", help="values that replace those of the configuration"
     )
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         with tempfile.TemporaryDirectory() as temporary:
             results = {
                 objective: [
                     run_objective(
-                        objective, seed, options.data, options.overrides, Path(temporary, objective, str(seed))
+                        options.config,
+                        objective,
+                        seed,
+                        options.data,
+                        options.overrides,
+                        Path(temporary, objective, str(seed)),
                     )
-                    for seed in range(options.seeds)
+                    for seed in options.seeds
                 ]
                 for objective in reversed(OBJECTIVES)
             }
     except DSDError as error:
         sys.exit(f"collapse: {error}")
     output = output_of(options)
-    draw(results, output.pages / "collapse.png")
-    (output.results / "collapse.json").write_text(json.dumps(results, indent=1) + "\n")
+    name = options.config.stem
+    draw(results, output.pages / f"{name}.png")
+    (output.results / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
     rows = [
         [objective, str(run["seed"]), *(f"{run[name][-1]:.2f}" for name in NUMBERS), f"{run['seconds']:.0f}"]
         for objective, runs in results.items()

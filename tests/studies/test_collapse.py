@@ -5,8 +5,9 @@ import json
 import pytest
 from PIL import Image
 
-from studies.collapse import main
+from studies.collapse import CONFIG, main
 from tests.support.data import ROOT, train_arguments
+from training.run_config import load_config
 
 
 @pytest.mark.slow
@@ -19,7 +20,8 @@ def test_the_study_writes_a_figure_and_numbers(image_folder, tmp_path, capsys):
         "--output",
         str(tmp_path),
         "--seeds",
-        "2",
+        "0",
+        "1",
         *short,
         validation,
         "optim.steps=4",
@@ -42,3 +44,13 @@ def test_the_committed_study_shows_the_collapse():
     for naive, dsd in zip(results["naive"], results["dsd"], strict=True):
         assert dsd["effective_rank"][-1] >= 2 * naive["effective_rank"][-1]
         assert dsd["psnr"][-1] >= naive["psnr"][-1] + 4
+
+
+def test_the_studies_differ_in_their_classes_only():
+    first, again = (
+        load_config(CONFIG.with_name(name), ["run.dir=x"]) for name in ("collapse.toml", "collapse-again.toml")
+    )
+    assert len(again.data.classes) == 10 and not set(first.data.classes) & set(again.data.classes)
+    assert first.model_copy(update={"data": again.data}) == again
+    data = first.data.model_copy(update={"classes": again.data.classes})
+    assert data == again.data
