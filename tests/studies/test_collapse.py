@@ -14,18 +14,8 @@ from training.run_config import load_config
 def test_the_study_writes_a_figure_and_numbers(image_folder, tmp_path, capsys):
     short = [o for o in train_arguments(image_folder) if not o.startswith(("data.path", "data.validation"))]
     validation = f"data.validation={image_folder}"
-    arguments = [
-        "--data",
-        str(image_folder),
-        "--output",
-        str(tmp_path),
-        "--seeds",
-        "0",
-        "1",
-        *short,
-        validation,
-        "optim.steps=4",
-    ]
+    flags = ["--data", str(image_folder), "--seeds", "0", "1", "--output", str(tmp_path)]
+    arguments = [*flags, *short, validation, "optim.steps=4"]
     main([*arguments, "run.eval_every=2", "run.samples_per_class=0"])
     results = json.loads((tmp_path / "collapse.json").read_text())
     assert list(results) == ["naive", "stop_gradient", "dsd"]
