@@ -2,10 +2,10 @@
 
     python -m studies.recipe --data tiny-imagenet-200
 
-Each variant trains the demo's network on twenty classes of Tiny-ImageNet for the same number of matrix products, 2,000
-steps or more. The model then draws 1,000 images at each of two guidance scales, and the metrics of dsd-eval compare
-them with the training images. Writes recipe.json after every trial, and recipe.md. A stopped study resumes, even in the
-middle of a trial.
+Each variant of the losses or of the network trains on twenty classes of Tiny-ImageNet, those of one kind for the same
+number of matrix products, 2,000 steps or more. The model then draws 1,000 images at each of two guidance scales, and the
+metrics of dsd-eval compare them with the training images. Writes recipe.json after every trial, and recipe.md. A stopped
+study resumes, even in the middle of a trial.
 
 --seeds 0 1 2 runs the variants with several seeds: a difference below that between seeds may be chance.
 """
@@ -52,6 +52,13 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "self-alignment for alignment": ("loss.self_alignment_weight=0.25", "loss.alignment_weight=0.0"),
     "balanced batches": ("data.balance=true",),
 }
+NETWORKS: dict[str, tuple[str, ...]] = {
+    "192 wide": (),
+    "256 wide": ("model.hidden_size=256", "model.num_heads=8"),
+    "32 channels": ("model.latent_dim=32",),
+}
+GROUPS = (VARIANTS, NETWORKS)
+SWITCHES = {name: switches for group in GROUPS for name, switches in group.items()}
 COLUMNS = {
     "steps": ("steps", "d"),
     **{
@@ -71,14 +78,15 @@ COLUMNS = {
 
 
 def configure(variant: str, seed: int, data: str, folder: Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """The configuration of a trial. Its steps cost as much as 2,000 of the most expensive variant."""
+    """The configuration of a trial. Its steps cost as much as 2,000 of the most expensive variant of its group."""
     validation = sorted(Path(data).glob("val*.parquet"))
     places = [f"data.path={data}", f"data.validation={validation[0] if validation else ''}", f"run.dir={folder}"]
 
     def with_switches(name: str) -> TrainConfig:
-        return load_config(CONFIG, [*places, f"run.seed={seed}", *VARIANTS[name], *overrides])
+        return load_config(CONFIG, [*places, f"run.seed={seed}", *SWITCHES[name], *overrides])
 
-    costs = {name: cost(with_switches(name)) for name in VARIANTS}
+    group = next(group for group in GROUPS if variant in group)
+    costs = {name: cost(with_switches(name)) for name in group}
     config = with_switches(variant)
     steps = round(config.optim.steps * max(costs.values()) / costs[variant])
     return config.model_copy(update={"optim": config.optim.model_copy(update={"steps": steps})})
@@ -141,17 +149,23 @@ def select(numbers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """The trials as a Markdown table."""
-    rows = [
-        [name, *(format(trial[key], form) for key, (_, form) in COLUMNS.items())] for name, trial in results.items()
-    ]
-    return "\n".join(markdown_table(["trial", *(title for title, _ in COLUMNS.values())], rows)) + "\n"
+    """The trials as Markdown tables, one for each group: variants of a group cost the same."""
+    tables = []
+    for group in GROUPS:
+        rows = [
+            [name, *(format(trial[key], form) for key, (_, form) in COLUMNS.items())]
+            for name, trial in results.items()
+            if name.rpartition(", seed ")[0] in group
+        ]
+        if rows:
+            tables.append(markdown_table(["trial", *(title for title, _ in COLUMNS.values())], rows))
+    return "\n\n".join("\n".join(lines) for lines in tables) + "\n"
 
 
 HEAD = f"""# Recipe trials
 
-`python -m studies.recipe --data tiny-imagenet-200` makes this page. Every trial trains the demo's network on twenty
-classes at 32 x 32 for the same number of matrix products (`studies/configs/recipe.toml`). {SAMPLES:,} samples
+`python -m studies.recipe --data tiny-imagenet-200` makes this page. Every trial trains a network on twenty classes at
+32 x 32 (`studies/configs/recipe.toml`). All trials of a table take the same number of matrix products. {SAMPLES:,} samples
 ({SAMPLER}, {STEPS} steps) are compared with the 10,000 training images on features of EfficientNet-Lite0. "Denoised
 from {T}": images are encoded, noised to t = {T}, denoised in one step and decoded.
 
@@ -171,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    variants, output = chosen("recipe", options, VARIANTS), output_of(options)
+    variants, output = chosen("recipe", options, SWITCHES), output_of(options)
     try:
         configs = {}
         for seed, variant in itertools.product(options.seeds, variants):
@@ -193,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def conditions(name: str, config: TrainConfig, overrides: Sequence[str]) -> dict[str, Any]:
     """The settings that a result of this trial belongs to."""
-    switches = VARIANTS[name.rpartition(", seed ")[0]]
+    switches = SWITCHES[name.rpartition(", seed ")[0]]
     return {"settings": [*switches, *overrides, f"optim.steps={config.optim.steps}"]}
 
 
