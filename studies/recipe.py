@@ -3,9 +3,9 @@
     python -m studies.recipe --data tiny-imagenet-200
 
 Each variant of the losses or of the network trains on twenty classes of Tiny-ImageNet, those of one kind for the same
-number of matrix products, 2,000 steps or more. The model then draws 1,000 images at each of two guidance scales, and the
-metrics of dsd-eval compare them with the training images. Writes recipe.json after every trial, and recipe.md. A stopped
-study resumes, even in the middle of a trial.
+number of matrix products, 2,000 steps or more. The model then draws 1,000 images at each of two guidance scales, which
+the metrics of dsd-eval compare with the training images. Writes recipe.json after every trial, and recipe.md. A study
+that was stopped resumes, even in the middle of a trial.
 
 --seeds 0 1 2 runs the variants with several seeds: a difference below that between seeds may be chance.
 """
@@ -165,9 +165,9 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
 HEAD = f"""# Recipe trials
 
 `python -m studies.recipe --data tiny-imagenet-200` makes this page. Every trial trains a network on twenty classes at
-32 x 32 (`studies/configs/recipe.toml`). All trials of a table take the same number of matrix products. {SAMPLES:,} samples
-({SAMPLER}, {STEPS} steps) are compared with the 10,000 training images on features of EfficientNet-Lite0. "Denoised
-from {T}": images are encoded, noised to t = {T}, denoised in one step and decoded.
+32 x 32 (`studies/configs/recipe.toml`). All trials of a table take the same number of matrix products. {SAMPLES:,}
+samples ({SAMPLER}, {STEPS} steps) are compared with the 10,000 training images on features of EfficientNet-Lite0.
+"Denoised from {T}": images are encoded, noised to t = {T}, denoised in one step and decoded.
 
 """
 
