@@ -47,7 +47,11 @@ NEED_FILES = ("lpips_weight", "vision_weight")
 def test_the_fields_are_of_known_types():
     """Guards that the tests below cover all fields."""
     tested = {f"{section}.{name}" for section, name, _ in NUMBERS + WORDS + of_type(bool, str)}
-    assert {f"{section}.{name}" for section, name, _ in FIELDS} - tested == {"data.classes", "optim.betas", "optim.frozen"}
+    assert {f"{section}.{name}" for section, name, _ in FIELDS} - tested == {
+        "data.classes",
+        "optim.betas",
+        "optim.frozen",
+    }
     assert len(NUMBERS) > 40
 
 
