@@ -51,6 +51,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "self-alignment": ("loss.self_alignment_weight=0.25",),
     "self-alignment for alignment": ("loss.self_alignment_weight=0.25", "loss.alignment_weight=0.0"),
     "balanced batches": ("data.balance=true",),
+    "Muon": ("optim.name=muon",),
 }
 NETWORKS: dict[str, tuple[str, ...]] = {
     "192 wide": (),
@@ -167,7 +168,8 @@ HEAD = f"""# Recipe trials
 `python -m studies.recipe --data tiny-imagenet-200` makes this page. Every trial trains a network on twenty classes at
 32 x 32 (`studies/configs/recipe.toml`). All trials of a table take the same number of matrix products. {SAMPLES:,}
 samples ({SAMPLER}, {STEPS} steps) are compared with the 10,000 training images on features of EfficientNet-Lite0.
-"Denoised from {T}": images are encoded, noised to t = {T}, denoised in one step and decoded.
+The products of Muon are not counted. "Denoised from {T}": images are encoded, noised to t = {T}, denoised in one step
+and decoded.
 
 """
 
