@@ -29,7 +29,7 @@ ENGINES = ("onnx", "torch")  # engines that run on a CPU
 
 def denoise_rows(config: ModelConfig, count: int) -> list[Row]:
     rng = np.random.default_rng(0)
-    labels = config.trained_classes
+    labels = config.drawable_labels
     return [
         Denoise(
             rng.standard_normal(config.latent_shape, dtype=np.float32), float(rng.random()), labels[i % len(labels)]

@@ -101,20 +101,21 @@ class EventReader:
         return None
 
 
-def generate(class_: str | int, **settings: Any) -> Call[bytes]:
-    """Images of a class in one file. settings: seed, n, steps, sampler, guidance, format, size ...; see /docs."""
-    arguments = {"json": {"class": class_, **given(settings)}}
+def generate(class_: str | int | None = None, **settings: Any) -> Call[bytes]:
+    """Images of a class in one file. class_: None for a model without classes. settings: seed, n, steps, sampler,
+    guidance, format, size ...; see /docs."""
+    arguments = {"json": given({"class": class_, **settings})}
     return Call("POST", "/generate", body, arguments, FORMATS.get(settings.get("format") or "png", JSON))
 
 
-def generate_json(class_: str | int, **settings: Any) -> Call[dict[str, Any]]:
+def generate_json(class_: str | int | None = None, **settings: Any) -> Call[dict[str, Any]]:
     """Each image as base64, with the settings that were used."""
-    return Call("POST", "/generate", document, {"json": {"class": class_, "format": "json", **given(settings)}})
+    return Call("POST", "/generate", document, {"json": given({"class": class_, "format": "json", **settings})})
 
 
-def generate_events(class_: str | int, **settings: Any) -> Call[Event]:
+def generate_events(class_: str | int | None = None, **settings: Any) -> Call[Event]:
     """Previews while it samples, then images; for `stream`. settings: preview_every too."""
-    arguments = {"json": {"class": class_, "format": "events", **given(settings)}}
+    arguments = {"json": given({"class": class_, "format": "events", **settings})}
     return Call("POST", "/generate", event, arguments, EVENTS)
 
 
@@ -148,7 +149,7 @@ def decode(z: Latents, **settings: Any) -> Call[bytes]:
 
 def interpolate(start: dict[str, Any], end: dict[str, Any], **settings: Any) -> Call[dict[str, Any]]:
     """A walk between two ends, {"class": 207, "seed": 1} each. settings: n, steps, sampler, guidance, size."""
-    values = {"from": start, "to": end, "format": "json", **given(settings)}
+    values = {"from": given(start), "to": given(end), "format": "json", **given(settings)}
     return Call("POST", "/interpolate", document, {"json": values})
 
 

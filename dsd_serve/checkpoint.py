@@ -192,7 +192,8 @@ def model_dir_of(path: Path, values: Mapping[str, Any]) -> ModelDir:
         raise CheckpointError(f"network must be an object, got {shown(network)}")
     if not isinstance(sampling, dict | None):
         raise CheckpointError(f"sampling must be an object, got {shown(sampling)}")
-    defaults = with_values(SamplingParams(), sampling or {})
+    config, defaults = ModelConfig.from_dict(network), with_values(SamplingParams(), sampling or {})
+    check_sampling(config, defaults)
     artefacts = values.get("artefacts", {})
     if not isinstance(artefacts, dict):
         raise CheckpointError(f"artefacts must be an object, got {shown(artefacts)}")
@@ -203,7 +204,16 @@ def model_dir_of(path: Path, values: Mapping[str, Any]) -> ModelDir:
                 f"artefacts must hold for each precision an object with the sha256 of its files, got {shown(entry)} "
                 f"for {shown(precision)}"
             )
-    return ModelDir(path, name, ModelConfig.from_dict(network), defaults, artefacts)
+    return ModelDir(path, name, config, defaults, artefacts)
+
+
+def check_sampling(config: ModelConfig, defaults: SamplingParams) -> None:
+    """Raises CheckpointError if a model without classes recommends guidance, which would refuse every request."""
+    if not config.num_classes and defaults.guidance_scale != 1:
+        raise CheckpointError(
+            "the recommended guidance scale of a model without classes must be 1, which is off, got "
+            f"{defaults.guidance_scale:g}"
+        )
 
 
 def config_json(

@@ -74,15 +74,15 @@ class Client:
         except self.httpx.RequestError as error:
             raise unreachable(self.url, error) from None
 
-    def generate(self, class_: str | int, **settings: Any) -> bytes:
+    def generate(self, class_: str | int | None = None, **settings: Any) -> bytes:
         """An image as bytes. settings: seed, n, steps, sampler, guidance, format, size; see /docs of the server."""
         return self.do(calls.generate(class_, **settings))
 
-    def generate_json(self, class_: str | int, **settings: Any) -> dict[str, Any]:
+    def generate_json(self, class_: str | int | None = None, **settings: Any) -> dict[str, Any]:
         """All images of a request as base64, with the settings that were used."""
         return self.do(calls.generate_json(class_, **settings))
 
-    def generate_events(self, class_: str | int, **settings: Any) -> Iterator[Event]:
+    def generate_events(self, class_: str | int | None = None, **settings: Any) -> Iterator[Event]:
         """Previews while it samples, then the images: events `preview`, `image` or `error`, and `done`."""
         return self.stream(calls.generate_events(class_, **settings))
 

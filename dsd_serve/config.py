@@ -122,6 +122,11 @@ class ModelConfig:
         """The labels that the network has seen, in order."""
         return tuple(sorted(self.classes)) if self.classes else tuple(range(self.num_classes))
 
+    @property
+    def drawable_labels(self) -> tuple[int, ...]:
+        """The labels that images are drawn with: the trained classes, or the null label if there are none."""
+        return self.trained_classes or (self.null_label,)
+
     def flops_per_row(self) -> int:
         """Floating-point operations of the matrix products of one denoise row (a multiply and an add count as two)."""
         tokens, d = self.latent_shape[0], self.hidden_size

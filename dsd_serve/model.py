@@ -18,7 +18,6 @@ from typing import Any, cast, overload
 import numpy as np
 from PIL import Image
 
-from dsd_serve import labels
 from dsd_serve.backends import Backend, Job, ModelInfo
 from dsd_serve.errors import ClosedError, InputError, shown
 from dsd_serve.imaging import codec
@@ -56,12 +55,12 @@ class Model:
     @property
     def classes(self) -> list[ImageClass]:
         """The classes that the model was trained on."""
-        return [labels.all_classes()[index] for index in self.info.config.trained_classes]
+        return list(self.info.table.trained)
 
     @overload
     def generate(
         self,
-        classes: ClassName,
+        classes: ClassName | None = None,
         *,
         n: None = None,
         seed: int | None = None,
@@ -73,7 +72,7 @@ class Model:
     @overload
     def generate(
         self,
-        classes: ClassName | Sequence[ClassName],
+        classes: ClassName | Sequence[ClassName] | None = None,
         *,
         n: int | None = None,
         seed: int | None = None,
@@ -84,7 +83,7 @@ class Model:
 
     def generate(
         self,
-        classes: ClassName | Sequence[ClassName],
+        classes: ClassName | Sequence[ClassName] | None = None,
         *,
         n: int | None = None,
         seed: int | None = None,
@@ -92,19 +91,22 @@ class Model:
         on_preview: OnImagePreview | None = None,
         **settings: Any,
     ) -> Image.Image | list[Image.Image]:
-        """Draw images of classes: one image for one class, a list if `n` or a list of classes is given.
+        """Draw images of classes: one image for one class, a list if `n` or a list of classes is given. A model
+        without classes takes none.
 
         n: images of each class; image i has index `index + i` of the seed, as those of one request to a server.
         on_preview(number, step, image): called from another thread with the clean estimate of image `number` every
         `preview_every` steps, by default after each.
         """
-        several = [classes] if isinstance(classes, str | int) else list(classes)
-        found = [self.info.find_class(name) for name in several]
+        one = classes is None or isinstance(classes, str | int)
+        found = [
+            self.info.find_class(name) for name in ([classes] if one else list(cast(Sequence[ClassName], classes)))
+        ]
         params = self.params(seed, n, on_preview, settings)
-        tasks = [Generate(target.index, p) for target in found for p in params]
-        about = [self.info.settings_of(target, p) for target in found for p in params]
-        images = self.draw(tasks, about, size, on_preview)
-        return images[0] if isinstance(classes, str | int) and n is None else images
+        drawn = [(target, p) for target in found for p in self.towards(target, params, settings)]
+        tasks = [Generate(self.info.label_of(target), p) for target, p in drawn]
+        images = self.draw(tasks, [self.info.settings_of(target, p) for target, p in drawn], size, on_preview)
+        return images[0] if one and n is None else images
 
     @overload
     def edit(
@@ -156,12 +158,8 @@ class Model:
         """
         if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 < strength <= 1:
             raise InputError(f"strength must be above 0 and at most 1, got {shown(strength)}", "strength")
-        target = None if class_ is None else self.info.find_class(class_)
-        if target is None:
-            if settings.get("guidance_scale") not in (None, 1):
-                raise InputError("guidance_scale needs a class to guide to: give class_, or leave it out")
-            settings["guidance_scale"] = 1.0
-        params = self.params(seed, n, on_preview, settings)
+        target = self.info.find_class(class_, optional=True)
+        params = self.towards(target, self.params(seed, n, on_preview, settings), settings)
         pixels = self.read(image)
         drawn = None if mask is None else self.read(mask).mean(0) >= 128
         tasks = self.info.edits(pixels, target, params, float(strength), drawn)
@@ -171,8 +169,8 @@ class Model:
 
     def walk(
         self,
-        start: ClassName | ImageInput,
-        end: ClassName | ImageInput,
+        start: ClassName | ImageInput | None = None,
+        end: ClassName | ImageInput | None = None,
         *,
         n: int = 8,
         seed: int | None = None,
@@ -182,22 +180,24 @@ class Model:
     ) -> list[Image.Image]:
         """`n` images from `start` to `end`, both included: between two classes, or between two images.
 
-        A str or an int is a class, so a file is given as a Path. Between classes the noise goes from that of `seed` to
+        A str or an int is a class, so a file is given as a Path. A model without classes walks between two seeds if
+        both ends are left out. Between classes the noise goes from that of `seed` to
         that of `end_seed`, the same unless given, and the clean estimates of both classes are averaged. Between images
         the latents are interpolated; nothing is sampled, so seeds and settings are refused.
         """
         whole("n", n, 2, MAX_IMAGES)
         fractions = walk_fractions(n)
         ends = [start, end]
-        if all(isinstance(one, str | int) for one in ends):
-            (params,) = self.params(seed, None, None, settings)
+        if all(one is None or isinstance(one, str | int) for one in ends):
+            found = [self.info.find_class(one, name) for one, name in zip(ends, ("start", "end"), strict=True)]
+            (params,) = self.towards(found[0], self.params(seed, None, None, settings), settings)
             end_seed = params.seed if end_seed is None else end_seed
             whole("end_seed", end_seed, 0, MAX_SEED)
-            from_ = WalkEnd(self.info.find_class(cast(ClassName, start), "start").index, params.seed, params.index)
-            to = WalkEnd(self.info.find_class(cast(ClassName, end), "end").index, end_seed, params.index)
+            from_ = WalkEnd(self.info.label_of(found[0]), params.seed, params.index)
+            to = WalkEnd(self.info.label_of(found[1]), end_seed, params.index)
             tasks: list[Task] = [Interpolate(from_, to, fraction, params) for fraction in fractions]
             common = self.info.walk_settings_of(from_, to, params)
-        elif any(isinstance(one, str | int) for one in ends):
+        elif any(one is None or isinstance(one, str | int) for one in ends):
             raise InputError("start and end must be two classes or two images, got one of each")
         else:
             if seed is not None or end_seed is not None or settings:
@@ -275,6 +275,12 @@ class Model:
         values["preview_every"] = 0 if on_preview is None else settings.get("preview_every", 1)
         first = with_values(self.info.defaults, values)
         return [replace(first, index=first.index + i) for i in range(1 if n is None else n)]
+
+    def towards(
+        self, target: ImageClass | None, params: Sequence[SamplingParams], settings: Mapping[str, Any]
+    ) -> list[SamplingParams]:
+        """The parameters of images towards a class, or towards none, where guidance is off."""
+        return self.info.towards(target, params, settings.get("guidance_scale"), "guidance_scale", "class_")
 
     def read(self, image: ImageInput) -> Pixels:
         """The centre square of an image at the network's size, uint8 [3, H, W]. Raises InputError."""

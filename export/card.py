@@ -1,10 +1,11 @@
 """The model card: Markdown."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from dsd_serve.config import ModelConfig
-from dsd_serve.labels import all_classes
+from dsd_serve.labels import table_of
 from dsd_serve.params import SamplingParams
 from dsd_serve.precision import PRECISIONS, listed
 from export.markdown import markdown_table
@@ -14,6 +15,8 @@ DATA_NOTE = (
     "Images of ImageNet and everything derived from it, Tiny-ImageNet included, are for research and education, not "
     "for commercial use; the same applies to a model that was trained on them."
 )
+OWN_DATA_NOTE = "The model may be used as the licences of its training images permit; `--notes FILE` puts them here."
+MOST_NAMES = 1000  # of classes in a card
 MEASURED = "## Measured at export"
 
 
@@ -54,7 +57,7 @@ def write_card(
         *([notes.strip(), ""] if notes.strip() else []),
         "## Data",
         "",
-        DATA_NOTE,
+        DATA_NOTE if table_of(config).has_wnids else OWN_DATA_NOTE,
         "",
     ]
     return "\n".join(lines)
@@ -104,7 +107,20 @@ def training_rows(checkpoint: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def classes_sentence(config: ModelConfig) -> str:
-    if not config.classes:
+    """What the model draws: its classes by name and index, of which a long list is cut."""
+    table = table_of(config)
+    if not config.num_classes:
+        return "Images of one kind: it has no classes to choose from."
+    if table.is_imagenet and not config.classes:
         return f"All {config.num_classes} classes of ImageNet-1k."
-    names = ", ".join(f"{all_classes()[index].name} ({index})" for index in config.trained_classes)
-    return f"{len(config.classes)} classes of ImageNet-1k, and nothing else: {names}."
+    names = ", ".join(f"{escaped(c.name)} ({c.index})" for c in table.trained[:MOST_NAMES])
+    more = "" if len(table.trained) <= MOST_NAMES else f" and {len(table.trained) - MOST_NAMES} more"
+    warning = f" By name or index; {escaped(table.warning)}." if table.warning else ""
+    kind = " of ImageNet-1k" if table.is_imagenet else ""
+    noun = "class" if len(table.trained) == 1 else "classes"
+    return f"{len(table.trained)} {noun}{kind}, and nothing else: {names}{more}.{warning}"
+
+
+def escaped(text: str) -> str:
+    """Text in which Markdown finds nothing to interpret."""
+    return re.sub(r"([\\`*_\[\]<>|~])", r"\\\1", text)

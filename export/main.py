@@ -32,7 +32,7 @@ from types import ModuleType
 from typing import Any
 
 from dsd_serve import __version__
-from dsd_serve.checkpoint import read_checkpoint, read_model_dir
+from dsd_serve.checkpoint import check_sampling, read_checkpoint, read_model_dir
 from dsd_serve.config import PRESETS
 from dsd_serve.engines.plan import HARDWARE
 from dsd_serve.errors import CheckpointError, DSDError, EngineUnavailableError
@@ -58,11 +58,13 @@ def read_network(options: argparse.Namespace, target: Path) -> Network:
         directory = read_model_dir(source)
         directory.check([directory.weights])
         defaults = from_api(vars(options), directory.defaults)
+        check_sampling(directory.config, defaults)
         return replace(directory_network(directory), name=options.name or directory.name, defaults=defaults)
     values = read_checkpoint(source) if source else random_values(options.untrained)
     store, notes = options.store or REFERENCE, options.notes.read_text(encoding="utf-8") if options.notes else ""
     config, state = ema_weights(values, source or options.untrained, store)
     defaults = from_api(vars(options), SamplingParams(num_steps=25, sampler="heun"))
+    check_sampling(config, defaults)
     name = options.name or (target.resolve().name if options.output else target.resolve().parent.name)
     size = sum(array.size for array in state.values())
     card = write_card(name, config, size, training_rows(values), store, defaults, notes)

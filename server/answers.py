@@ -19,9 +19,9 @@ class Answer(BaseModel):
 
 
 class ImageClassAnswer(Answer):
-    index: Annotated[int, Field(ge=0, le=999, examples=[207])]
-    wnid: Annotated[str, Field(pattern="^n[0-9]{8}$", examples=["n02099601"])]
-    name: Annotated[str, Field(examples=["Golden Retriever"])]
+    index: Annotated[int, Field(ge=0)]
+    wnid: str = ""  # left out where there is none
+    name: str
 
 
 Base64 = Annotated[str, Field(description="a PNG", json_schema_extra={"contentEncoding": "base64"})]
@@ -31,7 +31,7 @@ Fingerprint = Annotated[
 
 
 class ClassAndSeed(Answer):
-    """The class of an image, None for an edit towards none, and its noise."""
+    """The class of an image, None for one towards none, and its noise."""
 
     class_: Annotated[ImageClassAnswer | None, Field(alias="class")]
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)]
@@ -100,7 +100,7 @@ class EditedAnswer(EditedSettings):
 class EndUsed(Answer):
     """The class and seed of one end of a walk."""
 
-    class_: Annotated[int, Field(alias="class")]
+    class_: Annotated[int | None, Field(alias="class")]
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 
@@ -231,7 +231,7 @@ class ModelAnswer(Answer):
     version: str
     image_size: Annotated[int, Field(ge=1, description="side of the network's images, in pixels")]
     latent_shape: Annotated[list[int], Field(min_length=2, max_length=2, description="tokens and channels")]
-    num_classes: Annotated[int, Field(ge=1)]
+    num_classes: Annotated[int, Field(ge=0)]
     classes: Annotated[list[int], Field(description="labels of the training classes")]
     defaults: Defaults
     samplers: list[SamplerName]

@@ -18,6 +18,7 @@ from server.answers import DoneEvent, ErrorEvent, ImageEvent, LatentsAnswer, Pre
 from server.error_responses import MEDIA_TYPE, body_of
 from server.middleware.security import needs_no_key
 from server.openai_schemas import GenerationRequest
+from server.openapi_classes import adapt
 from server.responses import BYTES
 from server.router import Router
 from server.schemas import GenerateRequest, InterpolateRequest
@@ -247,6 +248,7 @@ def complete(document: dict[str, Any], service: Service) -> None:
     )
     for name, schema in own["$defs"].items():
         schemas.setdefault(name, schema)
+    adapt(document, service.model.table)
     tokens, channels = service.config.latent_shape
     rows = schemas[LatentsAnswer.__name__]["properties"]["latents"]
     rows |= {"minItems": tokens, "maxItems": tokens}

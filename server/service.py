@@ -12,7 +12,6 @@ from typing import Any
 
 from fastapi import Request
 
-from dsd_serve import labels
 from dsd_serve.backends import Backend, Job, ModelInfo, Observer
 from dsd_serve.backends.row_budget import MAX_BUDGET
 from dsd_serve.backends.triton.addresses import parse_addresses
@@ -21,6 +20,7 @@ from dsd_serve.engines import Engine
 from dsd_serve.errors import CancelledError, ConfigError, InputError, QueueFullError, shown
 from dsd_serve.imaging import codec
 from dsd_serve.imaging.decoding import Decoder
+from dsd_serve.labels import ImageClass
 from dsd_serve.loading import load
 from dsd_serve.memory import Memory
 from dsd_serve.model import Model
@@ -30,7 +30,7 @@ from server.keys import claim_images, load_keys, renew
 from server.middleware.drain import Drain
 from server.request_memory import RequestResources, resources_of
 from server.responses import Encoder
-from server.schemas import SamplingQuery
+from server.schemas import EditQuery, End, GenerateRequest, SamplingQuery
 from server.settings import Settings
 from server.site import parse_origins
 from server.stream_events import PING_SECONDS, Done, Event, EventQueue, Preview, PreviewMemory, soon, within
@@ -99,7 +99,9 @@ class Service:
 
     def serve(self, model: ModelInfo) -> None:
         self.model, self.config = model, model.config
-        labels.spellings(), labels.by_name()  # cached now, so that the first request does not wait
+        model.table.prepare()
+        if model.table.warning:
+            log.warning("%s", model.table.warning)
         (log.info if model.invariance.holds else log.warning)("self-test: %s", model.invariance)
         log.info("%s on %s, %d rows a tick", model.name, model.described, model.budget)
 
@@ -209,6 +211,16 @@ class Service:
         seed = secrets.randbelow(2**32) if query.seed is None else query.seed
         first = from_api({**query.model_dump(), "seed": seed, "steps": steps}, defaults)
         return [replace(first, index=first.index + i) for i in range(query.n)]
+
+    def class_of(self, query: GenerateRequest | EditQuery | End, param: str = "class") -> ImageClass | None:
+        """The class that a request names; None for an edit towards none, or if the model has no classes.
+
+        Raises InputError, which names the parameter `param`.
+        """
+        optional = isinstance(query, EditQuery)
+        if self.config.num_classes and not optional and "class_" not in query.model_fields_set:
+            raise InputError(f"{param} is missing", param)
+        return self.model.find_class(query.class_, param, optional)
 
     def side(self, size: int | None) -> int:
         """Side of the images of an answer, in pixels; None stands for the network's own."""

@@ -70,7 +70,7 @@ def numerics(model: ModelDir, precision: str) -> Iterator[Engine]:
 
 def images(engine: Engine, model: ModelDir, num_classes: int, num_seeds: int) -> list[Any]:
     """Generated images of num_classes classes with num_seeds seeds each, uint8 [3, S, S]."""
-    trained = model.config.trained_classes
+    trained = model.config.drawable_labels
     classes = trained[:: max(1, len(trained) // num_classes)][:num_classes]
     programs = [
         generate(model.config, label, replace(model.defaults, num_steps=NUM_STEPS, sampler="euler", seed=seed))

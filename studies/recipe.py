@@ -107,7 +107,9 @@ def evaluator(config: TrainConfig) -> Evaluator:
         images.features = cache.features(classifier, images.pixels, f"features of {images.name}")
         sets.append(images)
     held, reference = sets
-    return Evaluator(network.image_size, tuple(sorted(network.trained_classes)), held, reference, classifier)
+    classes = network.trained_classes
+    imagenet = dict(zip(classes, classes, strict=True))
+    return Evaluator(network.image_size, classes, held, reference, classifier, imagenet=imagenet)
 
 
 def psnrs(config: TrainConfig, ema: DSD) -> dict[str, float]:

@@ -32,6 +32,7 @@ from dsd_serve.config import ModelConfig
 from dsd_serve.engines import Engine, load_engine
 from dsd_serve.errors import DSDError, InputError
 from dsd_serve.files import atomic
+from dsd_serve.labels import table_of
 from dsd_serve.programs import run_all
 from dsd_serve.rows import Decode, Program
 from dsd_serve.samplers import SAMPLERS, guided, initial_noise
@@ -197,6 +198,8 @@ def summary(result: Mapping[str, Any]) -> str:
 
 def read_sets(options: argparse.Namespace, config: ModelConfig, classifier: Lite0) -> tuple[ImageSet, dict[str, Any]]:
     """The reference, and the metrics of as many real images as samples against it: the floor."""
+    if not table_of(config).is_imagenet:
+        raise InputError("the study needs a model of ImageNet-1k's classes, because its classifier knows no others")
     sets, cache = [], FeatureCache(options.cache)
     for path in (options.real, options.reference):
         images = Images(path, config.image_size)

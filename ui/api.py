@@ -19,8 +19,8 @@ from ui.server_info import ServerInfo
 def build(info: ServerInfo) -> None:
     """generate, reconstruct, edit, walk, inspect, classes and model."""
     with gr.Column(visible=False):
-        label_in = gr.Textbox("207", label="Class: index, wnid or name")
-        other_in = gr.Textbox("1", label="Class at the other end")
+        label_in = gr.Textbox("", label="Class: index, wnid or name")
+        other_in = gr.Textbox("", label="Class at the other end")
         seed_in, other_seed_in, n_in = (gr.Number(value, precision=0) for value in (0, 0, 1))
         steps_in, guidance_in, strength_in = gr.Number(None, precision=0), gr.Number(None), gr.Number(0.6)
         sampler_in, query_in = gr.Textbox(None), gr.Textbox("")
@@ -44,9 +44,9 @@ def build(info: ServerInfo) -> None:
         sampler: str | None = None,
         guidance: float | None = None,
     ) -> Any:
-        """Draw n images of a class. Returns their files and the settings that were used."""
+        """Draw n images of a class; a model without classes takes none. Returns their files and settings."""
         given = {"seed": seed, "n": n, "steps": steps, "sampler": sampler or None, "guidance": guidance}
-        answer = await send(info, calls.generate_json(class_, **given))
+        answer = await send(info, calls.generate_json(class_ or None, **given))
         files = [saved(b64decode(one["base64"])) for one in answer.pop("images")]
         return files, answer
 
@@ -58,14 +58,19 @@ def build(info: ServerInfo) -> None:
     async def edit(image: str | None, mask: str | None, class_: str, strength: float, seed: int) -> Any:
         """Redraw an image, or the white part of its mask, towards a class. Returns the file and the settings."""
         mask_ = None if mask is None else read(mask)
-        answer = await send(info, calls.edit_json(read(image), mask_, class_=class_, strength=strength, seed=seed))
+        answer = await send(
+            info, calls.edit_json(read(image), mask_, class_=class_ or None, strength=strength, seed=seed)
+        )
         (one,) = answer.pop("images")
         return saved(b64decode(one["base64"])), answer
 
     async def walk(class_: str, seed: int, to_class: str, to_seed: int, n: int) -> Any:
         """Walk from a class and seed to another. Returns the files of n images and of an animation."""
         answer = await send(
-            info, calls.interpolate({"class": class_, "seed": seed}, {"class": to_class, "seed": to_seed}, n=n)
+            info,
+            calls.interpolate(
+                {"class": class_ or None, "seed": seed}, {"class": to_class or None, "seed": to_seed}, n=n
+            ),
         )
         pngs = [b64decode(one["base64"]) for one in answer["images"]]
         webp = save_bytes_to_cache(animation(pngs, SHOWN), "walk.webp", moving.GRADIO_CACHE)

@@ -153,6 +153,8 @@ class Thumbnails:
     async def of(self, index: int) -> bytes:
         """A PNG. Raises ServerError if the server does not draw it, 404 for a class that the model does not have."""
         await self.refresh_model()
+        if not self.num_classes:
+            raise ServerError("this model has no classes, so it has no thumbnails", 404)
         if not 0 <= index < self.num_classes:
             raise ServerError(f"class must be from 0 to {self.num_classes - 1}, got {shown(index)}", 404)
         if index not in self.cache:

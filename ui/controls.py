@@ -80,8 +80,10 @@ class Sampling:
             self.num_steps: gr.update(maximum=limits["steps"], value=defaults["steps"]),
             self.sampler: gr.update(choices=info.model["samplers"], value=defaults["sampler"]),
             self.guidance_scale: gr.update(
-                value=defaults["guidance"], maximum=max(GUIDANCE_SHOWN, defaults["guidance"])
+                value=defaults["guidance"], maximum=max(GUIDANCE_SHOWN, defaults["guidance"]), visible=info.has_classes
             ),
+            self.guidance_start: gr.update(visible=info.has_classes),
+            self.guidance_stop: gr.update(visible=info.has_classes),
         }
 
     def restored(self, settings: Mapping[str, Any]) -> Updates:

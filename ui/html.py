@@ -4,6 +4,7 @@ Buttons have a `data-act`; `pressable` makes a gr.HTML whose `click` event carri
 """
 
 import base64
+import re
 import time
 from collections.abc import Collection, Mapping, Sequence
 from html import escape
@@ -64,7 +65,7 @@ def hint(title: str, sentence: str) -> str:
 def board(drawing: Drawing | None, chosen: int | None = None) -> str:
     """The images of a drawing and its progress; those that are done can be selected."""
     if drawing is None:
-        return hint("Nothing drawn yet", "Choose one or more classes, then press Generate.")
+        return hint("Nothing drawn yet", "Press Generate to draw.")
     images = drawing.images
     if not any(image.png for image in images) and not drawing.running:
         return callout(drawing.error) + ("" if drawing.error else hint("Stopped", "Nothing was drawn."))
@@ -139,13 +140,19 @@ def described(image: DrawnImage | None, actions: Mapping[str, str]) -> str:
     buttons = "".join(
         f'<button type="button" class="action" data-act="{act}">{words}</button>' for act, words in actions.items()
     )
-    name = f"{image.title}-{image.settings['seed']}-{image.settings['index']}.png".lower().replace(" ", "-")
+    name = file_name(image.title, image.settings)
     return (
         f'<section class="details" aria-label="Selected image"><img decoding="sync" alt="{escape(image.title)}" '
         f'src="{data_uri(image.png)}"><div><h3>{escape(image.title)}</h3><dl>{rows}</dl><div class="actions">'
         f'<a class="action primary" download="{escape(name)}" href="{data_uri(image.png)}">Save PNG</a>{buttons}'
         "</div></div></section>"
     )
+
+
+def file_name(title: str, settings: Mapping[str, Any]) -> str:
+    """The name of an image's file, which any file system takes; letters of any script are kept."""
+    words = re.sub(r"[^\w.]+", "-", title.lower()).strip("-.") or str((settings["class"] or {}).get("index", "image"))
+    return f"{words}-{settings['seed']}-{settings['index']}.png"
 
 
 def facts(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -161,10 +168,12 @@ def facts(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [*found, ("Strength", f"{settings['strength']:g}")] if "strength" in settings else found
 
 
-def picker(classes: Sequence[Mapping[str, Any]], chosen: Collection[int], model: Mapping[str, Any]) -> str:
-    """Buttons for classes, each with an image of the model; the chosen ones stand out."""
+def picker(
+    classes: Sequence[Mapping[str, Any]], chosen: Collection[int], model: Mapping[str, Any], example: str
+) -> str:
+    """Buttons for classes, each with an image of the model; the chosen ones stand out. example: a text to search."""
     if not classes:
-        return hint("No such class", "Try part of its name, such as retriever.")
+        return hint("No such class", f"Try part of its name, such as {example}.")
     version = escape(str(model.get("fingerprint", ""))[:12])
     return (
         '<div class="picker" role="group" aria-label="Classes">'

@@ -9,6 +9,7 @@ from gradio.processing_utils import save_bytes_to_cache
 from dsd_serve.errors import shown
 from ui import api, html
 from ui.controls import EVENT, Updates
+from ui.png_settings import label_of
 from ui.private_files import Uploads
 from ui.requests import Drawing
 from ui.server_info import ServerInfo
@@ -97,7 +98,7 @@ def connect(
                 tabs: gr.update(selected="walk"),
                 walk_tab.kinds: gr.update(selected="drawn"),
                 walk_tab.kind: "drawn",
-                end.label: settings["class"]["index"],
+                end.label: label_of(settings),
                 end.seed: settings["seed"],
                 end.index: settings["index"],
                 **walk_tab.sampling.restored(settings),

@@ -2,12 +2,14 @@
 
 import io
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from PIL import Image
 
 from dsd_serve.errors import InputError
 from dsd_serve.params import MAX_SEED, SamplingParams, from_api, to_api
+from ui.server_info import NO_CLASS
 
 
 def settings_of(data: bytes) -> dict[str, Any] | None:
@@ -21,14 +23,15 @@ def settings_of(data: bytes) -> dict[str, Any] | None:
 
 
 def drawn_settings(data: bytes) -> dict[str, Any] | None:
-    """The settings of an image of a class, all that is needed to draw it again; None if any is missing or invalid.
+    """The settings of a drawn image, all that is needed to draw it again; None if any is missing or invalid.
 
     A file can claim anything, so types and ranges are checked.
     """
     found = settings_of(data) or {}
-    label = found.get("class")
+    label = found.get("class", "missing")
     index = label.get("index") if isinstance(label, dict) else None
-    if "strength" in found or type(index) is not int or not 0 <= index <= MAX_SEED:
+    is_class = type(index) is int and 0 <= index <= MAX_SEED
+    if "strength" in found or not (is_class or label is None):
         return None
     if any(found.get(name) is None for name in to_api(SamplingParams())):
         return None
@@ -37,3 +40,8 @@ def drawn_settings(data: bytes) -> dict[str, Any] | None:
     except InputError:
         return None
     return found
+
+
+def label_of(settings: Mapping[str, Any]) -> int:
+    """The class in the settings of an image, NO_CLASS for one that was drawn without."""
+    return NO_CLASS if settings["class"] is None else int(settings["class"]["index"])

@@ -9,7 +9,9 @@ from dsd_serve.imaging.decoding import Decoder
 from dsd_serve.params import API_NAMES, RECOMMENDED, SAMPLER_NAMES, SamplingParams
 from ui.fair_limit import LimitedClient
 
-GOLDEN_RETRIEVER = 207  # the class that is selected at first, if the model has it
+GOLDEN_RETRIEVER = "n02099601"  # the wnid of the class that is selected at first, if the model has it
+NO_CLASS = -1  # in menus and lists of chosen classes
+NONE = "no class"
 UNKNOWN: dict[str, Any] = {  # until a server has answered
     "name": "",
     "image_size": 32,
@@ -19,6 +21,7 @@ UNKNOWN: dict[str, Any] = {  # until a server has answered
     "limits": {"n": 16, "steps": 250, "size": 1024, "body_mb": 20},
     "engine": {},
     "fingerprint": "",
+    "num_classes": 1,
     "classes": [],
 }
 
@@ -31,7 +34,9 @@ class ServerInfo:
     decoder: Decoder = field(default_factory=Decoder)
     model: dict[str, Any] = field(default_factory=lambda: UNKNOWN)
     classes: list[dict[str, Any]] = field(default_factory=list)
-    choices: list[tuple[str, int]] = field(default_factory=list)  # the classes for a menu; one list for all visitors
+    choices: list[tuple[str, int]] = field(
+        default_factory=lambda: [(NONE, NO_CLASS)]
+    )  # the classes for a menu; one list for all visitors
     card: str = ""
 
     async def refresh(self) -> str:
@@ -43,7 +48,7 @@ class ServerInfo:
             return str(error)
         self.choices = [
             (f"{one['name'][:1].upper()}{one['name'][1:]} ({one['index']})", one["index"]) for one in self.classes
-        ]
+        ] or [(NONE, NO_CLASS)]
         try:
             self.card = await self.client.do(calls.card())
         except ServerError as error:
@@ -51,11 +56,34 @@ class ServerInfo:
         return ""
 
     @property
-    def default_class(self) -> int:
-        """Index of the class that is selected at first."""
-        indices = [one["index"] for one in self.classes]
-        return GOLDEN_RETRIEVER if GOLDEN_RETRIEVER in indices or not indices else indices[0]
+    def has_classes(self) -> bool:
+        return bool(self.model["num_classes"])
 
-    def name_of(self, index: int | None) -> str:
+    @property
+    def default_class(self) -> int:
+        """Index of the class that is selected at first; NO_CLASS if there is none."""
+        return self.preferred(GOLDEN_RETRIEVER, 0)
+
+    def preferred(self, wnid: str, position: int) -> int:
+        """Index of the class with a wnid, else of that at a position."""
+        if not self.classes:
+            return NO_CLASS
+        found = (one["index"] for one in self.classes if one.get("wnid") == wnid)
+        return int(next(found, self.classes[position]["index"]))
+
+    @property
+    def search_example(self) -> str:
+        """A text that finds a class."""
+        first = next((one for one in self.classes if one["index"] == self.default_class), None)
+        if first is None:
+            return "part of it"
+        return "retriever" if first.get("wnid") == GOLDEN_RETRIEVER else str(first["name"])
+
+    def name_of(self, index: int) -> str:
         found = next((one["name"] for one in self.classes if one["index"] == index), None)
-        return "no class" if index is None else str(found or f"class {index}")
+        return "Image" if index == NO_CLASS else str(found or f"class {index}")
+
+
+def class_of(index: int) -> int | None:
+    """The class that a menu's value stands for."""
+    return None if index == NO_CLASS else index

@@ -22,7 +22,7 @@ from benchmarks.serving.contestants import BenchError, Contestant, Running
 from benchmarks.serving.load import Summary
 from benchmarks.serving.tables import Result, describe_machine, describe_versions, now, replace_section, section
 from dsd_serve.checkpoint import read_model_dir
-from dsd_serve.errors import DSDError
+from dsd_serve.errors import CheckpointError, DSDError
 from dsd_serve.files import demo_model
 
 NAMES = ("ours", "litserve", "fastapi", "diffusers")
@@ -73,6 +73,8 @@ class Bench:
         self.seconds, self.warmup, self.loads = options.seconds, min(3.0, options.seconds / 3), sorted(options.loads)
         self.model, self.simulated = options.model, options.simulated
         self.classes = read_model_dir(self.model).config.trained_classes
+        if not self.classes:
+            raise CheckpointError(f"the benchmark draws classes with guidance, and {self.model} has no classes")
         self.stack, self.start_time = stack, time.monotonic()
 
     def log(self, text: str) -> None:

@@ -88,7 +88,7 @@ def measure(config: ModelConfig, seconds: float) -> dict[str, Any]:
         began = time.perf_counter()
         dit.generate([1], 25, 1.0)
         latencies.append(time.perf_counter() - began)
-    bodies = list(itertools.islice(requests(config.trained_classes), len(KINDS)))
+    bodies = list(itertools.islice(requests(config.drawable_labels), len(KINDS)))
     rates = {size: images_per_second(dit, bodies, size) for size in BATCH_SIZES}
     best = max(rates, key=rates.__getitem__)
     parameters = sum(p.numel() for p in dit.network.parameters())

@@ -9,14 +9,14 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any, Protocol
 
-from dsd_serve import labels
 from dsd_serve.config import ModelConfig
 from dsd_serve.engines.selftest import BatchInvariance
-from dsd_serve.errors import CancelledError, ConfigError, DeadlineError, QueueFullError
-from dsd_serve.labels import ImageClass
+from dsd_serve.errors import CancelledError, ConfigError, DeadlineError, InputError, QueueFullError
+from dsd_serve.labels import ClassTable, ImageClass, table_of
 from dsd_serve.params import SamplingParams, to_api
 from dsd_serve.programs import Edit, OnPreviews, Task, WalkEnd
 from dsd_serve.rows import Array, Pixels, Row
@@ -42,9 +42,43 @@ class ModelInfo:
     card: str | None
     created: int
 
-    def find_class(self, name: str | int, param: str = "class") -> ImageClass:
-        """The training class with this index, wnid or name. Raises InputError, which names the parameter `param`."""
-        return labels.resolve(str(name), self.config.trained_classes, param)
+    @cached_property
+    def table(self) -> ClassTable:
+        """The classes of the model."""
+        return table_of(self.config)
+
+    def find_class(self, name: object, param: str = "class", optional: bool = False) -> ImageClass | None:
+        """The training class with this index, wnid or name; None for no class.
+
+        A model without classes takes no name, others need one unless it is `optional`. Raises InputError, which names
+        the parameter `param`.
+        """
+        if name is None and (optional or not self.config.num_classes):
+            return None
+        return self.table.find(name, param)
+
+    def label_of(self, target: ImageClass | None) -> int:
+        """The label of a class, or that of no class."""
+        return self.config.null_label if target is None else target.index
+
+    def towards(
+        self,
+        target: ImageClass | None,
+        params: Sequence[SamplingParams],
+        guidance: float | None,
+        name: str = "guidance",
+        class_: str = "class",
+    ) -> list[SamplingParams]:
+        """The settings of images towards a class, or towards none, where guidance is off.
+
+        guidance: what the caller gave, or None. name, class_: its parameters. Raises InputError.
+        """
+        if target is not None:
+            return list(params)
+        if guidance not in (None, 1):
+            self.table.check_has_classes(name, guidance)
+            raise InputError(f"{name} needs a class to guide to: give {class_}, or leave {name} out", name)
+        return [replace(p, guidance_scale=1.0) for p in params]
 
     def edits(
         self,
@@ -55,24 +89,24 @@ class ModelInfo:
         mask: Array | None = None,
     ) -> list[Task]:
         """Tasks that redraw an image towards a class, or towards none, once for each of `params`."""
-        label = self.config.null_label if target is None else target.index
-        return [Edit(pixels, label, p, strength, mask) for p in params]
+        return [Edit(pixels, self.label_of(target), p, strength, mask) for p in params]
 
     def settings_of(self, target: ImageClass | None, params: SamplingParams) -> dict[str, Any]:
         """The settings that draw an image again, under the names of the HTTP API."""
         return {
-            "class": None if target is None else {"index": target.index, "wnid": target.wnid, "name": target.name},
+            "class": None if target is None else target.to_dict(),
             **to_api(params),
             "model": self.name,
             "fingerprint": self.fingerprint,
         }
 
     def walk_settings_of(self, start: WalkEnd, end: WalkEnd, params: SamplingParams) -> dict[str, Any]:
-        """The settings that draw a walk between classes again, under the names of the HTTP API."""
+        """The settings that draw a walk between classes or seeds again, under the names of the HTTP API."""
         common = self.settings_of(None, params)
+        none = self.config.null_label
         return {
-            "from": {"class": start.label, "seed": start.seed},
-            "to": {"class": end.label, "seed": end.seed},
+            "from": {"class": None if start.label == none else start.label, "seed": start.seed},
+            "to": {"class": None if end.label == none else end.label, "seed": end.seed},
             **{name: value for name, value in common.items() if name not in OF_AN_END},
         }
 

@@ -9,7 +9,6 @@ import PIL
 from fastapi import Depends, Query, Request, Response
 
 from dsd_serve import __version__
-from dsd_serve.errors import InputError
 from dsd_serve.labels import ImageClass
 from dsd_serve.params import SamplingParams, to_fields
 from dsd_serve.programs import Generate, Task
@@ -123,11 +122,8 @@ async def edit_post(request: Request, query: Annotated[EditQuery, Query()]) -> R
     service: Service = request.app.state.service
     params = with_previews(service.params(query), chosen := choose(request, query.format, EVENTS))
     service.check_fits(chosen, query.n, query.size)
-    image_class = None if query.class_ is None else service.model.find_class(query.class_)
-    if image_class is None:
-        if query.guidance not in (None, 1):
-            raise InputError("guidance needs a class to guide to: give class, or leave guidance out")
-        params = [replace(p, guidance_scale=1.0) for p in params]
+    image_class = service.class_of(query)
+    params = service.model.towards(image_class, params, query.guidance)
     service.encoder.check_images(chosen, query.n, service.side(query.size))
     sent = await read_images(request, service.decoder, service.config.image_size, ("image", "mask"))
     mask = sent["mask"].mean(0) >= 128 if "mask" in sent else None
@@ -142,10 +138,11 @@ async def draw(request: Request, query: GenerateRequest) -> Response:
     chosen = choose(request, query.format, EVENTS)
     if chosen == "events" and resumes(request):
         return Response(status_code=204, headers={"Cache-Control": "no-store", "Vary": "Accept"})
-    image_class = service.model.find_class(query.class_)
+    image_class = service.class_of(query)
     params = with_previews(service.params(query), chosen)
+    params = service.model.towards(image_class, params, query.guidance)
     service.check_answer(chosen, query.n, query.size)
-    tasks = [Generate(image_class.index, p) for p in params]
+    tasks = [Generate(service.model.label_of(image_class), p) for p in params]
     headers = {"Cache-Control": "no-store", "Vary": "Accept"}
     if query.seed is not None and chosen != "events":
         # Not immutable: the model behind an address may be replaced, so caches revalidate, which draws nothing.
@@ -154,7 +151,7 @@ async def draw(request: Request, query: GenerateRequest) -> Response:
             service.model.described,
             __version__,
             PIL.__version__,
-            image_class.index,
+            service.model.label_of(image_class),
             [to_fields(p) for p in params],
             chosen,
             query.size,

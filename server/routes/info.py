@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import Depends, HTTPException, Query, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
-from dsd_serve import __version__, labels
+from dsd_serve import __version__
 from dsd_serve.params import SAMPLER_NAMES, to_recommended
 from server import error_responses
 from server.answers import Defaults, Health, ImageClassAnswer, ModelAnswer, SelfTest
@@ -20,12 +20,15 @@ router = Router()
 
 
 @router.get(
-    "/classes", dependencies=[Depends(refuse_repeated)], responses=problems(422, words={422: "a parameter is wrong"})
+    "/classes",
+    dependencies=[Depends(refuse_repeated)],
+    responses=problems(422, words={422: "a parameter is wrong"}),
+    response_model_exclude_unset=True,
 )
 async def classes(request: Request, query: Annotated[ClassesQuery, Query()]) -> list[ImageClassAnswer]:
     """The classes that the model can draw, or those that match `q`: `curl "localhost:8000/classes?q=retriever"`."""
-    among = request.app.state.service.config.trained_classes if query.trained else None
-    return [ImageClassAnswer(index=c.index, wnid=c.wnid, name=c.name) for c in labels.search(query.q, among)]
+    found = request.app.state.service.model.table.search(query.q, query.trained)
+    return [ImageClassAnswer(**c.to_dict()) for c in found]
 
 
 @router.get("/model")
@@ -104,5 +107,7 @@ async def debug_batcher(request: Request) -> dict[str, Any]:
 @router.get("/", include_in_schema=False)
 async def index(request: Request) -> JSONResponse:
     base = str(request.base_url).rstrip("/") + root_path(request.scope)
-    links = {"try": f"{base}/generate?class=207", "docs": f"{base}/docs", "model": f"{base}/model"}
+    example = request.app.state.service.model.table.example
+    query = f"?class={example.index}" if example else ""
+    links = {"try": f"{base}/generate{query}", "docs": f"{base}/docs", "model": f"{base}/model"}
     return JSONResponse(links, headers={"Vary": "Host, X-Forwarded-Prefix"})

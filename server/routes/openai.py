@@ -43,6 +43,8 @@ from server.stream_events import Event, Preview
 
 router = Router(prefix="/v1")
 
+NO_PROMPT = ("", "image")  # what a model without classes takes: clients need not leave out what OpenAI requires
+
 FormOptions = TypeVar("FormOptions", bound=Options)
 
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -86,9 +88,9 @@ async def generations(request: Request) -> Response:
     query = await read_settings(request, GenerationRequest, openai=True)
     check_model(service, query.model)
     image_class = prompted(service, query)
-    params = with_previews(sampling(service, query), query)
+    params = with_previews(towards(service, image_class, sampling(service, query), query), query)
     check_answer(service, query)
-    tasks = [Generate(image_class.index, p) for p in params]
+    tasks = [Generate(service.model.label_of(image_class), p) for p in params]
     return await answer_drawn(request, query, image_class, params, tasks, "image_generation")
 
 
@@ -102,7 +104,6 @@ async def variations(request: Request) -> Response:
     """Draw an image again, a little differently: it is encoded, noised and denoised, towards no class."""
     service: Service = request.app.state.service
     query, _, params, pixels, _ = await read_upload(request, VariationForm, ("image",))
-    params = [replace(p, guidance_scale=1.0) for p in params]
     tasks = service.model.edits(pixels, None, params, query.strength)
     more = {"strength": query.strength}
     return await answer_drawn(request, query, None, params, tasks, "image_variation", more)
@@ -156,7 +157,7 @@ async def read_upload(
     query = error_responses.validated(kind, {name: text or None for name, text in form.fields.items()}, strict=False)
     check_model(service, query.model)
     image_class = prompted(service, query) if isinstance(query, GenerationRequest) else None
-    params = sampling(service, query)
+    params = towards(service, image_class, sampling(service, query), query)
     check_answer(service, query)
     pixels = await uploaded(service, form, "image")
     mask = await transparent(service, form) if "mask" in form.files else None
@@ -173,13 +174,29 @@ def check_model(service: Service, name: str | None) -> None:
         )
 
 
-def prompted(service: Service, query: GenerationRequest) -> ImageClass:
-    """The class that `class_id` or the prompt names."""
+def prompted(service: Service, query: GenerationRequest) -> ImageClass | None:
+    """The class that `class_id` or the prompt names; None if the model has no classes."""
+    prompt, model = query.prompt.strip(), service.model
     if query.class_id is not None:
         with about("class_id"):
-            return service.model.find_class(query.class_id)
+            return model.find_class(query.class_id, "class_id" if not service.config.num_classes else "class")
+    if not service.config.num_classes:
+        if prompt.casefold() not in NO_PROMPT:
+            raise OpenAIError(
+                400, f"prompt must be empty or image: this model has no classes, got {shown(prompt)}", "prompt"
+            )
+        return None
     with about("prompt", "the prompt must name a class that this model draws; "):
-        return service.model.find_class(query.prompt.strip().removeprefix("class:"))
+        return model.find_class(prompt if model.table.exactly(prompt) else prompt.removeprefix("class:"))
+
+
+def towards(
+    service: Service, image_class: ImageClass | None, params: Sequence[SamplingParams], query: Options
+) -> list[SamplingParams]:
+    """The sampling parameters towards a class, or towards none, where guidance is off."""
+    guidance = query.guidance_scale if isinstance(query, GenerationRequest) else None
+    with about("guidance_scale"):
+        return service.model.towards(image_class, params, guidance, "guidance_scale")
 
 
 @contextmanager

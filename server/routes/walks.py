@@ -77,12 +77,12 @@ async def walk_classes(request: Request, service: Service, query: InterpolateReq
     chosen = choose(request, query.format, ANSWERS)
     params = service.params(query)[0]
     service.check_fits(chosen, query.n, query.size, columns=query.n)
-    start = service.model.find_class(query.from_.class_, "from.class")
-    end = service.model.find_class(query.to.class_, "to.class")
+    start, end = service.class_of(query.from_, "from.class"), service.class_of(query.to, "to.class")
+    (params,) = service.model.towards(start, [params], query.guidance)
     service.encoder.check_images(chosen, query.n, service.side(query.size), query.n)
     seeds = [end.seed for end in (query.from_, query.to) if end.seed is not None] or [params.seed]
     ends = [
-        WalkEnd(image_class.index, seeds[0] if one.seed is None else one.seed, one.index)
+        WalkEnd(service.model.label_of(image_class), seeds[0] if one.seed is None else one.seed, one.index)
         for image_class, one in ((start, query.from_), (end, query.to))
     ]
     fractions = walk_fractions(query.n)

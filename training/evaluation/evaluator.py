@@ -1,6 +1,6 @@
 """The metrics of a model against sets of real images: samples, reconstructions and latents."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from dsd_serve.errors import CheckpointError
 from dsd_serve.imaging import codec
+from dsd_serve.labels import all_classes
 from dsd_serve.params import SamplingParams
 from training.evaluation.classifier import Features, Lite0
 from training.evaluation.distances import KernelSet, blur, class_score, frechet_to, kid, moments, precision_recall, ssim
@@ -34,7 +35,11 @@ class ImageSet:
 
 @dataclass
 class Evaluator:
-    """Measures models: held-out images, a reference, the classes in common, and the feature networks."""
+    """Measures models: held-out images, a reference, the classes in common, and the feature networks.
+
+    imagenet: the label in ImageNet-1k of each of the classes; None if one has none, so that the classifier cannot tell
+    whether an image is of its class: there are no top-1 metrics then.
+    """
 
     size: int
     classes: tuple[int, ...]
@@ -42,6 +47,7 @@ class Evaluator:
     reference: ImageSet
     classifier: Lite0
     inception: Inception | None = None
+    imagenet: Mapping[int, int] | None = None
 
     def __post_init__(self) -> None:
         self.moments = moments(self.reference.features)
@@ -63,15 +69,23 @@ class Evaluator:
             "precision_lite0": precision,
             "recall_lite0": recall,
             "class_score_lite0": class_score(self.classifier.log_probabilities(features)),
-            "top1_lite0": self.accuracy(features, labels),
+            **self.accuracy(features, labels),
         }
         if self.inception:
             numbers["inception"] = self.inception.compare(pixels, real.pixels)
         return numbers
 
-    def accuracy(self, features: Features, labels: NDArray[np.int64]) -> float:
-        """The share of images that the classifier assigns to their label, among the classes."""
-        return float(self.classifier.correct(features, labels, self.classes).mean())
+    def correct(self, features: Features, labels: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+        """Whether the classifier assigns each image to its label, among the classes; None if it does not know them."""
+        if self.imagenet is None:
+            return None
+        known = np.array([self.imagenet[int(label)] for label in labels], np.int64)
+        return self.classifier.correct(features, known, [self.imagenet[c] for c in self.classes])
+
+    def accuracy(self, features: Features, labels: NDArray[np.int64]) -> dict[str, float]:
+        """The share of images that the classifier assigns to their label, if it knows the classes."""
+        correct = self.correct(features, labels)
+        return {} if correct is None else {"top1_lite0": float(correct.mean())}
 
     def real(self, count: int) -> dict[str, Any]:
         """Metrics of at most `count` held-out images, because metrics compare only at equal counts.
@@ -86,7 +100,7 @@ class Evaluator:
         return {
             "pictures": len(features),
             "class_score_lite0": class_score(self.classifier.log_probabilities(features)),
-            "top1_lite0": self.accuracy(features, labels),
+            **self.accuracy(features, labels),
         }
 
     def evaluate(self, subject: Subject, samples: int, params: SamplingParams) -> dict[str, Any]:
@@ -101,19 +115,20 @@ class Evaluator:
             "sampling": {key: getattr(params, key) for key in sampling},
             "samples": of_samples,
             **self.reconstruction_and_latents(subject),
-            "top1_by_class": by_class,
+            **({} if by_class is None else {"top1_by_class": by_class}),
         }
 
     def sample_metrics(
         self, subject: Subject, samples: int, params: SamplingParams
-    ) -> tuple[dict[str, Any], dict[str, float]]:
+    ) -> tuple[dict[str, Any], dict[str, float] | None]:
         """The metrics of `samples` images that a model draws, classes in turn, and the class accuracy of each class."""
         labels = np.array([self.classes[i % len(self.classes)] for i in range(samples)], np.int64)
         drawn = resized(subject.draw(labels.tolist(), params), self.size)
         features = self.classifier.features(drawn, "features of samples")
-        correct = self.classifier.correct(features, labels, self.classes)
-        by_class = {str(c): round(float(correct[labels == c].mean()), 4) for c in self.classes[:samples]}
-        return self.compare(drawn, features, labels), by_class
+        numbers, correct = self.compare(drawn, features, labels), self.correct(features, labels)
+        if correct is None:
+            return numbers, None
+        return numbers, {str(c): round(float(correct[labels == c].mean()), 4) for c in self.classes[:samples]}
 
     def reconstruction_and_latents(self, subject: Subject) -> dict[str, Any]:
         """Metrics of the latents of the held-out images, and of their reconstructions."""
@@ -126,7 +141,7 @@ class Evaluator:
             "psnr": codec.psnr(held.pixels, rebuilt),
             "ssim": ssim(held.pixels, rebuilt),
             "frechet_lite0": frechet_to(features, moments(held.features)),
-            "top1_lite0": self.accuracy(features, held.labels),
+            **self.accuracy(features, held.labels),
         }
         return {
             "reconstruction": reconstruction,
@@ -164,9 +179,12 @@ def evenly(count: int, limit: int) -> NDArray[np.int64]:
     return np.arange(kept) * count // kept
 
 
-def read_images(images: Images, classes: Sequence[int], limit: int, sigma: float = 0.0) -> ImageSet:
-    """At most `limit` images of these classes, decoded, and blurred if sigma is above 0; without features yet."""
-    kept = np.flatnonzero(np.isin(images.labels, classes))
+def read_images(images: Images, classes: Sequence[int] | None, limit: int, sigma: float = 0.0) -> ImageSet:
+    """At most `limit` images of these classes, decoded, and blurred if sigma is above 0; without features yet.
+
+    classes: None for all images, whatever their labels.
+    """
+    kept = np.arange(len(images.labels)) if classes is None else np.flatnonzero(np.isin(images.labels, classes))
     subset = images.subset(kept[evenly(len(kept), limit)])
     subset.hold()
     assert subset.pixels is not None
@@ -175,9 +193,34 @@ def read_images(images: Images, classes: Sequence[int], limit: int, sigma: float
 
 
 def common_classes(subjects: Sequence[Subject], real: Sequence[Images]) -> tuple[int, ...]:
-    """The classes of all models and all image sets."""
+    """The classes of all models and all image sets. A model without classes is compared with images of any class.
+
+    Raises CheckpointError if there is none, or if one is called differently by two models.
+    """
+    if any(None in subject.classes.values() for subject in subjects):
+        labels = {label for subject in subjects for label in subject.classes}
+        if len(labels) > 1:
+            raise CheckpointError("a model without classes compares only with another one, and the other has classes")
+        return tuple(labels)
     groups = [set(subject.classes) for subject in subjects] + [set(images.labels.tolist()) for images in real]
     classes = sorted(set.intersection(*groups))
     if not classes:
         raise CheckpointError("there is no class that the models were trained on and that all image sets have")
+    for label in classes:
+        names = {str(c and c.name): subject.name for subject in subjects for c in [subject.classes[label]]}
+        if len(names) > 1:
+            (one, first), (other, second) = list(names.items())[:2]
+            raise CheckpointError(
+                f"the models must have the same classes, but {label} is {one} in {first} and {other} in {second}"
+            )
     return tuple(classes)
+
+
+def imagenet_labels(classes: Sequence[int], subjects: Sequence[Subject]) -> dict[int, int] | None:
+    """The label in ImageNet-1k of each class, by its wnid; None if any has none. Without a model labels are those."""
+    if not subjects:
+        return {label: label for label in classes} if max(classes) < len(all_classes()) else None
+    by_wnid = {c.wnid: c.index for c in all_classes()}
+    found = {label: by_wnid.get(c.wnid) for label in classes if (c := subjects[0].classes[label])}
+    known = {label: index for label, index in found.items() if index is not None}
+    return known if len(known) == len(classes) else None

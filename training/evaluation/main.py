@@ -8,6 +8,7 @@ images, --reference (default: the same) the images that samples are compared wit
 a folder of images by class, as for training.
 
   samples         against the reference: Frechet and kernel distance, precision, recall; class score, class accuracy
+                  (the accuracy only where all classes have a wnid of ImageNet-1k)
   reconstruction  of --real: PSNR, SSIM, Frechet distance from the originals, class accuracy
   latents         of --real: effective rank, spread of channels, accuracy of a linear probe
 
@@ -36,7 +37,7 @@ from dsd_serve.files import atomic
 from dsd_serve.params import SAMPLER_NAMES, SamplingParams
 from dsd_serve.precision import PRECISIONS
 from training.evaluation.classifier import FeatureCache, default_cache, lite0
-from training.evaluation.evaluator import LIMIT, Evaluator, common_classes, read_images
+from training.evaluation.evaluator import LIMIT, Evaluator, common_classes, imagenet_labels, read_images
 from training.evaluation.inception import Inception
 from training.evaluation.report import table
 from training.evaluation.subject import Subject, open_subject
@@ -55,13 +56,14 @@ def make_evaluator(options: argparse.Namespace, subjects: Sequence[Subject]) -> 
     real = [Images(path, size) for path in (options.real, options.reference) if path]
     classes = common_classes(subjects, real)
     held = options.limit if subjects else min(options.limit, options.samples or options.limit)
+    kept = classes if all(None not in subject.classes.values() for subject in subjects) else None
     sets = [
-        read_images(images, classes, limit, sigma)
+        read_images(images, kept, limit, sigma)
         for images, limit, sigma in zip(real, (held, options.limit), (options.blur, 0.0), strict=False)
     ]
     for one in sets:
         one.features = cache.features(classifier, one.pixels, f"features of {one.name}")
-    return Evaluator(size, classes, sets[0], sets[-1], classifier, inception)
+    return Evaluator(size, classes, sets[0], sets[-1], classifier, inception, imagenet_labels(classes, subjects))
 
 
 def sampling_params(options: argparse.Namespace, defaults: SamplingParams) -> SamplingParams:
@@ -97,11 +99,23 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "size": evaluator.size,
         "classes": list(evaluator.classes),
+        **named_classes(evaluator, subjects),
         "held_out": {"name": held.name, "pictures": len(held.labels), "blur": options.blur},
         "reference": {"name": reference.name, "pictures": len(reference.labels)},
         "real": evaluator.real(samples),
         "models": [evaluator.evaluate(subject, samples, p) for subject, p in zip(subjects, params, strict=True)],
     }
+
+
+def named_classes(evaluator: Evaluator, subjects: Sequence[Subject]) -> dict[str, Any]:
+    """The names of the classes in their order, and a sentence about metrics that are left out."""
+    found = [subjects[0].classes[label] for label in evaluator.classes] if subjects else []
+    values: dict[str, Any] = {"class_names": [c.name for c in found if c]} if any(found) else {}
+    if evaluator.imagenet is None:
+        values["left_out"] = (
+            "top1_lite0 is left out: the classifier knows the classes of ImageNet-1k, and the model has others or none"
+        )
+    return values
 
 
 def count(text: str) -> int:

@@ -88,6 +88,8 @@ def conditions(numbers: Mapping[str, Any]) -> str:
         )
     else:
         lines.append(f"real: {numbers['real']['pictures']} of these; with --reference their distance is the floor")
+    if "left_out" in numbers:
+        lines.append(numbers["left_out"])
     for model in numbers["models"]:
         used = model["sampling"]
         guidance = f"guidance {used['guidance_scale']:g}"

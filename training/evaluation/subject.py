@@ -14,6 +14,7 @@ from tqdm import tqdm
 from dsd_serve.client import Client
 from dsd_serve.errors import EngineUnavailableError, ServerError
 from dsd_serve.imaging import codec
+from dsd_serve.labels import ImageClass
 from dsd_serve.loading import load
 from dsd_serve.model import Model
 from dsd_serve.params import SamplingParams
@@ -27,7 +28,8 @@ RETRIES = 60  # of a request that a busy server refused, a second apart
 
 
 class Subject(Protocol):
-    """A model that draws, encodes and decodes. image_size: S in pixels. classes: the labels it was trained on.
+    """A model that draws, encodes and decodes. image_size: S in pixels. classes: the labels it draws, with their
+    classes; None is the class of the null label, the only one of a model without classes.
 
     defaults: its recommended sampling settings. engine: a description of what runs it, plain values.
     """
@@ -35,7 +37,7 @@ class Subject(Protocol):
     name: str
     fingerprint: str
     image_size: int
-    classes: tuple[int, ...]
+    classes: dict[int, ImageClass | None]
     defaults: SamplingParams
     engine: dict[str, Any]
 
@@ -70,7 +72,9 @@ class ModelSubject:
     def __init__(self, model: Model) -> None:
         self.model, info = model, model.info
         self.name, self.fingerprint, self.defaults = info.name, info.fingerprint, info.defaults
-        self.image_size, self.classes = info.config.image_size, info.config.trained_classes
+        self.image_size = info.config.image_size
+        self.classes: dict[int, ImageClass | None] = {c.index: c for c in info.table.trained}
+        self.classes = self.classes or {info.config.null_label: None}
         self.engine = dict(info.described)
 
     def draw(self, labels: Sequence[int], params: SamplingParams) -> NDArray[np.uint8]:
@@ -95,7 +99,9 @@ class ServerSubject:
         self.client = client
         info = client.model()
         self.name, self.fingerprint = str(info["name"]), str(info["fingerprint"])
-        self.image_size, self.classes = int(info["image_size"]), tuple(info["classes"])
+        self.image_size, self.num_classes = int(info["image_size"]), int(info["num_classes"])
+        found = (ImageClass(one["index"], one.get("wnid", ""), one["name"]) for one in client.classes())
+        self.classes: dict[int, ImageClass | None] = {c.index: c for c in found} or {self.num_classes: None}
         self.max_steps = int(info["limits"]["steps"])
         recommended = info["defaults"]
         self.defaults = SamplingParams(
@@ -119,7 +125,8 @@ class ServerSubject:
         }
 
         def one(number: int) -> Pixels:
-            answer = self.client.generate_json(int(labels[number]), index=params.index + number, **settings)
+            label = int(labels[number]) if self.num_classes else None
+            answer = self.client.generate_json(label, index=params.index + number, **settings)
             return codec.read_image(base64.b64decode(answer["images"][0]["base64"]))
 
         return np.stack(self.request_all(one, range(len(labels)), "samples"))

@@ -1,7 +1,7 @@
 """The Generate tab: images of classes."""
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,10 @@ from dsd_serve.errors import DSDError, InputError
 from ui import html, snippets
 from ui.controls import EVENT, Sampling, Seed, Stop, Updates, actions, roll, sampling_of, until
 from ui.fair_limit import PER_CLICK
-from ui.png_settings import drawn_settings
+from ui.png_settings import drawn_settings, label_of
 from ui.private_files import read_upload
 from ui.requests import DrawRequest, draw
-from ui.server_info import ServerInfo
+from ui.server_info import NO_CLASS, ServerInfo, class_of
 from ui.values import number_of, whole
 
 PREVIEWS = 12  # of each image
@@ -42,19 +42,24 @@ class GenerateTab:
         chosen = [info.default_class]
         return {
             self.chosen: chosen,
-            self.picker: html.picker(info.classes[:MAX_SHOWN], chosen, info.model),
-            self.n: gr.update(maximum=info.model["limits"]["n"]),
+            self.picker: gr.update(value=picked(info, info.classes, chosen), visible=info.has_classes),
+            self.search: gr.update(
+                placeholder=f"Search by name, such as {info.search_example}", visible=info.has_classes
+            ),
+            self.n: gr.update(
+                maximum=info.model["limits"]["n"], label="Images per class" if info.has_classes else "Images"
+            ),
             **self.sampling.fitted(info),
         }
 
 
 def build(info: ServerInfo, address: Callable[[gr.Request], str]) -> GenerateTab:
-    drawing, number, chosen = gr.State(None), gr.State(0), gr.State([207])
+    drawing, number, chosen = gr.State(None), gr.State(0), gr.State([NO_CLASS])
     with gr.Row(elem_classes="sides"):
         with gr.Column(scale=2, min_width=320, elem_classes="controls"):
             search = gr.Textbox(
                 label="Class",
-                placeholder="Search by name, such as retriever",
+                placeholder="Search by name",
                 elem_id="class-search",
                 info="Choose one or more. Each shows an image that the model drew.",
             )
@@ -94,7 +99,7 @@ def build(info: ServerInfo, address: Callable[[gr.Request], str]) -> GenerateTab
         requests = [
             DrawRequest(
                 info.name_of(one),
-                calls.generate_events(one, n=n_, preview_every=max(1, -(-steps // PREVIEWS)), **settings),
+                calls.generate_events(class_of(one), n=n_, preview_every=max(1, -(-steps // PREVIEWS)), **settings),
                 n_,
                 steps,
             )
@@ -144,9 +149,14 @@ def finder(info: ServerInfo) -> Callable[..., Any]:
             found = await info.client.do(calls.classes((words or "")[:200]))
         except DSDError as error:
             return html.callout(str(error))
-        return html.picker(found[:MAX_SHOWN], chosen, info.model)
+        return picked(info, found, chosen)
 
     return find
+
+
+def picked(info: ServerInfo, classes: Sequence[dict[str, Any]], chosen: Collection[int]) -> str:
+    """The picker with the first of some classes."""
+    return html.picker(classes[:MAX_SHOWN], chosen, info.model, info.search_example)
 
 
 def chooser(info: ServerInfo) -> Callable[..., Any]:
@@ -173,11 +183,13 @@ def restored_controls(tab: GenerateTab) -> list[Any]:
 
 def restored(info: ServerInfo, tab: GenerateTab, settings: dict[str, Any]) -> Updates:
     """The controls with the settings of an image, to draw it again."""
-    label = int(settings["class"]["index"])
+    label = label_of(settings)
+    if (label == NO_CLASS) == info.has_classes:  # drawn by a model of the other kind
+        label = info.default_class
     return {
         tab.chosen: [label],
         tab.search: "",
-        tab.picker: html.picker(info.classes[:MAX_SHOWN], [label], info.model),
+        tab.picker: picked(info, info.classes, [label]),
         tab.n: 1,
         tab.index: whole("index of the first image", settings["index"]),
         tab.seed.number: whole("seed", settings["seed"]),
@@ -201,6 +213,6 @@ def restorer(info: ServerInfo, tab: GenerateTab) -> Callable[[str | None], Updat
         words = f"seed {settings['seed']}: press Generate to draw it again."
         if settings.get("fingerprint") != info.model["fingerprint"]:
             words = "another model drew this image, so the result will differ."
-        return {**found, tab.board: html.hint(f"Settings restored: {info.name_of(settings['class']['index'])}", words)}
+        return {**found, tab.board: html.hint(f"Settings restored: {info.name_of(label_of(settings))}", words)}
 
     return restore

@@ -21,10 +21,10 @@ from dsd_serve.samplers import initial_noise
 from ui import html
 from ui.controls import EVENT, Stop, Updates, actions, unless, until
 from ui.display import SHOWN, enlarged, principal_components
-from ui.png_settings import drawn_settings
+from ui.png_settings import drawn_settings, label_of
 from ui.private_files import read_upload
 from ui.requests import Drawing
-from ui.server_info import ServerInfo
+from ui.server_info import NO_CLASS, NONE, ServerInfo, class_of
 from ui.values import whole
 
 EMPTY = html.hint("No image yet", "Send one here from Generate, or upload one.")
@@ -44,7 +44,7 @@ class InsideTab:
 
     def fitted(self, info: ServerInfo) -> Updates:
         return {
-            self.label: gr.update(choices=info.choices, value=info.default_class),
+            self.label: gr.update(choices=info.choices, value=info.default_class, visible=info.has_classes),
             self.steps: gr.update(value=info.model["defaults"]["steps"]),
             self.model: model_facts(info.model),
             self.card: info.card,
@@ -63,7 +63,7 @@ def build(info: ServerInfo, drawn: gr.State) -> InsideTab:
             latents = html.shown(EMPTY, elem_id="latents")
     gr.Markdown("### From noise to image", elem_classes="title")
     with gr.Row(elem_classes="way", equal_height=True):
-        label = gr.Dropdown([("golden retriever", 207)], value=207, label="Class", elem_id="way-class", min_width=260)
+        label = gr.Dropdown([(NONE, NO_CLASS)], value=NO_CLASS, label="Class", elem_id="way-class", min_width=260)
         seed = gr.Number(1, label="Seed", precision=0, elem_id="way-seed", min_width=110)
         index = gr.Number(0, label="Index", precision=0, elem_id="way-index", min_width=90)
         steps = gr.Slider(2, MAX_STEPS, 25, step=1, label="Steps", elem_id="way-steps", min_width=170)
@@ -103,7 +103,7 @@ def inspecting(info: ServerInfo) -> Callable[..., Any]:
             return html.callout(str(error)), *unchanged
         settings = drawn_settings(data)
         found = (
-            (settings["class"]["index"], settings["seed"], settings["index"], min(settings["steps"], MAX_STEPS))
+            (label_of(settings), settings["seed"], settings["index"], min(settings["steps"], MAX_STEPS))
             if settings
             else unchanged
         )
@@ -154,7 +154,7 @@ def watching(info: ServerInfo, way: gr.HTML, stop: Stop) -> Callable[..., Any]:
             if decoded is not None:
                 frames.append((decoded, "noise"))
                 yield {way: html.strip(frames, "From noise to image")}
-            call = calls.generate_events(label, seed=seed_, index=index_, steps=steps_, preview_every=1)
+            call = calls.generate_events(class_of(label), seed=seed_, index=index_, steps=steps_, preview_every=1)
             async with contextlib.aclosing(until(pressed, info.client.stream(call))) as events:
                 async for event in events:
                     if event.name == "error":
@@ -178,7 +178,7 @@ def model_facts(model: dict[str, Any]) -> str:
     engine, test, limits = model["engine"], model["self_test"], model["limits"]
     rows = {
         "Model": model["name"],
-        "Images": f"{model['image_size']} x {model['image_size']} pixels, {len(model['classes'])} classes",
+        "Images": f"{model['image_size']} x {model['image_size']} pixels, {len(model['classes']) or 'no'} classes",
         "Engine": " ".join(str(engine[name]) for name in ("engine", "device", "precision") if name in engine),
         "Rows per tick": model["row_budget"],
         "Self-test": "batch invariant: results do not depend on other requests"

@@ -19,13 +19,12 @@ from ui import html
 from ui.controls import EVENT, Sampling, Seed, Stop, Updates, actions, roll, sampling_of, until
 from ui.private_files import read_upload
 from ui.requests import Drawing, DrawRequest, draw
-from ui.server_info import ServerInfo
+from ui.server_info import NO_CLASS, NONE, ServerInfo, class_of
 from ui.tabs.generate import PREVIEWS
 from ui.values import number_of, whole
 
 SIDE = 512  # pixels a side of the photo's centre square, as it is shown and painted on
 MAX_PAINTING = 4 * SIDE**2  # pixels of the editor's canvas, on a screen of twice the usual density
-NONE = "no class"
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,11 @@ class Redraw:
 
     def fitted(self, info: ServerInfo) -> Updates:
         return {
-            self.label: gr.update(choices=[(NONE, -1), *info.choices], value=info.default_class),
+            self.label: gr.update(
+                choices=list(dict.fromkeys([(NONE, NO_CLASS), *info.choices])),
+                value=info.default_class,
+                visible=info.has_classes,
+            ),
             self.n: gr.update(maximum=info.model["limits"]["n"]),
             **self.sampling.fitted(info),
         }
@@ -119,7 +122,9 @@ def redraw(
 ) -> Redraw:
     drawing = gr.State(None)
     with gr.Row():
-        label = gr.Dropdown([(NONE, -1)], value=-1, label="Target class", elem_id=f"{name}-class", min_width=180)
+        label = gr.Dropdown(
+            [(NONE, NO_CLASS)], value=NO_CLASS, label="Target class", elem_id=f"{name}-class", min_width=180
+        )
         amount = gr.Slider(
             0.05, 1, strength, step=0.05, label="Strength", info="1 keeps nothing", elem_id=f"{name}-strength",
             min_width=180,
@@ -154,13 +159,12 @@ def redraw(
         except DSDError as error:
             yield {board: html.callout(str(error)), details: ""}
             return
-        if towards < 0:
+        if towards == NO_CLASS:
             settings.pop("guidance")  # there is no class to guide to
         steps = max(1, -(-int(settings["steps"] * part * 1000) // 1000))
-        title = "Your photo" if towards < 0 else info.name_of(towards)
+        title = "Your photo" if towards == NO_CLASS else info.name_of(towards)
         every = max(1, -(-steps // PREVIEWS))
-        class_ = None if towards < 0 else towards
-        call = calls.edit_events(image, mask, class_=class_, n=n_, preview_every=every, **settings)
+        call = calls.edit_events(image, mask, class_=class_of(towards), n=n_, preview_every=every, **settings)
         pressed, started = stop.begin()
         now: Updates = {**started, seed.number: settings["seed"], details: ""}
         requests = [DrawRequest(title, call, n_, steps)]

@@ -15,11 +15,11 @@ from ui import html
 from ui.controls import EVENT, Sampling, Stop, Updates, actions, sampling_of, unless
 from ui.display import SHOWN, animation, enlarged
 from ui.private_files import read_upload
-from ui.server_info import ServerInfo
+from ui.server_info import NO_CLASS, NONE, ServerInfo, class_of
 from ui.values import whole
 
 EMPTY = html.hint("No walk yet", "Choose two ends, then press Walk.")
-OTHER_END = 323  # monarch: the class at the other end at first, if the model has it
+OTHER_END = "n02279972"  # the wnid of the monarch: the class at the other end at first, if the model has it
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,21 @@ class WalkTab:
     end: End
     n: gr.Slider
     kinds: gr.Tabs
+    drawn: gr.Tab
     kind: gr.State
     sampling: Sampling
 
     def fitted(self, info: ServerInfo) -> Updates:
-        indices = [one["index"] for one in info.classes] or [info.default_class]
-        first = info.default_class
-        second = OTHER_END if OTHER_END in indices and first != OTHER_END else indices[-1]
+        ends = (self.start, info.default_class, "From"), (self.end, info.preferred(OTHER_END, -1), "To")
         return {
-            self.start.label: gr.update(choices=info.choices, value=first),
-            self.end.label: gr.update(choices=info.choices, value=second),
+            **{
+                end.label: gr.update(choices=info.choices, value=label, visible=info.has_classes)
+                for end, label, _ in ends
+            },
+            **{  # without the menu above it, the seed says which end it is of
+                end.seed: gr.update(label="Seed" if info.has_classes else f"{words}: seed") for end, _, words in ends
+            },
+            self.drawn: gr.update(label="Classes and seeds" if info.has_classes else "Seeds"),
             self.n: gr.update(maximum=info.model["limits"]["n"]),
             **self.sampling.fitted(info),
         }
@@ -105,12 +110,12 @@ def build(info: ServerInfo) -> WalkTab:
         trigger_mode="once", **EVENT,
     )  # fmt: skip
     start, end = (End(*drawn_, photo) for drawn_, photo in zip(drawn_ends, photo_ends, strict=True))
-    return WalkTab(start, end, n, kinds, kind, sampling)
+    return WalkTab(start, end, n, kinds, drawn, kind, sampling)
 
 
 def drawn_end(words: str, name: str) -> tuple[gr.Dropdown, gr.Number, gr.Number]:
     """Class, seed, and index of the image among those of the seed."""
-    label = gr.Dropdown([("golden retriever", 207)], value=207, label=words, elem_id=f"{name}-class")
+    label = gr.Dropdown([(NONE, NO_CLASS)], value=NO_CLASS, label=words, elem_id=f"{name}-class")
     with gr.Row(elem_classes="end", equal_height=True):
         seed = gr.Number(1, label="Seed", precision=0, elem_id=f"{name}-seed", scale=2, min_width=110)
         index = gr.Number(0, label="Index", precision=0, elem_id=f"{name}-index", min_width=90)
@@ -128,7 +133,7 @@ def between_classes(
     start: tuple[int, float, float], end: tuple[int, float, float], n: int, settings: dict[str, Any]
 ) -> Call[dict[str, Any]]:
     ends = [
-        {"class": label, "seed": whole("seed", seed), "index": whole("index", index)}
+        {"class": class_of(label), "seed": whole("seed", seed), "index": whole("index", index)}
         for label, seed, index in (start, end)
     ]
     return calls.interpolate(*ends, n=n, **settings)

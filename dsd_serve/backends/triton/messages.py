@@ -14,8 +14,8 @@ image. One request is one task; encode, decode and denoise take M rows, the firs
     describe                                                               text, JSON: the model, and its queue
 
 Settings are the fields of SamplingParams, by default the model's recommendation, and max_seconds. A label is an index,
-a wnid or a name. A preview is a response of its own, with `preview` and `step`. The last response has `seconds`: in the
-queue, and from the first tick to the end.
+a wnid or a name, or the number of classes for no class; a model without classes needs none. A preview is a response of
+its own, with `preview` and `step`. The last response has `seconds`: in the queue, and from the first tick to the end.
 """
 
 import re
@@ -25,9 +25,10 @@ from typing import Any
 
 import numpy as np
 
-from dsd_serve import errors, labels
+from dsd_serve import errors
 from dsd_serve.config import ModelConfig
 from dsd_serve.errors import DSDError, EngineError, InputError, QueueFullError, shown
+from dsd_serve.labels import table_of
 from dsd_serve.params import FIELDS, SamplingParams, to_fields
 from dsd_serve.programs import Edit, Generate, Interpolate, Reconstruct, Task, WalkEnd
 from dsd_serve.rows import Array, Decode, Denoise, Encode, stack
@@ -111,20 +112,22 @@ class RequestReader:
         return value
 
     def label(self, name: str, *default: int) -> int:
-        if default and name not in self.parameters:
-            return default[0]
+        """A label; required if there is no default and the model has classes."""
+        none = self.config.null_label
+        if name not in self.parameters and (default or not self.config.num_classes):
+            return default[0] if default else none
         value = self.parameter(name, str if isinstance(self.parameters.get(name), str) else int)
-        if value == self.config.null_label:
-            return self.config.null_label
-        return labels.resolve(str(value), self.config.trained_classes, name).index
+        return none if value == none else table_of(self.config).find(value, name).index
 
     def params(self) -> SamplingParams:
-        return SamplingParams(
+        params = SamplingParams(
             **{
                 name: self.parameter(name, type(getattr(self.defaults, name)), getattr(self.defaults, name))
                 for name in FIELDS
             }
         )
+        table_of(self.config).check_has_classes("guidance_scale", params.guidance_scale)
+        return params
 
     def rows(self, name: str) -> list[Array]:
         """The rows of an input tensor, at least one."""
