@@ -95,6 +95,7 @@ def without_classes(document: Schema) -> None:
     """Take out what a model without classes does not take; guidance is 1."""
     schemas = document["components"]["schemas"]
     schemas["EndUsed"]["properties"][CLASS] = {"type": "null", "title": "Class"}
+    del schemas["ImageClassAnswer"]["properties"]["wnid"]
     for schema in (schemas["ImageClassAnswer"], *(s for name, s in schemas.items() if name in OF_A_CLASS)):
         schema["properties"].pop(CLASS, None)
     for operation in operations(document):
@@ -102,7 +103,9 @@ def without_classes(document: Schema) -> None:
         for parameter in operation["parameters"]:
             unguided(parameter["name"], parameter["schema"])
         content = operation.get("requestBody", {}).get("content", {})
-        for example in content.get("application/json", {}).get("examples", {}).values():
+        examples = content.get("application/json", {}).get("examples", {})
+        examples.pop("between classes", None)
+        for example in examples.values():
             without_class(example["value"])
         if form := content.get("multipart/form-data"):
             prompt_of(form["schema"].get("properties", {}))
@@ -118,6 +121,7 @@ def without_classes(document: Schema) -> None:
         '"to": {"class": 1}': '"to": {"seed": 2}',
         '{"class": 207}': '{"seed": 1}',
         "images of a class": "images",
+        "an image towards a class": "an image",
         " of the class that the prompt names": "",
         ", towards the class that the prompt names": "",
         "One end of a walk: a class, and the seed": "One end of a walk: the seed",

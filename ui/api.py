@@ -19,7 +19,7 @@ from ui.server_info import ServerInfo
 def build(info: ServerInfo) -> None:
     """generate, reconstruct, edit, walk, inspect, classes and model."""
     with gr.Column(visible=False):
-        label_in = gr.Textbox("", label="Class: index, wnid or name")
+        label_in = gr.Textbox("", label="Class")
         other_in = gr.Textbox("", label="Class at the other end")
         seed_in, other_seed_in, n_in = (gr.Number(value, precision=0) for value in (0, 0, 1))
         steps_in, guidance_in, strength_in = gr.Number(None, precision=0), gr.Number(None), gr.Number(0.6)

@@ -91,13 +91,15 @@ class Sampling:
         return {control: settings[API_NAMES[name]] for name, control in vars(self).items()}
 
 
-def sampling_of(*values: Any) -> dict[str, Any]:
+def sampling_of(info: ServerInfo, *values: Any) -> dict[str, Any]:
     """The settings of a request, by their API names. values: of `Sampling.inputs`. Raises InputError."""
     given = dict(zip(Sampling.__dataclass_fields__, values, strict=True))
     given["num_steps"] = whole("steps", given["num_steps"], 1)
     interval, usual = ("guidance_start", "guidance_stop"), SamplingParams()
     if all(given[name] == getattr(usual, name) for name in interval):  # keeps the command lines short
         given = {name: value for name, value in given.items() if name not in interval}
+    if not info.has_classes:  # nothing to guide to; the controls are hidden
+        given = {name: value for name, value in given.items() if not name.startswith("guidance")}
     return {API_NAMES[name]: value for name, value in given.items()}
 
 

@@ -13,7 +13,6 @@ def lines(url: str, classes: Sequence[int], settings: Mapping[str, Any], n: int)
     """curl commands and Python code for `n` images of each class with the same settings. url: of the server."""
     values = {**settings, "n": n}
     if list(classes) == [NO_CLASS]:
-        values.pop("guidance", None)
         arguments = ", ".join(f"{name}={value!r}" for name, value in values.items())
         return {
             "curl": f'curl "{url}/generate?{urlencode(values)}" -o image.png',

@@ -266,7 +266,7 @@ def test_names_are_escaped():
     from ui.html import callout, picker
 
     evil = "<img src=x onerror=alert(1)>"
-    assert "<img src=x" not in callout(evil) + picker([{"index": 1, "name": evil}], [], {"fingerprint": evil})
+    assert "<img src=x" not in callout(evil) + picker([{"index": 1, "name": evil}], [], {"fingerprint": evil}, evil)
 
 
 def test_the_page_and_api_keys_do_not_go_together(tiny_dir, monkeypatch):

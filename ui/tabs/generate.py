@@ -89,9 +89,10 @@ def build(info: ServerInfo, address: Callable[[gr.Request], str]) -> GenerateTab
             settings = {
                 "seed": whole("seed", number_) if keep else roll(),
                 **({"index": whole("index of the first image", first)} if first else {}),
-                **sampling_of(*how),
+                **sampling_of(info, *how),
             }
             n_, steps = whole("images per class", count, 1), settings["steps"]
+            classes = classes if classes != [NO_CLASS] else [await first_class(info)]
             check_count(n_, len(classes))
         except DSDError as error:
             yield {board: html.callout(str(error))}
@@ -132,6 +133,13 @@ def build(info: ServerInfo, address: Callable[[gr.Request], str]) -> GenerateTab
     picker.click(chooser(info), [search, chosen], [chosen, picker], trigger_mode="multiple", **EVENT)
     saved.upload(restorer(info, tab), [saved], [*restored_controls(tab), board], **EVENT)
     return tab
+
+
+async def first_class(info: ServerInfo) -> int:
+    """The class to draw when none is chosen: the model has none, or the page has not finished opening."""
+    if not info.model["fingerprint"]:
+        await info.refresh()
+    return info.default_class
 
 
 def check_count(n: int, classes: int) -> None:

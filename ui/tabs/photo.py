@@ -154,13 +154,13 @@ def redraw(
             image = photo_bytes(path)
             if editor is not None:
                 image = await square(info, image, mask)
-            settings = {"seed": whole("seed", number) if keep else roll(), "strength": part, **sampling_of(*how)}
+            settings = {"seed": whole("seed", number) if keep else roll(), "strength": part, **sampling_of(info, *how)}
             n_ = whole("images", count, 1)
         except DSDError as error:
             yield {board: html.callout(str(error)), details: ""}
             return
         if towards == NO_CLASS:
-            settings.pop("guidance")  # there is no class to guide to
+            settings.pop("guidance", None)  # there is no class to guide to
         steps = max(1, -(-int(settings["steps"] * part * 1000) // 1000))
         title = "Your photo" if towards == NO_CLASS else info.name_of(towards)
         every = max(1, -(-steps // PREVIEWS))

@@ -41,14 +41,15 @@ class WalkTab:
     sampling: Sampling
 
     def fitted(self, info: ServerInfo) -> Updates:
-        ends = (self.start, info.default_class, "From"), (self.end, info.preferred(OTHER_END, -1), "To")
+        ends = (self.start, info.default_class, "From", 1), (self.end, info.preferred(OTHER_END, -1), "To", 2)
         return {
             **{
                 end.label: gr.update(choices=info.choices, value=label, visible=info.has_classes)
-                for end, label, _ in ends
+                for end, label, *_ in ends
             },
-            **{  # without the menu above it, the seed says which end it is of
-                end.seed: gr.update(label="Seed" if info.has_classes else f"{words}: seed") for end, _, words in ends
+            **{
+                end.seed: gr.update() if info.has_classes else gr.update(label=f"{words}: seed", value=seed)
+                for end, _, words, seed in ends
             },
             self.drawn: gr.update(label="Classes and seeds" if info.has_classes else "Seeds"),
             self.n: gr.update(maximum=info.model["limits"]["n"]),
@@ -84,7 +85,7 @@ def build(info: ServerInfo) -> WalkTab:
             call = (
                 between_photos(photo0, photo1, n_)
                 if kind_ == "photos"
-                else between_classes((class0, seed0, index0), (class1, seed1, index1), n_, sampling_of(*how))
+                else between_classes((class0, seed0, index0), (class1, seed1, index1), n_, sampling_of(info, *how))
             )
             pressed, started = stop.begin()
             yield {**started, strip: html.waiting("Walking"), moving: ""}
