@@ -12,6 +12,7 @@ import pytest
 from dsd_serve.files import demo_model
 from dsd_serve.imaging import codec
 from tests.support.data import REAL_DATA, ROOT, sample_image, train_arguments
+from tests.support.models import OWN, PLAIN, export_model
 from tests.support.servers import Server, find_free_port
 
 
@@ -75,6 +76,18 @@ def tiny_dir(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         main([*arguments, "--steps", "4", "--guidance", "1.5", "--store", "fp16"])
 
     return made_once(tmp_path_factory, "models", make) / "tiny"
+
+
+@pytest.fixture(scope="session")
+def own_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The exported model directory of a network with three classes of its own."""
+    return made_once(tmp_path_factory, "own", lambda folder: export_model(OWN, folder, "--guidance", "2")) / "model"
+
+
+@pytest.fixture(scope="session")
+def plain_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The exported model directory of a network without classes."""
+    return made_once(tmp_path_factory, "plain", lambda folder: export_model(PLAIN, folder)) / "model"
 
 
 @pytest.fixture(scope="session")

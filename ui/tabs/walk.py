@@ -48,7 +48,7 @@ class WalkTab:
                 for end, label, *_ in ends
             },
             **{
-                end.seed: gr.update() if info.has_classes else gr.update(label=f"{words}: seed", value=seed)
+                end.seed: gr.update(label="Seed") if info.has_classes else gr.update(label=f"{words}: seed", value=seed)
                 for end, _, words, seed in ends
             },
             self.drawn: gr.update(label="Classes and seeds" if info.has_classes else "Seeds"),
