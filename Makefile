@@ -64,7 +64,7 @@ test-slow: $(DEV)/.done
 	$(DEV)/bin/python -m pytest -m slow
 
 test-ui: $(DEV)/.done
-	$(call TRY,-m browser -rs tests/ui/test_browser.py tests/server/test_web_browser.py)
+	$(call TRY,-m browser -rs tests/ui tests/server/test_web_browser.py)
 
 test-triton: $(DEV)/.done
 	$(DEV)/bin/python -m tools.tritonserver --install

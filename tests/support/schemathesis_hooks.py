@@ -47,7 +47,7 @@ for media, strategy in images.items():
 for form in ("npy", "safetensors"):
     schemathesis.openapi.media_type(f"application/x-{form}", latents.map(lambda z, form=form: write_latents(z, form)))
 schemathesis.openapi.format(
-    "imagenet-class", st.sampled_from(["1", "207", "950", "n02099601", "golden retriever", "Goldfish", "retriev"])
+    "class-name", st.sampled_from(["1", "207", "950", "n02099601", "golden retriever", "Goldfish", "retriev"])
 )
 
 

@@ -98,7 +98,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     samples = options.samples or len(held.labels)
     return {
         "size": evaluator.size,
-        "classes": list(evaluator.classes),
+        "classes": [] if any(None in subject.classes.values() for subject in subjects) else list(evaluator.classes),
         **named_classes(evaluator, subjects),
         "held_out": {"name": held.name, "pictures": len(held.labels), "blur": options.blur},
         "reference": {"name": reference.name, "pictures": len(reference.labels)},

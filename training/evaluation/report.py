@@ -77,10 +77,9 @@ def format_value(value: float | None, measure: Measure) -> str:
 def conditions(numbers: Mapping[str, Any]) -> str:
     """Image size, counts of images and sampling settings."""
     held, reference, size = numbers["held_out"], numbers["reference"], numbers["size"]
-    lines = [
-        f"{size} x {size} pixels, {len(numbers['classes'])} classes; reference: "
-        f"{reference['pictures']} images of {reference['name']}"
-    ]
+    count = len(numbers["classes"])
+    classes = "1 class" if count == 1 else f"{count or 'no'} classes"
+    lines = [f"{size} x {size} pixels, {classes}; reference: {reference['pictures']} images of {reference['name']}"]
     blurred = f", blurred by {held['blur']:g} pixels" if held["blur"] else ""
     if "frechet_lite0" in numbers["real"]:
         lines.append(

@@ -1,0 +1,93 @@
+"""The page in Chromium for a model with classes of its own, and for one without classes."""
+
+import base64
+import re
+
+import pytest
+
+from tests.support.models import NAMES
+from tests.support.servers import Server
+from ui.png_settings import settings_of
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture
+def opened(browser, request):
+    """Opens the page of a server: opened(directory, width)."""
+    started = []
+
+    def opened(directory, width=1280):
+        server = Server("--ui", "--model", str(directory))
+        page = browser.new_context(viewport={"width": width, "height": 900}).new_page()
+        started.append((server, page))
+        page.set_default_timeout(20_000)
+        page.goto(server.url)
+        page.wait_for_selector("#pill:has-text('ready')")
+        return page
+
+    yield opened
+    for server, page in started:
+        page.context.close()
+        assert server.stop() == 0
+        assert "Traceback" not in server.log
+
+
+def saved(page):
+    """The name and the settings of the selected image's file."""
+    link = page.wait_for_selector("#details a[download]")
+    data = base64.b64decode(link.get_attribute("href").partition(",")[2])
+    return link.get_attribute("download"), settings_of(data)
+
+
+def tab(page, name):
+    page.get_by_role("tab", name=name, exact=True).click()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_names_own_classes(opened, own_dir, width):
+    page = opened(own_dir, width)
+    page.wait_for_selector("#picker .class")
+    assert page.eval_on_selector_all("#picker .class span", "all => all.map(one => one.textContent)") == list(NAMES)
+    assert page.get_attribute("#class-search textarea, #class-search input", "placeholder").endswith("Grandma's cat")
+    page.fill("#class-search textarea, #class-search input", "金")
+    page.wait_for_function("document.querySelectorAll('#picker .class').length == 1")
+    page.click("#picker .class")
+    page.fill("#class-search textarea, #class-search input", "grandma")
+    page.click("#picker .class[aria-pressed=true]:has-text('Grandma')")  # leaves 金毛犬
+    page.wait_for_selector("#picker .class[aria-pressed=false]")
+    page.click("#generate-go")
+    name, settings = saved(page)
+    assert re.fullmatch(r"金毛犬-\d+-0\.png", name)
+    assert settings["class"] == {"index": 1, "name": "金毛犬"}
+    page.fill("#class-search textarea, #class-search input", "dog")
+    page.wait_for_selector('#picker .hint:has-text("such as Grandma\'s cat")')
+    assert not re.search(r"imagenet|retriever|goldfish", page.content(), re.IGNORECASE)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_of_a_model_without_classes_offers_none(opened, plain_dir, width):
+    page = opened(plain_dir, width)
+    page.wait_for_selector("#class-search", state="hidden")
+    assert page.locator("#picker").is_hidden()
+    page.click("#generate-go")
+    name, settings = saved(page)
+    assert re.fullmatch(r"image-\d+-0\.png", name)
+    assert (settings["class"], settings["guidance"]) == (None, 1)
+    page.click("#generate-sampling button")
+    page.wait_for_selector("#generate-steps", state="visible")
+    assert page.locator("#generate-guidance").is_hidden()
+    page.click("#details [data-act=from]")
+    page.wait_for_selector("#from-seed", state="visible")
+    assert page.locator("#from-class").is_hidden()
+    assert page.locator("#to-class").is_hidden()
+    page.click("#walk-go")
+    page.wait_for_selector("#walk-strip figure")
+    tab(page, "Look inside")
+    page.click("#way-go")
+    page.wait_for_selector("#way figure:has-text('image')")
+    assert page.locator("#way-class").is_hidden()
+    tab(page, "Your photo")
+    tab(page, "Edit")
+    assert page.locator("#edit-class").is_hidden()
