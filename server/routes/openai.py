@@ -176,18 +176,16 @@ def check_model(service: Service, name: str | None) -> None:
 
 def prompted(service: Service, query: GenerationRequest) -> ImageClass | None:
     """The class that `class_id` or the prompt names; None if the model has no classes."""
-    prompt, model = query.prompt.strip(), service.model
+    prompt, model, has_classes = query.prompt.strip(), service.model, service.config.num_classes > 0
     if query.class_id is not None:
         with about("class_id"):
-            return model.find_class(query.class_id, "class_id" if not service.config.num_classes else "class")
-    if not service.config.num_classes:
-        if prompt.casefold() not in NO_PROMPT:
-            raise OpenAIError(
-                400, f"prompt must be empty or image: this model has no classes, got {shown(prompt)}", "prompt"
-            )
-        return None
+            return model.find_class(query.class_id, "class" if has_classes else "class_id")
+    if not has_classes and prompt.casefold() not in NO_PROMPT:
+        sentence = f"prompt must be empty or image: this model has no classes, got {shown(prompt)}"
+        raise OpenAIError(400, sentence, "prompt")
     with about("prompt", "the prompt must name a class that this model draws; "):
-        return model.find_class(prompt if model.table.exactly(prompt) else prompt.removeprefix("class:"))
+        named = prompt if model.table.exactly(prompt) else prompt.removeprefix("class:")
+        return model.find_class(named) if has_classes else None
 
 
 def towards(
