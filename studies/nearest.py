@@ -74,7 +74,7 @@ def study(path: Path, data: str, validation: str) -> tuple[dict[str, Any], Image
     classifier, cache = lite0(), FeatureCache(default_cache())
     with load(path) as model:
         subject = ModelSubject(model)
-        classes, size = subject.classes, subject.image_size
+        classes, size = tuple(subject.classes), subject.image_size
         training, held = (read_images(Images(place, size), classes, LIMIT) for place in (data, validation))
         training.features = cache.features(classifier, training.pixels, "features of training images")
         labels = [classes[i % len(classes)] for i in range(SAMPLES)]

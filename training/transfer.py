@@ -6,7 +6,6 @@ Of two networks that differ in nothing else, all weights but three are the same:
 Position embeddings are a formula of the grid and need nothing.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from torch.nn import functional as F
 
 from dsd_serve.config import ModelConfig
 from dsd_serve.errors import CheckpointError
-from dsd_serve.labels import ImageClass, all_classes, spelled
+from dsd_serve.labels import ImageClass, spelled, table_of
 
 LABELS = "y_embed.embedding.weight"
 
@@ -43,14 +42,6 @@ def fitted(weights: dict[str, Tensor], theirs: ModelConfig, ours: ModelConfig, p
     return found
 
 
-def classes_of(config: ModelConfig) -> Sequence[ImageClass]:
-    """The classes of a network, in the order of their labels."""
-    if not config.class_names:
-        return all_classes()[: config.num_classes]
-    wnids = config.class_wnids or ("",) * config.num_classes
-    return [ImageClass(*values) for values in zip(range(config.num_classes), wnids, config.class_names, strict=True)]
-
-
 def known_classes(theirs: ModelConfig, ours: ModelConfig) -> list[tuple[int, int]]:
     """(label of theirs, label of ours) of the classes that both have and theirs was trained on.
 
@@ -59,10 +50,10 @@ def known_classes(theirs: ModelConfig, ours: ModelConfig) -> list[tuple[int, int
     trained, found = set(theirs.trained_classes), []
     by_wnid: dict[str, int] = {}
     by_name: dict[str, list[ImageClass]] = {}
-    for c in classes_of(theirs):
+    for c in table_of(theirs).classes:
         by_wnid[c.wnid] = c.index
         by_name.setdefault(spelled(c.name), []).append(c)
-    for c in classes_of(ours):
+    for c in table_of(ours).classes:
         same = by_wnid.get(c.wnid) if c.wnid else None
         named = [other for other in by_name.get(spelled(c.name), ()) if not (c.wnid and other.wnid)]
         if same is None and len(named) == 1:

@@ -12,6 +12,7 @@ from ui.fair_limit import LimitedClient
 GOLDEN_RETRIEVER = "n02099601"  # the wnid of the class that is selected at first, if the model has it
 NO_CLASS = -1  # in menus and lists of chosen classes
 NONE = "no class"
+MOST_IN_MENUS = 2000  # classes: every visitor gets all menus; the search on Generate finds the others too
 UNKNOWN: dict[str, Any] = {  # until a server has answered
     "name": "",
     "image_size": 32,
@@ -42,12 +43,15 @@ class ServerInfo:
     async def refresh(self) -> str:
         """Fetch everything again. Returns what went wrong, or an empty string."""
         try:
-            self.model = await self.client.do(calls.model())
-            self.classes = await self.client.do(calls.classes())
+            model = await self.client.do(calls.model())
+            if model["fingerprint"] != self.model["fingerprint"]:
+                self.classes = await self.client.do(calls.classes())
         except ServerError as error:
             return str(error)
+        self.model = model
         self.choices = [
-            (f"{one['name'][:1].upper()}{one['name'][1:]} ({one['index']})", one["index"]) for one in self.classes
+            (f"{one['name'][:1].upper()}{one['name'][1:]} ({one['index']})", one["index"])
+            for one in self.classes[:MOST_IN_MENUS]
         ] or [(NONE, NO_CLASS)]
         try:
             self.card = await self.client.do(calls.card())
@@ -69,7 +73,7 @@ class ServerInfo:
         if not self.classes:
             return NO_CLASS
         found = (one["index"] for one in self.classes if one.get("wnid") == wnid)
-        return int(next(found, self.classes[position]["index"]))
+        return int(next(found, self.classes[:MOST_IN_MENUS][position]["index"]))
 
     @property
     def search_example(self) -> str:
