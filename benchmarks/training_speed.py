@@ -25,11 +25,11 @@ from benchmarks.output import add_flag, output_of
 from dsd_serve.errors import DSDError
 from dsd_serve.files import atomic
 from export.markdown import markdown_table
+from training.dataset import Images
 from training.device import Device, choose_device
 from training.estimate import flops_per_image, random_batch
 from training.order import Order, micro_batches
 from training.run_config import TrainConfig, load_config
-from training.sources import Images
 from training.state import new_state
 from training.step import Batch, train_step
 

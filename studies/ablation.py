@@ -27,11 +27,11 @@ from dsd_serve.errors import DSDError
 from dsd_serve.files import atomic
 from export.markdown import markdown_table
 from studies.variants import arguments_parser, chosen, run_missing
+from training.dataset import open_images
 from training.estimate import flops_per_image
 from training.evaluation.classifier import SIZE, load_network
 from training.monitor import denoised_psnr, latent_metrics
 from training.run_config import TrainConfig, load_config
-from training.sources import open_images
 from training.state import State
 from training.teachers import MEAN, STD
 from training.train import train

@@ -27,10 +27,10 @@ from dsd_serve.files import atomic
 from dsd_serve.imaging import codec
 from dsd_serve.loading import load
 from dsd_serve.params import SamplingParams
+from training.dataset import Images
 from training.evaluation.classifier import FeatureCache, default_cache, lite0
 from training.evaluation.evaluator import read_images, resized
 from training.evaluation.subject import ModelSubject
-from training.sources import Images
 
 SAMPLES = 200  # that are compared; the figure shows the first
 SHOWN, NEIGHBOURS = 20, 3

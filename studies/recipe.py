@@ -29,13 +29,13 @@ from dsd_serve.params import SamplingParams
 from export.main import main as dsd_export
 from export.markdown import markdown_table
 from studies.variants import arguments_parser, chosen, run_missing
+from training.dataset import Images, load_images
 from training.estimate import flops_per_image
 from training.evaluation.classifier import FeatureCache, default_cache, lite0
 from training.evaluation.evaluator import Evaluator, read_images
 from training.evaluation.subject import ModelSubject
 from training.monitor import denoised_psnr, latent_metrics
 from training.run_config import TrainConfig, load_config
-from training.sources import Images, load_images
 from training.train import train
 
 CONFIG = Path(__file__).with_name("configs") / "recipe.toml"

@@ -39,11 +39,11 @@ from dsd_serve.samplers import SAMPLERS, guided, initial_noise
 from studies import sampler_settings
 from studies.sampler_report import document, draw
 from studies.sampler_settings import SEED, Setting, settings_of
+from training.dataset import Images
 from training.evaluation.classifier import FeatureCache, Lite0, default_cache, lite0
 from training.evaluation.distances import KernelSet, frechet_to, kid, moments
 from training.evaluation.evaluator import LIMIT, ImageSet, read_images
 from training.evaluation.main import count
-from training.sources import Images
 
 log = logging.getLogger(__name__)
 

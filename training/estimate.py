@@ -100,7 +100,7 @@ def state_bytes(state: State) -> dict[str, int]:
 def random_batch(network: ModelConfig, number: int, step: int) -> Batch:
     generator = torch.Generator().manual_seed(step)
     pixels = torch.randint(0, 256, (number, *network.pixel_shape), generator=generator, dtype=torch.uint8)
-    return step, 0, pixels, torch.randint(0, network.num_classes, (number,), generator=generator)
+    return step, 0, pixels, torch.randint(0, max(1, network.num_classes), (number,), generator=generator)
 
 
 def saved_bytes(state: State, forward: Any, config: TrainConfig, where: Device, number: int) -> int:
@@ -152,6 +152,15 @@ def measure_speed(state: State, forward: Any, config: TrainConfig, where: Device
         micro()  # an update needs gradients
         updates.append(seconds(where, lambda: update(state, config)))
     return Speed(number, min(times), min(updates))
+
+
+def speed_here(state: State, config: TrainConfig, where: Device, most: int) -> Speed:
+    """The speed on this device, in micro-batches of at most `most` images."""
+    number = min(config.optim.micro_batch_size, most)
+    if where.device.type == "cpu":
+        number = min(number, max(1, 256 // state.ema.config.latent_shape[0]))  # larger batches are no faster there
+    forward: Any = torch.compile(state.objective) if where.compiled else state.objective
+    return measure_speed(state, forward, config, where, number)
 
 
 def reset_peak(where: Device) -> None:
@@ -212,12 +221,9 @@ def dry_run(config: TrainConfig) -> Iterator[str]:
 def on_this_device(state: State, config: TrainConfig, where: Device, flops: float, most: int) -> Iterator[str]:
     """The lines about real steps, in micro-batches of at most `most` images."""
     rows, tokens = rows_per_image(config.loss), state.ema.config.latent_shape[0]
-    number = min(config.optim.micro_batch_size, most)
-    if where.device.type == "cpu":
-        number = min(number, max(1, 256 // tokens))  # larger batches are no faster there
-    forward: Any = torch.compile(state.objective) if where.compiled else state.objective
     reset_peak(where)
-    speed = measure_speed(state, forward, config, where, number)
+    speed = speed_here(state, config, where, most)
+    number = speed.images
     peak, of_what = peak_bytes(where)
     rate = config.optim.batch_size / speed.step_seconds(config.optim)
     yield (

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,33 +12,40 @@ from dsd_serve.engines.torch_engine import TorchEngine
 from dsd_serve.imaging import codec
 from dsd_serve.params import SamplingParams
 from dsd_serve.programs import generate, run_all
+from training.dataset import Images
 from training.monitor import Monitor, denoised_psnr, latent_metrics
 from training.run_config import TrainConfig
-from training.sources import Images
 from training.state import State
 
 
-def evaluate(state: State, config: TrainConfig, held: Images, folder: Path) -> dict[str, float]:
-    """Metrics of the EMA network on held-out images; writes grids of reconstructions and samples as PNG."""
-    assert held.pixels is not None
+def evaluate(state: State, config: TrainConfig, held: Images, seen: Images, folder: Path) -> dict[str, float]:
+    """Metrics of the EMA network on held-out images, and psnr_0.5 of training images `seen` beside theirs.
+
+    Writes grids of reconstructions and samples as PNG.
+    """
+    assert held.pixels is not None and seen.pixels is not None
     pixels, labels = torch.from_numpy(held.pixels), torch.from_numpy(held.labels)
     numbers, reconstructed = latent_metrics(state.ema, pixels)
     numbers["psnr_0.5"] = denoised_psnr(state.ema, pixels, labels, 0.5)
+    numbers["training_psnr_0.5"] = denoised_psnr(
+        state.ema, torch.from_numpy(seen.pixels), torch.from_numpy(seen.labels), 0.5
+    )
     pairs = [part.numpy() for pair in zip(pixels[:32], reconstructed[:32], strict=True) for part in pair]
     write_png(folder / f"reconstructions-{state.step:07d}.png", pairs, columns=8)
     if not config.run.samples_per_class:
         return numbers
-    classes = state.ema.config.trained_classes[:10]
+    network = state.ema.config
+    classes = network.trained_classes[:10] or (network.null_label,)
     params = [
         SamplingParams(
             seed=config.run.seed,
             index=i,
             num_steps=config.run.sample_steps,
-            guidance_scale=config.run.sample_guidance,
+            guidance_scale=config.run.sample_guidance if network.num_classes else 1.0,
         )
         for i in range(config.run.samples_per_class)
     ]
-    programs = [generate(state.ema.config, label, p) for label in classes for p in params]
+    programs = [generate(network, label, p) for label in classes for p in params]
     images = run_all(TorchEngine(state.ema), programs)
     write_png(folder / f"samples-{state.step:07d}.png", images, columns=config.run.samples_per_class)
     return numbers
@@ -50,11 +56,14 @@ def write_png(path: Path, images: Sequence[Any], columns: int) -> None:
 
 
 class Journal:
-    """metrics.jsonl, and TensorBoard where it is installed; silent on all but the first process."""
+    """metrics.jsonl, and TensorBoard where it is installed; silent on all but the first process.
+
+    past: the lines of earlier parts of the run.
+    """
 
     def __init__(self, folder: Path, first: bool, step: int) -> None:
         self.file = self.board = None
-        self.best_psnr = -math.inf
+        self.past: list[dict[str, Any]] = []
         if not first:
             return
         path = folder / "metrics.jsonl"
@@ -64,7 +73,7 @@ class Journal:
             else []
         )
         path.write_text("".join(line + "\n" for line in kept))  # steps after the checkpoint run again
-        self.best_psnr = max((json.loads(line).get("psnr", -math.inf) for line in kept), default=-math.inf)
+        self.past = [json.loads(line) for line in kept]
         self.file = path.open("a", encoding="utf-8")
         with contextlib.suppress(ImportError):
             from torch.utils.tensorboard import SummaryWriter

@@ -96,7 +96,8 @@ class Objective(nn.Module):
         self.self_alignment_head = projector(size) if config.self_alignment_weight else None
         self.vision_head = projector(size, features) if config.vision_weight else None
         self.representation_head = projector(size) if config.representation_weight else None
-        self.classifier = nn.Linear(size, model.config.num_classes) if config.classification_weight else None
+        classified = bool(config.classification_weight) and model.config.num_classes > 1
+        self.classifier = nn.Linear(size, model.config.num_classes) if classified else None
 
     def forward(
         self, ema: DSD, images: Tensor, labels: Tensor, draws: Draws, features: Tensor | None = None

@@ -1,6 +1,9 @@
-"""Training metrics: effective rank, spread of the latents, reconstruction PSNR, and warnings of collapse."""
+"""Training metrics: effective rank, spread of the latents, PSNR, and warnings of collapse and of memorisation."""
 
 import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,11 +59,21 @@ def denoised_psnr(model: DSD, pixels: Tensor, labels: Tensor, t: float, batch_si
     return psnr(pixels.numpy(), torch.cat(decoded).numpy())
 
 
-class Monitor:
-    """Warnings of collapse: a sentence for each threshold that an evaluation crosses."""
+MEMORISED = "the network begins to memorise"  # how the sentence begins that is said once in a run
 
-    def __init__(self, thresholds: MonitorSection, latent_dim: int, best_psnr: float = -math.inf) -> None:
-        self.thresholds, self.latent_dim, self.best_psnr = thresholds, latent_dim, best_psnr
+
+class Monitor:
+    """Warnings of collapse, a sentence for each threshold that an evaluation crosses, and one of memorisation.
+
+    past: the lines of the journal of earlier parts of the run.
+    """
+
+    def __init__(self, thresholds: MonitorSection, latent_dim: int, past: Sequence[Mapping[str, Any]] = ()) -> None:
+        self.thresholds, self.latent_dim = thresholds, latent_dim
+        self.best_psnr = max((line["psnr"] for line in past if "psnr" in line), default=-math.inf)
+        # psnr_0.5 of held-out and of training images, by evaluation
+        self.denoised = [denoised_pair(line) for line in past if "training_psnr_0.5" in line]
+        self.warned = any(str(line.get("warning", "")).startswith(MEMORISED) for line in past)
 
     def floors(self) -> dict[str, float]:
         """The thresholds by name, logged with the metrics so that both show as curves."""
@@ -83,4 +96,31 @@ class Monitor:
             sentences.append(f"the latents collapse: they hardly differ between images (spread {spread:.3f})")
         if quality < floors.get("psnr_floor", -math.inf):
             sentences.append(f"reconstruction gets worse: {quality:.1f} dB, its best was {self.best_psnr:.1f} dB")
+        if sentence := self.memorised(numbers):
+            sentences.append(sentence)
         return sentences
+
+    def memorised(self, numbers: Mapping[str, float]) -> str:
+        """A sentence, once in a run, if held-out images were denoised worse at each of the last evaluations while
+        training images were denoised better; else empty."""
+        if "training_psnr_0.5" not in numbers:
+            return ""
+        self.denoised.append(denoised_pair(numbers))
+        count = self.thresholds.overfit_evals
+        last = self.denoised[-count - 1 :]
+        if self.warned or not count or len(last) <= count:
+            return ""
+        falls = all(after[0] < before[0] for before, after in pairwise(last))
+        (first_held, first_seen), (held, seen) = last[0], last[-1]
+        if not falls or first_held - held < self.thresholds.overfit_drop or seen <= first_seen:
+            return ""
+        self.warned = True
+        return (
+            f"{MEMORISED} the training images: denoised from t = 0.5, held-out images fell from {first_held:.1f} to "
+            f"{held:.1f} dB over {count} evaluations, training images rose from {first_seen:.1f} to {seen:.1f} dB; "
+            "stop here, or train with more images, with data.crop and data.colour, or a smaller network"
+        )
+
+
+def denoised_pair(numbers: Mapping[str, float]) -> tuple[float, float]:
+    return numbers["psnr_0.5"], numbers["training_psnr_0.5"]

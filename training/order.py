@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
+from training.dataset import Broken, Images
 from training.device import Device
 from training.run_config import TrainConfig
-from training.sources import Images
 from training.step import Batch
+
+Read = tuple[NDArray[np.uint8], int, list[Broken]]  # pixels, label, and the images that could not be read
 
 
 class Order:
@@ -104,21 +106,39 @@ def micro_batches(
         step, number = key
         return order.indices(step)[number * micro : (number + 1) * micro].tolist()
 
-    batches: Iterator[tuple[Tensor, Tensor]]
+    batches: Iterator[tuple[Tensor, Tensor, list[Broken]]]
     if images.pixels is not None:
         batches = (gather(images, indices(key)) for key in keys)
     else:
         sampler = (indices(key) for key in keys)
         loader = DataLoader(
-            images,
+            Reader(images),
             batch_sampler=Batches(sampler, len(keys)),
+            collate_fn=collate,
             num_workers=num_workers,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=leave_signals,
         )
         batches = iter(loader)
-    for (step, number), (pixels, labels) in zip(keys, batches, strict=True):
+    for (step, number), (pixels, labels, broken) in zip(keys, batches, strict=True):
+        images.note(broken)
         yield step, number, pixels, labels
+
+
+class Reader(Dataset[Read]):
+    """Images that are decoded when they are asked for, by the worker processes of a loader."""
+
+    def __init__(self, images: Images) -> None:
+        self.images = images
+
+    def __getitem__(self, index: int) -> Read:
+        return self.images.read(index)
+
+
+def collate(items: list[Read]) -> tuple[Tensor, Tensor, list[Broken]]:
+    pixels = torch.from_numpy(np.stack([pixels for pixels, _, _ in items]))
+    labels = torch.tensor([label for _, label, _ in items])
+    return pixels, labels, [one for _, _, broken in items for one in broken]
 
 
 def leave_signals(worker: int) -> None:
@@ -140,9 +160,9 @@ class Batches:
         return self.length
 
 
-def gather(images: Images, indices: list[int]) -> tuple[Tensor, Tensor]:
+def gather(images: Images, indices: list[int]) -> tuple[Tensor, Tensor, list[Broken]]:
     assert images.pixels is not None
-    return torch.from_numpy(images.pixels[indices]), torch.from_numpy(images.labels[indices])
+    return torch.from_numpy(images.pixels[indices]), torch.from_numpy(images.labels[indices]), []
 
 
 def open_batches(training: Images, config: TrainConfig, where: Device, first_step: int) -> Iterator[Batch]:

@@ -25,7 +25,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from dsd_serve.config import PRESETS, ModelConfig
+from dsd_serve.config import IMAGENET_CLASSES, PRESETS, ModelConfig
 from dsd_serve.errors import ConfigError, rule_of
 
 FromList = Strict(False)  # of a tuple: TOML has lists; the items stay strict
@@ -63,6 +63,8 @@ class ModelSection(Section):
     hidden_size: int | None = None
     depth: int | None = None
     num_heads: int | None = None
+    num_classes: int | None = None  # of the data where it is left out
+    class_names: Annotated[tuple[str, ...], FromList] = ()  # as num_classes: the name of each label, to fix their order
 
     @field_validator("preset")
     @classmethod
@@ -71,24 +73,58 @@ class ModelSection(Section):
             raise ConfigError(f"model.preset must be one of {', '.join(PRESETS)}, got {name!r}")
         return name
 
+    @model_validator(mode="after")
+    def classes_have_names(self) -> Self:
+        number, names = self.num_classes, self.class_names
+        if number is not None and number != len(names) and (names or number not in (0, IMAGENET_CLASSES)):
+            raise ConfigError(
+                f"model.num_classes must be the number of model.class_names, {len(names)}, or without names "
+                f"{IMAGENET_CLASSES} for the classes of ImageNet-1k, got {number}; leave it out to take the data's"
+            )
+        return self
+
 
 class DataSection(Section):
-    """Where the images are; see training/sources.py for the layouts."""
+    """Where the images are, and what is done to them; see training/sources for the layouts.
+
+    A step flips, crops and then changes colours, each image by random numbers of its place in the run.
+    """
 
     path: str = ""
-    validation: str = ""  # held-out images of the same layout; empty: the last 1 % of `path` is held out
-    classes: Annotated[tuple[int, ...], FromList] = ()  # ImageNet-1k labels to keep; empty: all
+    validation: str = ""  # held-out images, with classes of the same names; empty: a share of `path` is held out
+    validation_share: Share = 0.0  # of each class; 0: see training/dataset.py
+    labels: Literal["auto", "imagenet", "own", "none"] = (
+        "auto"  # auto: ImageNet's where all names are its wnids or labels
+    )
+    classes: tuple[int | str, ...] = ()  # those to keep, by name, wnid or label; empty: all
+    image_column: str = ""  # of parquet, CSV and hf:NAME; empty: the one with a usual name
+    label_column: str = ""  # as image_column; a key of the .json members of webdataset shards
+    broken_share: Share = 0.05  # images that cannot be read are skipped up to this share; beyond it the run is refused
     resize: Literal["fit", "adm"] = (
         "fit"  # as the server does; or as ADM, with which FID statistics of ImageNet are made
     )
     shuffle_shards: NonNegativeInt = 0  # tar shards shuffled at a time, read nearly in a row; 0: all images at once
     balance: bool = False  # every batch holds its classes as evenly as can be, rare ones repeated
     flip: bool = True  # horizontal flips; the paper states augmentation, not which
+    crop: Share = 1.0  # least share of the area that random square crops keep; 1: off
+    colour: Share = 0.0  # largest change of brightness, contrast and saturation, as a share; 0: off
     memory_gb: float = 8.0  # decoded images up to this size are held in memory, by all processes of a machine
     num_workers: NonNegativeInt = 2  # processes that decode where they are not, of each process that trains
 
+    @field_validator("classes", mode="before")
+    @classmethod
+    def names_or_labels(cls, values: Any) -> Any:
+        if not isinstance(values, list | tuple):
+            raise ConfigError(f"data.classes must be a list, got {values!r}")
+        for value in values:
+            if isinstance(value, bool) or not isinstance(value, int | str):
+                raise ConfigError(f"data.classes must be a list of names or labels, got {value!r}")
+        return tuple(values)
+
     @model_validator(mode="after")
-    def one_order(self) -> Self:
+    def possible_values(self) -> Self:
+        if self.crop == 0:
+            raise ConfigError("data.crop must be above 0: images are cropped to this share of their area, got 0")
         if self.balance and self.shuffle_shards:
             raise ConfigError("data.balance mixes all images, so data.shuffle_shards must be 0")
         return self
@@ -181,13 +217,17 @@ class RunSection(Section):
 
 
 class MonitorSection(Section):
-    """Thresholds that tell collapse from health; each evaluation that crosses one logs a warning. All ours: the study
-    of docs/collapse.png has 0.07 and 0.02 for naive training, 0.15 for a rank that is squeezed, 0.57 and 0.96 for DSD.
+    """Thresholds that tell collapse and memorisation from health; crossing one logs a warning.
+
+    All ours: the study of docs/collapse.png has 0.07 and 0.02 for naive training, 0.15 for a rank that is squeezed,
+    0.57 and 0.96 for DSD.
     """
 
     rank_share: NonNegativeFloat = 0.25  # least effective rank of the latents, as a share of their channels; 0: off
     picture_std: NonNegativeFloat = 0.1  # least spread of the latents between images, of at most about 1; 0: off
     psnr_drop: NonNegativeFloat = 2.0  # dB that reconstruction may lie below its best so far
+    overfit_evals: NonNegativeInt = 3  # evaluations in a row in which held-out images get worse, training images better
+    overfit_drop: NonNegativeFloat = 0.2  # dB that held-out images must have lost over them (psnr_0.5)
 
 
 class TrainConfig(Section):
@@ -210,9 +250,24 @@ class TrainConfig(Section):
     def network_config(self) -> ModelConfig:
         """The network that this configuration trains. (`model_config` is pydantic's name for its own options.)"""
         changes = self.model.model_dump(exclude={"preset"}, exclude_none=True)
+        if self.model.class_names:
+            changes["num_classes"] = len(self.model.class_names)
         # A velocity predictor is part of what the baselines are: the clean-latent loss is the second cure.
         prediction = "latents" if self.loss.objective == "dsd" else "velocity"
-        return replace(PRESETS[self.model.preset], **changes, prediction=prediction, classes=self.data.classes)
+        number = changes.get("num_classes", IMAGENET_CLASSES)
+        labels = [item for item in self.data.classes if isinstance(item, int) and item < number]
+        # Names get their labels from the data, see `with_classes`.
+        classes = tuple(labels) if len(labels) == len(self.data.classes) else ()
+        return replace(PRESETS[self.model.preset], **changes, prediction=prediction, classes=classes)
+
+    def with_classes(self, num_classes: int, names: tuple[str, ...], labels: tuple[int, ...]) -> "TrainConfig":
+        """This configuration with the class table of its data, of which `labels` are kept (all: empty)."""
+        model = {"num_classes": num_classes, "class_names": names}
+        sections = {
+            "model": {**self.model.model_dump(), **model},
+            "data": {**self.data.model_dump(), "classes": labels},
+        }
+        return self.from_dict({**self.to_dict(), **sections})
 
     def to_dict(self) -> dict[str, Any]:
         return self.model_dump()

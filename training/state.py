@@ -2,9 +2,10 @@
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from dsd_serve.checkpoint import read_checkpoint, read_model_dir, read_weights, write_checkpoint
 from dsd_serve.errors import CheckpointError, ConfigError
 from dsd_serve.network import DSD
+from training.classes import IMAGENET, ClassNames, some
 from training.loss import Objective
 from training.run_config import OptimSection, TrainConfig
 from training.teachers import Lpips, VisionModel
@@ -123,11 +125,16 @@ def save(state: State, config: TrainConfig, path: Path) -> None:
 def restore(state: State, config: TrainConfig, path: Path) -> None:
     """Load a checkpoint into a new state. Raises CheckpointError for another network or objective."""
     values = read_checkpoint(path)
-    ours = config.network_config().to_dict()
+    ours, stored = config.network_config().to_dict(), values["network"]
+    table, other = (class_table(network) for network in (ours, stored))
+    if table != other:
+        raise CheckpointError(
+            f"{path} was trained on {difference(other, table)}; use another run.dir or the same images"
+        )
     for key, value in ours.items():
-        if values["network"].get(key) != value:
+        if stored.get(key) != value:
             raise CheckpointError(
-                f"{path} has {key} = {values['network'].get(key)!r}, the configuration {value!r}; "
+                f"{path} has {key} = {stored.get(key)!r}, the configuration {value!r}; "
                 "use another run.dir or the same network"
             )
     try:
@@ -139,3 +146,25 @@ def restore(state: State, config: TrainConfig, path: Path) -> None:
     except (RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} does not fit this configuration: {' '.join(str(error).split())[:300]}") from None
     state.step = values["step"]
+
+
+def class_table(network: Mapping[str, Any]) -> ClassNames:
+    return ClassNames(network.get("num_classes", 0), tuple(network.get("class_names", ())))
+
+
+def difference(stored: ClassNames, ours: ClassNames) -> str:
+    """A part of a sentence: the classes of a checkpoint, and those of the images now."""
+    if not (stored.names and ours.names):
+        return f"{described(stored)}, the images have {described(ours)}"
+    gone, new = (
+        [name for name in one.names if name not in other.names] for one, other in ((stored, ours), (ours, stored))
+    )
+    changes = [f"without {some(gone)}"] * bool(gone) + [f"with {some(new)}"] * bool(new)
+    change = " and ".join(changes) or "in another order"
+    return f"{described(stored)}, the images now have {len(ours.names)}, {change}"
+
+
+def described(table: ClassNames) -> str:
+    if table == IMAGENET:
+        return "the classes of ImageNet-1k"
+    return f"{len(table.names)} classes of their own ({some(table.names)})" if table.names else "images without classes"

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from dsd_serve.network import to_images
+from training.augmentation import augment
 from training.device import Device
 from training.loss import Draws
 from training.run_config import OptimSection, TrainConfig
@@ -36,16 +37,6 @@ def generator_for(seed: int, step: int, number: int, device: torch.device) -> to
     """The generator of one micro-batch, a function of its place in the run: checkpoints need no random state."""
     state = np.random.SeedSequence([SEED_STREAM, seed, step, number]).generate_state(1, np.uint64)
     return torch.Generator(device).manual_seed(int(state[0]) >> 1)
-
-
-def prepare(pixels: Tensor, labels: Tensor, flip: bool, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """uint8 pixels to images in [-1, 1] on the device, half of them mirrored."""
-    device = generator.device
-    images = to_images(pixels.to(device, non_blocking=True))
-    if flip:
-        mirrored = torch.rand(len(images), 1, 1, 1, generator=generator, device=device) < 0.5
-        images = torch.where(mirrored, images.flip(-1), images)
-    return images, labels.to(device, non_blocking=True)
 
 
 Batch = tuple[int, int, Tensor, Tensor]  # step, number of the micro-batch, pixels, labels
@@ -83,7 +74,8 @@ def add_gradient(
     """Forward and backward over one micro-batch, `share` of the step; its loss and parts."""
     step, micro, pixels, labels = batch
     generator = generator_for(config.run.seed, step, micro, where.device)
-    images, labels = prepare(pixels, labels, config.data.flip, generator)
+    images = augment(to_images(pixels.to(where.device, non_blocking=True)), config.data, generator)
+    labels = labels.to(where.device, non_blocking=True)
     draws = Draws.make(config.loss, len(images), state.objective.model.config.latent_shape, generator)
     features = None if state.vision is None else state.vision(images)
     with where.computing():

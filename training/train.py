@@ -7,6 +7,7 @@ checkpoint and exits; rerun the same command to resume from it, bit-exact on a C
 Several devices: torchrun --nproc-per-node N -m training training/configs/NAME.toml
 Several machines: the same on each, with torchrun's --nnodes and --rdzv-endpoint, and run.dir on a shared disk.
 A run may resume with another number of processes: the batch, its images and its noise do not depend on it.
+A first configuration for a set of images: dsd-train init IMAGES
 The cost of a run, before there are any images: dsd-train CONFIG --dry-run
 """
 
@@ -28,12 +29,13 @@ from tqdm import tqdm
 from dsd_serve import __version__
 from dsd_serve.checkpoint import read_checkpoint
 from dsd_serve.errors import ConfigError, DSDError
+from training.dataset import Images, load_images, sample_of
 from training.device import Device, agree_on_step, averaged, choose_device
+from training.inventory import lines, report_broken
 from training.journal import Journal, evaluate, report
 from training.monitor import Monitor
 from training.order import open_batches
 from training.run_config import TrainConfig, load_config
-from training.sources import Images, load_images
 from training.state import State, new_state, restore, save, start_from
 from training.step import lr_at, train_step
 
@@ -64,12 +66,12 @@ class StopSignal:
 
 def announce(state: State, config: TrainConfig, where: Device, training: Images, held: Images) -> None:
     """Log the data, network and device of the run."""
+    for line in lines(training, held):
+        log.info("%s", line)
     log.info(
-        "%s: %d images (%s), %d held out; %.1fM parameters on %s, %s%s; %s",
+        "%s: images %s; %.1fM parameters on %s, %s%s; %s",
         config.run.dir,
-        len(training),
         "in memory" if training.pixels is not None else f"decoded by {config.data.num_workers} processes",
-        len(held),
         sum(p.numel() for p in state.objective.model.parameters()) / 1e6,
         where.device,
         "bf16" if where.bf16 else "fp32",
@@ -88,6 +90,7 @@ def train(config: TrainConfig) -> State:
         for unfinished in folder.glob(".checkpoint.pt.*.tmp"):  # of a process that was killed while it saved
             unfinished.unlink()
     training, held = load_images(config)
+    config = config.with_classes(training.table.num_classes, training.table.names, training.classes)
     state = new_state(config, where.device)
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
@@ -97,12 +100,14 @@ def train(config: TrainConfig) -> State:
     agree_on_step(state.step, where)
     if first:
         announce(state, config, where, training, held)
+    report_broken((training, held), folder, where)
     forward: Any = torch.compile(state.objective) if where.compiled else state.objective
     if where.world > 1:
         forward = DistributedDataParallel(forward)
     batches = open_batches(training, config, where, state.step)
     journal = Journal(folder, first, state.step)
-    monitor = Monitor(config.monitor, state.ema.config.latent_dim, journal.best_psnr)
+    monitor = Monitor(config.monitor, state.ema.config.latent_dim, journal.past)
+    seen = sample_of(training, len(held)) if first else None
     bar = tqdm(total=config.optim.steps, initial=state.step, unit="step", disable=not first, dynamic_ncols=True)
     began, began_step, stop = time.perf_counter(), state.step, StopSignal()
     while True:
@@ -113,11 +118,14 @@ def train(config: TrainConfig) -> State:
         if where.device.type == "cpu" or evaluating or saving:  # on a GPU the check waits for the device
             check_finite(state, checkpoint)
         if first and evaluating:
-            numbers = evaluate(state, config, held, folder)
+            assert seen is not None
+            numbers = evaluate(state, config, held, seen, folder)
             report(state.step, numbers, journal, monitor, bar)
             began, began_step = time.perf_counter(), state.step
         if first and saving:
             save(state, config, checkpoint)
+        if saving and training.pixels is None:
+            report_broken((training, held), folder, where)
         if done or stopping:
             break
 
@@ -154,6 +162,12 @@ def check_finite(state: State, checkpoint: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["init"]:
+        from training.first_config import main as write_config
+
+        write_config(arguments[1:])
+        return
     parser = argparse.ArgumentParser(
         prog="dsd-train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

@@ -15,11 +15,11 @@ from dsd_serve.imaging.codec import fit, write_image
 from dsd_serve.network import DSD
 from tests.support.data import CLASSES, ROOT, sample_image, train_arguments
 from tests.support.runs import assert_same, launch, losses, train_until
+from training.dataset import Images, hold_out, load_images
 from training.loss import Draws, Objective
 from training.monitor import Monitor, latent_metrics
 from training.order import Order, micro_batches
 from training.run_config import LossSection, MonitorSection, TrainConfig
-from training.sources import Images, hold_out, load_images
 from training.state import new_state, start_from
 from training.step import lr_at
 from training.train import train
@@ -188,6 +188,37 @@ def test_collapse_is_warned_of():
     assert warnings(12.0, 1.0, 20, 23, 20.5) == ["reconstruction gets worse: 20.5 dB, its best was 23.0 dB"]
 
 
+def denoised(*pairs, past=(), **thresholds):
+    """The sentences about memorisation for evaluations with these PSNRs of (held-out, training) images."""
+    monitor = Monitor(MonitorSection(**thresholds), 16, past)
+    healthy = {"effective_rank": 12.0, "picture_std": 1.0, "psnr": 20.0}
+    numbers = [{**healthy, "psnr_0.5": held, "training_psnr_0.5": seen} for held, seen in pairs]
+    return [sentence for one in numbers for sentence in monitor.warnings(one)]
+
+
+def test_memorisation_is_said_once():
+    rising, apart = [(18, 18), (19, 19.2), (20, 20.5)], [(19.9, 21), (19.8, 22), (19.6, 23), (19.4, 24), (19.0, 25)]
+    assert denoised(*rising) == denoised(*rising, *apart[:2]) == []
+    (sentence,) = denoised(*rising, *apart)
+    assert sentence.startswith("the network begins to memorise the training images")
+    assert "held-out images fell from 20.0 to 19.6 dB over 3 evaluations" in sentence
+    assert "training images rose from 20.5 to 23.0 dB" in sentence
+    assert denoised(*rising, *apart, overfit_evals=0) == [], "switched off"
+    assert denoised(*rising, *apart, overfit_drop=2.0) == [], "it must be more than noise"
+    assert len(denoised(*rising, *apart, overfit_evals=5)) == 1
+    assert denoised(*rising, (19.9, 21), (19.95, 22), (19.6, 23), (19.5, 24)) == [], "not in a row"
+    assert denoised(*rising, (19.9, 20), (19.8, 19), (19.6, 18)) == [], "training images get worse too: not memorised"
+
+
+def test_a_run_that_resumes_remembers_its_evaluations():
+    pairs = [(20, 20), (19.9, 21), (19.8, 22), (19.6, 23)]
+    past = [{"step": 1, "loss": 3.0}, *({"psnr": 20, "psnr_0.5": a, "training_psnr_0.5": b} for a, b in pairs[:3])]
+    assert len(denoised(pairs[3], past=past)) == 1 and denoised(pairs[3]) == []
+    said = {"step": 3, "warning": "the network begins to memorise the training images: ..."}
+    assert denoised(pairs[3], past=[*past, said]) == []
+    assert Monitor(MonitorSection(), 16, past).best_psnr == 20
+
+
 def test_an_evaluation_below_a_threshold_warns(train_config, tmp_path):
     """In metrics.jsonl and TensorBoard events, next to the metrics, at every evaluation but the first."""
     train(train_config("optim.steps=4", "run.eval_every=2", "monitor.rank_share=1.0", f"run.dir={tmp_path}"))
@@ -276,10 +307,7 @@ def test_wrong_data_gets_a_sentence(image_folder, tmp_path):
             Images(path, 16)
     with pytest.raises(CheckpointError, match="no images of class 5"):
         Images(str(image_folder), 16, classes=(1, 5))
-    (tmp_path / "dogs").mkdir()
-    with pytest.raises(CheckpointError, match="must be named by a wnid"):
-        Images(str(tmp_path), 16)
-    (tmp_path / "dogs").rename(tmp_path / "207")
+    (tmp_path / "207").mkdir()
     (tmp_path / "207/broken.png").write_bytes(b"no image")
     with pytest.raises(CheckpointError, match=r"broken\.png: the bytes are not a readable image"):
         Images(str(tmp_path), 16).hold()
@@ -356,7 +384,8 @@ def test_a_run_leaves_metrics_grids_and_events(checkpoint):
     assert {"metrics.jsonl", "samples-0000020.png", "reconstructions-0000020.png"} <= names
     assert any(name.startswith("events.out.tfevents") for name in names)
     last = json.loads((checkpoint.parent / "metrics.jsonl").read_text().splitlines()[-1])
-    assert {"effective_rank", "psnr", "channel_std_min", "channel_std_max"} <= set(last)
+    named = {"effective_rank", "psnr", "psnr_0.5", "training_psnr_0.5", "channel_std_min", "channel_std_max"}
+    assert named <= set(last)
 
 
 def test_a_run_may_begin_with_the_weights_of_a_model_directory(tiny_dir, train_config, tmp_path):

@@ -12,12 +12,12 @@ from dsd_serve.errors import CheckpointError
 from dsd_serve.imaging import codec
 from dsd_serve.labels import all_classes
 from dsd_serve.params import SamplingParams
+from training.dataset import Images
 from training.evaluation.classifier import Features, Lite0
 from training.evaluation.distances import KernelSet, blur, class_score, frechet_to, kid, moments, precision_recall, ssim
 from training.evaluation.inception import Inception
 from training.evaluation.probe import latent_statistics, probe_accuracy, split_every
 from training.evaluation.subject import Subject
-from training.sources import Images
 
 LIMIT = 50_000  # images of a set, the usual count for FID
 PROBE = 5_000  # training images of the linear probe, at most
@@ -187,6 +187,7 @@ def read_images(images: Images, classes: Sequence[int] | None, limit: int, sigma
     kept = np.arange(len(images.labels)) if classes is None else np.flatnonzero(np.isin(images.labels, classes))
     subset = images.subset(kept[evenly(len(kept), limit)])
     subset.hold()
+    subset = subset.readable()
     assert subset.pixels is not None
     pixels = blur(subset.pixels, sigma) if sigma else subset.pixels
     return ImageSet(Path(images.path).name, pixels, subset.labels, np.empty((0, 0), np.float32))

@@ -36,12 +36,12 @@ from dsd_serve.errors import DSDError, InputError
 from dsd_serve.files import atomic
 from dsd_serve.params import SAMPLER_NAMES, SamplingParams
 from dsd_serve.precision import PRECISIONS
+from training.dataset import Images
 from training.evaluation.classifier import FeatureCache, default_cache, lite0
 from training.evaluation.evaluator import LIMIT, Evaluator, common_classes, imagenet_labels, read_images
 from training.evaluation.inception import Inception
 from training.evaluation.report import table
 from training.evaluation.subject import Subject, open_subject
-from training.sources import Images
 
 
 def make_evaluator(options: argparse.Namespace, subjects: Sequence[Subject]) -> Evaluator:

@@ -12,13 +12,13 @@ from dsd_serve.imaging import codec
 from dsd_serve.imaging.codec import psnr
 from dsd_serve.params import SamplingParams
 from dsd_serve.programs import generate, reconstruct, run, run_all
+from training.dataset import Images
 from training.evaluation.classifier import FeatureCache, lite0, load_network
 from training.evaluation.evaluator import evenly
 from training.evaluation.inception import Inception, read_inception
 from training.evaluation.main import main
 from training.evaluation.report import table
 from training.evaluation.subject import open_subject
-from training.sources import Images
 
 
 @pytest.fixture(scope="module")

@@ -22,10 +22,10 @@ from dsd_serve.errors import CheckpointError
 from dsd_serve.imaging.codec import fit_as_adm, write_image
 from tests.support.data import CLASSES, ROOT, sample_image, train_arguments
 from tests.support.runs import assert_same, launch
+from training.dataset import Images
 from training.order import Order
 from training.run_config import load_config
-from training.shards import INDEX, expand
-from training.sources import Images
+from training.sources.shards import INDEX, expand
 from training.train import train
 
 
@@ -96,8 +96,8 @@ def test_wrong_shards_get_a_sentence(tmp_path):
     with pytest.raises(CheckpointError, match=r"names .*b-1\.tar, which does not exist"):
         Images(str(tmp_path / "b-{1..2}.tar"), 16)
     for members, named in (
-        ([("a.png", b"x")], r"image a needs a member a\.cls"),
-        ([("a.png", b"x"), ("a.cls", b"dog")], r"image a needs a member a\.cls"),
+        ([("a.png", b"x"), ("b.png", b"x"), ("b.cls", b"dog")], r"image a needs a member a\.cls with its class"),
+        ([("a.png", b"x"), ("a.cls", b"")], r"member a\.cls must name a class"),
         ([("a.txt", b"x")], "holds no images"),
     ):
         write_shard(tmp_path / "x.tar", members)
@@ -107,7 +107,7 @@ def test_wrong_shards_get_a_sentence(tmp_path):
     with pytest.raises(CheckpointError, match=r"x\.tar is not a readable tar file"):
         Images(str(tmp_path), 16)
     write_shard(tmp_path / "x.tar", [("a.png", b"no image"), ("a.cls", b"1")])
-    with pytest.raises(CheckpointError, match=r"image at byte 512 of x\.tar"):
+    with pytest.raises(CheckpointError, match=r"no image of class 1 \(goldfish\) can be read: at byte 512 of x\.tar"):
         Images(str(tmp_path), 16)[0]
 
 
@@ -157,7 +157,12 @@ BROKEN = {
     "a size that is not a number": GOOD + header("b.png", b"not a number") + END,
     "a label of megabytes": member("a.png", IMAGE) + member("a.cls", b"1" * 2_000_000) + END,
     "a label of many digits": member("a.png", IMAGE) + member("a.cls", b"9" * 20) + END,
-    "a label that is not a number": member("a.png", IMAGE) + member("a.cls", "٣".encode()) + END,
+    "a label that is not text": member("a.png", IMAGE) + member("a.cls", b"\xff\xfe") + END,
+    "a label with a control character": member("a.png", IMAGE) + member("a.cls", b"a\x1bb") + END,
+    "json that is not json": member("a.png", IMAGE) + member("a.json", b"{") + END,
+    "json of megabytes": member("a.png", IMAGE) + header("a.json", 2_000_000) + bytes(2_000_000) + END,
+    "json nested too deeply": member("a.png", IMAGE) + member("a.json", b"[" * 100_000) + END,
+    "a class in only one of two": GOOD + member("b.png", IMAGE) + END,
     "a negative size by pax": pax([record("size", -5)]) + GOOD + END,
     "a size by pax that leads back": GOOD + pax([record("size", -1536)]) + member("b.png", b"x") + END,
     "a size by pax beyond the end": pax([record("size", 10**13)]) + GOOD + END,
