@@ -13,6 +13,7 @@ from dsd_serve.engines import load_engine
 from dsd_serve.engines.selftest import batch_invariance, mixture
 from dsd_serve.errors import CheckpointError
 from dsd_serve.files import demo_model
+from dsd_serve.hub import model_dir
 from dsd_serve.model import Model
 from dsd_serve.rows import Engine
 
@@ -31,27 +32,28 @@ def load(
 ) -> Model:
     """Load a model directory, test its engine, warm it up, and start its batcher.
 
-    model: the directory, by default the demo model of the package. engine: onnx, torch or tensorrt, or a loaded one.
+    model: the directory or hf:org/name[@revision], by default the demo model of the package. engine: onnx, torch or
+    tensorrt, or a loaded one.
     device: cpu, cuda or cuda:N. precision: one in which the directory has a graph. threads: of the CPU, 0 for all
     cores. row_budget: rows a tick, 0 measures the best. max_waiting, max_seconds: limits of the queue, see `Batcher`.
     Raises CheckpointError when the directory is wrong, EngineUnavailableError when the engine cannot run here.
     """
-    model_dir = demo_model() if model is None else Path(model)
+    path = demo_model() if model is None else model_dir(model)
 
     def open_it() -> Model:
-        directory = read_model_dir(model_dir)
+        directory = read_model_dir(path)
         loaded = engine
         if isinstance(loaded, str):
-            loaded = load_engine(loaded, model_dir, device, threads, flush_denormals=True, precision=precision)
+            loaded = load_engine(loaded, path, device, threads, flush_denormals=True, precision=precision)
         rows = mixture(loaded.config, (1, 2, 1), seed=0)
         outputs = loaded.run(rows)
         if not all(np.isfinite(output).all() for output in outputs):
-            raise CheckpointError(f"the network of {model_dir} gives values that are not finite: export it again")
+            raise CheckpointError(f"the network of {path} gives values that are not finite: export it again")
         tested = batch_invariance(loaded, rows, outputs)
         batcher = Batcher(
             loaded, budget=row_budget, max_waiting=max_waiting, max_seconds=max_seconds, observer=observer
         )
-        card = model_dir / "card.md"
+        card = path / "card.md"
         info = ModelInfo(
             directory.name,
             loaded.config,
@@ -61,7 +63,7 @@ def load(
             tested,
             batcher.budget,
             read_text(card) if card.exists() else None,
-            int((model_dir / "config.json").stat().st_mtime),
+            int((path / "config.json").stat().st_mtime),
         )
         return Model(batcher, info)
 
@@ -70,6 +72,6 @@ def load(
         try:
             return thread.submit(open_it).result()
         except OSError as error:
-            raise CheckpointError(f"{error.filename or model_dir} cannot be read: {error.strerror or error}") from None
+            raise CheckpointError(f"{error.filename or path} cannot be read: {error.strerror or error}") from None
         except MemoryError:
-            raise CheckpointError(f"the network of {model_dir} needs more memory than there is") from None
+            raise CheckpointError(f"the network of {path} needs more memory than there is") from None

@@ -92,6 +92,32 @@ def with_measurements(card: str, reports: Sequence[Report], sizes: dict[str, int
     return "\n".join(lines)
 
 
+def hub_card(card: str, place: str, license_id: str) -> str:
+    """The card with the metadata of the Hugging Face hub, and how to use the model from there. place: hf:org/name."""
+    fields = {
+        "license": license_id,
+        **({"license_name": "see-model-card", "license_link": "README.md"} if license_id == "other" else {}),
+        "library_name": "dsd-serve",
+        "pipeline_tag": "unconditional-image-generation",
+    }
+    tags = ("dsd", "diffusion", "class-conditional", "image-generation", "onnx", "arxiv:2511.14716")
+    metadata = [
+        "---",
+        *(f"{key}: {value}" for key, value in fields.items()),
+        "tags:",
+        *(f"- {tag}" for tag in tags),
+        "---",
+    ]
+    commands = [
+        "```sh",
+        "pip install 'dsd-serve[cpu,hub]'",
+        f"dsd-serve --model {place}",
+        "curl 'localhost:8000/generate?seed=1' -o image.png",
+        "```",
+    ]
+    return "\n".join([*metadata, "", card.strip(), "", "## Use", "", *commands, ""])
+
+
 def training_rows(checkpoint: dict[str, Any]) -> list[tuple[str, str]]:
     """Rows of the card's first table about the training of a checkpoint's values."""
     training, step = checkpoint["config"], checkpoint["step"]

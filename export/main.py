@@ -2,6 +2,7 @@
 
 dsd-export SOURCE [--onnx] [--trt] [--precision NAME ...] [-o DIR]
 dsd-export DIR --check [--precision NAME ...] [--device cuda:N]
+dsd-export DIR --push hf:org/name [--license ID]
 dsd-export SOURCE --triton REPO [--triton-device gpu|cpu] [--triton-engine onnx|tensorrt] [--triton-precision NAME]
 
 Turns a training checkpoint into a model directory: config.json, model.safetensors (the EMA weights), model.onnx (one
@@ -14,7 +15,9 @@ that differs by more than its limits is not written. Files that are up to date a
 atomically: Ctrl-C and a full disk leave the old files, and a directory whose export was killed midway is not loaded.
 dsd-export --untrained dsd-s -o DIR does the same with random weights, for benchmarks.
 
-With --triton the model directory is also written into a Triton model repository.
+With --triton the model directory is also written into a Triton model repository. With --push it is pushed to the
+Hugging Face hub, with its card as README.md; a SOURCE hf:org/name[@revision] comes from there. The token is that of
+HF_TOKEN or of `hf auth login`.
 
 A plan must pass checks before it is written: finite outputs for every class, errors against float32, rows that do not
 depend on their neighbours, a whole generation, the precision that was really built. If this machine cannot run the
@@ -36,11 +39,13 @@ from dsd_serve.checkpoint import check_sampling, read_checkpoint, read_model_dir
 from dsd_serve.config import PRESETS
 from dsd_serve.engines.plan import HARDWARE
 from dsd_serve.errors import CheckpointError, DSDError, EngineUnavailableError
+from dsd_serve.hub import PREFIX, model_dir
 from dsd_serve.params import SAMPLER_NAMES, SamplingParams, from_api
 from dsd_serve.precision import PRECISIONS, REFERENCE, check_runs
 from export.build import export
 from export.card import training_rows, write_card
 from export.commit import Stoppable
+from export.push import check_place, push
 from export.source import Network, directory_network, ema_weights, random_values
 from export.triton_repository import DEVICES, ENGINES, write_repository
 
@@ -84,13 +89,16 @@ def import_plans() -> ModuleType:
 
 def run(options: argparse.Namespace, check: Callable[[], None]) -> Path:
     """Carry out the command line. Returns the model directory. check: raises KeyboardInterrupt to stop."""
+    if options.push:
+        check_place(options.push)
+    fetch_source(options)
     precisions: list[str] = list(dict.fromkeys(options.precision or [REFERENCE]))
     for precision in precisions if options.trt or options.check else ():
         check_runs(precision, "tensorrt")
     if options.check:
         return check_plans(options)
-    target = model_dir(options)
-    if not (options.triton and changes_nothing(options)):
+    target = target_dir(options)
+    if not ((options.triton or options.push) and changes_nothing(options)):
         plans = import_plans() if options.trt else None
         if plans:  # fail before the long work, not after it
             plans.check_options(plans.find_library(), build_options(plans, options))
@@ -108,7 +116,18 @@ def run(options: argparse.Namespace, check: Callable[[], None]) -> Path:
             engine=options.triton_engine,
             precision=options.triton_precision,
         )
+    if options.push:
+        log.info("pushed: %s", push(target, options.push, options.license))
     return target
+
+
+def fetch_source(options: argparse.Namespace) -> None:
+    """Replace a source hf:org/name by the directory that it was downloaded to. Raises CheckpointError."""
+    if not str(options.source).startswith(PREFIX):
+        return
+    place, options.source = options.source, model_dir(options.source)
+    if not (options.output or options.check or (changes_nothing(options) and (options.triton or options.push))):
+        raise CheckpointError(f"{place} needs -o DIR: the downloaded directory belongs to the cache and is not changed")
 
 
 def check_plans(options: argparse.Namespace) -> Path:
@@ -137,7 +156,7 @@ def build_options(plans: ModuleType, options: argparse.Namespace) -> Any:
     )
 
 
-def model_dir(options: argparse.Namespace) -> Path:
+def target_dir(options: argparse.Namespace) -> Path:
     """The model directory to write. Raises CheckpointError."""
     if options.output:
         return Path(options.output)
@@ -182,6 +201,11 @@ def arguments_parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--triton-engine", choices=ENGINES, default="onnx", help="its engine (onnx)")
     group.add_argument("--triton-precision", choices=PRECISIONS, default=REFERENCE, help="its precision (fp32)")
+    hub = parser.add_argument_group("Hugging Face hub")
+    hub.add_argument("--push", metavar="hf:org/name", help="push the model directory; makes the repository")
+    hub.add_argument(
+        "--license", default="other", metavar="ID", help="licence in its card, as the hub spells it (default other)"
+    )
     plan = parser.add_argument_group("TensorRT plans")
     plan.add_argument("--check", action="store_true", help="run the checks of a model directory's plans")
     plan.add_argument("--device", default="cuda", help="GPU that runs the checks, cuda or cuda:N (default cuda)")

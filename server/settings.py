@@ -72,7 +72,7 @@ class Settings:
 
 
 HELP = {
-    "model": "model directory, as dsd-export writes it (default: the demo model of the package)",
+    "model": "model directory of dsd-export, or hf:org/name[@revision] (default: the demo model of the package)",
     "host": "address to listen on; 0.0.0.0 for all interfaces, :: for all of IPv4 and IPv6",
     "port": "TCP port",
     "engine": f"engine that runs the network: {' or '.join(ENGINE_NAMES)}",

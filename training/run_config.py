@@ -202,7 +202,8 @@ class RunSection(Section):
     """Where and how it runs."""
 
     dir: str = ""  # empty: runs/NAME of the configuration file
-    start_from: str = ""  # a model directory whose weights a new run begins with, both the network's and the EMA copy's
+    # A model directory or hf:org/name whose weights a new run begins with, both the network's and the EMA copy's.
+    start_from: str = ""
     seed: int = 0
     device: str = "auto"  # auto, cpu, cuda, cuda:1
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the device multiplies it natively

@@ -29,6 +29,7 @@ from tqdm import tqdm
 from dsd_serve import __version__
 from dsd_serve.checkpoint import read_checkpoint
 from dsd_serve.errors import ConfigError, DSDError
+from dsd_serve.hub import model_dir
 from training.dataset import Images, load_images, sample_of
 from training.device import Device, agree_on_step, averaged, choose_device
 from training.inventory import lines, report_broken
@@ -96,7 +97,7 @@ def train(config: TrainConfig) -> State:
     if checkpoint.exists():
         restore(state, config, checkpoint)
     elif config.run.start_from:
-        start_from(state, Path(config.run.start_from))
+        start_from(state, model_dir(config.run.start_from))
     agree_on_step(state.step, where)
     if first:
         announce(state, config, where, training, held)

@@ -17,7 +17,7 @@ from training.evaluation.classifier import Features, Lite0
 from training.evaluation.distances import KernelSet, blur, class_score, frechet_to, kid, moments, precision_recall, ssim
 from training.evaluation.inception import Inception
 from training.evaluation.probe import latent_statistics, probe_accuracy, split_every
-from training.evaluation.subject import Subject
+from training.evaluation.subject import Subject, described_sampling
 
 LIMIT = 50_000  # images of a set, the usual count for FID
 PROBE = 5_000  # training images of the linear probe, at most
@@ -106,13 +106,12 @@ class Evaluator:
     def evaluate(self, subject: Subject, samples: int, params: SamplingParams) -> dict[str, Any]:
         """All metrics of one model, with its name and sampling settings. samples: images to draw, classes in turn."""
         of_samples, by_class = self.sample_metrics(subject, samples, params)
-        sampling = ("seed", "num_steps", "sampler", "guidance_scale", "guidance_start", "guidance_stop")
         return {
             "name": subject.name,
             "fingerprint": subject.fingerprint,
             "image_size": subject.image_size,
             "engine": subject.engine,
-            "sampling": {key: getattr(params, key) for key in sampling},
+            "sampling": described_sampling(params),
             "samples": of_samples,
             **self.reconstruction_and_latents(subject),
             **({} if by_class is None else {"top1_by_class": by_class}),

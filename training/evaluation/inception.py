@@ -1,4 +1,4 @@
-"""The standard metrics on Inception features, by torch-fidelity: FID, Inception score, KID, precision and recall.
+"""The Inception network of FID, by torch-fidelity, and the standard metrics of sets of images on its features.
 
 The user gives the path of the weights: torch-fidelity's .pth (weights-inception-2015-12-05-6726825d.pth), or the same
 as .safetensors. Nothing is downloaded. Only tensors are read, never a pickle with code.
@@ -6,6 +6,7 @@ as .safetensors. Nothing is downloaded. Only tensors are read, never a pickle wi
 
 import io
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ def read_inception(path: Path) -> io.BytesIO:
         raise CheckpointError(f"{path} does not hold the Inception network of torch-fidelity")
     buffer = io.BytesIO()
     torch.save(dict(weights), buffer)
+    buffer.seek(0)
     return buffer
 
 
@@ -83,6 +85,41 @@ class Pixels(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         return torch.from_numpy(self.pixels[index])
+
+
+class InceptionNetwork:
+    """The network itself, for features of images that arrive in batches. Calls give float32 arrays:
+
+    pool [N, 2048] for FID; spatial [N, 2023] for sFID, the first 7 channels of the 17 x 17 map `mixed_6/conv`, as ADM's
+    evaluator takes them; logits [N, 1008] without bias for the Inception score.
+    """
+
+    sizes = (2048, 2023)  # features of an image, pool and spatial
+
+    def __init__(self, path: Path, device: str = "cpu") -> None:
+        fidelity, weights = load_fidelity(), read_inception(path)
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+        self.version, self.device = str(fidelity.__version__), torch.device(device)
+        try:
+            self.network = FeatureExtractorInceptionV3(
+                "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=weights
+            ).to(self.device)
+        except RuntimeError as error:  # of load_state_dict
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"{path} does not hold the Inception network of torch-fidelity: {reason}") from None
+        self.spatial: Tensor | None = None
+        self.network.Mixed_6d.branch1x1.register_forward_hook(self.keep)
+
+    def keep(self, _: object, __: object, maps: Tensor) -> None:
+        self.spatial = maps[:, :7].permute(0, 2, 3, 1).flatten(1)  # ADM's order: rows, columns, channels
+
+    @torch.inference_mode()
+    def __call__(self, pixels: Sequence[NDArray[np.uint8]]) -> tuple[NDArray[np.float32], ...]:
+        """Images uint8 [3, H, W] of one size. The network scales them to 299 x 299 as TensorFlow 1 does."""
+        pool, logits = self.network(torch.from_numpy(np.stack(pixels)).to(self.device))
+        assert self.spatial is not None
+        return pool.cpu().numpy(), self.spatial.float().cpu().numpy(), logits.cpu().numpy()
 
 
 class Inception:

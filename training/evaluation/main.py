@@ -2,8 +2,10 @@
 
 dsd-eval MODEL --real IMAGES [--reference IMAGES] [--beside MODEL]
 dsd-eval --real IMAGES --reference IMAGES --size S
+dsd-eval --samples PLACE --statistics FILE.npz --inception WEIGHTS
+dsd-eval MODEL --samples N --statistics FILE.npz --inception WEIGHTS
 
-MODEL is a model directory, which --engine runs, or the URL of a running server. --real are held-out
+MODEL is a model directory or hf:org/name, which --engine runs, or the URL of a running server. --real are held-out
 images, --reference (default: the same) the images that samples are compared with: a parquet file, a folder of them, or
 a folder of images by class, as for training.
 
@@ -17,6 +19,10 @@ Inception score, precision and recall by torch-fidelity. The table also has the 
 the floor, which no model can be expected to beat at the same count. Without MODEL only the floor is measured.
 
 --beside measures a second model on the same images, at the larger size of the two and on their common classes.
+
+--statistics gives FID, sFID and Inception score as papers state them, against mean and covariance of Inception features
+(mu and sigma, or a reference batch of ADM). The samples are those of any model: a folder of images, an .npz file with
+arr_0 or tar files, or N images of MODEL, its classes in turn. They are read in constant memory.
 """
 
 import argparse
@@ -32,16 +38,18 @@ import torch
 
 from dsd_serve import __version__
 from dsd_serve.engines import ENGINE_NAMES
-from dsd_serve.errors import DSDError, InputError
+from dsd_serve.errors import DSDError, InputError, shown
 from dsd_serve.files import atomic
 from dsd_serve.params import SAMPLER_NAMES, SamplingParams
 from dsd_serve.precision import PRECISIONS
 from training.dataset import Images
+from training.evaluation import against_statistics
 from training.evaluation.classifier import FeatureCache, default_cache, lite0
 from training.evaluation.evaluator import LIMIT, Evaluator, common_classes, imagenet_labels, read_images
 from training.evaluation.inception import Inception
 from training.evaluation.report import table
-from training.evaluation.subject import Subject, open_subject
+from training.evaluation.sample_files import open_samples
+from training.evaluation.subject import DrawnSamples, Subject, open_subject
 
 
 def make_evaluator(options: argparse.Namespace, subjects: Sequence[Subject]) -> Evaluator:
@@ -80,6 +88,13 @@ def sampling_params(options: argparse.Namespace, defaults: SamplingParams) -> Sa
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """All metrics that the command line requests, as the JSON file has them."""
+    if isinstance(options.samples, str):
+        raise InputError(
+            f"--samples must be a whole number of 1 or more, got {shown(options.samples)}; samples from files need "
+            "--statistics FILE.npz and --inception WEIGHTS"
+        )
+    if not options.real:
+        raise InputError("give real images by --real, or published statistics by --statistics")
     if options.beside and not options.model:
         raise InputError("--beside needs a first model: dsd-eval MODEL --beside OTHER --real IMAGES")
     if not options.model and not options.reference:
@@ -118,6 +133,32 @@ def named_classes(evaluator: Evaluator, subjects: Sequence[Subject]) -> dict[str
     return values
 
 
+def run_statistics(options: argparse.Namespace) -> dict[str, Any]:
+    """The sheet of `--statistics`: samples of files, or of a model."""
+    for name in ("real", "reference", "beside", "blur"):
+        if getattr(options, name):
+            raise InputError(f"--{name} compares real images, and --statistics takes the place of these")
+    if not options.inception:
+        raise InputError("--statistics needs the Inception network: --inception WEIGHTS")
+    if bool(options.model) == isinstance(options.samples, str):
+        raise InputError(
+            "--statistics needs samples: either --samples with a folder, an .npz or a .tar file, or a MODEL and "
+            "--samples with a number"
+        )
+    device = options.device if options.device.startswith("cuda") and torch.cuda.is_available() else "cpu"
+    measure = against_statistics.measure
+    if options.model:
+        subject = open_subject(
+            options.model, options.engine, options.device, options.precision, os.environ.get("DSD_API_KEY", "")
+        )
+        drawn = DrawnSamples(subject, sampling_params(options, subject.defaults), options.samples or LIMIT)
+        batches, total, describe = drawn.batches, drawn.count, drawn.describe
+    else:
+        files = open_samples(options.samples)
+        batches, total, describe = files.batches, files.count, files.describe
+    return measure(batches, total, describe, options.statistics, options.inception, device, options.size)
+
+
 def count(text: str) -> int:
     value = int(text) if text.isdecimal() else 0
     if value < 1:
@@ -125,20 +166,31 @@ def count(text: str) -> int:
     return value
 
 
+def number_or_place(text: str) -> int | str:
+    return count(text) if text.isdecimal() or not text else text
+
+
 def arguments_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dsd-eval", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="a model directory, or http://HOST:PORT of a server")
-    parser.add_argument("--real", required=True, metavar="IMAGES", help="held-out real images")
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL", help="a directory, hf:org/name, or a server http://HOST:PORT"
+    )
+    parser.add_argument("--real", metavar="IMAGES", help="held-out real images")
     parser.add_argument("--reference", metavar="IMAGES", help="real images to compare samples with (default: --real)")
     parser.add_argument("--beside", metavar="MODEL", help="a second model, measured on the same images")
     parser.add_argument("--output", type=Path, metavar="FILE", help="a JSON file for the numbers")
     parser.add_argument("--inception", type=Path, metavar="WEIGHTS", help="add FID, with these Inception weights")
+    parser.add_argument("--statistics", type=Path, metavar="FILE.npz", help="published statistics to compare with")
     drawing = parser.add_argument_group("samples")
     drawing.add_argument(
-        "--samples", type=count, metavar="N", help="images to draw, and of --real (default: all of --real)"
+        "--samples",
+        type=number_or_place,
+        metavar="N|PLACE",
+        help="images to draw, and of --real (default: all of --real; with --statistics 50,000); or a folder, an "
+        ".npz or a .tar file with samples of any model",
     )
     drawing.add_argument("--seed", type=int, default=1)
     drawing.add_argument("--steps", type=int, help="default of this and the following: the model's recommendation")
@@ -151,7 +203,12 @@ def arguments_parser() -> argparse.ArgumentParser:
     running.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     running.add_argument("--precision", choices=PRECISIONS, default="fp32")
     real = parser.add_argument_group("real images")
-    real.add_argument("--size", type=count, metavar="S", help="compare images at S x S pixels (default: the model's)")
+    real.add_argument(
+        "--size",
+        type=count,
+        metavar="S",
+        help="compare images at S x S pixels (default: the model's, or the samples' own)",
+    )
     real.add_argument("--limit", type=count, default=LIMIT, metavar="N", help=f"at most N images of each set ({LIMIT})")
     real.add_argument(
         "--blur", type=float, default=0.0, metavar="SIGMA", help="blur --real, to check that the distances rise"
@@ -167,7 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = arguments_parser()
     options = parser.parse_args(arguments)
     try:
-        numbers = run(options)
+        numbers = run_statistics(options) if options.statistics else run(options)
         if options.output:
             with atomic(options.output) as temporary:
                 temporary.write_text(json.dumps(rounded(numbers), indent=1) + "\n", encoding="utf-8")
@@ -175,7 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit("dsd-eval: stopped; finished features of real images stay cached")
     except (DSDError, OSError) as error:
         sys.exit(f"dsd-eval: {error}")
-    print(table(numbers))
+    print(against_statistics.text(numbers) if options.statistics else table(numbers))
 
 
 def rounded(value: Any) -> Any:

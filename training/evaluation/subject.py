@@ -2,9 +2,9 @@
 
 import base64
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -90,6 +90,44 @@ class ModelSubject:
     def run(self, tasks: Sequence[Task], title: str) -> list[Any]:
         """The results of tasks, in order."""
         return list(tqdm(self.model.results(tasks), total=len(tasks), desc=title, unit="image", leave=False))
+
+
+@dataclass(frozen=True)
+class DrawnSamples:
+    """Samples that a model draws as they are asked for: its classes in turn, sample i from index i of the seed."""
+
+    subject: Subject
+    params: SamplingParams
+    count: int
+
+    def batches(self, rows: int) -> Iterator[list[NDArray[np.uint8]]]:
+        """Images uint8 [3, S, S] in lists of `rows`; the last list is shorter."""
+        classes = list(self.subject.classes)
+        for begin in range(0, self.count, rows):
+            labels = [classes[i % len(classes)] for i in range(begin, min(begin + rows, self.count))]
+            yield list(self.subject.draw(labels, replace(self.params, index=self.params.index + begin)))
+
+    def describe(self) -> dict[str, Any]:
+        """The samples in plain values, for the report."""
+        classes = len(self.subject.classes)
+        return {
+            "name": f"{self.subject.name} ({self.subject.fingerprint[:8]})",
+            "fingerprint": self.subject.fingerprint,
+            "engine": self.subject.engine,
+            "sampling": described_sampling(self.params),
+            "classes": {
+                "classes": min(classes, self.count),
+                "fewest": max(self.count // classes, 1),
+                "most": -(-self.count // classes),
+                "unlabelled": 0,
+            },
+        }
+
+
+def described_sampling(params: SamplingParams) -> dict[str, Any]:
+    """The sampling settings in plain values, for the report."""
+    names = ("seed", "num_steps", "sampler", "guidance_scale", "guidance_start", "guidance_stop")
+    return {name: getattr(params, name) for name in names}
 
 
 class ServerSubject:

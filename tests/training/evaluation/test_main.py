@@ -12,10 +12,11 @@ from dsd_serve.imaging import codec
 from dsd_serve.imaging.codec import psnr
 from dsd_serve.params import SamplingParams
 from dsd_serve.programs import generate, reconstruct, run, run_all
+from tests.support.inception_double import write_random_weights
 from training.dataset import Images
 from training.evaluation.classifier import FeatureCache, lite0, load_network
 from training.evaluation.evaluator import evenly
-from training.evaluation.inception import Inception, read_inception
+from training.evaluation.inception import Inception, InceptionNetwork, read_inception
 from training.evaluation.main import main
 from training.evaluation.report import table
 from training.evaluation.subject import open_subject
@@ -208,22 +209,43 @@ def test_a_missing_torch_fidelity_gets_a_sentence(tmp_path, monkeypatch):
         Inception(tmp_path / "weights.pth")
 
 
-def test_torch_fidelity_measures_with_weights_of_the_user(tmp_path, image_folder):
-    """With random weights, so the values mean nothing; equal sets are at distance 0 all the same."""
-    import torch
-
+def import_fidelity():
+    """The package torch_fidelity; skips the test where it cannot be imported."""
     try:
         import torch_fidelity
     except (ImportError, RuntimeError) as error:
         pytest.skip(f"torch-fidelity cannot be imported: {error}")
+    return torch_fidelity
+
+
+def test_features_of_inception_are_those_that_adm_uses(tmp_path):
+    """With random weights, for the order and place of the features."""
+    import torch
+
+    import_fidelity()
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    network = FeatureExtractorInceptionV3.__new__(FeatureExtractorInceptionV3)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
-        patch.setattr(torch, "load", lambda *_, **__: {})
-        network.__init__("random", ["2048"], feature_extractor_weights_path="none")
-    torch.save(network.state_dict(), tmp_path / "inception.pth")
+    file = tmp_path / "inception.pth"
+    write_random_weights(file)
+    network = InceptionNetwork(file)
+    images = [np.random.default_rng(i).integers(0, 256, (3, 40, 40)).astype(np.uint8) for i in range(2)]
+    pool, spatial, logits = network(images)
+    plain = FeatureExtractorInceptionV3("plain", ["2048", "logits_unbiased"], feature_extractor_weights_path=file)
+    maps = []
+    plain.Mixed_6d.register_forward_hook(lambda _, inputs, output: maps.append(output))
+    theirs = plain(torch.from_numpy(np.stack(images)))
+    assert np.allclose(pool, theirs[0]) and np.allclose(logits, theirs[1])
+    assert (pool.shape[1], spatial.shape[1]) == network.sizes
+    assert np.allclose(spatial[1].reshape(17, 17, 7)[3, 5], maps[0][1, :7, 3, 5]), "its first branch: 1 x 1"
+    torch.save({"Conv2d_1a_3x3.conv.weight": torch.zeros(1)}, file)
+    with pytest.raises(CheckpointError, match="does not hold the Inception network of torch-fidelity: "):
+        InceptionNetwork(file)
+
+
+def test_torch_fidelity_measures_with_weights_of_the_user(tmp_path, image_folder):
+    """With random weights, so the values mean nothing; equal sets are at distance 0 all the same."""
+    torch_fidelity = import_fidelity()
+    write_random_weights(tmp_path / "inception.pth")
     pixels = Images(str(image_folder), 32)
     pixels.hold()
     inception = Inception(tmp_path / "inception.pth")
