@@ -143,9 +143,9 @@ image:
 
 deploy-lint: $(LINT)/.done
 	$(LINT)/bin/hadolint Dockerfile
-	$(LINT)/bin/shellcheck tools/*.sh locks/*.sh
+	$(LINT)/bin/shellcheck tools/*.sh locks/*.sh deploy/*.sh
 	$(LINT)/bin/check-jsonschema --builtin-schema vendor.compose-spec compose*.yaml
-	$(LINT)/bin/kubernetes-validate --strict $(filter-out %/kustomization.yaml %/adapter-values.yaml,$(wildcard deploy/kubernetes/*.yaml))
+	$(LINT)/bin/kubernetes-validate --strict $(filter-out %/kustomization.yaml %/adapter-values.yaml,$(wildcard deploy/kubernetes-job.yaml deploy/kubernetes/*.yaml))
 	@if command -v promtool >/dev/null; then promtool check config deploy/prometheus.yml; \
 	else echo "deploy-lint: promtool is not installed, deploy/prometheus.yml was NOT checked: apt-get install prometheus"; fi
 

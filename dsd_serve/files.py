@@ -24,6 +24,10 @@ class atomic:
         if kind is not None:
             self.temporary.unlink(missing_ok=True)
             return
-        with open(self.temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        self.temporary.replace(self.path)
+        try:
+            with open(self.temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            self.temporary.replace(self.path)
+        except BaseException:  # Ctrl-C too
+            self.temporary.unlink(missing_ok=True)
+            raise

@@ -11,7 +11,7 @@ with dsd_serve.load() as model:  # the demo model
 
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast, overload
 
@@ -31,7 +31,7 @@ ClassName = str | int
 OnImagePreview = Callable[[int, int, Image.Image], None]
 
 MAX_IMAGES = 1_000_000  # of one call
-UNDER_WAY = 256  # tasks of one call that the backend holds at a time
+UNDER_WAY = 256  # tasks of one call that the backend holds at a time, at least
 
 
 class Model:
@@ -318,12 +318,13 @@ class Model:
         """The results of tasks, in order."""
         return list(self.results(tasks, on_preview))
 
-    def results(self, tasks: Iterable[Task], on_preview: OnPreviews | None = None) -> Iterator[Any]:
-        """The results of tasks as they are ready, in order. The backend holds at most UNDER_WAY tasks at a time;
-        closing the iterator cancels them."""
+    def results(self, tasks: Iterable[Task], on_preview: OnPreviews | None = None) -> Generator[Any, None, None]:
+        """The results of tasks as they are ready, in order. The backend holds UNDER_WAY tasks at a time, or as many as
+        fill two batches; closing the iterator cancels them."""
         if self.closed:
             raise ClosedError("the model is closed; load it again")
         jobs: deque[Job] = deque()
+        most = max(UNDER_WAY, 2 * self.info.budget)
 
         def previews_of(number: int) -> OnPreviews | None:
             return None if on_preview is None else lambda _, step, pixels: on_preview(number, step, pixels)
@@ -331,7 +332,7 @@ class Model:
         try:
             for number, task in enumerate(tasks):
                 jobs.extend(self.backend.submit_tasks([task], on_preview=previews_of(number)))
-                if len(jobs) >= UNDER_WAY:
+                if len(jobs) >= most:
                     yield jobs[0].future.result()
                     jobs.popleft()
             while jobs:

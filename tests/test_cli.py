@@ -1,4 +1,4 @@
-"""The four commands, as a person meets them."""
+"""The commands, as a person meets them."""
 
 import subprocess
 import sys
@@ -12,6 +12,8 @@ COMMANDS = {
     "dsd-train": "training",
     "dsd-export": "export",
     "dsd-ui": "ui.main",
+    "dsd-generate": "dsd_serve.shell.generate_command",
+    "dsd-image": "dsd_serve.shell.image_command",
 }
 
 

@@ -1,15 +1,21 @@
 """What stands in deploy/ asks for metrics that the server has, and names of the image that the image has."""
 
 import json
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import time
+from pathlib import Path
 
 import httpx
 import pytest
 import yaml
 
+from dsd_serve.shell.bulk import output_of
+from dsd_serve.shell.generate_command import arguments_parser as generate_arguments
+from dsd_serve.shell.sample_set import Shard
 from server.settings import Settings
 from tests.support.data import ROOT
 
@@ -125,6 +131,47 @@ def test_the_network_policy_lets_the_port_in_and_nothing_out():
     for rule in policy["ingress"]:
         assert rule["from"] and {port["port"] for port in rule["ports"]} <= ports
     assert load("namespace.yaml")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+def accepted(command):
+    """The options of a dsd-generate command."""
+    words = shlex.split(command)
+    assert words[:2] == ["exec", "dsd-generate"]
+    options = generate_arguments().parse_args(words[2:])
+    Shard.parse(options.shard)
+    output_of(options.output, Shard(), options.per_tar or 1000)
+    return options
+
+
+def test_the_kubernetes_job_draws_every_shard_once():
+    job = yaml.safe_load((DEPLOY / "kubernetes-job.yaml").read_text())["spec"]
+    assert (job["completionMode"], job["completions"]) == ("Indexed", 8)
+    (container,) = job["template"]["spec"]["containers"]
+    assert container["command"] == ["sh", "-c"]
+    (script,) = container["args"]
+    shards = []
+    for index in range(8):
+        echo = ["sh", "-c", f"echo {script.removeprefix('exec ')}"]
+        said = subprocess.run(echo, env={"JOB_COMPLETION_INDEX": str(index)}, capture_output=True, text=True)
+        options = accepted(f"exec {said.stdout}")
+        shards.append(options.shard)
+        assert Path(options.output).parent == Path(container["volumeMounts"][0]["mountPath"])
+    assert shards == [f"{number}/8" for number in range(1, 9)]
+    own = container["securityContext"]
+    assert own["readOnlyRootFilesystem"] is True and own["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_the_slurm_array_draws_every_shard_once(tmp_path):
+    script = DEPLOY / "slurm-array.sh"
+    subprocess.run(["sh", "-n", script], check=True)
+    assert "#SBATCH --array=1-8\n" in script.read_text()
+    (tmp_path / "dsd-generate").write_text('#!/bin/sh\necho exec dsd-generate "$@"\n')
+    (tmp_path / "dsd-generate").chmod(0o755)
+    for number in (1, 8):
+        environment = {"SLURM_ARRAY_TASK_ID": str(number), "SLURM_CPUS_PER_TASK": "4", "MODEL": "/m"}
+        environment["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
+        said = subprocess.run(["sh", script], env=environment, capture_output=True, text=True, check=True)
+        assert accepted(said.stdout).shard == f"{number}/8"
 
 
 @pytest.mark.skipif(not shutil.which("prometheus"), reason="prometheus is not installed: apt-get install prometheus")

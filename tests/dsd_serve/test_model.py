@@ -200,6 +200,7 @@ import dsd_serve
 assert not {"numpy", "onnxruntime", "httpx", "PIL"} & set(sys.modules), "loaded too early"
 model = dsd_serve.load(row_budget=4)
 image = model.generate("golden retriever", seed=7, num_steps=1)
+assert "dsd_serve.shell" not in sys.modules
 assert image.size == (32, 32) and [c.name for c in model.classes][3] == "Golden Retriever", model.classes
 assert set(dsd_serve.__all__) <= set(dir(dsd_serve)) and all(getattr(dsd_serve, name) for name in dsd_serve.__all__)
 model.close()

@@ -77,6 +77,9 @@ with TestClient(create_app(service)) as http:
 with dsd_serve.load(model) as loaded:  # Python
     image = loaded.generate(207, seed=1, num_steps=1, sampler="euler", churn=0.5)
     assert json.loads(image.info["dsd"])["churn"] == 0.5
+from dsd_serve.shell import generate_command  # the shell
+generate_command.main(["207", "--seed=1", "--steps=1", "--sampler=euler", "--churn=0.5", "-o=o.png", "--model", model])
+assert Path("o.png").read_bytes() == dsd_serve.to_png(image)
 task = Generate(207, SamplingParams(churn=0.5))  # Triton
 inputs, parameters = to_wire(task)
 assert parameters["churn"] == 0.5
