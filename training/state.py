@@ -128,9 +128,7 @@ def restore(state: State, config: TrainConfig, path: Path) -> None:
     ours, stored = config.network_config().to_dict(), values["network"]
     table, other = (class_table(network) for network in (ours, stored))
     if table != other:
-        raise CheckpointError(
-            f"{path} was trained on {difference(other, table)}; use another run.dir or the same images"
-        )
+        raise CheckpointError(f"{path} was trained {difference(other, table)}; use another run.dir or the same images")
     for key, value in ours.items():
         if stored.get(key) != value:
             raise CheckpointError(
@@ -153,18 +151,19 @@ def class_table(network: Mapping[str, Any]) -> ClassNames:
 
 
 def difference(stored: ClassNames, ours: ClassNames) -> str:
-    """A part of a sentence: the classes of a checkpoint, and those of the images now."""
+    """A part of a sentence: with which classes a checkpoint was trained, and with which the images come now."""
     if not (stored.names and ours.names):
-        return f"{described(stored)}, the images have {described(ours)}"
-    gone, new = (
-        [name for name in one.names if name not in other.names] for one, other in ((stored, ours), (ours, stored))
-    )
+        return f"{described(stored)}, the images come {described(ours)}"
+    gone = [name for name in stored.names if name not in ours.names]
+    new = [name for name in ours.names if name not in stored.names]
     changes = [f"without {some(gone)}"] * bool(gone) + [f"with {some(new)}"] * bool(new)
     change = " and ".join(changes) or "in another order"
     return f"{described(stored)}, the images now have {len(ours.names)}, {change}"
 
 
-def described(table: ClassNames) -> str:
-    if table == IMAGENET:
-        return "the classes of ImageNet-1k"
-    return f"{len(table.names)} classes of their own ({some(table.names)})" if table.names else "images without classes"
+def described(classes: ClassNames) -> str:
+    if classes == IMAGENET:
+        return "with the classes of ImageNet-1k"
+    if not classes.names:
+        return "without classes"
+    return f"with {len(classes.names)} classes of its own ({some(classes.names)})"

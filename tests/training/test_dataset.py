@@ -198,6 +198,16 @@ def test_a_key_of_json_and_a_column_may_be_chosen(tmp_path):
         Images(str(tmp_path / "a.csv"), 16, data=DataSection(image_column="photo", label_column="bred"))
 
 
+def test_columns_that_may_hold_classes_are_named(tmp_path):
+    (tmp_path / "a.csv").write_text("photo,breed,age\nx.png,pug,3\n")
+    images = Images(str(tmp_path / "a.csv"), 16)
+    assert images.table == NO_CLASSES
+    assert images.source.remarks == [
+        "no column is known to hold classes; data.label_column takes one of breed, age",
+    ]
+    assert Images(str(tmp_path / "a.csv"), 16, data=DataSection(labels="none")).source.remarks == []
+
+
 # Broken images.
 
 

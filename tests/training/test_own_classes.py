@@ -66,16 +66,19 @@ def test_a_run_resumes_with_the_same_folders_only(run_of_animals, animals, tmp_p
     (tmp_path / "checkpoint.pt").write_bytes((run_of_animals / "checkpoint.pt").read_bytes())
     assert train(configured(animals, tmp_path, "optim.steps=7")).step == 7
     for names, named in (
-        ((*NAMES, "bird"), "3 classes of their own (Café, Ёж, 金毛犬), the images now have 4, with bird"),
+        (
+            (*NAMES, "bird"),
+            "was trained with 3 classes of its own (Café, Ёж, 金毛犬), the images now have 4, with bird",
+        ),
         (NAMES[:2], "the images now have 2, without 金毛犬"),
         (("Café", "bird", "Ёж"), "the images now have 3, without 金毛犬 and with bird"),
-        (("1", "2"), "the images have the classes of ImageNet-1k"),
+        (("1", "2"), "the images come with the classes of ImageNet-1k"),
     ):
         other = cats_and_dogs(tmp_path / "-".join(names), *names)
         with pytest.raises(CheckpointError) as error:
             train(configured(other, tmp_path, "optim.steps=9"))
         assert named in str(error.value) and str(error.value).endswith("use another run.dir or the same images")
-    with pytest.raises(CheckpointError, match="the images have images without classes"):
+    with pytest.raises(CheckpointError, match="the images come without classes"):
         train(configured(animals / "Café", tmp_path, "optim.steps=9"))
     shuffled = "model.class_names=['金毛犬', 'Café', 'Ёж']"
     with pytest.raises(CheckpointError, match="the images now have 3, in another order"):

@@ -32,6 +32,14 @@ def choose(columns: Sequence[str], wanted: str, usual: Collection[str], key: str
     return found[0] if found else None
 
 
+def unused(columns: Sequence[str], used: Sequence[str | None]) -> list[str]:
+    """A remark about the other columns of a table without a column of classes."""
+    others = [name for name in columns if name not in used]
+    if None not in used or not others:
+        return []
+    return [f"no column is known to hold classes; data.label_column takes one of {shown(', '.join(others))[1:-1]}"]
+
+
 def numbered(
     labels: NDArray[np.int64], names: Sequence[str] | None, rule: str, place: str
 ) -> tuple[ClassNames, NDArray[np.int64]]:
@@ -80,7 +88,6 @@ class ParquetSource:
             import pyarrow.parquet as pq
         except ImportError:
             raise CheckpointError("parquet files need pyarrow: pip install 'dsd-serve[train]'") from None
-        self.remarks: list[str] = []
         place = str(files[0] if len(files) == 1 else files[0].parent)
         try:
             schema = pq.read_schema(files[0])
@@ -105,6 +112,7 @@ class ParquetSource:
             raise CheckpointError(f"the files of {place} have different columns: {first_line(error)}") from None
         self.column = table.column(image).combine_chunks() if len(files) == 1 else table.column(image)
         self.table, self.labels = NO_CLASSES, np.zeros(len(table), np.int64)
+        self.remarks = [] if data.labels == "none" else unused(schema.names, (image, label))
         if label is not None and data.labels != "none":
             names = class_names(features.get(label))
             self.table, self.labels = self.read_labels(table.column(label), names, data.labels, f"{place}, {label}")
@@ -185,7 +193,6 @@ class HuggingFaceSource:
             import datasets
         except ImportError:
             raise CheckpointError(f"hf:{name} needs the datasets package: pip install datasets") from None
-        self.remarks: list[str] = []
         name, _, split = name.partition(":")
         try:
             rows: Any = datasets.load_dataset(name, split=split or "train")
@@ -199,6 +206,7 @@ class HuggingFaceSource:
             raise CheckpointError(f"{place} has no column 'image'; it has {shown(', '.join(columns))}")
         label = choose(columns, data.label_column, CLASS_COLUMNS, "label_column", f"{place}: the class")
         self.table, self.labels = NO_CLASSES, np.zeros(len(rows), np.int64)
+        self.remarks = [] if data.labels == "none" else unused(columns, (self.column, label))
         if label is not None and data.labels != "none":
             values = rows[label][:]
             if all(isinstance(value, int) for value in values):

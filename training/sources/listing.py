@@ -9,25 +9,37 @@ import numpy as np
 from dsd_serve.errors import CheckpointError, shown
 from training.classes import NO_CLASSES, clean
 from training.run_config import DataSection
-from training.sources.columns import CLASS_COLUMNS, choose, named
+from training.sources.columns import CLASS_COLUMNS, choose, named, unused
 from training.sources.folder import read_file
 
-FILE_COLUMNS = ("file", "filename", "file_name", "path", "filepath", "file_path", "image", "image_path", "img")
+FILE_COLUMNS = (
+    "file",
+    "filename",
+    "file_name",
+    "path",
+    "filepath",
+    "file_path",
+    "image",
+    "image_path",
+    "img",
+    "photo",
+    "picture",
+)
 
 
 class CsvSource:
     """The images of a CSV in its order. Paths are relative to its folder; the first line names the columns."""
 
     def __init__(self, file: Path, data: DataSection) -> None:
-        self.remarks: list[str] = []
         header, rows = read_rows(file)
         files = choose(header, data.image_column, FILE_COLUMNS, "image_column", f"{file} of files")
         if files is None:
             raise CheckpointError(
                 f"{file} needs a first line that names its columns, one of them file, as in file,class; it has "
-                f"{shown(', '.join(header))}"
+                f"{shown(', '.join(header))}; data.image_column names another"
             )
         labels = choose(header, data.label_column, CLASS_COLUMNS, "label_column", f"{file} of classes")
+        self.remarks = [] if data.labels == "none" else unused(header, (files, labels))
         if data.labels == "none":
             labels = None
         by_file: dict[str, str] = {}
