@@ -42,8 +42,10 @@ class Images(Dataset[tuple[Tensor, int]]):
 
     Index i gives (uint8 [3, S, S], label). `hold()` decodes all of them into memory. classes: names, wnids or labels;
     empty: all. data: how they are read. table: that of a model, to which the source's classes are mapped by name;
-    None: the source's own. Where an image cannot be read, the next of its class that can be stands in for it, so the
-    order of training does not depend on when that is found out.
+    None: the source's own. common: leave out images of classes that the table lacks, instead of refusing them.
+
+    Where an image cannot be read, the next of its class that can be stands in for it, so the order of training does not
+    depend on when that is found out.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Images(Dataset[tuple[Tensor, int]]):
         classes: Sequence[int | str] = (),
         data: DataSection = DataSection(),  # noqa: B008  # it is frozen
         table: ClassNames | None = None,
+        common: bool = False,
     ) -> None:
         self.source, self.size, self.path = open_source(path, data), size, path
         self.data, self.broken = data, dict[int, Broken]()
@@ -60,21 +63,24 @@ class Images(Dataset[tuple[Tensor, int]]):
         if not len(self.source.labels):
             raise CheckpointError(f"{path} has no images")
         self.table = self.source.table if table is None else table
-        labels = self.mapped(self.source.table.onto(self.table))
+        labels = self.mapped(self.source.table.onto(self.table), common)
         self.classes = tuple(self.table.find(item, "data.classes") for item in classes)
-        keep = np.isin(labels, self.classes) if classes else np.ones(len(labels), bool)
+        keep = np.isin(labels, self.classes) if classes else labels >= 0
         self.indices = np.flatnonzero(keep)
         self.labels = labels[self.indices]
         self.pixels: Pixels | None = None
         if missing := sorted(set(self.classes) - set(self.labels.tolist())):
             raise CheckpointError(f"{path} has no images of class {self.table.name(missing[0])}")
 
-    def mapped(self, label: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The labels of the source in the table of this set; raises CheckpointError for a class that it lacks."""
+    def mapped(self, label: NDArray[np.int64], common: bool) -> NDArray[np.int64]:
+        """The labels of the source in the table of this set, -1 for classes that it lacks.
+
+        Raises CheckpointError for these, or with `common` if there are no others.
+        """
         source, mapped = self.source.table, label[self.source.labels]
         if source == NO_CLASSES and self.table != NO_CLASSES:
             raise CheckpointError(f"{self.path} has images without classes; {self.table.summary()}")
-        if (mapped < 0).any():
+        if (mapped < 0).all() or (not common and (mapped < 0).any()):
             unknown = [source.name(one) for one in np.unique(self.source.labels[mapped < 0]).tolist()]
             raise CheckpointError(
                 f"{self.path} has images of classes that are not known: {some(unknown)}; {self.table.summary()}"

@@ -1,5 +1,6 @@
 """The metrics of a model against sets of real images: samples, reconstructions and latents."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from training.evaluation.distances import KernelSet, blur, class_score, frechet_
 from training.evaluation.inception import Inception
 from training.evaluation.probe import latent_statistics, probe_accuracy, split_every
 from training.evaluation.subject import Subject, described_sampling
+
+log = logging.getLogger(__name__)
 
 LIMIT = 50_000  # images of a set, the usual count for FID
 PROBE = 5_000  # training images of the linear probe, at most
@@ -186,6 +189,8 @@ def read_images(images: Images, classes: Sequence[int] | None, limit: int, sigma
     kept = np.arange(len(images.labels)) if classes is None else np.flatnonzero(np.isin(images.labels, classes))
     subset = images.subset(kept[evenly(len(kept), limit)])
     subset.hold()
+    for broken in subset.broken.values():
+        log.warning("skipped %s", broken)
     subset = subset.readable()
     assert subset.pixels is not None
     pixels = blur(subset.pixels, sigma) if sigma else subset.pixels

@@ -7,7 +7,7 @@ dsd-eval MODEL --samples N --statistics FILE.npz --inception WEIGHTS
 
 MODEL is a model directory or hf:org/name, which --engine runs, or the URL of a running server. --real are held-out
 images, --reference (default: the same) the images that samples are compared with: a parquet file, a folder of them, or
-a folder of images by class, as for training.
+a folder of images by class, as for training. The classes of a model are found in them by name.
 
   samples         against the reference: Frechet and kernel distance, precision, recall; class score, class accuracy
                   (the accuracy only where all classes have a wnid of ImageNet-1k)
@@ -42,6 +42,7 @@ from dsd_serve.errors import DSDError, InputError, shown
 from dsd_serve.files import atomic
 from dsd_serve.params import SAMPLER_NAMES, SamplingParams
 from dsd_serve.precision import PRECISIONS
+from training.classes import IMAGENET
 from training.dataset import Images
 from training.evaluation import against_statistics
 from training.evaluation.classifier import FeatureCache, default_cache, lite0
@@ -49,7 +50,7 @@ from training.evaluation.evaluator import LIMIT, Evaluator, common_classes, imag
 from training.evaluation.inception import Inception
 from training.evaluation.report import table
 from training.evaluation.sample_files import open_samples
-from training.evaluation.subject import DrawnSamples, Subject, open_subject
+from training.evaluation.subject import DrawnSamples, Subject, names_of, open_subject
 
 
 def make_evaluator(options: argparse.Namespace, subjects: Sequence[Subject]) -> Evaluator:
@@ -61,8 +62,12 @@ def make_evaluator(options: argparse.Namespace, subjects: Sequence[Subject]) -> 
     inception = Inception(options.inception, device) if options.inception else None
     classifier = lite0(device)
     cache = FeatureCache(None if options.no_cache else options.cache)
-    real = [Images(path, size) for path in (options.real, options.reference) if path]
+    names = names_of(subjects[0]) if subjects else None
+    real = [Images(options.real, size, table=names, common=True)]
+    if options.reference:
+        real.append(Images(options.reference, size, table=real[0].table, common=True))
     classes = common_classes(subjects, real)
+    imagenet = imagenet_labels(classes, subjects) if subjects or real[0].table == IMAGENET else None
     held = options.limit if subjects else min(options.limit, options.samples or options.limit)
     kept = classes if all(None not in subject.classes.values() for subject in subjects) else None
     sets = [
@@ -71,7 +76,7 @@ def make_evaluator(options: argparse.Namespace, subjects: Sequence[Subject]) -> 
     ]
     for one in sets:
         one.features = cache.features(classifier, one.pixels, f"features of {one.name}")
-    return Evaluator(size, classes, sets[0], sets[-1], classifier, inception, imagenet_labels(classes, subjects))
+    return Evaluator(size, classes, sets[0], sets[-1], classifier, inception, imagenet)
 
 
 def sampling_params(options: argparse.Namespace, defaults: SamplingParams) -> SamplingParams:

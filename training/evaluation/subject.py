@@ -14,12 +14,13 @@ from tqdm import tqdm
 from dsd_serve.client import Client
 from dsd_serve.errors import EngineUnavailableError, ServerError
 from dsd_serve.imaging import codec
-from dsd_serve.labels import ImageClass
+from dsd_serve.labels import ImageClass, all_classes
 from dsd_serve.loading import load
 from dsd_serve.model import Model
 from dsd_serve.params import SamplingParams
 from dsd_serve.programs import Generate, Task
 from dsd_serve.rows import Decode, Encode, Latents, Pixels
+from training.classes import IMAGENET, NO_CLASSES, ClassNames
 
 T = TypeVar("T")
 CONCURRENCY = 8  # requests in flight at a server
@@ -52,6 +53,19 @@ class Subject(Protocol):
     def decode(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Latents float32 [N, L, C] -> images uint8 [N, 3, S, S]."""
         ...
+
+
+def names_of(subject: Subject) -> ClassNames:
+    """The names of a subject's labels, by which the classes of images are found."""
+    known = all_classes()
+    classes = [c for c in subject.classes.values() if c is not None]
+    if not classes:
+        return NO_CLASSES
+    if all(c.index < len(known) and c.wnid == known[c.index].wnid for c in classes):
+        return IMAGENET
+    names = {c.index: c.name for c in classes}
+    last = max(names)  # a server names only the classes that it draws
+    return ClassNames(last + 1, tuple(names.get(label, f"({label})") for label in range(last + 1)))
 
 
 def open_subject(

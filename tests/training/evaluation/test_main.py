@@ -13,6 +13,7 @@ from dsd_serve.imaging.codec import psnr
 from dsd_serve.params import SamplingParams
 from dsd_serve.programs import generate, reconstruct, run, run_all
 from tests.support.inception_double import write_random_weights
+from tests.support.odd_images import cats_and_dogs
 from training.dataset import Images
 from training.evaluation.classifier import FeatureCache, lite0, load_network
 from training.evaluation.evaluator import evenly
@@ -84,6 +85,30 @@ def test_a_missing_classifier_gets_a_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
     with pytest.raises(EngineUnavailableError, match=r"pip install 'dsd-serve\[eval\]'"):
         load_network()
+
+
+def test_images_of_a_model_with_own_classes_are_found_by_name(own_dir, tmp_path):
+    folder = cats_and_dogs(tmp_path / "real", "CAFE\u0301", "unknown", "金毛犬", count=8)
+    (folder / "金毛犬/broken.png").write_bytes(b"x")
+    numbers = numbers_of(tmp_path, own_dir, "--real", folder, "--samples", 8, "--steps", 1)
+    assert numbers["classes"] == [1, 2] and numbers["class_names"] == ["金毛犬", "Café"]
+    assert numbers["held_out"]["pictures"] == 16 and "top1_lite0" not in numbers["models"][0]["samples"]
+    with pytest.raises(
+        SystemExit, match=r"dsd-eval: .*real/unknown has images without classes; the classes are Grandma's"
+    ):
+        main([str(own_dir), "--real", str(folder / "unknown"), "--no-cache"])
+    with pytest.raises(
+        SystemExit, match=r"dsd-eval: .* has images of classes that are not known: bird, wolf; the classes"
+    ):
+        main([str(own_dir), "--real", str(cats_and_dogs(tmp_path / "other", "wolf", "bird")), "--no-cache"])
+
+
+def test_sets_with_own_classes_compare_by_name_without_a_model(tmp_path):
+    real = cats_and_dogs(tmp_path / "real", "cat", "dog", count=8)
+    other = cats_and_dogs(tmp_path / "other", "bird", "Dog", count=8)
+    numbers = numbers_of(tmp_path, "--real", real, "--reference", other, "--size", 24)
+    assert numbers["classes"] == [1] and numbers["real"]["reference_pictures"] == 8
+    assert "top1_lite0" not in numbers["real"]
 
 
 @pytest.mark.thorough
