@@ -12,7 +12,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from dsd_serve import __version__
@@ -71,7 +70,9 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model and engine")
-    group.add_argument("--model", metavar="DIR", help="model directory, as dsd-export writes it (default: the demo)")
+    group.add_argument(
+        "--model", metavar="DIR", help="model directory, as dsd-export writes it, or hf:org/name (default: the demo)"
+    )
     group.add_argument("--engine", choices=ENGINES, default="onnx", help="engine that runs the network (onnx)")
     group.add_argument("--device", type=device, default="cpu", help="cpu, cuda or cuda:N (cpu)")
     group.add_argument("--precision", default="fp32", metavar="NAME", help="one that the model was exported in (fp32)")
@@ -135,7 +136,7 @@ def load_model(options: argparse.Namespace, count: int = 1) -> "Model":
     from dsd_serve.loading import load
 
     return load(
-        None if options.model is None else Path(options.model),
+        options.model,
         options.engine,
         device=options.device,
         precision=options.precision,
