@@ -1,9 +1,10 @@
 """dsd-train init: write a first configuration that fits a set of images.
 
-dsd-train init IMAGES [-o FILE.toml] [--validation IMAGES] [--labels own] [--force]
+dsd-train init IMAGES [-o FILE.toml] [--start-from MODEL] [--validation IMAGES] [--labels own] [--force]
 
 IMAGES is what data.path may be: a folder of folders, a folder of images, parquet, tar or CSV files. Size, network,
-length and augmentation follow from the images and from this machine, where the time of a run is measured.
+length and augmentation follow from the images and from this machine, where the time of a run is measured. With
+--start-from the run fine-tunes a model, "demo" or a model directory: its network, and a tenth of the length.
 """
 
 import argparse
@@ -20,6 +21,8 @@ from typing import get_args
 
 import numpy as np
 
+from dsd_serve.checkpoint import read_model_dir
+from dsd_serve.config import ModelConfig
 from dsd_serve.errors import CheckpointError, DSDError, InputError
 from dsd_serve.files import atomic
 from dsd_serve.imaging import codec
@@ -30,9 +33,11 @@ from training.estimate import duration, free_bytes, kept_for_backward, size, spe
 from training.inventory import classes_line
 from training.run_config import DataSection, TrainConfig
 from training.state import new_state
+from training.transfer import DEMO, start_place
 
 SIZES = (32, 64, 128, 256)
 SLOW = 4 * 3600  # seconds of a run, above which a shorter one is proposed
+FINE_TUNING_RATE = 3e-4
 USED = 0.6  # share of the free memory that a run may take
 
 
@@ -90,13 +95,21 @@ def shape_for(side: int, count: int, cuda: bool) -> Shape:
     return Shape("dsd-m", image_size, patch_size, latent_dim, 768, 16, 12)
 
 
-def length_for(count: int, cuda: bool) -> Length:
-    """So many steps that each of few images is seen hundreds of times, each of many at least fifty."""
+def shape_like(model: ModelConfig, side: int) -> Shape:
+    """The network of a model, for images whose shorter side has `side` pixels: as many tokens, larger patches."""
+    larger = max(model.image_size, *(s for s in SIZES if s <= side and s % model.image_size == 0), 0)
+    patch_size = model.patch_size * larger // model.image_size
+    return Shape("demo", larger, patch_size, model.latent_dim, model.hidden_size, model.depth, model.num_heads)
+
+
+def length_for(count: int, cuda: bool, fine_tuning: bool = False) -> Length:
+    """So many steps that each of few images is seen hundreds of times, each of many at least fifty. Fine-tuning takes a
+    tenth of it."""
     batch = 256 if cuda else 64
     while batch > 2 and batch > count // 2:
         batch //= 2
     seen = max(200_000, min(400 * count, 20_000_000), 50 * count) if cuda else max(50_000, min(200 * count, 400_000))
-    steps = seen // batch
+    steps = seen // batch // (10 if fine_tuning else 1)
     decay = 0.99 if steps < 1500 else 0.995 if steps < 3000 else 0.999
     return Length(steps, batch, max(1, steps // 12), max(1, steps // 10), decay)
 
@@ -125,7 +138,10 @@ def name_of(path: str) -> str:
 def configuration(images: Images, options: argparse.Namespace, shape: Shape, cuda: bool, micro: int = 0) -> str:
     """The text of the file, without its head. micro: images of a micro-batch; 0: the whole batch."""
     count = len(images)
-    length, (crop, colour) = length_for(count, cuda), augmentation_for(count)
+    start = quoted(options.start_from if options.start_from == DEMO else place_of(options.start_from))
+    start = f"start_from = {start}  # fine-tunes its weights\n" if options.start_from else ""
+    length, (crop, colour) = length_for(count, cuda, bool(start)), augmentation_for(count)
+    rate = FINE_TUNING_RATE if start else 1e-3 if shape.hidden_size < 384 else 5e-4
     has_classes = images.table != NO_CLASSES
     counts = np.unique(images.labels, return_counts=True)[1]
     uneven = counts.max() >= 4 * counts.min()
@@ -164,12 +180,12 @@ num_draws = 4  # noise draws for each encoded image
 steps = {length.steps}  # {length.steps * length.batch_size / count:.0f} times each image
 batch_size = {length.batch_size}
 micro_batch_size = {micro or length.batch_size}  # lower it where memory does not suffice; results stay the same
-lr = {"1e-3" if shape.hidden_size < 384 else "5e-4"}
+lr = {rate:g}
 warmup_steps = {length.warmup_steps}
 ema_decay = {length.ema_decay}  # closer to 1 for longer runs
 
 [run]
-eval_every = {length.eval_every}  # images and metrics, in the folder of the run
+{start}eval_every = {length.eval_every}  # images and metrics, in the folder of the run
 save_every = {min(500, length.eval_every)}
 sample_guidance = {2.0 if has_classes else 1.0}  # of the images at evaluations; without classes there is none
 """
@@ -212,7 +228,10 @@ def lines(options: argparse.Namespace) -> Iterator[str]:
         Images(options.validation, 32, data=data, table=images.table).look()
     where = choose_device(TrainConfig())
     cuda = where.device.type == "cuda"
-    shape = shape_for(side, len(images), cuda)
+    if options.start_from:
+        shape = shape_like(read_model_dir(start_place(options.start_from)).config, side)
+    else:
+        shape = shape_for(side, len(images), cuda)
     config = TrainConfig.from_dict(tomllib.loads(configuration(images, options, shape, cuda)))
     yield f"measuring steps at {shape.image_size} x {shape.image_size} pixels on {where.device} ..."
     micro, seconds, memory = measure(config, where)
@@ -239,6 +258,9 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("images", metavar="IMAGES", help="a folder of images or of a folder for each class, ...")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: NAME.toml here, NAME of the images")
+    parser.add_argument(
+        "--start-from", default="", metavar="MODEL", help="fine-tune this model; demo is the one of dsd-serve"
+    )
     parser.add_argument("--validation", default="", metavar="IMAGES", help="held-out images (default: a share)")
     choices = get_args(DataSection.model_fields["labels"].annotation)
     parser.add_argument("--labels", choices=choices, default="auto", help="what the names of classes mean")

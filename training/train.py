@@ -29,7 +29,6 @@ from tqdm import tqdm
 from dsd_serve import __version__
 from dsd_serve.checkpoint import read_checkpoint
 from dsd_serve.errors import ConfigError, DSDError
-from dsd_serve.hub import model_dir
 from training.dataset import Images, load_images, sample_of
 from training.device import Device, agree_on_step, averaged, choose_device
 from training.inventory import lines, report_broken
@@ -39,6 +38,7 @@ from training.order import open_batches
 from training.run_config import TrainConfig, load_config
 from training.state import State, new_state, restore, save, start_from
 from training.step import lr_at, train_step
+from training.transfer import start_place
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def train(config: TrainConfig) -> State:
     if checkpoint.exists():
         restore(state, config, checkpoint)
     elif config.run.start_from:
-        start_from(state, model_dir(config.run.start_from))
+        start_from(state, start_place(config.run.start_from))
     agree_on_step(state.step, where)
     if first:
         announce(state, config, where, training, held)

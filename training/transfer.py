@@ -14,9 +14,17 @@ from torch.nn import functional as F
 
 from dsd_serve.config import ModelConfig
 from dsd_serve.errors import CheckpointError
+from dsd_serve.files import demo_model
+from dsd_serve.hub import model_dir
 from dsd_serve.labels import ImageClass, spelled, table_of
 
+DEMO = "demo"  # a value of run.start_from: the model that ships with the package
 LABELS = "y_embed.embedding.weight"
+
+
+def start_place(model: str) -> Path:
+    """The model directory that run.start_from names."""
+    return demo_model() if model == DEMO else model_dir(model)
 
 
 def fitted(weights: dict[str, Tensor], theirs: ModelConfig, ours: ModelConfig, path: Path) -> dict[str, Tensor]:

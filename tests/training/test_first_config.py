@@ -6,13 +6,23 @@ import tomllib
 
 import pytest
 
+from dsd_serve.config import PRESETS
 from tests.support.odd_images import LAYOUTS, cats_and_dogs, fill
 from training.dataset import Images
-from training.first_config import augmentation_for, configuration, length_for, main, name_of, shape_for, shorter_side
+from training.first_config import (
+    augmentation_for,
+    configuration,
+    length_for,
+    main,
+    name_of,
+    shape_for,
+    shape_like,
+    shorter_side,
+)
 from training.run_config import TrainConfig, load_config
 from training.train import main as dsd_train
 
-OPTIONS = argparse.Namespace(validation="", labels="auto")
+OPTIONS = argparse.Namespace(validation="", labels="auto", start_from="")
 
 
 @pytest.fixture
@@ -36,6 +46,30 @@ def test_a_run_starts_from_what_it_writes_with_the_command_that_it_prints(writte
     few = ["optim.steps=2", "run.eval_every=2", "run.samples_per_class=1", "run.sample_steps=1", "run.compile=off"]
     dsd_train(["animals.toml", *few])
     assert (folder / "runs/animals/checkpoint.pt").exists()
+
+
+def test_fine_tuning_takes_the_network_of_the_model(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    cats_and_dogs(tmp_path / "animals", "golden retriever", "Café", count=12)
+    main(["animals", "--start-from", "demo"])
+    assert load_config(tmp_path / "animals.toml").run.start_from == "demo"
+    few = ["optim.steps=1", "run.eval_every=2", "run.samples_per_class=0", "run.compile=off"]
+    with caplog.at_level("INFO"):
+        dsd_train(["animals.toml", *few])
+    assert "which knows 1 of the 2 classes" in caplog.text
+
+
+@pytest.mark.parametrize(("side", "image_size", "patch_size"), [(1, 32, 8), (63, 32, 8), (64, 64, 16), (500, 256, 64)])
+def test_a_model_is_fine_tuned_with_as_many_tokens(side, image_size, patch_size):
+    shape = shape_like(PRESETS["demo"], side)
+    assert (shape.image_size, shape.patch_size, shape.hidden_size) == (image_size, patch_size, 192)
+
+
+def test_a_model_that_is_not_there_gets_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fill(tmp_path / "images", 8)
+    with pytest.raises(SystemExit, match=r"dsd-train init: .*nowhere"):
+        main(["images", "--start-from", "nowhere"])
 
 
 def test_a_file_is_replaced_only_on_demand(written, capsys):
