@@ -58,7 +58,6 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "no classification loss": ("loss.classification_weight=0.0",),
     "aligned to a vision model": ("loss.vision_weight=0.5", f"loss.vision_model={VISION}"),
     "patches masked": ("loss.mask_probability=0.5",),
-    "target from the online encoder": ("loss.ema_target=false",),
     "no gradient through z_t": ("loss.gradient_through_z_t=false",),
 }
 COLUMNS = {

@@ -37,20 +37,9 @@ class Speed:
         return self.micro_seconds * optim.batch_size / self.images + self.update_seconds
 
 
-def rows_per_image(loss: LossSection) -> float:
-    """Rows that one image sends through the trunk in a step: two encodings, K draws, one decoding, and what the losses
-    on the clean estimate and of self-alignment add to these."""
-    return loss.num_draws + 3 + decoded_estimates(loss) + later_rows(loss)
-
-
-def decoded_estimates(loss: LossSection) -> float:
-    """Clean estimates that are decoded for one image."""
-    return loss.num_draws / loss.estimate_every if loss.estimate_weight else 0.0
-
-
-def later_rows(loss: LossSection) -> int:
-    """Denoise rows of the target encoder for one image."""
-    return loss.num_draws if loss.self_alignment_weight else 0
+def rows_per_image(loss: LossSection) -> int:
+    """Rows that one image sends through the trunk in a step: two encodings, K draws, one decoding."""
+    return loss.num_draws + 3
 
 
 def flops_per_image(network: ModelConfig, loss: LossSection, objective: Objective | None = None) -> float:
@@ -65,8 +54,7 @@ def flops_per_image(network: ModelConfig, loss: LossSection, objective: Objectiv
     conditioning = 2 * (256 * width + width * width)  # of t, which only denoise rows have
     pixels = denoise + border - conditioning
     no_gradient = 2 * tokens * width * 3 * network.patch_size**2  # into the pixels themselves
-    trunk = 3 * ((2 + decoded_estimates(loss)) * pixels + loss.num_draws * denoise) + pixels - no_gradient
-    trunk += later_rows(loss) * denoise
+    trunk = 3 * (2 * pixels + loss.num_draws * denoise) + pixels - no_gradient
     return trunk + (3 * head_flops(objective, tokens, loss.num_draws) if objective is not None else 0)
 
 
@@ -76,7 +64,7 @@ def head_flops(objective: Objective, tokens: int, num_draws: int) -> float:
     def per_token(head: nn.Module | None) -> int:
         return 2 * sum(p.numel() for p in head.parameters() if p.ndim == 2) if head is not None else 0
 
-    denoise_rows = sum(map(per_token, (objective.alignment_head, objective.self_alignment_head, objective.vision_head)))
+    denoise_rows = sum(map(per_token, (objective.alignment_head, objective.vision_head)))
     encode_rows = per_token(objective.representation_head)
     return tokens * (num_draws * denoise_rows + encode_rows) + per_token(objective.classifier)
 

@@ -23,7 +23,6 @@ from training.run_config import LossSection
 
 MAX_T = 0.999  # losses are never evaluated at t = 1
 SMALLEST_BAND = 4  # least side, in pixels, of the pyramid's coarsest band
-LESS_NOISE = 0.2  # the most by which the target of self-alignment is ahead in t (arXiv 2505.02831)
 
 
 @dataclass
@@ -32,7 +31,6 @@ class Draws:
 
     noise [B K, L, C], t [B K], null [B K] bool (drop the label), mask [B, L] bool (hide the patch from the encoder),
     decode_noise [B, L, C] and decode_t [B]: noise of the latents that are decoded (t = 1: none).
-    later_t [B K]: times from t to t + LESS_NOISE, of the target of self-alignment; None without it.
     """
 
     noise: Tensor
@@ -41,7 +39,6 @@ class Draws:
     mask: Tensor
     decode_noise: Tensor
     decode_t: Tensor
-    later_t: Tensor | None = None
 
     @classmethod
     def make(
@@ -61,7 +58,7 @@ class Draws:
         masked = uniform(batch, 1) < config.mask_probability
         noised = uniform(batch) < config.reconstruction_noise
         decode_t = config.reconstruction_t + (1 - config.reconstruction_t) * uniform(batch)
-        draws = cls(
+        return cls(
             noise=normal(rows, *latent_shape),
             t=t,
             null=uniform(rows) < config.class_dropout,
@@ -69,9 +66,6 @@ class Draws:
             decode_noise=normal(batch, *latent_shape),
             decode_t=torch.where(noised, decode_t, 1.0),
         )
-        if config.self_alignment_weight:  # drawn last, so that the other draws are the same without it
-            draws.later_t = (t + LESS_NOISE * uniform(rows)).clamp(max=MAX_T)
-        return draws
 
 
 def projector(hidden_size: int, width: int | None = None) -> nn.Sequential:
@@ -91,9 +85,7 @@ class Objective(nn.Module):
         self.model, self.config = model, config
         size = model.config.hidden_size
         self.alignment_layer = config.alignment_layer or max(1, model.config.depth // 2)
-        self.later_layer = max(self.alignment_layer, round(0.75 * model.config.depth))  # of self-alignment's target
         self.alignment_head = projector(size) if config.alignment_weight else None
-        self.self_alignment_head = projector(size) if config.self_alignment_weight else None
         self.vision_head = projector(size, features) if config.vision_weight else None
         self.representation_head = projector(size) if config.representation_weight else None
         classified = bool(config.classification_weight) and model.config.num_classes > 1
@@ -135,8 +127,6 @@ class Objective(nn.Module):
         }
         if config.pyramid_weight:
             parts["pyramid"] = pyramid_distance(decoded, images)
-        if config.estimate_weight:
-            parts["estimate"] = self.estimate_loss(z_hat, images, draws.t)
         (perceptual,) = self.frozen
         if perceptual is not None:
             parts["lpips"] = perceptual(decoded, images).mean()
@@ -147,13 +137,6 @@ class Objective(nn.Module):
         if self.alignment_head is not None:
             aligned = self.alignment_head(tapped[: batch * draws_each])
             parts["alignment"] = distance(aligned, target_hidden.repeat_interleave(draws_each, 0))
-        if self.self_alignment_head is not None:
-            assert draws.later_t is not None
-            with torch.no_grad():
-                later_z_t = add_noise(ema_z.repeat_interleave(draws_each, 0), draws.noise, draws.later_t[:, None, None])
-                _, later = ema.trunk(*ema.embed_noised(later_z_t, draws.later_t, rows), tap=self.later_layer)
-                later = F.layer_norm(later.float(), later.shape[-1:])
-            parts["self_alignment"] = distance(self.self_alignment_head(tapped[: batch * draws_each]), later)
         if self.representation_head is not None:
             parts["representation"] = distance(self.representation_head(hidden), target_hidden)
         if self.classifier is not None:
@@ -163,9 +146,7 @@ class Objective(nn.Module):
 
     def target(self, z: Tensor, ema_z: Tensor) -> Tensor:
         """The target of denoising, [B, L, C]. Only in the naive objective the gradient flows into it."""
-        if self.config.objective == "naive":
-            return z
-        return ema_z if self.config.ema_target else z.detach()
+        return z if self.config.objective == "naive" else ema_z
 
     def denoise_loss(self, z_hat: Tensor, z_t: Tensor, z_target: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         if self.config.objective != "dsd":
@@ -174,19 +155,6 @@ class Objective(nn.Module):
         if self.config.denoise_weighting == "velocity":
             error = error / (1 - t).clamp(min=self.config.denoise_floor) ** 2
         return error.mean()
-
-    def estimate_loss(self, z_hat: Tensor, images: Tensor, t: Tensor) -> Tensor:
-        """Pixel losses of decoded clean estimates, of one draw in loss.estimate_every, each weighted by its t.
-
-        z_hat [B K, L, C], images [B, 3, S, S], t [B K] -> a scalar. Near t = 0 an estimate is a mean of many images, so
-        its pixels say little.
-        """
-        every = self.config.estimate_every
-        # Both distances scale with the images, so that these carry the weight.
-        weight = t[::every, None, None, None]
-        decoded = weight * self.model.decode(z_hat[::every])  # [R, 3, S, S]
-        true = weight * images.repeat_interleave(self.config.num_draws, 0)[::every]
-        return F.l1_loss(decoded, true) + pyramid_distance(decoded, true)
 
     def hide(self, images: Tensor, mask: Tensor) -> Tensor:
         """The augmentation x+ of the online encoder: hidden patches become grey."""

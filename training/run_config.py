@@ -142,7 +142,6 @@ class LossSection(Section):
     t_std: float = 1.0
     t_shift: PositiveFloat = 1.0  # s in t' = s t / (1 - (1 - s) t): below 1 towards noise (UNITE: 0.5), 1 is off
     class_dropout: Share = 0.1  # share of rows whose label becomes null_label, for guidance
-    ema_target: bool = True  # stated: the target comes from an EMA copy; false: from the online encoder
     gradient_through_z_t: bool = True  # inferred from the paper's P(z1, t, eps): only the target is detached
     mask_ratio: Share = 0.25  # stated: augmentation, masking its example. Share of patches hidden from the encoder ...
     mask_probability: Share = 0.0  # ... in this share of images
@@ -151,13 +150,10 @@ class LossSection(Section):
     reconstruction_noise: Share = 0.5  # share of images whose latents are noised before decoding (UNITE)
     reconstruction_t: Share = 0.7  # lowest t of that noise
     pyramid_weight: NonNegativeFloat = 0.0  # ours: l1 of every band of a Laplacian pyramid; needs no network
-    estimate_weight: NonNegativeFloat = 0.0  # l1 and pyramid of decoded clean estimates, weighted by t (after SpeeDiff)
-    estimate_every: PositiveInt = 4  # ... of one draw in so many
     lpips_weight: NonNegativeFloat = 0.0  # UNITE: 1.0 with an l1 of weight 1, of images in [0, 1]; its weights are in
     lpips_file: str = ""  # a safetensors file that you have, see training/teachers.py; nothing is downloaded
     alignment_weight: NonNegativeFloat = 0.25  # stated: ViT layer alignment; ours: of denoise rows to the EMA encoder
     alignment_layer: int = 0  # 1 is the first block; 0: the middle one
-    self_alignment_weight: NonNegativeFloat = 0.0  # SRA (arXiv 2505.02831): to a later layer of the EMA at less noise
     vision_weight: NonNegativeFloat = 0.0  # REPA (arXiv 2410.06940): 0.5. A later paper lists DSD with a vision model
     vision_model: str = ""  # an ONNX file of your choice, see training/teachers.py; the same layer as alignment_layer
     representation_weight: NonNegativeFloat = 0.25  # stated: self-distillation of representations; ours: encode, cosine

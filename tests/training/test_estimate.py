@@ -33,7 +33,6 @@ CPU = Device(torch.device("cpu"), bf16=False, compiled=False, plain_attention=Tr
     [
         (1, (), 4),
         (3, (), 6),
-        (4, ("loss.estimate_weight=1.0", "loss.estimate_every=2", "loss.self_alignment_weight=1.0"), 13),
     ],
 )
 def test_flops_are_those_that_torch_counts(train_config, draws, switches, rows):

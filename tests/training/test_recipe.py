@@ -4,14 +4,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch.nn import functional as F
 
 from dsd_serve.checkpoint import read_checkpoint
 from dsd_serve.config import ModelConfig
 from dsd_serve.errors import CheckpointError, ConfigError
 from dsd_serve.network import DSD
 from tests.support.runs import assert_same, train_until
-from training.loss import LESS_NOISE, MAX_T, Draws, Objective, pyramid_distance
+from training.loss import Draws, Objective, pyramid_distance
 from training.run_config import LossSection
 from training.state import new_state
 from training.teachers import MEAN, STD, VGG16, Lpips, VisionModel
@@ -87,45 +86,6 @@ def test_each_switch_adds_its_part_to_the_total():
     objective, (_, more) = step(LossSection(lpips_weight=1, lpips_file="lpips.safetensors"), perceptual=perceptual)
     assert set(more) - set(parts) == {"lpips"}
     assert objective.state_dict().keys() == plain.state_dict().keys(), "frozen networks are not saved"
-
-
-def test_pixels_of_the_clean_estimate_teach_decoder_denoiser_and_encoder():
-    objective, (_, parts) = step(LossSection(num_draws=4, estimate_weight=1, estimate_every=2))
-    parts["estimate"].backward()
-    model = objective.model
-    for weight in (model.pixel_head.weight, model.latent_head.weight, model.patch_embed.proj.weight):
-        assert weight.grad is not None and weight.grad.abs().max() > 0
-
-
-def test_an_estimate_counts_by_its_t():
-    objective, _ = step(LossSection(num_draws=2, estimate_weight=1, estimate_every=1))
-    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(3))
-    z_hat = torch.randn(4, 4, 8, generator=torch.Generator().manual_seed(4))
-
-    def loss(*times):
-        return objective.estimate_loss(z_hat, images, torch.tensor(times)).item()
-
-    assert loss(0, 0, 0, 0) == 0
-    assert loss(0.5, 0.5, 0.5, 0.5) == pytest.approx(0.5 * loss(1, 1, 1, 1), rel=1e-5)
-    single = [loss(*(float(i == k) for i in range(4))) for k in range(4)]
-    assert sum(single) == pytest.approx(loss(1, 1, 1, 1), rel=1e-5)
-    decoded = objective.model.decode(z_hat[2:3])
-    difference = F.l1_loss(decoded, images[1:2]) + pyramid_distance(decoded, images[1:2])
-    assert single[2] == pytest.approx(difference.item() / 4, rel=1e-5), "the third draw is the second image's first"
-
-
-def test_self_alignment_looks_ahead_and_leaves_the_target_alone():
-    plain, ahead = draw(), draw(self_alignment_weight=1)
-    assert plain.later_t is None and torch.equal(plain.noise, ahead.noise) and torch.equal(plain.t, ahead.t)
-    assert torch.equal(plain.mask, ahead.mask) and torch.equal(plain.decode_t, ahead.decode_t)
-    step_ahead = ahead.later_t - ahead.t
-    assert step_ahead.min() >= 0 and step_ahead.max() <= LESS_NOISE + 1e-6 and ahead.later_t.max() <= MAX_T
-    assert step_ahead.mean() == pytest.approx(LESS_NOISE / 2, abs=0.02)
-    objective, (_, parts) = step(LossSection(self_alignment_weight=1))
-    assert 0 <= parts["self_alignment"] <= 2
-    parts["self_alignment"].backward()
-    assert objective.model.patch_embed.proj.weight.grad is not None, "it reaches the encoder through z_t"
-    assert objective.model.pixel_head.weight.grad is None
 
 
 # Frozen networks.
