@@ -37,7 +37,7 @@ def written(tmp_path, monkeypatch, capsys):
 def test_a_run_starts_from_what_it_writes_with_the_command_that_it_prints(written):
     folder, printed = written
     assert "24 images, the shorter side of most about 24 pixels" in printed
-    assert "2 classes (Café, 金毛犬), 12 images each" in printed and "min on cpu" in printed
+    assert "2 classes (Café, 金毛犬), 12 images each" in printed and " on cpu, " in printed
     command = shlex.split(printed.splitlines()[-1].removeprefix("next: "))
     assert command == ["dsd-train", "animals.toml"]
     config = load_config(folder / "animals.toml")
