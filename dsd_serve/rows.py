@@ -6,9 +6,10 @@ the programs, and the only place of the names below.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,14 @@ class Cost:
 
     rows: int
     ticks: int
+
+
+class RowCounts(NamedTuple):
+    """Numbers of rows of each kind."""
+
+    encode: int
+    denoise: int
+    decode: int
 
 
 class SingleRow:
@@ -72,6 +81,12 @@ class Decode(SingleRow):
 Row = Encode | Denoise | Decode
 Program = Generator[list[Row], list[Array], Any]
 OnPreview = Callable[[int, Pixels], None]  # (step, counted from 1; clean estimate, uint8 [3, H, W])
+
+
+def count_rows(rows: Sequence[Row]) -> RowCounts:
+    """The numbers of encode, denoise and decode rows."""
+    counted = Counter(map(type, rows))
+    return RowCounts(counted[Encode], counted[Denoise], counted[Decode])
 
 
 class Engine(Protocol):

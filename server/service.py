@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
 
@@ -37,6 +37,9 @@ from server.stream_events import PING_SECONDS, Done, Event, EventQueue, Preview,
 from server.telemetry.metrics import Metrics
 from server.telemetry.traces import load_traces
 
+if TYPE_CHECKING:
+    from dsd_serve.backends.process.process_backend import ProcessBackend
+
 log = logging.getLogger(__name__)
 
 
@@ -56,7 +59,7 @@ class Results:
 class Service:
     """One model on its backend, with the limits and counters of the server.
 
-    engine: replaces the one from the settings.
+    engine: replaces the one from the settings, in this process.
     """
 
     def __init__(self, settings: Settings, engine: Engine | None = None) -> None:
@@ -74,6 +77,11 @@ class Service:
         self.backend: Backend
         if settings.triton:
             self.backend = open_remote(settings, self.metrics)
+        elif settings.engine_apart and engine is None:
+            apart = open_apart(settings, self.metrics)
+            self.backend = apart
+            self.metrics.watch_process(lambda: apart.pid)
+            self.serve(apart.info)
         else:
             opened = open_embedded(settings, engine, self.metrics)
             self.backend = opened.backend
@@ -247,6 +255,25 @@ def open_remote(settings: Settings, observer: Observer) -> TritonBackend:
     return TritonBackend(
         parse_addresses(settings.triton),
         max_waiting=settings.max_waiting,
+        observer=observer,
+    )
+
+
+def open_apart(settings: Settings, observer: Observer) -> "ProcessBackend":
+    from dsd_serve.backends.process.engine_messages import EngineSettings  # here: most servers need no ZeroMQ
+    from dsd_serve.backends.process.process_backend import ProcessBackend
+
+    return ProcessBackend(
+        EngineSettings(
+            model=str(settings.model),
+            engine=settings.engine,
+            device=settings.device,
+            precision=settings.precision,
+            threads=settings.threads,
+            row_budget=settings.row_budget,
+        ),
+        max_waiting=settings.max_waiting,
+        max_seconds=settings.max_wait,
         observer=observer,
     )
 

@@ -42,6 +42,7 @@ class Settings:
     precision: str = "fp32"
     threads: int = 0
     row_budget: int = 0
+    engine_process: str = "auto"
     max_waiting: int = 256
     max_wait: float = 60.0
     max_seconds: float = 300.0
@@ -70,6 +71,11 @@ class Settings:
     ui: bool = False
     triton: str = ""
 
+    @property
+    def engine_apart(self) -> bool:
+        """Whether the engine has a process of its own."""
+        return self.engine_process == "on" or (self.engine_process == "auto" and self.device != "cpu")
+
 
 HELP = {
     "model": "model directory of dsd-export, or hf:org/name[@revision] (default: the demo model of the package)",
@@ -80,6 +86,8 @@ HELP = {
     "precision": f"{listed(PRECISIONS)}, of those that the model was exported in",
     "threads": "CPU threads of the engine, 0 for all cores",
     "row_budget": "rows per tick of the batcher, 0 to measure the best value at start",
+    "engine_process": "on: the engine has a process of its own, which is started again when it fails; off: it is in "
+    "the server's; auto: on for devices other than cpu",
     "max_waiting": "length of the queue, in images; more are rejected with 429",
     "max_wait": "limit of the estimated wait, in seconds; above it requests are rejected with 429",
     "max_seconds": "time limit of a request, in seconds; one that would take longer is rejected with 504",
@@ -126,7 +134,7 @@ HELP = {
 
 CONNECTIONS = ("head_timeout", "write_timeout", "keep_alive", "max_connections", "max_connections_per_address")
 GROUPS = {
-    "model": ("model", "engine", "device", "precision", "threads", "row_budget", "triton"),
+    "model": ("model", "engine", "device", "precision", "threads", "row_budget", "engine_process", "triton"),
     "network": ("host", "port", "root_path", "grace", "ui"),
     "limits": (*(name for name in HELP if name.startswith("max_") and name not in CONNECTIONS), "body_timeout"),
     "connections": CONNECTIONS,
@@ -159,6 +167,7 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 CHOICES = {
     "engine": ENGINE_NAMES,
+    "engine_process": ("auto", "on", "off"),
     "precision": tuple(PRECISIONS),
     "log_level": ("debug", "info", "warning", "error"),
     "log_format": ("pretty", "json"),

@@ -1,6 +1,6 @@
-"""Backends carry out tasks: the batcher on an engine of this process, or Triton servers. This file is their interface.
+"""Backends carry out tasks: a batcher in this process, an engine process with its batcher, or Triton servers.
 
-A backend takes tasks, gives a job for each, and describes the model that it serves.
+This file is their interface: a backend takes tasks, gives a job for each, and describes the model that it serves.
 """
 
 import math
@@ -19,8 +19,9 @@ from dsd_serve.errors import CancelledError, ConfigError, DeadlineError, InputEr
 from dsd_serve.labels import ClassTable, ImageClass, table_of
 from dsd_serve.params import SamplingParams, to_api
 from dsd_serve.programs import Edit, OnPreviews, Task, WalkEnd
-from dsd_serve.rows import Array, Pixels, Row
+from dsd_serve.rows import Array, Pixels, RowCounts
 
+ENGINE_PROCESS_STATES = ("starting", "ready", "hanging", "down")
 OF_AN_END = ("class", "seed", "index")  # settings that belong to one end of a walk
 
 
@@ -146,8 +147,8 @@ class ModelInfo:
 class Observer:
     """Hooks into the work of a backend. The methods do nothing; override those of interest. They must not block."""
 
-    def tick(self, rows: Sequence[Row], seconds: float) -> None:
-        """The engine ran these rows, from the batcher's thread."""
+    def tick(self, rows: RowCounts, seconds: float) -> None:
+        """The engine ran so many rows in one call."""
 
     def started(self, waited: float) -> None:
         """A task left the queue after `waited` seconds."""
@@ -157,6 +158,12 @@ class Observer:
 
     def rejected(self, reason: str) -> None:
         """A request was rejected: queue_full, deadline, draining or dead."""
+
+    def engine_process(self, state: str) -> None:
+        """The engine's own process, if it has one, is now in this state, one of ENGINE_PROCESS_STATES."""
+
+    def engine_restarted(self) -> None:
+        """The engine's process has ended, and a new one is started."""
 
 
 def outcome_of(error: BaseException | None) -> str:
@@ -213,6 +220,11 @@ class Backend(Protocol):
 
     @property
     def ready(self) -> bool: ...
+
+    @property
+    def given_up(self) -> str | None:
+        """The reason why only a new start of this whole process can help, or None."""
+        ...
 
     @property
     def num_running(self) -> int:

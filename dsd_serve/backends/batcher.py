@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 
 from dsd_serve.backends import Observer, outcome_of
+from dsd_serve.backends.admission import Admission
 from dsd_serve.backends.program_job import ProgramJob
 from dsd_serve.backends.row_budget import measure_budget
 from dsd_serve.backends.tick_times import TickTimes
 from dsd_serve.errors import CancelledError, ClosedError, DeadlineError, DSDError, EngineError, QueueFullError
 from dsd_serve.programs import OnPreviews, Task
-from dsd_serve.rows import Array, Cost, Engine, OnPreview, Program, Row
+from dsd_serve.rows import Array, Cost, Engine, OnPreview, Program, Row, count_rows
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +49,9 @@ class Batcher:
         max_seconds: float = math.inf,
         observer: Observer | None = None,
     ) -> None:
-        self.engine, self.max_waiting, self.max_seconds = engine, max_waiting, max_seconds
+        self.engine = engine
         self.observer = observer or Observer()
+        self.admission = Admission(max_waiting, max_seconds, self.observer)
         self.budget, self.times = (budget, TickTimes()) if budget else measure_budget(engine)
         self.waiting: deque[ProgramJob] = deque()
         self.running: list[ProgramJob] = []
@@ -104,40 +106,18 @@ class Batcher:
     def queue_full(self, count: int = 1) -> QueueFullError | None:
         """The error for `count` more programs if there is no room for them now, else None."""
         with self.condition:
-            waiting, ahead = self.num_waiting, self.seconds_ahead()
-        excess = waiting + count - self.max_waiting
-        if excess <= 0 and ahead <= self.max_seconds:
-            return None
-        self.observer.rejected("queue_full")
-        share = min(1.0, excess / max(1, waiting)) if excess > 0 else 1 - self.max_seconds / ahead
-        return QueueFullError(
-            f"{waiting} images are waiting, about {ahead:.1f} s of work is ahead; this server takes at most "
-            f"{self.max_waiting} images and {self.max_seconds:.0f} s; try again later",
-            ahead * share,
-        )
+            return self.admission.queue_full(count, self.num_waiting, self.seconds_ahead())
 
     def admit(self, costs: Sequence[Cost], timeout: float | None) -> None:
         if self.dead or self.closed:
             self.observer.rejected("dead" if self.dead else "draining")
             raise ClosedError(self.dead or "the server is shutting down")
-        if (full := self.queue_full(len(costs))) is not None:
-            raise full
-        expected = self.expected_seconds(costs)
-        if timeout is not None and expected > timeout:
-            self.observer.rejected("deadline")
-            raise DeadlineError(
-                f"this would take about {expected:.2f} s, more than the timeout of {timeout:g} s: allow more time, ask "
-                "for fewer steps or images, or try again later"
-            )
+        self.admission.check(costs, timeout, self.num_waiting, self.seconds_ahead(), self.times)
 
     def seconds_ahead(self) -> float:
         """Estimated seconds until the queued and running programs are done."""
         with self.condition:  # the lists change meanwhile
             return self.times.of_rows(sum(job.rows_left for job in (*self.running, *self.waiting)))
-
-    def expected_seconds(self, costs: Sequence[Cost]) -> float:
-        """Estimated seconds until programs of these costs would be done if they were submitted now."""
-        return self.times.until_done(self.seconds_ahead(), costs)
 
     @property
     def num_running(self) -> int:
@@ -162,6 +142,11 @@ class Batcher:
     @property
     def ready(self) -> bool:
         return self.not_ready is None
+
+    @property
+    def given_up(self) -> str | None:
+        """The reason why nothing will ever be served again, or None."""
+        return self.dead
 
     def snapshot(self) -> dict[str, Any]:
         """The running and waiting programs, as plain values."""
@@ -251,7 +236,7 @@ class Batcher:
 
     def note(self, rows: Sequence[Row], seconds: float) -> None:
         """Update counts and averages."""
-        self.observer.tick(rows, seconds)
+        self.observer.tick(count_rows(rows), seconds)
         self.times.note(len(rows), seconds, self.budget)
         self.failures, self.num_ticks, self.num_rows = 0, self.num_ticks + 1, self.num_rows + len(rows)
 

@@ -84,10 +84,12 @@ def model_card(request: Request) -> Response:
     return PlainTextResponse(card, media_type="text/markdown")
 
 
-@router.get("/health/live")
-async def live() -> Health:
-    """Liveness: the process answers."""
-    return Health(status="live")
+@router.get("/health/live", response_model=Health, responses=problems(503, words={503: "to be started again"}))
+async def live(request: Request) -> Response:
+    """Liveness: the process answers, and the engine works or can be started again."""
+    if reason := request.app.state.service.backend.given_up:
+        return error_responses.problem(503, f"{reason}; this server should be restarted")
+    return JSONResponse({"status": "live"})
 
 
 @router.get("/health/ready", response_model=Health, responses=problems(503, words={503: "not ready"}))

@@ -74,10 +74,16 @@ class PrettyFormatter(logging.Formatter):
         when = f"{datetime.fromtimestamp(record.created):%H:%M:%S}.{int(record.msecs):03d}"
         line = f"{when} {record.levelname:7} {record.name}: {record.getMessage()}{fields}"
         line = escaped(line)
-        if record.exc_info:
-            trouble = self.formatException(record.exc_info).splitlines()
-            line = "\n".join([line, *(f"    {escaped(part)}" for part in trouble)])
+        if trouble := traceback_of(record):
+            line = "\n".join([line, *(f"    {escaped(part)}" for part in trouble.splitlines())])
         return line
+
+
+def traceback_of(record: logging.LogRecord) -> str:
+    """The traceback of a record; one from the engine process has its text only."""
+    if record.exc_info:
+        return logging.Formatter().formatException(record.exc_info)
+    return record.exc_text or ""
 
 
 def quoted(value: Any) -> str:
@@ -97,8 +103,8 @@ class JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
             **context_fields(record),
         }
-        if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
+        if trouble := traceback_of(record):
+            entry["exception"] = trouble
         return json.dumps({name: jsonable(value) for name, value in entry.items()})
 
 

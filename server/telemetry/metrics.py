@@ -1,8 +1,7 @@
 """Prometheus metrics, GET /metrics: the batcher's work, and requests."""
 
 import platform
-from collections import Counter as Counted
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -20,16 +19,15 @@ from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from dsd_serve import __version__
-from dsd_serve.backends import Backend, Observer
+from dsd_serve.backends import ENGINE_PROCESS_STATES, Backend, Observer
 from dsd_serve.errors import CancelledError
-from dsd_serve.rows import Decode, Denoise, Encode, Row
+from dsd_serve.rows import RowCounts
 from server.connections import CUTS, ConnectionLimiter
 from server.middleware.drain import Drain
 from server.middleware.request_id import RequestRecord
 from server.router import Router
 from server.telemetry.logs import lines_dropped
 
-KINDS: dict[type[Row], str] = {Encode: "encode", Denoise: "denoise", Decode: "decode"}
 REJECTIONS = ("queue_full", "deadline", "draining", "dead", "too_large", "unauthorized", "rate_limit", "host", "origin")
 CANCELLATIONS = ("disconnect", "deadline", "shutdown")
 
@@ -68,6 +66,13 @@ class Metrics(Observer):
             **into,
         )
 
+        self.restarts = Counter(
+            "dsd_engine_restarts_total", "Starts of the engine process after one that ended.", **into
+        )
+        self.process = Gauge(
+            "dsd_engine_process", "1 for the state of the engine process, if it has one.", ["state"], **into
+        )
+
         self.images = Counter("dsd_images_total", "Images finished: drawn, encoded, decoded.", **into)
         self.images_failed = Counter("dsd_images_failed_total", "Images whose program or engine failed.", **into)
         self.rows = Counter("dsd_network_rows_total", "Rows that went through the network.", ["kind"], **into)
@@ -79,25 +84,25 @@ class Metrics(Observer):
             "dsd_tick_duration_seconds", "Time of one call of the network.", buckets=TICK_SECONDS, **into
         )
         self.tick_rows = Histogram("dsd_tick_rows", "Rows of one call of the network.", buckets=ROWS, **into)
-        self.rows_of = {kind: self.rows.labels(name) for kind, name in KINDS.items()}  # a tick has no time to look up
+        self.rows_of = [self.rows.labels(kind) for kind in RowCounts._fields]  # a tick has no time to look up
         # Every series exists from the start, so that a rate over it is 0 and not missing.
         for counter, values in (
             (self.rejections, REJECTIONS),
             (self.cancellations, CANCELLATIONS),
             (self.cuts, CUTS),
-            (self.rows, KINDS.values()),
+            (self.rows, RowCounts._fields),
         ):
             for value in values:
                 counter.labels(value)
 
     # Called by the batcher.
 
-    def tick(self, rows: Sequence[Row], seconds: float) -> None:
+    def tick(self, rows: RowCounts, seconds: float) -> None:
         self.ticks.inc()
         self.tick_seconds.observe(seconds)
-        self.tick_rows.observe(len(rows))
-        for kind, count in Counted(map(type, rows)).items():
-            self.rows_of[kind].inc(count)
+        self.tick_rows.observe(sum(rows))
+        for counter, count in zip(self.rows_of, rows, strict=True):
+            counter.inc(count)
 
     def started(self, waited: float) -> None:
         self.queue_seconds.observe(waited)
@@ -112,6 +117,13 @@ class Metrics(Observer):
 
     def rejected(self, reason: str) -> None:
         self.rejections.labels(reason).inc()
+
+    def engine_process(self, state: str) -> None:
+        for each in ENGINE_PROCESS_STATES:
+            self.process.labels(each).set(each == state)
+
+    def engine_restarted(self) -> None:
+        self.restarts.inc()
 
     # Called at the end of requests.
 
@@ -137,6 +149,10 @@ class Metrics(Observer):
         self.gauge(
             "dsd_unsent_bytes", "Bytes of answers that their clients have not taken yet.", lambda: limiter.unsent
         )
+
+    def watch_process(self, pid: Callable[[], int | None]) -> None:
+        """Add the memory, time and descriptors of the engine process, as those of this one."""
+        ProcessCollector(namespace="dsd_engine", pid=lambda: pid() or 0, registry=self.registry)
 
     def watch(
         self,

@@ -50,6 +50,8 @@ class TritonBackend:
     the work in their queues. Raises EngineUnavailableError without Triton's client.
     """
 
+    given_up = None  # servers may always come back
+
     def __init__(
         self,
         addresses: Sequence[str],

@@ -1,0 +1,98 @@
+"""The engine process as its server sees it: how it is started, how it ended, and how it is ended."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+
+import msgspec
+import zmq
+
+from dsd_serve.backends.process.engine_messages import EngineSettings, FromEngine, Start, from_engine
+from dsd_serve.backends.process.mailbox import Mailbox
+from dsd_serve.errors import EngineUnavailableError
+from dsd_serve.rows import Array
+
+MODULE = "dsd_serve.engine_process"
+LAST_MESSAGES_WITHIN = 0.1  # seconds, from the end of the process or from each other
+
+
+class ChildProcess:
+    """A running engine process, and the mailbox to it. Used by one thread, except for `mailbox.put`.
+
+    The socket lies in a private folder, which is removed as soon as the process is connected. Raises
+    EngineUnavailableError when the process cannot be started.
+    """
+
+    def __init__(self, settings: EngineSettings, log_level: int) -> None:
+        with contextlib.ExitStack() as stack:
+            try:
+                self.folder = tempfile.mkdtemp(prefix="dsd-engine-")  # of mode 0700
+                stack.callback(self.has_connected)
+                self.mailbox = Mailbox(from_engine)
+                stack.callback(self.mailbox.close)
+                endpoint = f"ipc://{self.folder}/socket"
+                self.mailbox.socket.bind(endpoint)
+                self.life, own_end = os.pipe()  # readable once the process, which has the other end, has ended
+                stack.callback(os.close, self.life)
+                # The modules are those of this process. -P: never those of the folder that it happens to be in.
+                path = os.pathsep.join(map(os.path.abspath, sys.path))
+                self.process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", MODULE],
+                    stdin=subprocess.PIPE,
+                    stdout=2,
+                    env={**os.environ, "PYTHONPATH": path},
+                    pass_fds=[own_end],
+                )
+                os.close(own_end)
+            except (OSError, zmq.ZMQError) as error:
+                raise EngineUnavailableError(
+                    f"the engine process cannot be started ({error}): it needs a folder for a socket, which TMPDIR "
+                    "can name; --engine-process off does without it"
+                ) from None
+            self.at_end = stack.pop_all()
+        self.mailbox.watch(self.life)
+        assert self.process.stdin is not None
+        with contextlib.suppress(OSError):  # it has ended already, which is noticed next
+            self.process.stdin.write(msgspec.json.encode(Start(settings, endpoint, os.getpid(), log_level)) + b"\n")
+            self.process.stdin.flush()
+
+    @property
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def last_messages(self) -> Iterator[tuple[FromEngine, list[Array]]]:
+        """What a process that has ended sent before."""
+        self.mailbox.poller.unregister(self.life)
+        while received := self.mailbox.exchange(LAST_MESSAGES_WITHIN):
+            yield from received
+
+    def has_connected(self) -> None:
+        """Remove the folder of the socket, which has no further use."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def close(self, seconds: float = 0.0) -> None:
+        """Give it `seconds` to end by itself, then kill it; and release what belongs to it."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(seconds)
+        self.process.kill()  # has no effect on one that has ended
+        self.process.wait()
+        assert self.process.stdin is not None
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
+        self.at_end.close()
+
+    def how_it_ended(self) -> str:
+        """A clause, to follow "the engine process"."""
+        status = self.process.returncode
+        if status >= 0:
+            return f"ended with exit status {status}"
+        try:
+            name = signal.Signals(-status).name
+        except ValueError:
+            name = f"signal {-status}"
+        return f"was ended by {name}{', perhaps because memory ran out' if name == 'SIGKILL' else ''}"
