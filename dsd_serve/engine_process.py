@@ -9,7 +9,6 @@ import contextlib
 import ctypes
 import faulthandler
 import logging
-import math
 import os
 import signal
 import sys
@@ -48,7 +47,7 @@ from dsd_serve.backends.process.engine_messages import (
 from dsd_serve.backends.process.mailbox import Mailbox
 from dsd_serve.backends.program_job import ProgramJob
 from dsd_serve.backends.triton import messages as task_messages
-from dsd_serve.errors import DeadlineError, DSDError, EngineError
+from dsd_serve.errors import DSDError, EngineError
 from dsd_serve.loading import load
 from dsd_serve.model import Model
 from dsd_serve.rows import Array, RowCounts
@@ -154,17 +153,13 @@ class EngineProcess(Observer):
         assert self.model is not None and self.batcher is not None  # the server has seen Ready
         info = self.model.info
 
-        def on_preview(_: int, step: int, pixels: Array) -> None:
+        def on_preview(step: int, pixels: Array) -> None:
             self.mailbox.put(PreviewMade(number, step, head_of(pixels)), [pixels])
 
-        timeout = None if math.isinf(message.deadline) else message.deadline - time.monotonic()
         try:
-            if timeout is not None and timeout <= 0:
-                raise DeadlineError("the result was not ready in time and was dropped")
-            tasks, _ = task_messages.from_wire(inputs, message.parameters, info.config, info.defaults)
-            (job,) = self.batcher.submit_tasks(
-                tasks, timeout=timeout, on_preview=on_preview if message.previews else None
-            )
+            (task,), _ = task_messages.from_wire(inputs, message.parameters, info.config, info.defaults)
+            program = task.program(info.config, on_preview if message.previews else None)
+            (job,) = self.batcher.put([(program, task.cost)], message.deadline)
         except Exception as error:
             if not isinstance(error, DSDError):
                 log.exception("a task could not be read")

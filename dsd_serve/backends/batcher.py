@@ -85,7 +85,14 @@ class Batcher:
                 for program, _ in programs:
                     program.close()
                 raise
-            deadline = math.inf if timeout is None else time.monotonic() + timeout
+            return self.put(programs, math.inf if timeout is None else time.monotonic() + timeout)
+
+    def put(self, programs: Sequence[tuple[Program, Cost]], deadline: float = math.inf) -> list[ProgramJob]:
+        """Put programs in the queue that somebody else has admitted. deadline: of `time.monotonic`. Raises ClosedError
+        if the engine is dead."""
+        with self.condition:
+            if self.dead:
+                raise ClosedError(self.dead)
             jobs = [ProgramJob(next(self.numbers), deadline, program, cost.rows) for program, cost in programs]
             self.waiting.extend(jobs)
             self.condition.notify()

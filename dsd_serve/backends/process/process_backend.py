@@ -60,6 +60,7 @@ class ProcessBackend:
         self.jobs = JobTable(self.observer)
         self.changed = self.jobs.changed  # guards the child and the reason too
         self.child: ChildProcess | None = None
+        self.state = ""
         self.reason: str | None = "the engine process has not started"  # why it is not ready
         self.first: Future[ModelInfo] = Future()  # the model of the first process
         self.closed = False
@@ -216,8 +217,9 @@ class ProcessBackend:
         """Change the reason for which the process is not ready; None when it is."""
         with self.changed:
             self.reason = reason
-            self.changed.notify_all()
-        self.observer.engine_process(state)
+        if state != self.state:
+            self.state = state
+            self.observer.engine_process(state)
 
     def fail_jobs(self) -> None:
         """Fail all tasks, because the process has ended."""
@@ -234,7 +236,7 @@ class ProcessBackend:
         finally:
             with self.changed:
                 self.child = None
-                self.reason = self.reason or "the engine process has ended"
+                self.reason = self.reason or "the engine process has ended, and is started again"
             child.close()
 
     def talk(self, child: ChildProcess) -> None:
