@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from dsd_serve.backends import Observer
+from dsd_serve.backends import Observer, task_messages
 from dsd_serve.backends.batcher import Batcher
 from dsd_serve.backends.process.engine_messages import (
     Cancel,
@@ -46,7 +46,6 @@ from dsd_serve.backends.process.engine_messages import (
 )
 from dsd_serve.backends.process.mailbox import Mailbox
 from dsd_serve.backends.program_job import ProgramJob
-from dsd_serve.backends.triton import messages as task_messages
 from dsd_serve.errors import DSDError, EngineError
 from dsd_serve.loading import load
 from dsd_serve.model import Model

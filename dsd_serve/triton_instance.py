@@ -2,7 +2,7 @@
 
 The model repository that `dsd-export --triton` writes names this class; Triton's Python backend loads it. The model is
 decoupled: `execute` only puts tasks in the batcher's queue, and one thread sends the responses, so that steps of all
-requests share batches. backends/triton/messages.py describes requests and responses.
+requests share batches. backends/task_messages.py describes requests and responses.
 """
 
 import ctypes
@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from dsd_serve.backends import Job
-from dsd_serve.backends.triton import messages
+from dsd_serve.backends import Job, task_messages
 from dsd_serve.errors import CancelledError, ClosedError, DSDError, EngineError, InputError, QueueFullError
 from dsd_serve.loading import load
 from dsd_serve.model import Model
@@ -76,7 +75,7 @@ class TritonPythonModel:
             self.responses.put(lambda: send(sender, {"text": text}))
             return
         info = self.model.info
-        tasks, seconds = messages.from_wire(inputs, parameters, info.config, info.defaults)
+        tasks, seconds = task_messages.from_wire(inputs, parameters, info.config, info.defaults)
         timeout = self.max_seconds if seconds is None else min(seconds, self.max_seconds)
 
         def on_preview(_: int, step: int, pixels: Array) -> None:
@@ -156,7 +155,7 @@ class TritonRequest:
             return
         first, ended = min(job.submitted for job in self.jobs), max(job.ended for job in self.jobs)
         started = min(job.started for job in self.jobs)
-        outputs = messages.results_to_wire([job.future.result() for job in self.jobs])
+        outputs = task_messages.results_to_wire([job.future.result() for job in self.jobs])
         send(self.sender, {**outputs, "seconds": np.array([started - first, ended - started])})
 
     def cancel_if_asked(self) -> None:
@@ -217,7 +216,7 @@ def send(
     flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0
     if error is not None:
         code = next((CODES[kind] for kind in type(error).__mro__ if kind in CODES), "UNKNOWN")
-        failed = pb_utils.TritonError(messages.error_to_text(error), getattr(pb_utils.TritonError, code))
+        failed = pb_utils.TritonError(task_messages.error_to_text(error), getattr(pb_utils.TritonError, code))
         sender.send(pb_utils.InferenceResponse([], error=failed), flags=flags)
         return
     tensors = [pb_utils.Tensor.from_dlpack(name, capsule(array)) for name, array in (outputs or {}).items()]

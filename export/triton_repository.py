@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dsd_serve.backends.triton import messages
-from dsd_serve.backends.triton.messages import MODEL
+from dsd_serve.backends import task_messages
+from dsd_serve.backends.task_messages import MODEL
 from dsd_serve.checkpoint import read_model_dir
 from dsd_serve.config import ModelConfig
 from dsd_serve.engines import ENGINE_NAMES
@@ -79,13 +79,13 @@ def write_repository(
 
 def config_pbtxt(config: ModelConfig, device: str, parameters: Mapping[str, str]) -> str:
     """The text of config.pbtxt."""
-    inputs = [tensor(name, *kind, optional=True) for name, kind in messages.input_shapes(config).items()]
-    outputs = [tensor(name, *kind) for name, kind in messages.output_shapes(config).items()]
+    inputs = [tensor(name, *kind, optional=True) for name, kind in task_messages.input_shapes(config).items()]
+    outputs = [tensor(name, *kind) for name, kind in task_messages.output_shapes(config).items()]
     values = [f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}' for key, value in parameters.items()]
     kind = "KIND_GPU" if device == "gpu" else "KIND_CPU"
     return "\n".join(
         [
-            "# Written by dsd-export. The form of requests: dsd_serve/backends/triton/messages.py. Triton does not",
+            "# Written by dsd-export. The form of requests: dsd_serve/backends/task_messages.py. Triton does not",
             "# batch, because every instance has a batcher of its own. The parameters may be changed by hand.",
             f'name: "{MODEL}"',
             'backend: "python"',

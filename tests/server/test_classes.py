@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import dsd_serve
-from dsd_serve.backends.triton import messages
+from dsd_serve.backends import task_messages
 from dsd_serve.checkpoint import read_model_dir
 from dsd_serve.client import Client
 from dsd_serve.config import PRESETS
@@ -176,7 +176,7 @@ def test_the_client_draws_and_lists(own):
 
 def test_triton_messages_take_own_names():
     def tasks(**parameters):
-        return messages.from_wire({}, parameters, OWN, SamplingParams())[0]
+        return task_messages.from_wire({}, parameters, OWN, SamplingParams())[0]
 
     (task,) = tasks(operation="generate", label="金毛犬")
     assert task == Generate(1, SamplingParams())
@@ -274,10 +274,10 @@ def test_without_classes_python_takes_none(plain, plain_dir):
 
 def test_without_classes_triton_messages_need_no_label():
     def tasks(inputs=None, **parameters):
-        return messages.from_wire(inputs or {}, parameters, PLAIN, SamplingParams())[0]
+        return task_messages.from_wire(inputs or {}, parameters, PLAIN, SamplingParams())[0]
 
     assert tasks(operation="generate") == [Generate(0, SamplingParams())]
-    inputs, parameters = messages.to_wire(Generate(0, SamplingParams(seed=3)))
+    inputs, parameters = task_messages.to_wire(Generate(0, SamplingParams(seed=3)))
     assert tasks(inputs, **parameters) == [Generate(0, SamplingParams(seed=3))]
     (walk,) = tasks(operation="interpolate", fraction=0.5, to_seed=3)
     assert isinstance(walk, Interpolate)

@@ -36,7 +36,7 @@ import dsd_serve
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from dsd_serve.backends.triton.messages import from_wire, to_wire
+from dsd_serve.backends.task_messages import from_wire, to_wire
 from dsd_serve.calls import generate
 from dsd_serve.checkpoint import config_json
 from dsd_serve.params import SamplingParams, from_openai

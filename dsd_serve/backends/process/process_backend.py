@@ -19,7 +19,6 @@ from dsd_serve.backends.process.child_process import ChildProcess
 from dsd_serve.backends.process.engine_messages import EngineSettings
 from dsd_serve.backends.process.process_jobs import JobTable, ProcessJob, check_array, submission
 from dsd_serve.backends.tick_times import TickTimes
-from dsd_serve.backends.triton.messages import operation_of
 from dsd_serve.errors import ClosedError, DSDError, EngineUnavailableError, QueueFullError
 from dsd_serve.programs import OnPreviews, Task
 from dsd_serve.rows import Array, RowCounts
@@ -93,7 +92,7 @@ class ProcessBackend:
             costs = [task.cost for task in tasks]
             self.admission.check(costs, timeout, self.num_waiting, self.seconds_ahead(), self.times)
             jobs = self.jobs.add(tasks, timeout, on_preview, lambda number: self.send(messages.Cancel(number)))
-            child.mailbox.put(*submission(jobs))
+            child.mailbox.put(*submission(jobs, tasks))
         return jobs
 
     def queue_full(self, count: int = 1) -> QueueFullError | None:
@@ -280,7 +279,7 @@ class ProcessBackend:
             raise ProcessEnds(f"hung for more than {HANGS_FOR:.0f} s, and was killed")
         if reason != self.reason:
             self.change("ready" if reason is None else "hanging", reason)
-        self.jobs.drop_late(now, silent)
+        self.jobs.drop_late(now, reason is not None)
 
     def take(self, message: messages.FromEngine, arrays: Sequence[Array]) -> None:
         """Act on a message of the process. Raises ProcessEnds, DSDError."""
@@ -339,7 +338,7 @@ class ProcessBackend:
     def finish(self, message: messages.Finished, result: Array) -> None:
         job = self.jobs.get(message.number)
         if job is not None:
-            check_array(result[None], operation_of(job.task).output, self.info.config)
+            check_array(result[None], job.output, self.info.config)
             self.ends = 0
             self.jobs.note_start(message.number, message.started)
             self.jobs.end(message.number, result)

@@ -10,7 +10,7 @@ from typing import Any
 
 from dsd_serve.backends import Job, Observer, outcome_of
 from dsd_serve.backends.process.engine_messages import BrokenMessage, RunningTask, Submit, TaskMessage, head_of
-from dsd_serve.backends.triton.messages import output_shapes, to_wire
+from dsd_serve.backends.task_messages import operation_of, output_shapes, to_wire
 from dsd_serve.config import ModelConfig
 from dsd_serve.errors import CancelledError, DeadlineError
 from dsd_serve.programs import OnPreviews, Task
@@ -21,10 +21,13 @@ MARGIN = 5.0  # seconds after its deadline at which a task is dropped here if th
 
 @dataclass(eq=False)
 class ProcessJob(Job):
-    """A task in the engine process. place: among the tasks of its request. rows_left: the part of its cost that is not
-    yet paid. waits_for: kinds of rows."""
+    """A task in the engine process. output: the name of its result. place: among the tasks of its request. rows_left: the
+    part of its cost that is not yet paid. waits_for: kinds of rows.
 
-    task: Task
+    It does not keep the task itself, so that its pixels are held by the process only.
+    """
+
+    output: str
     place: int
     on_preview: OnPreviews | None
     on_cancel: Callable[[int], None]
@@ -38,16 +41,16 @@ class ProcessJob(Job):
             self.on_cancel(self.number)
 
 
-def submission(jobs: Sequence[ProcessJob]) -> tuple[Submit, list[Array]]:
-    """The message that submits jobs to the process, and its arrays."""
-    tasks: list[TaskMessage] = []
+def submission(jobs: Sequence[ProcessJob], tasks: Sequence[Task]) -> tuple[Submit, list[Array]]:
+    """The message that submits tasks to the process, and its arrays."""
+    sent: list[TaskMessage] = []
     arrays: list[Array] = []
-    for job in jobs:
-        inputs, parameters = to_wire(job.task)
+    for job, task in zip(jobs, tasks, strict=True):
+        inputs, parameters = to_wire(task)
         heads = {name: head_of(array) for name, array in inputs.items()}
-        tasks.append(TaskMessage(job.number, job.deadline, job.on_preview is not None, parameters, heads))
+        sent.append(TaskMessage(job.number, job.deadline, job.on_preview is not None, parameters, heads))
         arrays += inputs.values()
-    return Submit(tasks), arrays
+    return Submit(sent), arrays
 
 
 def check_array(array: Array, name: str, config: ModelConfig) -> None:
@@ -78,7 +81,9 @@ class JobTable:
     ) -> list[ProcessJob]:
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         jobs = [
-            ProcessJob(next(self.numbers), deadline, task, place, on_preview, on_cancel, task.cost.rows)
+            ProcessJob(
+                next(self.numbers), deadline, operation_of(task).output, place, on_preview, on_cancel, task.cost.rows
+            )
             for place, task in enumerate(tasks)
         ]
         with self.changed:
@@ -137,12 +142,12 @@ class JobTable:
         for job in self.all():
             self.end(job.number, error=make())
 
-    def drop_late(self, now: float, silent: float) -> None:
-        """End what the process should have ended. silent: seconds for which it has said nothing."""
+    def drop_late(self, now: float, hangs: bool) -> None:
+        """End what the process should have ended. hangs: whether it ends nothing now."""
         for job in self.all():
             if now > job.deadline + MARGIN:
                 self.end(job.number, error=DeadlineError("the result was not ready in time and was dropped"))
-            elif job.cancelled and silent > MARGIN:
+            elif job.cancelled and hangs:
                 self.end(job.number, error=CancelledError("the job was cancelled"))
 
     def snapshot(self) -> dict[str, list[dict[str, Any]]]:

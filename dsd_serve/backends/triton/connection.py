@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dsd_serve.backends import Job
-from dsd_serve.backends.triton import messages, results
+from dsd_serve.backends import Job, task_messages
+from dsd_serve.backends.triton import results
 from dsd_serve.backends.triton.addresses import proxy_of
 from dsd_serve.backends.triton.results import WrongAnswer
 from dsd_serve.programs import OnPreviews, Task
@@ -82,7 +82,7 @@ class RemoteServer:
     async def describe(self) -> dict[str, Any]:
         self.check_now.clear()
         found: dict[str, Any] | None = None
-        async for outputs in self.stream({}, messages.DESCRIBE):
+        async for outputs in self.stream({}, task_messages.DESCRIBE):
             if found is not None:
                 raise WrongAnswer("a second description follows the first")
             found = results.read_description(outputs)
@@ -91,7 +91,7 @@ class RemoteServer:
         return found
 
     async def stream(
-        self, inputs: Mapping[str, Array], parameters: messages.Parameters
+        self, inputs: Mapping[str, Array], parameters: task_messages.Parameters
     ) -> AsyncIterator[dict[str, Array]]:
         """The output tensors of each response. Ended early, it cancels the request.
 
@@ -106,14 +106,14 @@ class RemoteServer:
             tensors.append(tensor.set_data_from_numpy(array))
 
         async def one() -> AsyncIterator[dict[str, Any]]:
-            yield {"model_name": messages.MODEL, "inputs": tensors, "parameters": dict(parameters)}
+            yield {"model_name": task_messages.MODEL, "inputs": tensors, "parameters": dict(parameters)}
 
         call = self.client.stream_infer(one())
         try:
             async for answer, failed in call:
                 if failed is not None:
                     text = str(failed.message())
-                    raise messages.error_from_text(text) or BrokenServer(text)
+                    raise task_messages.error_from_text(text) or BrokenServer(text)
                 yield tensors_of(answer)
         except BaseException:
             call.cancel()

@@ -17,8 +17,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from dsd_serve.backends import ModelInfo, Observer, outcome_of
-from dsd_serve.backends.triton import messages, results
+from dsd_serve.backends import ModelInfo, Observer, outcome_of, task_messages
+from dsd_serve.backends.triton import results
 from dsd_serve.backends.triton.addresses import channel_options
 from dsd_serve.backends.triton.connection import RemoteServer, TritonJob
 from dsd_serve.backends.triton.results import WrongAnswer
@@ -319,7 +319,7 @@ class TritonBackend:
 
     async def answer(self, server: RemoteServer, job: TritonJob) -> Any:
         """The result of a job, from a server. Calls its on_preview."""
-        inputs, parameters = messages.to_wire(job.task)
+        inputs, parameters = task_messages.to_wire(job.task)
         if not math.isinf(job.deadline):
             parameters["max_seconds"] = max(0.001, job.deadline - time.monotonic())
         result: Array | None = None

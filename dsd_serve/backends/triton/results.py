@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dsd_serve.backends.triton.messages import operation_of, output_shapes
+from dsd_serve.backends.task_messages import operation_of, output_shapes
 from dsd_serve.config import ModelConfig
 from dsd_serve.errors import EngineError, shown
 from dsd_serve.programs import Task

@@ -19,8 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dsd_serve.backends import ModelInfo, Observer
+from dsd_serve.backends.task_messages import from_wire
 from dsd_serve.backends.triton.addresses import channel_options, is_local, proxy_of
-from dsd_serve.backends.triton.messages import from_wire
 from dsd_serve.backends.triton.remote import TritonBackend
 from dsd_serve.checkpoint import read_model_dir
 from dsd_serve.engines.selftest import BatchInvariance

@@ -7,8 +7,8 @@ import httpx
 import numpy as np
 import pytest
 
+from dsd_serve.backends.task_messages import error_from_text, error_to_text, from_wire, results_to_wire, to_wire
 from dsd_serve.backends.triton.addresses import parse_addresses
-from dsd_serve.backends.triton.messages import error_from_text, error_to_text, from_wire, results_to_wire, to_wire
 from dsd_serve.checkpoint import read_model_dir
 from dsd_serve.errors import CheckpointError, ConfigError, DeadlineError, InputError, QueueFullError
 from dsd_serve.params import SamplingParams

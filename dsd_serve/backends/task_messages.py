@@ -1,7 +1,8 @@
-"""The form of a request to the Triton model: tasks <-> parameters and tensors, errors <-> their text.
+"""Tasks on their way to another process: tasks <-> parameters and tensors, errors <-> their text.
 
-Arrays are input tensors, everything else is a request parameter of KServe v2, so that `curl` needs no tensor to draw an
-image. One request is one task; encode, decode and denoise take M rows, the first axis of their tensors.
+Requests to Triton have this form, and so have tasks on their way to an engine process. Arrays are input tensors, all
+else is a request parameter of KServe v2, so that `curl` needs no tensor to draw an image. One request is one task;
+encode, decode and denoise take M rows, the first axis of their tensors.
 
     operation     inputs                                                   answers with
     generate      label; settings                                          image
