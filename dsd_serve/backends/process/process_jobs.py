@@ -21,10 +21,10 @@ MARGIN = 5.0  # seconds after its deadline at which a task is dropped here if th
 
 @dataclass(eq=False)
 class ProcessJob(Job):
-    """A task in the engine process. output: the name of its result. place: among the tasks of its request. rows_left: the
-    part of its cost that is not yet paid. waits_for: kinds of rows.
+    """A task in the engine process, without its pixels, which only the process needs.
 
-    It does not keep the task itself, so that its pixels are held by the process only.
+    output: the name of its result. place: among the tasks of its request. rows_left: the part of its cost that is not
+    yet paid. waits_for: kinds of rows.
     """
 
     output: str
