@@ -16,6 +16,7 @@ from dsd_serve.files import demo_model
 from dsd_serve.params import MAX_STEPS
 from dsd_serve.precision import PRECISIONS, listed
 
+POSIX = os.name == "posix"
 SPARE_DESCRIPTORS = 64  # for files, and for connections that are refused
 MOST_CONNECTIONS = 1024  # by default; a head in each of them takes 64 KiB
 
@@ -74,7 +75,7 @@ class Settings:
     @property
     def engine_apart(self) -> bool:
         """Whether the engine has a process of its own."""
-        return self.engine_process == "on" or (self.engine_process == "auto" and self.device != "cpu")
+        return self.engine_process == "on" or (self.engine_process == "auto" and self.device != "cpu" and POSIX)
 
 
 HELP = {
@@ -271,6 +272,8 @@ def check(settings: Settings) -> None:
             f"max_uploads_mb must be at least twice max_body_mb, got {settings.max_uploads_mb:g} "
             f"and {settings.max_body_mb:g}"
         )
+    if settings.engine_process == "on" and not POSIX:
+        raise ConfigError("engine_process must be auto or off on this system: on needs Linux or macOS")
     from server.site import parse_hosts, parse_prefix
 
     parse_hosts(settings.allowed_hosts)

@@ -11,6 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from dsd_serve.errors import ConfigError
+from server import settings
 from server.settings import Settings, parse_settings
 from tests.support.answers import events_of, problem
 from tests.support.data import ROOT
@@ -55,6 +57,13 @@ def test_when_the_engine_has_a_process():
     assert Settings(engine_process="on").engine_apart
     assert not Settings(engine_process="off", device="cuda").engine_apart
     assert parse_settings(["--engine-process", "on"]).engine_process == "on"
+
+
+def test_without_the_system_calls_that_it_needs(monkeypatch):
+    monkeypatch.setattr(settings, "POSIX", False)
+    assert not Settings(device="cuda").engine_apart
+    with pytest.raises(ConfigError, match="engine_process must be auto or off on this system"):
+        parse_settings(["--engine-process", "on"])
 
 
 def test_the_bytes_of_a_seed_are_those_of_a_server_without_it(http, server_url):
