@@ -198,7 +198,7 @@ def test_a_full_queue(open_backend, kind):
     until(lambda: backend.num_waiting == 2)
     jobs += backend.submit_tasks([LONG])
     assert (backend.num_running, backend.num_waiting) == (1, 3)
-    assert 3 * 1001 < backend.seconds_ahead() / backend.times.row <= 4 * 1001
+    until(lambda: 3 * 1001 < backend.seconds_ahead() / backend.times.row <= 4 * 1001)  # the time of a row changes
     for job in jobs:
         job.cancel()
     until(lambda: backend.num_running == backend.num_waiting == 0)
