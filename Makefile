@@ -68,7 +68,7 @@ test-ui: $(DEV)/.done
 
 test-triton: $(DEV)/.done
 	$(DEV)/bin/python -m tools.tritonserver --install
-	$(call TRY,-m triton -rs tests/dsd_serve/backends/triton/test_tritonserver.py)
+	$(call TRY,-m triton -rs tests/dsd_serve/backends/triton/test_tritonserver.py tests/test_own_images.py)
 
 test-clients: $(DEV)/.done
 	PYTHON="$(abspath $(DEV))/bin/python" bash tests/clients/install.sh
@@ -143,7 +143,7 @@ image:
 
 deploy-lint: $(LINT)/.done
 	$(LINT)/bin/hadolint Dockerfile
-	$(LINT)/bin/shellcheck tools/*.sh locks/*.sh deploy/*.sh
+	$(LINT)/bin/shellcheck tools/*.sh locks/*.sh deploy/*.sh examples/*.sh
 	$(LINT)/bin/check-jsonschema --builtin-schema vendor.compose-spec compose*.yaml
 	$(LINT)/bin/kubernetes-validate --strict $(filter-out %/kustomization.yaml %/adapter-values.yaml,$(wildcard deploy/kubernetes-job.yaml deploy/kubernetes/*.yaml))
 	@if command -v promtool >/dev/null; then promtool check config deploy/prometheus.yml; \

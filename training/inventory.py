@@ -32,6 +32,19 @@ def lines(training: Images, held: Images) -> Iterator[str]:
         yield from (f"{held.path}: {remark}" for remark in held.source.remarks)
 
 
+def added_or_removed(training: Images, before: int) -> Iterator[str]:
+    """A sentence if a run goes on with another number of training images than `before`; 0: it is not known.
+
+    The order of the images and the share that is held out are functions of their number.
+    """
+    if before not in (0, len(training)):
+        others = "" if training.data.validation else ", and other images are held out"
+        yield (
+            f"{counted(len(training), 'image', 'images')} to train on, {before} when the checkpoint was saved: "
+            f"from here on they come in another order{others}"
+        )
+
+
 def counted(number: int, one: str, many: str) -> str:
     return f"{number} {one if number == 1 else many}"
 

@@ -32,6 +32,7 @@ class State:
     muon: torch.optim.Optimizer | None = None  # for the matrices of the blocks; the rest is AdamW's
     vision: VisionModel | None = None  # frozen, so it is not saved
     step: int = 0
+    num_images: int = 0  # that the last step chose from; 0: a checkpoint of an earlier version does not say
     finite: Tensor | None = None  # bool []: all gradients of this process so far were finite
 
     @property
@@ -112,6 +113,7 @@ def save(state: State, config: TrainConfig, path: Path) -> None:
         path,
         {
             "step": state.step,
+            "num_images": state.num_images,
             "config": config.to_dict(),
             "network": state.ema.config.to_dict(),
             "objective": state.objective.state_dict(),
@@ -143,7 +145,7 @@ def restore(state: State, config: TrainConfig, path: Path) -> None:
             state.muon.load_state_dict(values["muon"])
     except (RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} does not fit this configuration: {' '.join(str(error).split())[:300]}") from None
-    state.step = values["step"]
+    state.step, state.num_images = values["step"], values.get("num_images", 0)
 
 
 def class_table(network: Mapping[str, Any]) -> ClassNames:

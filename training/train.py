@@ -31,7 +31,7 @@ from dsd_serve.checkpoint import read_checkpoint
 from dsd_serve.errors import ConfigError, DSDError
 from training.dataset import Images, load_images, sample_of
 from training.device import Device, agree_on_step, averaged, choose_device
-from training.inventory import lines, report_broken
+from training.inventory import added_or_removed, lines, report_broken
 from training.journal import Journal, evaluate, report
 from training.monitor import Monitor
 from training.order import open_batches
@@ -69,6 +69,8 @@ def announce(state: State, config: TrainConfig, where: Device, training: Images,
     """Log the data, network and device of the run."""
     for line in lines(training, held):
         log.info("%s", line)
+    for line in added_or_removed(training, state.num_images):
+        log.warning("%s", line)
     log.info(
         "%s: images %s; %.1fM parameters on %s, %s%s; %s",
         config.run.dir,
@@ -101,6 +103,7 @@ def train(config: TrainConfig) -> State:
     agree_on_step(state.step, where)
     if first:
         announce(state, config, where, training, held)
+    state.num_images = len(training)
     report_broken((training, held), folder, where)
     forward: Any = torch.compile(state.objective) if where.compiled else state.objective
     if where.world > 1:

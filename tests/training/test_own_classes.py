@@ -62,6 +62,28 @@ def test_images_without_classes_train_a_model_without_them(tmp_path):
     train_until(configured(tmp_path / "images", tmp_path / "run", "optim.steps=9"), 8)
 
 
+def test_a_run_says_that_images_were_added_or_removed_once(tmp_path, caplog):
+    fill(tmp_path / "images", 20)
+
+    def resumed(steps, *overrides):
+        caplog.clear()
+        with caplog.at_level("WARNING"):
+            train(configured(tmp_path / "images", tmp_path / "run", f"optim.steps={steps}", *overrides))
+        return [line for line in caplog.messages if "order" in line]
+
+    assert resumed(1) == resumed(2) == []
+    fill(tmp_path / "images", 30)
+    number, rest = resumed(3)[0].split(" images to train on, ")
+    assert 20 < int(number) < 30
+    assert rest.startswith("1") and rest.endswith(
+        "when the checkpoint was saved: from here on they come in another order, and other images are held out"
+    )
+    assert resumed(4) == []
+    for image in range(25, 30):
+        (tmp_path / f"images/{image}.png").unlink()
+    assert resumed(5, f"data.validation={tmp_path / 'images'}")[0].endswith("in another order")
+
+
 def test_a_run_resumes_with_the_same_folders_only(run_of_animals, animals, tmp_path):
     (tmp_path / "checkpoint.pt").write_bytes((run_of_animals / "checkpoint.pt").read_bytes())
     assert train(configured(animals, tmp_path, "optim.steps=7")).step == 7
