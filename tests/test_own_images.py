@@ -1,6 +1,7 @@
 """From folders of images to every way of asking for one, by the commands that a person types: names in any script."""
 
 import base64
+import contextlib
 import json
 import os
 import shutil
@@ -217,8 +218,9 @@ def test_nothing_of_imagenet_is_in_any_answer(served):
     check_own(answers)
 
 
-@pytest.mark.triton
-def test_triton_draws_by_name(served, three, tmp_path):
+@pytest.fixture
+def triton_of(tmp_path):
+    """Starts a real Triton server with a model: triton_of(three) -> it."""
     from tools.tritonserver import TritonMissing, TritonServer, binary
 
     try:
@@ -226,22 +228,32 @@ def test_triton_draws_by_name(served, three, tmp_path):
         import tritonclient.grpc  # noqa: F401
     except (TritonMissing, ImportError) as error:
         pytest.skip(f"NOT TESTED on Triton: {error}")
-    command(tmp_path, "dsd-export", three.model, "--triton", "repository", "--triton-device", "cpu")
+    with contextlib.ExitStack() as stack:
+
+        def start(trained):
+            command(tmp_path, "dsd-export", trained.model, "--triton", "repository", "--triton-device", "cpu")
+            return stack.enter_context(TritonServer(tmp_path / "repository", tmp_path / "log"))
+
+        yield start
+
+
+@pytest.mark.triton
+def test_triton_draws_by_name(served, three, triton_of):
+    triton = triton_of(three)
     asked = {"operation": "generate", "seed": 1, "num_steps": 2}
-    with TritonServer(tmp_path / "repository", tmp_path / "log") as triton:
-        for name in NAMES:
-            answer = httpx.post(f"{triton.http}/v2/models/dsd/generate", json={**asked, "label": name}, timeout=60)
-            assert answer.status_code == 200, answer.text
-            pixels = np.array(answer.json()["image"], np.uint8).reshape(3, SIZE, SIZE)
-            assert np.array_equal(pixels, read_image(drawn(served, name)))
-        refused = httpx.post(f"{triton.http}/v2/models/dsd/generate", json={**asked, "label": "dog"}, timeout=60)
-        assert "it knows 0 (Café), 1 (Grandma's cat), 2 (金毛犬)" in refused.json()["error"]
-        front = Server("--triton", triton.grpc)
-        with httpx.Client(base_url=front.url, timeout=60) as client:
-            assert client.get("/classes").json() == served.get("/classes").json()
-            assert drawn(client, "金毛犬") == drawn(served, "金毛犬")
-            assert client.get("/model/card").text == served.get("/model/card").text
-        assert front.stop() == 0
+    for name in NAMES:
+        answer = httpx.post(f"{triton.http}/v2/models/dsd/generate", json={**asked, "label": name}, timeout=60)
+        assert answer.status_code == 200, answer.text
+        pixels = np.array(answer.json()["image"], np.uint8).reshape(3, SIZE, SIZE)
+        assert np.array_equal(pixels, read_image(drawn(served, name)))
+    refused = httpx.post(f"{triton.http}/v2/models/dsd/generate", json={**asked, "label": "dog"}, timeout=60)
+    assert "it knows 0 (Café), 1 (Grandma's cat), 2 (金毛犬)" in refused.json()["error"]
+    front = Server("--triton", triton.grpc)
+    with httpx.Client(base_url=front.url, timeout=60) as client:
+        assert client.get("/classes").json() == served.get("/classes").json()
+        assert drawn(client, "金毛犬") == drawn(served, "金毛犬")
+        assert client.get("/model/card").text == served.get("/model/card").text
+    assert front.stop() == 0
 
 
 # A folder without folders
@@ -261,6 +273,26 @@ def test_a_folder_without_folders_makes_a_model_without_classes(plain, one, grad
     files, settings = page.predict("", 1, 1, 2, "heun", 1, api_name="/generate")
     assert (len(files), settings["class"]) == (1, None)
     assert page.predict("", api_name="/classes") == plain.get("/classes").json() == []
+
+
+@pytest.mark.triton
+def test_triton_draws_without_classes(plain, one, triton_of):
+    triton = triton_of(one)
+    asked = {"operation": "generate", "seed": 1, "num_steps": 2}
+    answer = httpx.post(f"{triton.http}/v2/models/dsd/generate", json=asked, timeout=60)
+    assert answer.status_code == 200, answer.text
+    size = plain.get("/model").json()["image_size"]
+    assert np.array_equal(
+        np.array(answer.json()["image"], np.uint8).reshape(3, size, size), read_image(drawn(plain, None))
+    )
+    refused = httpx.post(f"{triton.http}/v2/models/dsd/generate", json={**asked, "label": "cat"}, timeout=60)
+    assert "this model has no classes" in refused.json()["error"]
+    front = Server("--triton", triton.grpc)
+    with httpx.Client(base_url=front.url, timeout=60) as client:
+        assert client.get("/classes").json() == []
+        assert drawn(client, None) == drawn(plain, None)
+        assert refusal(client.get("/generate", params={"class": "cat"})).startswith("class must be left out")
+    assert front.stop() == 0
 
 
 def test_a_model_without_classes_is_evaluated(one):

@@ -166,10 +166,19 @@ def ending(program: str) -> Iterator[None]:
     except DSDError as error:
         sys.exit(f"{program}: {error}")
     except OSError as error:
+        drop_unwritten()
         sys.exit(f"{program}: {sentence_of(error)}")
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+def drop_unwritten() -> None:
+    """Drop what stdout cannot take, because the interpreter would try again at its end and fail in lines of its own."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def stopped_by(error: KeyboardInterrupt) -> str:

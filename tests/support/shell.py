@@ -1,5 +1,6 @@
 """dsd-generate and dsd-image as a shell runs them, in this process or in one of their own."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,12 @@ GENERATE, IMAGE = "dsd_serve.shell.generate_command", "dsd_serve.shell.image_com
 
 
 def start(module: str, *arguments: object, **options: Any) -> "subprocess.Popen[bytes]":
-    """A process of its own in the root of the project."""
+    """A process of its own in the root of the project, whose stdout is buffered as a user's is."""
     command = [sys.executable, "-m", module, *map(str, arguments)]
-    return subprocess.Popen(command, **{"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options})
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return subprocess.Popen(
+        command, **{"cwd": ROOT, "env": env, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    )
 
 
 def finish(process: "subprocess.Popen[bytes]") -> tuple[int, bytes, str]:
