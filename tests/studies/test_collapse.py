@@ -29,8 +29,9 @@ def test_the_study_writes_a_figure_and_numbers(image_folder, tmp_path, capsys):
     assert "| dsd |" in capsys.readouterr().out
 
 
-def test_the_committed_study_shows_the_collapse():
-    results = json.loads((ROOT / "studies/results/collapse.json").read_text())
+@pytest.mark.parametrize("name", ["collapse", "collapse-again"])
+def test_the_committed_studies_show_the_collapse(name):
+    results = json.loads((ROOT / f"studies/results/{name}.json").read_text())
     for naive, dsd in zip(results["naive"], results["dsd"], strict=True):
         assert dsd["effective_rank"][-1] >= 2 * naive["effective_rank"][-1]
         assert dsd["psnr"][-1] >= naive["psnr"][-1] + 4

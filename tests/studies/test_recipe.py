@@ -5,7 +5,7 @@ import json
 import pytest
 
 from studies.recipe import COLUMNS, GROUPS, configure, cost, main, table
-from tests.support.data import TINY
+from tests.support.data import ROOT, TINY
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -21,6 +21,11 @@ def test_trials_of_removed_switches_stay_in_the_table():
     losses, networks = rows.split("\n\n")
     assert "| gone, seed 0 |" in losses and "| base, seed 0 |" in losses and "256 wide" not in losses
     assert "| 256 wide, seed 0 |" in networks
+
+
+def test_the_committed_page_is_of_the_committed_trials():
+    results = json.loads((ROOT / "studies/results/recipe.json").read_text())
+    assert table(results) in (ROOT / "docs/recipe.md").read_text()
 
 
 @pytest.mark.slow
