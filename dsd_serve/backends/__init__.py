@@ -248,7 +248,7 @@ class Backend(Protocol):
         ...
 
     def queue_full(self, count: int = 1) -> QueueFullError | None:
-        """The error for `count` more tasks if there is no room for them now, else None."""
+        """The error if there is no room for `count` more tasks now, else None."""
         ...
 
     def seconds_ahead(self) -> float:

@@ -13,7 +13,7 @@ from dsd_serve.rows import Cost
 class Admission:
     """The limits of a queue. max_waiting: tasks that may wait. max_seconds: of estimated work that may be ahead of one.
 
-    observer: hears of each refusal.
+    observer: notified of each refusal.
     """
 
     max_waiting: int
@@ -21,7 +21,7 @@ class Admission:
     observer: Observer
 
     def queue_full(self, count: int, waiting: int, ahead: float) -> QueueFullError | None:
-        """The error for `count` more tasks if there is no room for them, else None.
+        """The error if there is no room for `count` more tasks, else None.
 
         waiting: tasks in the queue. ahead: estimated seconds of work before them.
         """
@@ -37,7 +37,7 @@ class Admission:
         )
 
     def check(self, costs: Sequence[Cost], timeout: float | None, waiting: int, ahead: float, times: TickTimes) -> None:
-        """Raises QueueFullError if there is no room for tasks of these costs, and DeadlineError if they would take
+        """Raise QueueFullError if there is no room for tasks of these costs, and DeadlineError if they would take
         longer than `timeout` seconds."""
         if (full := self.queue_full(len(costs), waiting, ahead)) is not None:
             raise full

@@ -111,7 +111,7 @@ class Batcher:
         return self.submit_all(programs, timeout=timeout)
 
     def queue_full(self, count: int = 1) -> QueueFullError | None:
-        """The error for `count` more programs if there is no room for them now, else None."""
+        """The error if there is no room for `count` more programs now, else None."""
         with self.condition:
             return self.admission.queue_full(count, self.num_waiting, self.seconds_ahead())
 

@@ -31,7 +31,7 @@ HANGS_FOR = 60.0  # seconds for which it may hang before it is killed
 LOAD_SILENCE = 600.0  # seconds without a message while it loads; some libraries let no other thread run meanwhile
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0  # seconds before it is started again; doubles each time
 GIVE_UP_AFTER = 5  # ends of the process with no task done in between
-STOP_WITHIN = 3.0  # seconds for cancelled tasks to end, and for the process to end once it is told to
+STOP_WITHIN = 3.0  # seconds for cancelled tasks to end, and for the process to end when asked to
 
 
 class ProcessEnds(Exception):
@@ -96,7 +96,7 @@ class ProcessBackend:
         return jobs
 
     def queue_full(self, count: int = 1) -> QueueFullError | None:
-        """The error for `count` more tasks if there is no room for them now, else None."""
+        """The error if there is no room for `count` more tasks now, else None."""
         return self.admission.queue_full(count, self.num_waiting, self.seconds_ahead())
 
     def seconds_ahead(self) -> float:

@@ -114,7 +114,7 @@ class TritonBackend:
         return jobs
 
     def queue_full(self, count: int = 1) -> QueueFullError | None:
-        """The error for `count` more tasks if there is no room for them now, else None."""
+        """The error if there is no room for `count` more tasks now, else None."""
         under_way = self.num_under_way
         if under_way + count <= self.max_waiting:
             return None
