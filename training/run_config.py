@@ -173,7 +173,7 @@ class OptimSection(Section):
     steps: PositiveInt = 1000
     batch_size: PositiveInt = 128  # images per step, over all devices
     micro_batch_size: PositiveInt = 128  # images per forward pass; steps accumulate gradients over them
-    name: Literal["adamw", "muon"] = "adamw"  # UNITE: Muon for the matrices of the blocks, AdamW for all else
+    name: Literal["adamw", "muon"] = "muon"  # UNITE: Muon for the matrices of the blocks, AdamW for all else
     lr: PositiveFloat = 1e-3  # of both: Muon's updates are scaled to the size of AdamW's (arXiv 2502.16982)
     lr_final: Share = 0.05  # share of lr that is left at the end of the cosine
     warmup_steps: int = 200
