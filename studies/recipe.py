@@ -49,11 +49,11 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "base": (),
     "balanced batches": ("data.balance=true",),
     "Muon": ("optim.name=muon",),
+    "Muon, 32 channels": ("optim.name=muon", "model.latent_dim=32"),
 }
 NETWORKS: dict[str, tuple[str, ...]] = {
     "192 wide": ("optim.name=muon",),
     "256 wide": ("optim.name=muon", "model.hidden_size=256", "model.num_heads=8"),
-    "32 channels": ("optim.name=muon", "model.latent_dim=32"),
 }
 GROUPS = (VARIANTS, NETWORKS)
 SWITCHES = {name: switches for group in GROUPS for name, switches in group.items()}
