@@ -262,7 +262,7 @@ def encode(image: Image.Image, media: str = "png", settings: str | None = None, 
     of jpeg and webp, 0 to 100.
     """
     if media == "png":
-        return write_png(np.asarray(image), {} if settings is None else texts_of(settings))
+        return write_png(image, {} if settings is None else texts_of(settings))
     buffer = io.BytesIO()
     xmp = {} if settings is None else {"xmp": xmp_of(settings, whole=True).encode()}
     if media == "jpeg":

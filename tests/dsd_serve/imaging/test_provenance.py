@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
+from dsd_serve.imaging import png
 from dsd_serve.imaging.codec import read_image, write_image
 from dsd_serve.imaging.png import write_png
 from dsd_serve.imaging.provenance import DRAWN, EDITED, IPTC, RDF, settings_of, xmp_of
@@ -90,9 +91,17 @@ def test_files_that_are_not_ours_have_no_settings():
 def test_pngs_lose_nothing(width, height, seed, flat):
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 2 if flat else 256, (height, width, 3), dtype=np.uint8)
-    file = Image.open(io.BytesIO(write_png(pixels, {"keyword": "text é 犬"})))
+    file = Image.open(io.BytesIO(write_png(Image.fromarray(pixels), {"keyword": "text é 犬"})))
     assert np.array_equal(np.asarray(file), pixels)
     assert file.text == {"keyword": "text é 犬"}
+
+
+def test_bands_meet(monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (37, 11, 3), dtype=np.uint8)
+    whole = write_png(Image.fromarray(pixels), {})
+    for pixels_at_a_time in (1, 30, 11 * 36, 11 * 37):
+        monkeypatch.setattr(png, "BAND_PIXELS", pixels_at_a_time)
+        assert write_png(Image.fromarray(pixels), {}) == whole
 
 
 def test_pngs_of_photos_are_hardly_larger_than_pillows(real_data):
@@ -100,4 +109,4 @@ def test_pngs_of_photos_are_hardly_larger_than_pillows(real_data):
         pixels = read_image(path.read_bytes(), size=256).transpose(1, 2, 0)
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, "PNG", compress_level=4)
-        assert len(write_png(pixels, {})) < 1.1 * len(buffer.getvalue())
+        assert len(write_png(Image.fromarray(pixels), {})) < 1.1 * len(buffer.getvalue())
