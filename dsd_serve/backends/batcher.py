@@ -20,7 +20,7 @@ import numpy as np
 from dsd_serve.backends import Observer, outcome_of
 from dsd_serve.backends.admission import Admission
 from dsd_serve.backends.program_job import ProgramJob
-from dsd_serve.backends.row_budget import measure_budget
+from dsd_serve.backends.row_budget import RowBudget, measure_budget
 from dsd_serve.backends.tick_times import TickTimes
 from dsd_serve.errors import CancelledError, ClosedError, DeadlineError, DSDError, EngineError, QueueFullError
 from dsd_serve.programs import OnPreviews, Task
@@ -36,8 +36,8 @@ ONE_ROW = Cost(1, 1)
 class Batcher:
     """Owns one thread and the engine. All methods may be called from any thread.
 
-    budget: rows per tick; 0 measures it. max_waiting: programs that may wait. max_seconds: of estimated work that may
-    be ahead of a program. Above either, QueueFullError.
+    budget: rows per tick; 0 measures it, and again while it serves. max_waiting: programs that may wait. max_seconds:
+    of estimated work that may be ahead of a program. Above either, QueueFullError.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Batcher:
         self.engine = engine
         self.observer = observer or Observer()
         self.admission = Admission(max_waiting, max_seconds, self.observer)
-        self.budget, self.times = (budget, TickTimes()) if budget else measure_budget(engine)
+        self.row_budget, self.times = (RowBudget(budget), TickTimes()) if budget else measure_budget(engine)
         self.waiting: deque[ProgramJob] = deque()
         self.running: list[ProgramJob] = []
         self.condition = threading.Condition()
@@ -125,6 +125,11 @@ class Batcher:
         """Estimated seconds until the queued and running programs are done."""
         with self.condition:  # the lists change meanwhile
             return self.times.of_rows(sum(job.rows_left for job in (*self.running, *self.waiting)))
+
+    @property
+    def budget(self) -> int:
+        """Rows a tick."""
+        return self.row_budget.size
 
     @property
     def num_running(self) -> int:
@@ -227,7 +232,8 @@ class Batcher:
         try:
             outputs = self.engine.run(rows)
         except Exception as error:
-            self.engine_failed(chosen, error)
+            if not self.row_budget.failed():
+                self.engine_failed(chosen, error)
             return
         finally:
             self.busy_since = None
@@ -245,19 +251,21 @@ class Batcher:
         """Update counts and averages."""
         self.observer.tick(count_rows(rows), seconds)
         self.times.note(len(rows), seconds, self.budget)
+        self.row_budget.note(len(rows), seconds)
         self.failures, self.num_ticks, self.num_rows = 0, self.num_ticks + 1, self.num_rows + len(rows)
 
     def choose(self) -> list[ProgramJob]:
         """The jobs of this tick: encode and decode rows first, then first come, first served, within the budget."""
         self.drop_ended()
+        limit = self.row_budget.limit(sum(len(job.rows) for job in self.running) + len(self.waiting))
         chosen: list[ProgramJob] = []
         used = 0
         for job in sorted(self.running, key=lambda job: (not job.only_codes, job.number)):
-            if not chosen or used + len(job.rows) <= self.budget:
+            if not chosen or used + len(job.rows) <= limit:
                 chosen.append(job)
                 used += len(job.rows)
-        while used < self.budget and (started := self.start_next()) is not None:
-            if chosen and used + len(started.rows) > self.budget:
+        while used < limit and (started := self.start_next()) is not None:
+            if chosen and used + len(started.rows) > limit:
                 break  # it runs, and has its turn in the next tick
             chosen.append(started)
             used += len(started.rows)

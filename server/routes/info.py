@@ -49,7 +49,7 @@ async def model(request: Request) -> ModelAnswer:
         ),
         samplers=list(SAMPLER_NAMES),
         engine=service.model.described,
-        row_budget=service.model.budget,
+        row_budget=service.backend.budget or service.model.budget,
         self_test=SelfTest(
             batch_invariant=service.model.invariance.holds,
             rows=service.model.invariance.num_rows,
