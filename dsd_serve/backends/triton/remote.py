@@ -38,6 +38,7 @@ from dsd_serve.rows import Array
 log = logging.getLogger(__name__)
 
 SHOWN = ("not_ready", "running", "waiting", "seconds_ahead", "budget")  # of an instance
+REFUSED_FOR, AFTER_REFUSAL = 10.0, 0.02  # seconds for which an instance is looked for, and between two requests
 MARGIN = 5.0  # seconds after its deadline at which a task is dropped here if the server has not done so
 
 
@@ -293,15 +294,20 @@ class TritonBackend:
         return min((ready[(turn + i) % len(ready)] for i in range(len(ready))), key=lambda server: len(server.jobs))
 
     async def answer_of_any(self, server: RemoteServer, job: TritonJob) -> Any:
-        """The result of a job, from the first instance of a server that does not refuse it."""
-        for _ in range(len(server.instances) - 1):
+        """The result of a job, from the first instance of a server that does not refuse it.
+
+        Triton chooses the instance, so one that refuses may be asked several times.
+        """
+        until = math.inf
+        while True:
             dead = server.dead_instances
             try:
                 return await self.answer(server, job)
             except Exception as error:
-                if not server.refused(error, dead):
+                until = min(until, time.monotonic() + REFUSED_FOR)
+                if not server.refused(error, dead) or time.monotonic() > until:
                     raise
-        return await self.answer(server, job)
+            await asyncio.sleep(AFTER_REFUSAL)
 
     async def answer(self, server: RemoteServer, job: TritonJob) -> Any:
         """The result of a job, from a server. Calls its on_preview."""
