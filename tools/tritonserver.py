@@ -106,7 +106,7 @@ class TritonServer:
     @property
     def engines(self) -> list[int]:
         """Process ids of the engine processes of its instances."""
-        pids = []
+        pids: list[int] = []
         for backend in self.backends:
             for children in Path(f"/proc/{backend}/task").glob("*/children"):
                 with contextlib.suppress(OSError):

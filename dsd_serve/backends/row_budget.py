@@ -24,7 +24,7 @@ NEARLY_BEST = 0.95  # of the best rate; more rows would only delay everyone
 RAISE_BELOW, LOWER_ABOVE = 0.94, 0.96  # the same while it serves; apart, so that a budget between them stays
 MEASURE_ROUNDS = 10
 FEWEST, MOST = 5, 63  # trials of a pair of sizes that decide
-TRIAL_EVERY, TRIAL_SELDOM = 8, 64  # ticks between trials, while they decide nothing yet and afterwards
+TRIAL_EVERY, TRIAL_SELDOM = 5, 64  # ticks from one trial to the next, before and after they decide
 FULL = 0.75  # of its limit, in a tick of a trial
 
 
