@@ -39,11 +39,11 @@ class RowBudget:
         self.size, self.fixed, self.most = size, gains is None, most
         self.gains = dict(gains or {})
         self.samples: dict[int, deque[float]] = {}
-        self.least = 1  # rows that programs yield at once, if these are more than the budget
+        self.least = 1  # rows that programs yield at once, if these are more than a limit was
         self.plan: list[int] = []  # limits of the trial that goes on
         self.ticks: list[tuple[int, float]] = []  # its rows and seconds so far
         self.waits = False  # for the tick of the last limit
-        self.reversed = False  # whether the larger tick goes first, every other time
+        self.turn = 0  # of the pairs, and of the orders
         self.since = 0  # ticks since the last trial
 
     def limit(self, rows: int) -> int:
@@ -61,7 +61,10 @@ class RowBudget:
     def note(self, rows: int, seconds: float) -> None:
         """A tick took so long."""
         limit = self.plan[len(self.ticks)] if self.plan else self.size
-        self.least = step_of(rows) if rows > limit else 1 if rows < self.least else self.least
+        if rows > limit:
+            self.least = step_of(rows)
+        elif rows <= limit < self.least:
+            self.least = 1
         self.waits = False
         if not self.plan:
             return
@@ -90,21 +93,21 @@ class RowBudget:
 
     @property
     def pairs(self) -> list[int]:
-        """The smaller sizes of the pairs that the budget belongs to."""
+        """The smaller sizes of the pairs that the budget belongs to and that can be tried."""
         size = max(self.size, self.least)
-        return [small for small in (size, self.size // 2) if small and 2 * small <= self.most]
+        return [small for small in (size, size // 2) if small >= self.least and 2 * small <= self.most]
 
     @property
     def interval(self) -> int:
         return TRIAL_SELDOM if all(map(self.is_decided, self.pairs)) else TRIAL_EVERY
 
     def begin_trial(self, rows: int) -> None:
-        """Begin a trial of the pair with the fewest, if there are rows for it."""
+        """Begin a trial of a pair for which there are rows, of both in turn, each in both orders."""
         if pairs := [small for small in self.pairs if rows >= 2 * small]:
-            small = min(pairs, key=lambda small: len(self.samples.get(small, ())))
+            small = pairs[self.turn % len(pairs)]
             plan = [small, small, 2 * small]
-            self.plan = plan[::-1] if self.reversed else plan
-            self.reversed = not self.reversed
+            self.plan = plan[::-1] if self.turn // 2 % 2 else plan
+            self.turn += 1
             self.since = 0
 
     def end_trial(self) -> None:

@@ -44,14 +44,14 @@ def gains_of(seconds_of):
     return {small: rate(seconds_of, 2 * small) / rate(seconds_of, small) for small in SIZES[:-1]}
 
 
-def serve(budget, seconds_of, ticks, noise=lambda: 1.0, rows=PLENTY, at_once=1):
+def serve(budget, seconds_of, ticks, machine=float, rows=PLENTY, at_once=1):
     """Serve so many ticks; the sizes of the budget, and the seconds. at_once: rows that a program yields."""
     sizes, spent = [budget.size], 0.0
     for _ in range(ticks):
         limit = budget.limit(rows)
         assert limit <= 2 * max(budget.size, at_once), "no request pays for more than its double"
         taken = min(rows, max(limit, at_once))
-        seconds = seconds_of(taken) * noise()
+        seconds = machine(seconds_of(taken))
         budget.note(taken, seconds)
         spent += seconds
         if budget.size != sizes[-1]:
@@ -60,10 +60,27 @@ def serve(budget, seconds_of, ticks, noise=lambda: 1.0, rows=PLENTY, at_once=1):
     return sizes, spent
 
 
-def busy(seed, spread=0.05, share=0.2):
-    """The noise of a machine on which others work: every tick is a little slower or faster, some are much slower."""
-    rng = random.Random(seed)
-    return lambda: rng.gauss(1, spread) * (rng.uniform(1, 5) if rng.random() < share else 1)
+class Machine:
+    """The clock of a machine on which others work: for a `share` of the time it is three times slower, in periods of
+    20 on average; besides, times spread a little. A call runs for so many seconds, and returns how long that took."""
+
+    def __init__(self, seed=0, spread=0.03, share=0.2):
+        self.random, self.spread, self.share = random.Random(seed), spread, share
+        self.busy, self.left = False, 1.0
+
+    def __call__(self, seconds):
+        seconds *= max(0.1, self.random.gauss(1, self.spread))
+        elapsed = 0.0
+        while self.share:
+            slowness = 3 if self.busy else 1
+            if seconds * slowness <= self.left:
+                self.left -= seconds * slowness
+                return elapsed + seconds * slowness
+            seconds -= self.left / slowness
+            elapsed += self.left
+            self.busy = not self.busy
+            self.left = self.random.expovariate(1 / 20 if self.busy else self.share / (1 - self.share) / 20)
+        return seconds
 
 
 @engines
@@ -72,9 +89,9 @@ def test_a_disturbed_start_is_corrected_while_it_serves(seconds_of, size):
     rng = random.Random(size)
     gains = {small: gain * rng.uniform(0.4, 2.0) for small, gain in gains_of(seconds_of).items()}
     budget = RowBudget(size, gains)
-    sizes, _ = serve(budget, seconds_of, 6000, busy(size))
-    assert rate(seconds_of, budget.size) >= 0.9 * best_rate(seconds_of)
-    assert len(sizes) <= 10, "it does not go back and forth"
+    sizes, _ = serve(budget, seconds_of, 6000, Machine(size, share=0.1))
+    assert rate(seconds_of, budget.size) >= 0.82 * best_rate(seconds_of), "smaller differences drown in the noise"
+    assert len(sizes) <= 12, "it does not go back and forth"
 
 
 @engines
@@ -87,10 +104,10 @@ def test_without_noise_the_right_budget_is_found_within_a_few_hundred_ticks(seco
 
 
 @engines
-@pytest.mark.parametrize("noise", [lambda: 1.0, busy(1, 0.05, 0.0), busy(2)], ids=["quiet", "usual", "bursts"])
-def test_an_undisturbed_budget_stays(seconds_of, noise):
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.2])
+def test_an_undisturbed_budget_stays(seconds_of, share):
     budget = RowBudget(right(seconds_of), gains_of(seconds_of))
-    sizes, _ = serve(budget, seconds_of, 6000, noise)
+    sizes, _ = serve(budget, seconds_of, 6000, Machine(1, 0.03 if share else 0.0, share))
     assert sizes == [right(seconds_of)]
 
 
@@ -147,7 +164,7 @@ def test_a_budget_that_was_given_never_changes(size, ticks):
 def test_a_machine_that_changes_is_followed():
     budget = RowBudget(64, gains_of(ENGINES["a device that is never full"]))
     for name, size in [("a device that takes 16 rows at once", 16), ("one with a large overhead", 64)] * 2:
-        sizes, _ = serve(budget, ENGINES[name], 12_000, busy(1, 0.02, 0.1))
+        sizes, _ = serve(budget, ENGINES[name], 12_000, Machine(1, 0.02, 0.1))
         assert budget.size == size and len(sizes) == 3, (name, sizes)
 
 
@@ -162,6 +179,15 @@ def test_with_few_rows_nothing_is_tried():
 def test_a_budget_of_one_is_left_although_programs_yield_two_rows_at_once():
     budget = RowBudget(1, {1: 0.2, 2: 0.3})
     serve(budget, ENGINES["a device that takes 16 rows at once"], 1000, at_once=2)
+    assert budget.size == 16
+
+
+def test_programs_that_yield_two_rows_do_not_keep_the_budget_at_two():
+    """Half of it cannot be tried; its double can. Every ninth tick has one row, as of a decoding."""
+    budget = RowBudget(2, {1: 0.2, 2: 0.3})
+    for number in range(1000):
+        rows = max(2, budget.limit(PLENTY)) if number % 9 else 1
+        budget.note(rows, ENGINES["a device that takes 16 rows at once"](rows))
     assert budget.size == 16
 
 
