@@ -15,7 +15,7 @@ from statistics import median
 import numpy as np
 
 from dsd_serve.backends.tick_times import TickTimes
-from dsd_serve.rows import Denoise, Engine, Row
+from dsd_serve.rows import Denoise, DeviceEngine, Engine, Row
 
 log = logging.getLogger(__name__)
 
@@ -31,12 +31,14 @@ FULL = 0.75  # of its limit, in a tick of a trial
 class RowBudget:
     """The rows of a tick, and the gains of the sizes next to it.
 
-    size: 1, 2, 4 ... 64, moves by one step. gains: by the smaller size of the pair, of an earlier measurement. Without
-    them the budget is fixed. Used by the batcher's thread, except for `size`.
+    size: 1, 2, 4 ... 64, moves by one step unless it is fixed. gains: by the smaller size of the pair, of an earlier
+    measurement. Used by the batcher's thread, except for `size`.
     """
 
-    def __init__(self, size: int, gains: dict[int, float] | None = None, most: int = MAX_BUDGET) -> None:
-        self.size, self.fixed, self.most = size, gains is None, most
+    def __init__(
+        self, size: int, gains: dict[int, float] | None = None, most: int = MAX_BUDGET, *, fixed: bool = False
+    ) -> None:
+        self.size, self.fixed, self.most = size, fixed or gains is None, most
         self.gains = dict(gains or {})
         self.samples: dict[int, deque[float]] = {}
         self.least = 1  # rows that programs yield at once, if these are more than a limit was
@@ -57,6 +59,11 @@ class RowBudget:
             self.end_trial()
         self.waits = bool(self.plan)
         return self.plan[len(self.ticks)] if self.plan else self.size
+
+    def on_trial(self, rows: int) -> bool:
+        """Whether the next tick, of `rows` that there are, is one of a trial."""
+        begins = not self.fixed and self.since + 1 >= self.interval and self.pairs_for(rows)
+        return bool(self.plan or begins)
 
     def note(self, rows: int, seconds: float) -> None:
         """A tick took so long."""
@@ -101,9 +108,13 @@ class RowBudget:
     def interval(self) -> int:
         return TRIAL_SELDOM if all(map(self.is_decided, self.pairs)) else TRIAL_EVERY
 
+    def pairs_for(self, rows: int) -> list[int]:
+        """The pairs for which there are rows."""
+        return [small for small in self.pairs if rows >= 2 * small]
+
     def begin_trial(self, rows: int) -> None:
         """Begin a trial of a pair for which there are rows, of both in turn, each in both orders."""
-        if pairs := [small for small in self.pairs if rows >= 2 * small]:
+        if pairs := self.pairs_for(rows):
             small = pairs[self.turn % len(pairs)]
             plan = [small, small, 2 * small]
             self.plan = plan[::-1] if self.turn // 2 % 2 else plan
@@ -141,6 +152,11 @@ class RowBudget:
         gains = self.samples.get(small, ())
         return median(gains) if len(gains) >= FEWEST else self.gains.get(small)
 
+    def gain_at(self, rows: int) -> float:
+        """The gain of twice as many rows as `rows`; 1 if it was never measured."""
+        gain = self.gain(step_of(rows))
+        return 1.0 if gain is None else gain
+
     def decide(self, small: int) -> None:
         """Move by one step if the trials of this pair say so."""
         low, high = self.bounds(small)
@@ -159,6 +175,14 @@ class RowBudget:
 def step_of(rows: int) -> int:
     """The least of 1, 2, 4 ... that is as large."""
     return 1 << (rows - 1).bit_length()
+
+
+def open_budget(engine: Engine, size: int) -> tuple[RowBudget, TickTimes]:
+    """The budget of `size` rows, or the measured one for 0. On a device the gains are measured in any case."""
+    if size and not isinstance(engine, DeviceEngine):
+        return RowBudget(size), TickTimes()
+    budget, times = measure_budget(engine)
+    return (RowBudget(size, budget.gains, fixed=True) if size else budget), times
 
 
 def measure_budget(engine: Engine, seconds: float = 0.6) -> tuple[RowBudget, TickTimes]:

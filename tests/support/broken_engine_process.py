@@ -5,7 +5,7 @@ import signal
 import time
 
 from dsd_serve import engine_process
-from dsd_serve.backends import batcher
+from dsd_serve.backends import row_budget
 from dsd_serve.backends.process import engine_messages as messages
 from dsd_serve.backends.row_budget import RowBudget
 from dsd_serve.engines.onnx_engine import OnnxEngine
@@ -48,7 +48,7 @@ def measure(engine):
     return RowBudget(1, dict.fromkeys(measured.gains, 0.2)), times
 
 
-measured_well = batcher.measure_budget
+measured_well = row_budget.measure_budget
 ran = OnnxEngine.run
 
 
@@ -65,5 +65,5 @@ if __name__ == "__main__":
     OnnxEngine.run = run
     engine_process.EngineProcess = FaultyProcess
     if armed("busy start"):
-        batcher.measure_budget = measure
+        row_budget.measure_budget = measure
     engine_process.main()
