@@ -1,13 +1,16 @@
 """How busy a fast device is kept: python -m benchmarks.serving.device_busy.
 
 An engine process whose engine is a simulated GPU (simulated_device.py: dsd-s on an H100, 64 rows in 5.4 ms) gets more
-tasks than it can do: images of 9 guided steps (18 rows and a decode), alone and mixed with other programs. Prints the
-share of the time in which the device worked, and images per second, with one tick at a time and with two.
+tasks than it can do: images of 9 guided steps, 18 rows and a decode each, and a mixture with other programs. Prints the
+share of the time in which the device worked, and tasks per second, with one tick at a time and with two. Then dsd-serve
+with this device sends JPEGs of 256 x 256 pixels to 64 clients, and the processor time of each process is printed too.
 """
 
 import argparse
+import asyncio
+import itertools
 import json
-import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -18,54 +21,69 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.serving.simulated_device import SimulatedDevice, SimulatedStream
-from dsd_serve import engine_process, loading
+from benchmarks.serving.device_process import BUDGET, BUSY, ONE_AT_A_TIME, write_model
+from benchmarks.serving.image_cost import of_process
+from benchmarks.serving.overload import address, new_session
 from dsd_serve.backends.process import child_process
-from dsd_serve.backends.process.engine_messages import EngineSettings, Status
+from dsd_serve.backends.process.engine_messages import EngineSettings
 from dsd_serve.backends.process.process_backend import ProcessBackend
-from dsd_serve.checkpoint import config_json, read_model_dir
 from dsd_serve.config import PRESETS
-from dsd_serve.model import Model
 from dsd_serve.params import SamplingParams
 from dsd_serve.programs import Edit, Generate, Task
 
-BUDGET = 64
+MODULE = "benchmarks.serving.device_process"
 UNDER_WAY = 256  # tasks
+CLIENTS = 64
 WARM_UP = 2.0  # seconds
-DEPTH, BUSY = "DSD_BENCH_DEPTH", "DSD_BENCH_BUSY"  # the number of ticks, and the file for the busy seconds
 IMAGE = SamplingParams(num_steps=9, guidance_scale=2.0, sampler="euler")
 
 
 def images() -> Iterator[Task]:
     """Images of 9 guided steps."""
-    while True:
-        yield Generate(207, IMAGE)
+    return itertools.repeat(Generate(207, IMAGE))
 
 
 def mixture() -> Iterator[Task]:
-    """Images of other step counts, with and without guidance, and edits among them."""
+    """Images of several step counts and samplers, with and without guidance, and edits."""
     pixels = np.zeros(PRESETS["dsd-s"].pixel_shape, np.uint8)
-    while True:
-        yield Generate(207, IMAGE)
-        yield Generate(1, SamplingParams(num_steps=25, sampler="euler"))
-        yield Generate(2, SamplingParams(num_steps=8, guidance_scale=3.0, sampler="heun"))
-        yield Edit(pixels, 3, SamplingParams(num_steps=9, guidance_scale=2.0), 0.6)
+    return itertools.cycle(
+        [
+            Generate(207, IMAGE),
+            Generate(1, SamplingParams(num_steps=25, sampler="euler")),
+            Generate(2, SamplingParams(num_steps=8, guidance_scale=3.0, sampler="heun")),
+            Edit(pixels, 3, IMAGE, 0.6),
+        ]
+    )
 
 
 LOADS: dict[str, Callable[[], Iterator[Task]]] = {"images of 9 guided steps": images, "mixed programs": mixture}
 
 
-def measure(tasks: Iterator[Task], depth: int, seconds: float) -> tuple[float, float, int]:
-    """The busy share of the device, images per second, and rows a tick."""
+class Window:
+    """What the device did from the making of this object to `share`."""
+
+    def __init__(self, model: Path) -> None:
+        self.file = model / BUSY
+        self.first = self.read()
+
+    def read(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.file.read_text())
+        return found
+
+    def share(self) -> str:
+        last = self.read()
+        busy, ticks, rows, seconds = (last[name] - self.first[name] for name in ("busy", "ticks", "rows", "at"))
+        return f"busy {busy / seconds:5.1%}, {rows / ticks:.0f} rows a tick"
+
+
+def through_process(tasks: Iterator[Task], engine: str, seconds: float) -> str:
+    """The share and the rate of an engine process."""
     with tempfile.TemporaryDirectory() as folder:
-        model, busy = Path(folder) / "model", Path(folder) / "busy"
-        model.mkdir()
-        (model / "config.json").write_text(config_json("dsd-s", PRESETS["dsd-s"], IMAGE))
-        (model / "model.onnx").touch()  # only its sha256 is taken
-        os.environ |= {DEPTH: str(depth), BUSY: str(busy)}
-        child_process.MODULE = "benchmarks.serving.device_busy"
-        backend = ProcessBackend(EngineSettings(str(model), "onnx", "cpu", "fp32", 1, BUDGET))
-        jobs = deque(backend.submit_tasks([next(tasks) for _ in range(UNDER_WAY)]))
+        model = Path(folder) / "model"
+        write_model(model, IMAGE)
+        child_process.MODULE = MODULE
+        backend = ProcessBackend(EngineSettings(str(model), engine, row_budget=BUDGET))
+        jobs = deque(backend.submit_tasks(list(itertools.islice(tasks, UNDER_WAY))))
 
         def pump(until: float) -> int:
             done = 0
@@ -76,58 +94,68 @@ def measure(tasks: Iterator[Task], depth: int, seconds: float) -> tuple[float, f
             return done
 
         pump(time.monotonic() + WARM_UP)
-        first, began = json.loads(busy.read_text()), time.monotonic()
+        window, began = Window(model), time.monotonic()
         done = pump(began + seconds)
-        last, took = json.loads(busy.read_text()), time.monotonic() - began
+        rate, share = done / (time.monotonic() - began), window.share()
         backend.close(0)
-    rows = (last["rows"] - first["rows"]) / (last["ticks"] - first["ticks"])
-    return (last["busy"] - first["busy"]) / (last["at"] - first["at"]), done / took, round(rows)
+    return f"{share}, {rate:.0f} tasks/s"
+
+
+def through_http(seconds: float) -> str:
+    """The share and the rate of dsd-serve with JPEGs, and the processor time of each process for an image."""
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "model"
+        write_model(model, IMAGE)
+        process = subprocess.Popen(
+            [sys.executable, "-m", MODULE, str(model)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        )
+        try:
+            url = address(process)
+            return asyncio.run(load(url, process.pid, model, seconds))
+        finally:
+            process.terminate()
+            process.communicate(timeout=60)
+
+
+async def load(url: str, server: int, model: Path, seconds: float) -> str:
+    done = 0
+
+    async def client() -> None:
+        nonlocal done
+        while True:
+            async with session.get(url + "/generate?class=207&format=jpeg") as answer:
+                if answer.status != 200:
+                    sys.exit(f"device_busy: the server answered with {answer.status}: {await answer.text()}")
+                await answer.read()
+                done += 1
+
+    async with new_session() as session:
+        clients = [asyncio.create_task(client()) for _ in range(CLIENTS)]
+        await asyncio.sleep(WARM_UP)
+        children = [one for file in Path(f"/proc/{server}/task").glob("*/children") for one in file.read_text().split()]
+        pids = {"server": str(server), "engine process": children[0], "clients": "self"}
+        before = {name: of_process(pid) for name, pid in pids.items()}
+        window, first, began = Window(model), done, time.monotonic()
+        await asyncio.sleep(seconds)
+        took, count = time.monotonic() - began, done - first
+        spent = {name: of_process(pid) - before[name] for name, pid in pids.items()}
+        share = window.share()
+        for one in clients:
+            one.cancel()
+        await asyncio.gather(*clients, return_exceptions=True)
+    of_each = ", ".join(f"{name} {1000 * value / count:.2f} ms" for name, value in spent.items())
+    cores = sum(spent.values()) / took
+    return f"{share}, {count / took:.0f} images/s; processor time of an image: {of_each}; {cores:.1f} cores in all"
 
 
 def main() -> None:
-    if os.environ.get(DEPTH) and not sys.stdin.isatty() and len(sys.argv) == 1:
-        run_engine_process()
-        return
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving.device_busy", description=__doc__)
     parser.add_argument("--seconds", type=float, default=8, help="of each measurement (8)")
     options = parser.parse_args()
     for name, tasks in LOADS.items():
-        for depth in (1, 2):
-            share, rate, rows = measure(tasks(), depth, options.seconds)
-            print(f"{name}, {depth} at a time: busy {share:.1%}, {rate:.0f} tasks/s, {rows} rows a tick", flush=True)
-
-
-def run_engine_process() -> None:
-    """The engine process with the simulated device."""
-    kind = SimulatedStream if os.environ[DEPTH] == "2" else SimulatedDevice
-    os.environ.pop(DEPTH)
-    file = Path(os.environ[BUSY])
-
-    class Reporting(engine_process.EngineProcess):
-        """Writes how busy the device was with each status."""
-
-        def status(self) -> Status:
-            status = super().status()
-            if self.batcher is not None:
-                device = self.batcher.engine
-                assert isinstance(device, SimulatedDevice)
-                values = {
-                    "busy": device.busy,
-                    "at": time.monotonic(),
-                    "ticks": status.num_ticks,
-                    "rows": status.num_rows,
-                }
-                part = file.with_suffix(".part")
-                part.write_text(json.dumps(values))
-                part.replace(file)
-            return status
-
-    def load(model: str, **options: Any) -> Model:
-        options = {name: value for name, value in options.items() if name in ("row_budget", "observer")}
-        return loading.load(model, kind(read_model_dir(Path(model)).config), **options)
-
-    vars(engine_process).update(load=load, EngineProcess=Reporting)
-    engine_process.main()
+        for engine, ticks in ((ONE_AT_A_TIME, "one tick at a time"), ("tensorrt", "two ticks at a time")):
+            print(f"{name}, {ticks}: {through_process(tasks(), engine, options.seconds)}", flush=True)
+    print(f"over HTTP, two ticks at a time: {through_http(options.seconds)}")
 
 
 if __name__ == "__main__":
