@@ -20,6 +20,7 @@ from typing import Any
 from dsd_serve.errors import CheckpointError
 
 PREFIX = ".dsd-export-"
+REJECTED = "rejected"  # the folder of plans that failed their checks
 CONFIG = "config.json"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

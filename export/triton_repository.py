@@ -20,7 +20,7 @@ from dsd_serve.checkpoint import read_model_dir
 from dsd_serve.config import ModelConfig
 from dsd_serve.engines import ENGINE_NAMES
 from dsd_serve.errors import CheckpointError
-from export.commit import PREFIX, drafting, move
+from export.commit import PREFIX, REJECTED, drafting, move
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def write_repository(
     }
     with drafting(repository) as draft:
         new = draft / MODEL
-        shutil.copytree(model_dir, new / "model", ignore=shutil.ignore_patterns(f"{PREFIX}*"))
+        shutil.copytree(model_dir, new / "model", ignore=shutil.ignore_patterns(f"{PREFIX}*", REJECTED))
         (new / "1").mkdir()
         (new / "1" / "model.py").write_text(MODEL_PY, encoding="utf-8")
         (new / "config.pbtxt").write_text(config_pbtxt(directory.config, device, parameters), encoding="utf-8")

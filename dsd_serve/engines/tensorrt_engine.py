@@ -215,8 +215,12 @@ class TensorRTEngine:
         return None if enough is None else self.graphs[enough]
 
     def layers(self) -> str:
-        """The layers that TensorRT built, from its inspector, as JSON."""
+        """The layers that TensorRT built, from its inspector, as JSON.
+
+        Of a plan with dynamic shapes it names the types of tensors only in a context whose shapes are set.
+        """
         inspector = self.plan.create_engine_inspector()
+        inspector.execution_context = self.mixed
         return str(inspector.get_engine_information(self.trt.LayerInformationFormat.JSON))
 
     def describe(self) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """TensorRT plans of a model directory: they are built, checked, and put in place with their manifests.
 
-The checks (`export.tensorrt.checks`) run before a plan is written if this machine can run it, otherwise in `check`.
+The checks (`export.tensorrt.checks`) run before a plan is written if this machine can run it, otherwise in `check`. A
+plan that fails them is kept in the folder `rejected`, from which no engine loads it: a build may take an hour, and its
+layers show what went wrong.
 """
 
 import logging
@@ -10,6 +12,7 @@ from types import ModuleType
 
 from dsd_serve import __version__
 from dsd_serve.checkpoint import ModelDir, read_model_dir, sha256
+from dsd_serve.engines import Engine
 from dsd_serve.engines.cuda import find_gpu, import_runtime
 from dsd_serve.engines.onnx_engine import OnnxEngine
 from dsd_serve.engines.plan import (
@@ -25,7 +28,7 @@ from dsd_serve.engines.tensorrt_engine import TensorRTEngine
 from dsd_serve.errors import CheckpointError, EngineUnavailableError
 from dsd_serve.files import atomic
 from dsd_serve.precision import check_runs, find_precision, precisions_of
-from export.commit import drafting, move, sync
+from export.commit import REJECTED, drafting, move, sync
 from export.tensorrt import checks
 from export.tensorrt.compile import ROWS, BuildOptions, check_options, check_types, compile_graph
 
@@ -37,7 +40,7 @@ def build(model_dir: Path, precision: str, options: BuildOptions | None = None) 
 
     A plan that was made from the same graph and weights in the same way is kept, unless `options.force`. Raises
     EngineUnavailableError without TensorRT, or for options that it does not have; CheckpointError when the directory
-    lacks the graph, TensorRT refuses it, or a check fails; then nothing is written.
+    lacks the graph, TensorRT refuses it, or a check fails; then the directory keeps its plan.
     """
     options = options or BuildOptions()
     check_runs(precision, "tensorrt")
@@ -115,19 +118,27 @@ def checked(data: bytes, manifest: Manifest, directory: ModelDir, device: str) -
             log.warning("  not checked: %s", name)
         log.warning("  engines load the plan only after this has run on its GPU: dsd-export %s --check", directory.path)
         return manifest
-    found = checks.run_checks(
-        engine, OnnxEngine.load(directory.path), manifest.precision, directory.defaults, engine.layers()
-    )
-    report(found)
-    if failed := [check for check in found if not check.passed]:
-        reasons = "; ".join(f"{check.name}: {check.text}" for check in failed)
-        raise CheckpointError(f"the plan is not accepted: {reasons}")
-    return replace(manifest, checks=checks.to_record(found))
+    return judged(engine, data, manifest, directory, OnnxEngine.load(directory.path))
 
 
-def report(found: list[checks.Check]) -> None:
+def judged(engine: TensorRTEngine, data: bytes, manifest: Manifest, directory: ModelDir, reference: Engine) -> Manifest:
+    """Run the checks, and record their results in the manifest. Raises CheckpointError with the numbers when one
+    fails; the plan is then kept in the folder `rejected`, with this manifest and the layers that TensorRT built."""
+    layers = engine.layers()
+    found = checks.run_checks(engine, reference, manifest.precision, directory.defaults, layers)
     for check in found:
         log.info("  %s", check)
+    manifest = replace(manifest, checks=checks.to_record(found))
+    if failed := [check for check in found if not check.passed]:
+        folder = directory.path / REJECTED
+        folder.mkdir(exist_ok=True)
+        kept = plan_path(folder, manifest.precision)
+        kept.write_bytes(data)
+        manifest_path(kept).write_text(manifest.to_json(), encoding="utf-8")
+        kept.with_name(f"{kept.name}.layers.json").write_text(layers, encoding="utf-8")
+        reasons = "; ".join(f"{check.name}: {check.text}" for check in failed)
+        raise CheckpointError(f"{kept.name} failed its checks and was moved to {folder}: {reasons}")
+    return manifest
 
 
 def place(draft: Path, plan: Path) -> None:
@@ -144,7 +155,7 @@ def check(model_dir: Path, precisions: tuple[str, ...] = (), device: str = "cuda
     """Run the checks of a model directory's plans on this machine, and record the results.
 
     precisions: those to check; empty for all plans. Raises EngineUnavailableError when a plan cannot run here. A plan
-    that fails is removed, and CheckpointError is raised.
+    that fails is moved to the folder `rejected`, and CheckpointError is raised.
     """
     with drafting(model_dir):
         directory = read_model_dir(model_dir)
@@ -163,11 +174,11 @@ def check(model_dir: Path, precisions: tuple[str, ...] = (), device: str = "cuda
             manifest = read_manifest(plan)
             engine = TensorRTEngine.open(plan, manifest, device)
             log.info("%s on %s", plan.name, engine.gpu)
-            found = checks.run_checks(engine, reference, manifest.precision, directory.defaults, engine.layers())
-            report(found)
-            if not all(check.passed for check in found):
+            try:
+                manifest = judged(engine, plan.read_bytes(), manifest, directory, reference)
+            except CheckpointError:
                 manifest_path(plan).unlink()
                 plan.unlink()
-                raise CheckpointError(f"{plan} failed its checks and was removed")
+                raise
             with atomic(manifest_path(plan)) as draft:
-                draft.write_text(replace(manifest, checks=checks.to_record(found)).to_json(), encoding="utf-8")
+                draft.write_text(manifest.to_json(), encoding="utf-8")

@@ -7,6 +7,7 @@ engine's shapes, sizes, addresses and order, and not TensorRT itself.
 
 import ctypes
 import enum
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -157,7 +158,24 @@ class Plan:
         return Context(self)
 
     def create_engine_inspector(self):
-        return SimpleNamespace(get_engine_information=lambda kind: self.trt.layers)
+        return Inspector(self)
+
+
+class Inspector:
+    """Names types only in a context whose shapes are set, as a plan with dynamic shapes does."""
+
+    execution_context = None
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+
+    def get_engine_information(self, kind):
+        values = json.loads(self.plan.trt.layers)
+        context = self.execution_context
+        if context is None or set(context.shapes) != {tensor.name for tensor in self.plan.session.get_inputs()}:
+            for output in (output for layer in values["Layers"] for output in layer.get("Outputs", ())):
+                output["Format/Datatype"] = "N/A due to dynamic shapes"
+        return json.dumps(values)
 
 
 class Context:

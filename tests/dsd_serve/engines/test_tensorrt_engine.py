@@ -14,7 +14,7 @@ from dsd_serve.engines.plan import Manifest, manifest_path, plan_path, read_mani
 from dsd_serve.engines.selftest import mixture
 from dsd_serve.errors import CheckpointError, EngineError, EngineUnavailableError
 from dsd_serve.precision import PRECISIONS
-from dsd_serve.rows import Denoise
+from dsd_serve.rows import OUTPUT_NAMES, Denoise
 from export.main import main
 from export.tensorrt import checks
 from export.tensorrt import plans as plan_export
@@ -278,7 +278,14 @@ def test_the_precision_that_was_built_is_checked(tiny_dir):
     half = json.dumps({"Layers": [{"Outputs": [{"Format/Datatype": "Half"}]}] * 3 + json.loads(LAYERS)["Layers"]})
     assert checks.built(half, "fp16").passed
     assert not checks.built(LAYERS, "fp16").passed
-    assert not checks.built('{"Layers": ["only", "names"]}', "fp16").passed
+    assert not checks.built(half, "fp32").passed, "float32 was asked for, and half was built"
+    assert not checks.built(half, "bf16").passed
+    outputs = json.dumps(
+        {"Layers": [{"Outputs": [{"Name": name, "Format/Datatype": "FP32"}]} for name in OUTPUT_NAMES]}
+    )
+    for untold in ('{"Layers": ["only", "names"]}', LAYERS.replace("FP32", "N/A due to dynamic shapes"), outputs):
+        check = checks.built(untold, "fp16")
+        assert check.passed and "unknown" in check.text
 
 
 def test_a_plan_that_passes_its_checks_is_loaded(directory, cuda, capsys, caplog):
@@ -286,16 +293,22 @@ def test_a_plan_that_passes_its_checks_is_loaded(directory, cuda, capsys, caplog
     put_plan(directory, checks=None)
     main([str(directory), "--check"])
     assert f"ok    {checks.IMAGE}" in caplog.text
+    assert f"ok    {checks.BUILT}: outputs of layers: 1 in fp32" in caplog.text
     assert set(read_manifest(plan_path(directory, "fp32")).checks) == set(checks.NAMES)
     load_engine("tensorrt", directory, "cuda")
 
 
-def test_a_plan_that_fails_its_checks_is_removed(directory, cuda, monkeypatch):
+def test_a_plan_that_fails_its_checks_is_kept_where_no_engine_loads_it(directory, cuda, monkeypatch):
     put_plan(directory, checks=None)
     limits = dataclasses.replace(PRECISIONS["fp32"].limits, psnr=1000.0)
     monkeypatch.setitem(PRECISIONS, "fp32", dataclasses.replace(PRECISIONS["fp32"], limits=limits))
-    with pytest.raises(SystemExit, match="failed its checks and was removed"):
+    plan = plan_path(directory, "fp32").read_bytes()
+    with pytest.raises(SystemExit, match=r"failed its checks and was moved to .*rejected: the picture after .* dB"):
         main([str(directory), "--check"])
+    kept = plan_path(directory / "rejected", "fp32")
+    assert kept.read_bytes() == plan
+    assert not read_manifest(kept).passed
+    assert json.loads(kept.with_name("model.plan.layers.json").read_text()) == json.loads(LAYERS)
     assert not plan_path(directory, "fp32").exists()
     assert not manifest_path(plan_path(directory, "fp32")).exists()
 
