@@ -172,7 +172,7 @@ $(RUN)/.ui: $(RUN)/.done locks/ui.txt
 
 $(DEV)/.done: pyproject.toml constraints.txt overrides.txt
 	@$(call VENV,$(DEV))
-	$(DEV)/bin/python $(PINNED) -e '.[cpu,train,export,tensorrt,triton,ui,dev]'
+	$(DEV)/bin/python $(PINNED) -e '.[cpu,train,export,tensorrt-rtx,triton,ui,dev]'
 	$(DEV)/bin/python $(OVERRIDES)
 	@touch $@
 

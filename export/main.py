@@ -82,7 +82,7 @@ def import_plans() -> ModuleType:
         import export.tensorrt.plans as plans
     except ImportError as error:
         raise EngineUnavailableError(
-            f"TensorRT plans need {error.name or error}: pip install 'dsd-serve[tensorrt]'"
+            f"TensorRT plans need {error.name or error}: pip install 'dsd-serve[tensorrt]' or 'dsd-serve[tensorrt-rtx]'"
         ) from None
     return plans
 
@@ -225,7 +225,7 @@ def arguments_parser() -> argparse.ArgumentParser:
         "--targets",
         nargs="+",
         metavar="N.N",
-        help="compute capabilities that a plan of tensorrt_rtx is for, such as 8.9 12.0\n(default: all it supports)",
+        help="compute capabilities that a plan of tensorrt_rtx is for, such as 8.9 12.0\n(default: 8.6 8.9 12.0)",
     )
     plan.add_argument("--timing-cache", type=Path, metavar="FILE", help="speeds up the next build by tensorrt")
     parser.add_argument("--force", action="store_true", help="make everything again, even if up to date")

@@ -25,7 +25,8 @@ def import_runtime() -> ModuleType:
         from cuda.bindings import runtime
     except ImportError as error:
         raise EngineUnavailableError(
-            f"NVIDIA's cuda-bindings are required but cannot be imported ({error}): pip install 'dsd-serve[tensorrt]'"
+            f"NVIDIA's cuda-bindings are required but cannot be imported ({error}): pip install 'dsd-serve[tensorrt]' "
+            "or 'dsd-serve[tensorrt-rtx]'"
         ) from None
     return runtime
 

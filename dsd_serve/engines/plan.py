@@ -26,9 +26,14 @@ FILE_KEYS = {"checks": "gates"}  # field -> key in the file, if they differ
 
 
 HOW_TO_INSTALL = {
-    "tensorrt": "install NVIDIA's tensorrt wheel",
-    "tensorrt_rtx": "pip install 'dsd-serve[tensorrt]'",
+    "tensorrt": "pip install 'dsd-serve[tensorrt]'",
+    "tensorrt_rtx": "pip install 'dsd-serve[tensorrt-rtx]'",
 }
+
+# Compute capabilities of tensorrt_rtx: all for which it builds, and those for which it builds by default. It has none of
+# the GPUs of data centres but the A100 (8.0) and the L4 and L40 (8.9): no H100, H200 or B200.
+RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+RTX_DEFAULT = ("8.6", "8.9", "12.0")
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class Manifest:
     must load it; with `version_compatible`, a later release of the same major version may too. rows: fewest, tuned-for
     and most rows of each kind in a call. hardware: "this" GPU model, GPUs of the "same" compute capability, or
     "ampere+". gpu, capability: the GPU it was built on; None without one. targets: compute capabilities that it was
-    built for instead; empty for all that the library supports. types: number of the network's matrix products by the
+    built for instead, by tensorrt_rtx; empty in manifests of earlier versions for all of it. types: number of the network's matrix products by the
     type of their result. plan: its sha256. checks: results by the name of the check, `gates` in the file; None if they
     have not run.
     """
@@ -134,7 +139,8 @@ def find_library() -> ModuleType:
         if installed:
             return import_library(name)
     raise EngineUnavailableError(
-        "neither tensorrt nor tensorrt_rtx is installed: pip install 'dsd-serve[tensorrt]', or NVIDIA's own tensorrt"
+        "neither tensorrt nor tensorrt_rtx is installed: pip install 'dsd-serve[tensorrt]', or 'dsd-serve[tensorrt-rtx]' "
+        "for GeForce RTX and RTX PRO GPUs"
     )
 
 
@@ -152,7 +158,12 @@ def check_plan(manifest: Manifest, directory: ModelDir, version: str, gpu: Gpu) 
     if not runs_with(manifest, version):
         raise EngineUnavailableError(f"{plan} was built with {built}, and here is {version}: {again}, or install that")
     if reason := other_gpus(manifest, gpu):
-        raise EngineUnavailableError(f"{plan} was built for {reason}, and here is {gpu}: {again} on this machine")
+        fix = f"{again} on this machine"
+        if manifest.library == "tensorrt_rtx":
+            fix = f"{again} --targets {gpu.capability}"
+            if gpu.capability not in RTX_CAPABILITIES:
+                fix = f"tensorrt_rtx does not support that GPU; {HOW_TO_INSTALL['tensorrt']}, and {again}"
+        raise EngineUnavailableError(f"{plan} was built for {reason}, and here is {gpu}: {fix}")
 
 
 def check_bytes(plan: Path, data: bytes, manifest: Manifest) -> None:
@@ -190,10 +201,9 @@ def runs_with(manifest: Manifest, version: str) -> bool:
 
 def other_gpus(manifest: Manifest, gpu: Gpu) -> str | None:
     """The GPUs that the plan was built for, in words, if this one is not among them; otherwise None."""
-    if manifest.targets:
-        return None if gpu.capability in manifest.targets else f"compute capability {', '.join(manifest.targets)}"
-    if manifest.capability is None:  # built for every GPU of the library, which decides when it loads
-        return None
+    if manifest.targets or manifest.capability is None:
+        targets = manifest.targets or RTX_CAPABILITIES
+        return None if gpu.capability in targets else f"compute capability {', '.join(targets)}"
     if manifest.hardware == "ampere+":
         ampere = [int(part) for part in gpu.capability.split(".")] >= [8, 0]
         return None if ampere else "Ampere GPUs and later"

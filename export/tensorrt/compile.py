@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dsd_serve.engines.plan import HARDWARE
+from dsd_serve.engines.plan import HARDWARE, RTX_DEFAULT
 from dsd_serve.errors import CheckpointError, EngineUnavailableError
 from dsd_serve.files import atomic
 from dsd_serve.precision import PRECISIONS
@@ -34,7 +34,7 @@ class BuildOptions:
 
     hardware: "this" GPU model only, GPUs of the "same" compute capability, or "ampere+"; each is slower than the one
     before. version_compatible: later releases of the library with the same major version may load the plan. targets:
-    compute capabilities ("8.9") to build for ahead of time, with tensorrt_rtx; empty for all it supports. timing_cache:
+    compute capabilities ("8.9") to build for ahead of time, with tensorrt_rtx; empty for RTX_DEFAULT. timing_cache:
     a file of measured tactics that makes the next build on this machine faster, with tensorrt. device: the GPU that
     runs the checks. force: build even if the plan is up to date.
     """
@@ -67,6 +67,11 @@ def check_options(trt: ModuleType, options: BuildOptions) -> None:
             known = sorted((name for name in trt.ComputeCapability.__members__ if name.startswith("SM")), key=int_of)
             allowed = ", ".join(f"{name[2:-1]}.{name[-1]}" for name in known)
             raise EngineUnavailableError(f"--targets of {trt.__name__} must be among {allowed}; got {target!r}")
+
+
+def targets_of(trt: ModuleType, options: BuildOptions) -> tuple[str, ...]:
+    """The compute capabilities that a plan is built for ahead of time; none with a library that has a GPU to build on."""
+    return tuple(dict.fromkeys(options.targets or (RTX_DEFAULT if hasattr(trt, "ComputeCapability") else ())))
 
 
 def int_of(name: str) -> int:
@@ -131,7 +136,7 @@ def aim(trt: ModuleType, config: Any, options: BuildOptions) -> None:
             "same": levels.SAME_COMPUTE_CAPABILITY,
             "ampere+": levels.AMPERE_PLUS,
         }[options.hardware]
-    if targets := tuple(dict.fromkeys(options.targets)):
+    if targets := targets_of(trt, options):
         config.num_compute_capabilities = len(targets)
         for index, target in enumerate(targets):
             if not config.set_compute_capability(trt.ComputeCapability.__members__[capability_name(target)], index):

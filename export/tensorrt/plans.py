@@ -30,7 +30,7 @@ from dsd_serve.files import atomic
 from dsd_serve.precision import check_runs, find_precision, precisions_of
 from export.commit import REJECTED, drafting, move, sync
 from export.tensorrt import checks
-from export.tensorrt.compile import ROWS, BuildOptions, check_options, check_types, compile_graph
+from export.tensorrt.compile import ROWS, BuildOptions, check_options, check_types, compile_graph, targets_of
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def describe(trt: ModuleType, directory: ModelDir, precision: str, graph: Path, 
         version_compatible=options.version_compatible,
         gpu=gpu.name if gpu else None,
         capability=gpu.capability if gpu else None,
-        targets=tuple(dict.fromkeys(options.targets)),
+        targets=targets_of(trt, options),
         flags=tuple(flag for flag in ("DISTRIBUTIVE_INDEPENDENCE",) if hasattr(trt.BuilderFlag, flag)),
     )
 

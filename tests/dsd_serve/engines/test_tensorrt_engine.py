@@ -159,7 +159,6 @@ def test_a_plan_that_does_not_fit_is_rejected_with_a_fix(directory, cuda, change
         {"hardware": "same", "gpu": "Other 2"},
         {"hardware": "ampere+", "gpu": "Other 2", "capability": "8.0"},
         {"targets": ("8.9", "9.0"), "gpu": None, "capability": None},
-        {"gpu": None, "capability": None},
         {"library_version": "11.3.9", "version_compatible": True},
     ],
 )
@@ -188,6 +187,24 @@ def test_missing_and_damaged_files_are_named(directory, cuda, damage, words):
         load_engine("tensorrt", directory, "cuda")
 
 
+@pytest.mark.parametrize(
+    ("capability", "targets", "fix"),
+    [
+        ((9, 0), (), r"tensorrt_rtx does not support that GPU; pip install 'dsd-serve\[tensorrt\]', and build it again"),
+        ((9, 0), ("8.6", "8.9", "12.0"), "tensorrt_rtx does not support that GPU"),
+        ((7, 5), ("8.6", "8.9", "12.0"), r"build it again with dsd-export .* --targets 7\.5"),
+    ],
+)
+def test_a_gpu_that_tensorrt_rtx_does_not_have_is_named(directory, cuda, caplog, capability, targets, fix):
+    """TensorRT-RTX has no H100, H200 or B200: it would deserialise its own new plan to nothing there."""
+    cuda.properties.major, cuda.properties.minor = capability
+    plan = put_plan(directory, library="tensorrt_rtx", gpu=None, capability=None, targets=targets)
+    with pytest.raises(EngineUnavailableError, match=fix):
+        load_engine("tensorrt", directory, "cuda")
+    checked = plan_export.checked(plan.read_bytes(), read_manifest(plan), read_model_dir(directory), "cuda")
+    assert "the plan was NOT run" in caplog.text and checked == read_manifest(plan)
+
+
 def test_a_plan_that_tensorrt_rejects(directory, cuda):
     plan = put_plan(directory)
     plan.write_bytes(b"no plan")
@@ -212,7 +229,7 @@ def test_a_missing_device_is_named(device, count, words):
 
 
 def test_a_missing_library_is_named(directory, monkeypatch):
-    with pytest.raises(EngineUnavailableError, match=r"tensorrt cannot be imported .* install NVIDIA's tensorrt"):
+    with pytest.raises(EngineUnavailableError, match=r"tensorrt cannot be imported .* pip install 'dsd-serve\[tensorrt\]'"):
         load_engine("tensorrt", directory, "cuda")
 
 

@@ -15,7 +15,7 @@ from export.main import main
 from export.tensorrt.compile import BuildOptions, check_types, compile_graph
 from export.tensorrt.plans import build
 
-trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'dsd-serve[tensorrt]'")
+trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'dsd-serve[tensorrt-rtx]'")
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +38,7 @@ def test_each_precision_has_a_plan_and_a_manifest(built):
         assert any(file.endswith(".safetensors") for file in manifest.made_from)
         assert manifest.library_version == find_library().__version__
         assert manifest.rows == (0, 8, 64)
+        assert manifest.targets == ("8.6", "8.9", "12.0")
         assert max(manifest.types, key=manifest.types.get) == products
         assert (manifest.checks, manifest.passed) == (None, False)
 
