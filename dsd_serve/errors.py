@@ -6,6 +6,7 @@
       CheckpointError         a model directory, checkpoint or data folder that cannot be used
       EngineUnavailableError  the requested engine cannot run here (package or device missing)
       EngineError             an engine failed while it ran
+        EngineDeadError       it failed for good: only another process can use its device again
       QueueFullError          too many programs are waiting
       DeadlineError           the result would be, or was, too late for its caller
       ClosedError             the batcher accepts nothing more: it drains, or its engine is dead
@@ -58,6 +59,10 @@ class EngineUnavailableError(DSDError):
 
 class EngineError(DSDError):
     """The engine failed while it ran rows."""
+
+
+class EngineDeadError(EngineError):
+    """The engine failed for good: nothing runs on its device in this process any more."""
 
 
 class QueueFullError(DSDError):

@@ -4,13 +4,11 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-
 from dsd_serve.backends import ModelInfo, Observer
 from dsd_serve.backends.batcher import Batcher
 from dsd_serve.checkpoint import read_model_dir, read_text
 from dsd_serve.engines import load_engine
-from dsd_serve.engines.selftest import batch_invariance, mixture
+from dsd_serve.engines.selftest import self_test
 from dsd_serve.errors import CheckpointError
 from dsd_serve.files import demo_model
 from dsd_serve.hub import model_dir
@@ -46,11 +44,10 @@ def load(
         loaded = engine
         if isinstance(loaded, str):
             loaded = load_engine(loaded, path, device, threads, flush_denormals=True, precision=precision)
-        rows = mixture(loaded.config, (1, 2, 1), seed=0)
-        outputs = loaded.run(rows)
-        if not all(np.isfinite(output).all() for output in outputs):
-            raise CheckpointError(f"the network of {path} gives values that are not finite: export it again")
-        tested = batch_invariance(loaded, rows, outputs)
+        try:
+            tested = self_test(loaded)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from None
         batcher = Batcher(
             loaded, budget=row_budget, max_waiting=max_waiting, max_seconds=max_seconds, observer=observer
         )

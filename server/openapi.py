@@ -95,9 +95,10 @@ DRAWN_HEADERS = {name: {**description, "required": True} for name, description i
 }
 CACHE_HEADERS = {
     "ETag": header(
-        "of every byte; only with a seed, not with events",
+        "of every byte; weak (W/) where `self_test` of /model found that bytes may depend on the load, as on a GPU; "
+        "only with a seed, not with events",
         type="string",
-        pattern='^"[0-9a-f]{32}"$',
+        pattern='^(W/)?"[0-9a-f]{32}"$',
     ),
     "Cache-Control": header("no-cache with a seed: caches ask again, which draws nothing; else no-store"),
     "Vary": header("Accept"),

@@ -248,13 +248,14 @@ def to_zip(images: Sequence[ImageWithSettings], size: int | None) -> bytes:
     return buffer.getvalue()
 
 
-def etag_of(*parts: Any) -> str:
-    """A strong ETag of plain values that decide every byte of an answer."""
-    return f'"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]}"'
+def etag_of(*parts: Any, weak: bool = False) -> str:
+    """An ETag of plain values that decide an answer. weak: they decide the image, but not every byte of it."""
+    return f'{"W/" if weak else ""}"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]}"'
 
 
 def is_fresh(request: Request, etag: str) -> bool:
     """True if If-None-Match of a GET or HEAD names this ETag: the client has the answer already."""
+    etag = etag.removeprefix("W/")
     header = ",".join(request.headers.getlist("if-none-match"))
     if request.method not in ("GET", "HEAD") or (etag not in header and "*" not in header):
         return False  # without parsing a long header

@@ -122,7 +122,9 @@ class ModelInfo:
                 **values,
                 "config": ModelConfig.from_dict(values["config"]),
                 "defaults": SamplingParams(**values["defaults"]),
-                "invariance": BatchInvariance(**values["invariance"]),
+                "invariance": BatchInvariance(
+                    **{**values["invariance"], "row_counts": tuple(values["invariance"].get("row_counts", ()))}
+                ),
             }
         )
         tested, card = info.invariance, info.card
@@ -135,7 +137,8 @@ class ModelInfo:
             and 1 <= info.budget <= 1_000_000
             and 0 <= info.created < 2**53
             and (card is None or (isinstance(card, str) and len(card) <= 1_000_000))
-            and all(type(number) is int for number in (tested.num_rows, tested.dependent_rows))
+            and len(tested.row_counts) <= 100
+            and all(type(number) is int for number in (tested.num_rows, tested.dependent_rows, *tested.row_counts))
             and isinstance(tested.max_difference, int | float)
             and math.isfinite(tested.max_difference)
         )

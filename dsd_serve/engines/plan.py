@@ -30,8 +30,8 @@ HOW_TO_INSTALL = {
     "tensorrt_rtx": "pip install 'dsd-serve[tensorrt-rtx]'",
 }
 
-# Compute capabilities of tensorrt_rtx: all for which it builds, and those for which it builds by default. It has none of
-# the GPUs of data centres but the A100 (8.0) and the L4 and L40 (8.9): no H100, H200 or B200.
+# Compute capabilities of tensorrt_rtx: all for which it builds, and those for which it does by default. Of the GPUs of
+# data centres it has the A100 (8.0), the L4 and the L40 (8.9), but no H100, H200 or B200.
 RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 RTX_DEFAULT = ("8.6", "8.9", "12.0")
 
@@ -44,9 +44,9 @@ class Manifest:
     must load it; with `version_compatible`, a later release of the same major version may too. rows: fewest, tuned-for
     and most rows of each kind in a call. hardware: "this" GPU model, GPUs of the "same" compute capability, or
     "ampere+". gpu, capability: the GPU it was built on; None without one. targets: compute capabilities that it was
-    built for instead, by tensorrt_rtx; empty in manifests of earlier versions for all of it. types: number of the network's matrix products by the
-    type of their result. plan: its sha256. checks: results by the name of the check, `gates` in the file; None if they
-    have not run.
+    built for instead, by tensorrt_rtx; empty in manifests of earlier versions for all that it has. types: number of the
+    network's matrix products by the type of their result. plan: its sha256. checks: results by the name of the check,
+    `gates` in the file; None if they have not run.
     """
 
     precision: str
@@ -139,8 +139,8 @@ def find_library() -> ModuleType:
         if installed:
             return import_library(name)
     raise EngineUnavailableError(
-        "neither tensorrt nor tensorrt_rtx is installed: pip install 'dsd-serve[tensorrt]', or 'dsd-serve[tensorrt-rtx]' "
-        "for GeForce RTX and RTX PRO GPUs"
+        f"neither tensorrt nor tensorrt_rtx is installed: {HOW_TO_INSTALL['tensorrt']}, or for GeForce RTX and RTX PRO "
+        f"GPUs {HOW_TO_INSTALL['tensorrt_rtx']}"
     )
 
 

@@ -70,7 +70,7 @@ def check_options(trt: ModuleType, options: BuildOptions) -> None:
 
 
 def targets_of(trt: ModuleType, options: BuildOptions) -> tuple[str, ...]:
-    """The compute capabilities that a plan is built for ahead of time; none with a library that has a GPU to build on."""
+    """The compute capabilities that a plan is built for ahead of time; none with a library that builds on a GPU."""
     return tuple(dict.fromkeys(options.targets or (RTX_DEFAULT if hasattr(trt, "ComputeCapability") else ())))
 
 

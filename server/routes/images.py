@@ -155,6 +155,7 @@ async def draw(request: Request, query: GenerateRequest) -> Response:
             [to_fields(p) for p in params],
             chosen,
             query.size,
+            weak=not service.model.invariance.holds,
         )
         headers = {"Cache-Control": "no-cache", "Vary": "Accept", "ETag": etag}
         if is_fresh(request, etag):

@@ -53,6 +53,7 @@ async def model(request: Request) -> ModelAnswer:
         self_test=SelfTest(
             batch_invariant=service.model.invariance.holds,
             rows=service.model.invariance.num_rows,
+            row_counts=list(service.model.invariance.row_counts),
             max_difference=service.model.invariance.max_difference,
         ),
         limits={

@@ -176,14 +176,16 @@ def model_facts(model: dict[str, Any]) -> str:
     if not model["fingerprint"]:
         return ""
     engine, test, limits = model["engine"], model["self_test"], model["limits"]
+    tried = ", ".join(map(str, test.get("row_counts", ()))) or test["rows"]
     rows = {
         "Model": model["name"],
         "Images": f"{model['image_size']} x {model['image_size']} pixels, {len(model['classes']) or 'no'} classes",
         "Engine": " ".join(str(engine[name]) for name in ("engine", "device", "precision") if name in engine),
         "Rows per tick": model["row_budget"],
-        "Self-test": "batch invariant: results do not depend on other requests"
+        "Self-test": f"a seed gives the same bytes whatever else is drawn (tried in batches of {tried})"
         if test["batch_invariant"]
-        else f"results depend on other requests by at most {test['max_difference']:.1e}",
+        else "a seed gives the same image, but not the same bytes: the latents depend on what else is drawn "
+        f"by at most {test['max_difference']:.1e}",
         "Limits": f"{limits['n']} images, {limits['steps']} steps, {limits['size']} pixels a side",
         "Fingerprint": model["fingerprint"][:16],
     }

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 import threading
 import time
 import zipfile
@@ -10,12 +11,16 @@ import zipfile
 import httpx
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 from PIL import Image
 
 from dsd_serve.engines import load_engine
 from dsd_serve.imaging.codec import fit, grid, read_image, write_image
 from dsd_serve.params import SamplingParams
 from dsd_serve.programs import edit, encode, generate, reconstruct, run
+from server.app import create_app
+from server.service import Service
+from server.settings import Settings
 from tests.support.answers import events_of, opened, pixels_of, problem
 from tests.support.data import sample_image
 from tests.support.servers import Server
@@ -250,7 +255,7 @@ def test_wrong_walks_are_sentences(http, body, words):
 
 def test_model_tells_the_self_test(http):
     shown = http.get("/model").json()["self_test"]
-    assert shown == {"batch_invariant": True, "rows": 4, "max_difference": 0.0}
+    assert shown == {"batch_invariant": True, "rows": 4, "row_counts": [4], "max_difference": 0.0}
 
 
 def test_two_hundred_random_requests_alone_and_all_at_once_are_identical(tiny_dir):
@@ -306,3 +311,26 @@ def test_images_of_any_shape_come_out_square(http):
     buffer = io.BytesIO()
     Image.new("RGB", (300, 20), "red").save(buffer, "JPEG")
     assert opened(http.post("/edit", params={"class": 1, "steps": 1}, content=buffer.getvalue())).size == (16, 16)
+
+
+class Dependent:
+    """An engine whose rows depend on their neighbours, as on a GPU."""
+
+    def __init__(self, engine):
+        self.engine, self.config, self.describe = engine, engine.config, engine.describe
+
+    def run(self, rows):
+        outputs = self.engine.run(rows)
+        return [output + output.dtype.type(1e-6 * len(rows)) for output in outputs]
+
+
+def test_the_etag_is_weak_where_bytes_may_depend_on_the_load(tiny_dir):
+    service = Service(Settings(model=tiny_dir, row_budget=8), Dependent(load_engine("onnx", tiny_dir)))
+    with TestClient(create_app(service)) as client:
+        assert not client.get("/model").json()["self_test"]["batch_invariant"]
+        query = {"class": 1, "seed": 4, "steps": 2}
+        etag = client.get("/generate", params=query).headers["etag"]
+        assert re.fullmatch('W/"[0-9a-f]{32}"', etag)
+        for known in (etag, etag.removeprefix("W/"), f'"other", {etag}'):  # the weak comparison of RFC 9110, 8.8.3.2
+            again = client.get("/generate", params=query, headers={"if-none-match": known})
+            assert (again.status_code, again.headers["etag"]) == (304, etag)
