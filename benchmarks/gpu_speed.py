@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo
 
 from benchmarks.engine_speed import denoise_rows
 from benchmarks.output import add_flag, output_of
@@ -45,6 +46,10 @@ class Autocast:
     def __init__(self, engine: TorchEngine, precision: str, *, compiled: bool) -> None:
         self.engine, self.config, self.precision = engine, engine.config, precision
         if compiled:
+            # One program for each row count and precision. Above the limit, 8 by default and counted for all of them
+            # together, dynamo would run them without compilation and say so only in the log.
+            torch._dynamo.config.recompile_limit = 64
+            torch._dynamo.config.fail_on_recompile_limit_hit = True
             engine.model.forward = torch.compile(engine.model.forward, dynamic=False)  # type: ignore[method-assign]
 
     def run(self, rows: Sequence[Row]) -> list[Array]:

@@ -21,7 +21,7 @@ from training.run_config import LossSection, OptimSection, TrainConfig
 from training.state import State, new_state
 from training.step import Batch, add_gradient, update
 
-SLOW = 20.0  # seconds: a micro-batch that takes longer is timed once
+SLOW = 20.0  # seconds: a micro-batch that takes longer, once compiled, is timed once
 
 
 @dataclass
@@ -127,16 +127,22 @@ def seconds(where: Device, run: Callable[[], Any]) -> float:
 
 
 def measure_speed(state: State, forward: Any, config: TrainConfig, where: Device, number: int) -> Speed:
-    """Time real micro-batches of `number` images and real updates; the first of each warms up."""
+    """Time real micro-batches of `number` images and real updates.
+
+    The first of each is not counted: it compiles the network, or allocates the state of the optimiser.
+    """
     network = state.ema.config
 
     def micro() -> None:
         add_gradient(state, forward, config, where, random_batch(network, number, state.step), 1.0)
 
-    first = seconds(where, micro)
-    times = [seconds(where, micro) for _ in range(1 if first > SLOW else 3)]
-    updates = [seconds(where, lambda: update(state, config))]
-    for _ in range(0 if first > SLOW else 2):
+    micro()
+    times = [seconds(where, micro)]
+    rounds = 1 if times[0] > SLOW else 2
+    times += [seconds(where, micro) for _ in range(rounds if rounds > 1 else 0)]
+    update(state, config)
+    updates = []
+    for _ in range(rounds):
         micro()  # an update needs gradients
         updates.append(seconds(where, lambda: update(state, config)))
     return Speed(number, min(times), min(updates))

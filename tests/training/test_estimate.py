@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dsd_serve.imaging.codec import write_image
 from tests.support.data import CLASSES, ROOT, sample_image
+from training import estimate
 from training.device import Device
 from training.estimate import (
     flops_per_image,
@@ -60,6 +61,26 @@ def test_a_run_holds_as_many_bytes_as_estimated(train_config, name):
     assert estimated["gradients"] == gradients
     assert estimated["optimiser"] == held
     assert estimated["EMA copy"] == sum(p.nbytes for p in state.ema.parameters())
+
+
+def test_neither_compilation_nor_the_first_update_is_timed(train_config, monkeypatch):
+    """The first micro-batch compiles the network, which may take minutes; the first update allocates the optimiser."""
+    clock, done = [0.0], {"micro": 0, "update": 0}
+
+    def takes(name, first, later):
+        def run(*_, **__):
+            clock[0] += later if done[name] else first
+            done[name] += 1
+
+        return run
+
+    monkeypatch.setattr(estimate, "seconds", lambda where, call: (began := clock[0], call(), clock[0] - began)[2])
+    monkeypatch.setattr(estimate, "add_gradient", takes("micro", 100.0, 0.5))
+    monkeypatch.setattr(estimate, "update", takes("update", 10.0, 0.25))
+    config = train_config()
+    speed = measure_speed(new_state(config, CPU.device), None, config, CPU, 4)
+    assert (speed.micro_seconds, speed.update_seconds) == (0.5, 0.25)
+    assert done["micro"] >= 4 and done["update"] >= 3, "compiled micro-batches are fast, so several are timed"
 
 
 @pytest.mark.slow
