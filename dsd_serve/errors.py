@@ -58,11 +58,15 @@ class EngineUnavailableError(DSDError):
 
 
 class EngineError(DSDError):
-    """The engine failed while it ran rows."""
+    """The engine failed while it ran rows. fatal: it will never run any again in this process."""
+
+    fatal = False
 
 
 class EngineDeadError(EngineError):
     """The engine failed for good: nothing runs on its device in this process any more."""
+
+    fatal = True
 
 
 class QueueFullError(DSDError):

@@ -328,12 +328,15 @@ class Batcher:
         job.resolve(result, error)
 
     def engine_failed(self, chosen: list[ProgramJob], error: Exception) -> None:
-        """Fail the programs of this tick; after several such ticks in a row the engine counts as dead."""
+        """Fail the programs of this tick. The engine counts as dead if it says so, or after several such ticks."""
         log.error("the engine failed", exc_info=error)
         self.failures += 1
+        failed = error if isinstance(error, DSDError) else EngineError(f"the engine failed: {error}")
         for job in chosen:
-            self.end(job, error=error if isinstance(error, DSDError) else EngineError(f"the engine failed: {error}"))
-        if self.failures >= DEAD_AFTER:
+            self.end(job, error=failed)
+        if isinstance(failed, EngineError) and failed.fatal:
+            self.die(str(failed))
+        elif self.failures >= DEAD_AFTER:
             self.die(f"the engine failed {self.failures} times in a row; the last time: {error}")
 
     def die(self, reason: str) -> None:

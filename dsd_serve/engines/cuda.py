@@ -1,10 +1,33 @@
 """The CUDA runtime through NVIDIA's cuda-bindings, without torch: the GPU, and calls that raise our errors."""
 
+import re
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from dsd_serve.errors import EngineError, EngineUnavailableError
+from dsd_serve.errors import EngineDeadError, EngineError, EngineUnavailableError
+
+# Statuses of the CUDA runtime after which every further call in the process fails: those whose documentation says that
+# the process must be terminated and relaunched, a lost context, and memory or links that are broken.
+FATAL = {
+    214: "cudaErrorECCUncorrectable",
+    220: "cudaErrorNvlinkUncorrectable",
+    226: "cudaErrorContained",
+    700: "cudaErrorIllegalAddress",
+    702: "cudaErrorLaunchTimeout",
+    709: "cudaErrorContextIsDestroyed",
+    710: "cudaErrorAssert",
+    714: "cudaErrorHardwareStackError",
+    715: "cudaErrorIllegalInstruction",
+    716: "cudaErrorMisalignedAddress",
+    717: "cudaErrorInvalidAddressSpace",
+    718: "cudaErrorInvalidPc",
+    719: "cudaErrorLaunchFailure",
+    721: "cudaErrorTensorMemoryLeak",
+    810: "cudaErrorMpsClientTerminated",
+    911: "cudaErrorExternalDevice",
+}
+IN_TEXT = re.compile(r"\b(?:CUDA failure|CUDA error:?) (\d+)\b")  # as ONNX Runtime writes a status
 
 
 @dataclass(frozen=True)
@@ -32,11 +55,22 @@ def import_runtime() -> ModuleType:
 
 
 def call(result: tuple[Any, ...]) -> Any:
-    """The results of a CUDA runtime function, without the status. Raises EngineError if the status is not success."""
+    """The results of a CUDA runtime function, without the status. Raises EngineError if the status is not success, and
+    EngineDeadError if it is one of FATAL."""
     status, *values = result
     if int(status):
-        raise EngineError(f"CUDA failed: {status.name}")
+        raise failure(f"CUDA failed: {status.name}", int(status))
     return values[0] if len(values) == 1 else tuple(values)
+
+
+def failure(text: str, status: int | None = None) -> EngineError:
+    """The error of a failed call: EngineDeadError if its status is one of FATAL. status: None to find it in `text`."""
+    if status is None:
+        found = IN_TEXT.search(text)
+        status = int(found[1]) if found else 0
+    if status in FATAL:
+        return EngineDeadError(f"{text}; after {FATAL[status]} only a new process can use the GPU")
+    return EngineError(text)
 
 
 def find_gpu(runtime: Any, device: str) -> Gpu:

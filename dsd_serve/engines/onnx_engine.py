@@ -8,7 +8,8 @@ import numpy as np
 
 from dsd_serve.checkpoint import read_model_dir
 from dsd_serve.config import ModelConfig
-from dsd_serve.errors import CheckpointError, EngineError, EngineUnavailableError, shown
+from dsd_serve.engines.cuda import failure
+from dsd_serve.errors import CheckpointError, EngineUnavailableError, shown
 from dsd_serve.precision import check_runs, find_precision
 from dsd_serve.rows import OUTPUT_NAMES, Array, Row, collate, distribute
 
@@ -64,7 +65,7 @@ class OnnxEngine:
         try:
             outputs = self.bound.run(inputs) if self.bound else self.session.run(OUTPUT_NAMES, inputs)
         except Exception as error:
-            raise EngineError(f"ONNX Runtime failed: {' '.join(str(error).split())[:300]}") from error
+            raise failure(f"ONNX Runtime failed: {' '.join(str(error).split())[:300]}") from error
         return distribute(rows, outputs)
 
     def describe(self) -> dict[str, Any]:

@@ -167,6 +167,7 @@ class TensorRTEngine:
         for name in INPUT_NAMES:
             self.copy(name, counts, kind.cudaMemcpyHostToDevice)
         if not context.execute_async_v3(int(self.stream)):
+            call(self.cuda.cudaGetLastError())
             raise EngineError("TensorRT could not run the plan")
         for name in OUTPUT_NAMES:
             self.copy(name, counts, kind.cudaMemcpyDeviceToHost)

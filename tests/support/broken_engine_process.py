@@ -8,6 +8,7 @@ from dsd_serve import engine_process
 from dsd_serve.backends import row_budget
 from dsd_serve.backends.process import engine_messages as messages
 from dsd_serve.backends.row_budget import RowBudget
+from dsd_serve.engines.cuda import failure
 from dsd_serve.engines.onnx_engine import OnnxEngine
 
 FAULT = "DSD_TEST_FAULT"  # a fault, and the file that must exist for it to happen, apart by a colon
@@ -55,6 +56,8 @@ ran = OnnxEngine.run
 def run(self, rows):
     if armed("engine fails"):
         raise RuntimeError("the device fell off the bus")
+    if armed("engine dies"):
+        raise failure("CUDA failed: cudaErrorIllegalAddress", 700)
     return ran(self, rows)
 
 

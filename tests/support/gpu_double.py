@@ -16,7 +16,15 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-Status = enum.IntEnum("Status", {"cudaSuccess": 0, "cudaErrorInvalidValue": 1})
+STATUSES = {
+    "cudaSuccess": 0,
+    "cudaErrorInvalidValue": 1,
+    "cudaErrorMemoryAllocation": 2,
+    "cudaErrorIllegalAddress": 700,
+    "cudaErrorStreamCaptureUnsupported": 900,
+    "cudaErrorStreamCaptureInvalidated": 901,
+}
+Status = enum.IntEnum("Status", STATUSES)
 Kind = enum.Enum("Kind", ["cudaMemcpyHostToDevice", "cudaMemcpyDeviceToHost"])
 OK = Status.cudaSuccess
 
@@ -34,6 +42,10 @@ class Cuda:
         self.memory: dict[int, tuple[str, Any]] = {}
         self.captured: list[Callable[[], None]] | None = None
         self.num_launches = self.num_allocations = 0
+        self.last = OK  # of cudaGetLastError, which clears it
+        self.broken: Status = OK  # what every call answers from now on, as after an illegal address
+        self.capture_fails = False  # something that a capture does not allow
+        self.current = 0  # the device of this thread
 
     def cudaGetDeviceCount(self):
         return OK, self.count
@@ -42,14 +54,21 @@ class Cuda:
         return OK, self.properties
 
     def cudaSetDevice(self, number):
-        return (OK if number < self.count else Status.cudaErrorInvalidValue,)
+        if number >= self.count:
+            return (Status.cudaErrorInvalidValue,)
+        self.current = number
+        return (self.broken,)
+
+    def cudaGetLastError(self):
+        last, self.last = self.broken or self.last, OK
+        return (last,)
 
     def cudaStreamCreateWithFlags(self, flags):
         return OK, 7
 
     def cudaStreamSynchronize(self, stream):
         assert self.captured is None, "a stream that is captured cannot be waited for"
-        return (OK,)
+        return (self.broken,)
 
     def allocate(self, where, size):
         block = (ctypes.c_ubyte * size)(*([0xFF] * min(size, 64)))
@@ -87,7 +106,7 @@ class Cuda:
         self.within(target, size, "device" if to_device else "host")
         self.within(source, size, "host" if to_device else "device")
         self.do(lambda: ctypes.memmove(target, source, size))
-        return (OK,)
+        return (self.broken,)
 
     def cudaStreamBeginCapture(self, stream, mode):
         assert self.captured is None
@@ -96,6 +115,9 @@ class Cuda:
 
     def cudaStreamEndCapture(self, stream):
         captured, self.captured = self.captured, None
+        if self.capture_fails:
+            self.last = Status.cudaErrorStreamCaptureInvalidated
+            return self.last, None
         return OK, captured
 
     def cudaGraphInstantiate(self, graph, flags):
@@ -103,9 +125,10 @@ class Cuda:
 
     def cudaGraphLaunch(self, graph, stream):
         self.num_launches += 1
-        for work in graph:
-            work()
-        return (OK,)
+        if not self.broken:
+            for work in graph:
+                work()
+        return (self.broken,)
 
 
 class TensorRT:

@@ -9,7 +9,7 @@ from dsd_serve.backends.batcher import Batcher
 from dsd_serve.backends.row_budget import measure_budget
 from dsd_serve.backends.tick_times import TickTimes
 from dsd_serve.engines import load_engine
-from dsd_serve.errors import CancelledError, ClosedError, DeadlineError, EngineError, QueueFullError
+from dsd_serve.errors import CancelledError, ClosedError, DeadlineError, EngineDeadError, EngineError, QueueFullError
 from dsd_serve.params import SAMPLER_NAMES, SamplingParams
 from dsd_serve.programs import Cost, generate, reconstruct, run
 from dsd_serve.rows import Denoise, Encode
@@ -26,6 +26,7 @@ class Watched:
     def __init__(self, engine):
         self.engine, self.config = engine, engine.config
         self.ticks, self.fail = [], 0
+        self.error = RuntimeError("the device fell off the bus")
         self.go = threading.Event()
         self.go.set()
 
@@ -34,7 +35,7 @@ class Watched:
         self.ticks.append([type(row).__name__ for row in rows])
         if self.fail:
             self.fail -= 1
-            raise RuntimeError("the device fell off the bus")
+            raise self.error
         return self.engine.run(rows)
 
     def describe(self):
@@ -326,6 +327,16 @@ def test_a_dead_engine_fails_everything_and_is_not_ready(watched, batcher):
     assert not batcher.ready
     with pytest.raises(ClosedError, match="fell off the bus"):
         batcher.submit(generate(watched.config, 1, SamplingParams()))
+
+
+def test_an_engine_that_says_it_is_dead_is_not_tried_again(watched, batcher):
+    watched.fail, watched.error = 1, EngineDeadError("CUDA failed: cudaErrorIllegalAddress")
+    with pytest.raises(EngineError, match="cudaErrorIllegalAddress"):
+        batcher.submit(generate(watched.config, 1, SamplingParams(num_steps=2))).future.result(30)
+    with pytest.raises(ClosedError, match="cudaErrorIllegalAddress"):
+        batcher.submit(generate(watched.config, 1, SamplingParams())).future.result(30)
+    assert len(watched.ticks) == 1
+    assert "cudaErrorIllegalAddress" in batcher.given_up, "so that /health/live asks for a new process"
 
 
 def test_close_finishes_pending_programs(watched):

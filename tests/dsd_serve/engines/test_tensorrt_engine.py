@@ -9,16 +9,16 @@ import pytest
 
 from dsd_serve.checkpoint import read_model_dir, sha256
 from dsd_serve.engines import load_engine, plan, tensorrt_engine
-from dsd_serve.engines.cuda import find_gpu
+from dsd_serve.engines.cuda import FATAL, failure, find_gpu
 from dsd_serve.engines.plan import Manifest, manifest_path, plan_path, read_manifest
 from dsd_serve.engines.selftest import mixture
-from dsd_serve.errors import CheckpointError, EngineError, EngineUnavailableError
+from dsd_serve.errors import CheckpointError, EngineDeadError, EngineError, EngineUnavailableError
 from dsd_serve.precision import PRECISIONS
 from dsd_serve.rows import OUTPUT_NAMES, Denoise
 from export.main import main
 from export.tensorrt import checks
 from export.tensorrt import plans as plan_export
-from tests.support.gpu_double import Cuda, TensorRT
+from tests.support.gpu_double import Context, Cuda, Status, TensorRT
 
 LAYERS = json.dumps({"Layers": [{"Outputs": [{"Format/Datatype": "Row major linear FP32"}]}]})
 PASSED = {name: {"passed": True, "text": ""} for name in checks.NAMES}
@@ -103,8 +103,6 @@ def test_outputs_are_the_callers_own(engine):
 
 
 def test_a_stream_that_cannot_be_captured_runs_without_a_graph(directory, cuda, tiny_dir, monkeypatch):
-    from tests.support.gpu_double import Context
-
     monkeypatch.setattr(Context, "is_stream_capturable", lambda self, stream: False, raising=False)
     engine = load_engine("tensorrt", directory, "cuda")
     rows = mixture(engine.config, (0, 5, 0), seed=1)
@@ -113,11 +111,36 @@ def test_a_stream_that_cannot_be_captured_runs_without_a_graph(directory, cuda, 
 
 
 def test_a_failing_call_names_itself(engine, cuda, monkeypatch):
-    from tests.support.gpu_double import Status
-
     monkeypatch.setattr(cuda, "cudaGraphLaunch", lambda graph, stream: (Status.cudaErrorInvalidValue,))
     with pytest.raises(EngineError, match="CUDA failed: cudaErrorInvalidValue"):
         engine.run(mixture(engine.config, (0, 1, 0), seed=0))
+
+
+def test_a_status_after_which_the_process_must_end_says_that_the_engine_is_dead(engine, cuda):
+    cuda.broken = Status.cudaErrorIllegalAddress
+    with pytest.raises(EngineDeadError, match=r"cudaErrorIllegalAddress; .* only a new process can use the GPU"):
+        engine.run(mixture(engine.config, (0, 1, 0), seed=0))
+    cuda.broken = Status.cudaErrorMemoryAllocation
+    with pytest.raises(EngineError) as caught:
+        engine.run(mixture(engine.config, (0, 1, 0), seed=0))
+    assert not isinstance(caught.value, EngineDeadError)
+
+
+def test_fatal_statuses_have_the_names_and_the_documentation_of_cuda():
+    runtime = pytest.importorskip("cuda.bindings.runtime")
+    documented = {
+        int(status): status.name
+        for status in runtime.cudaError_t
+        if "must be terminated and relaunched" in " ".join((status.__doc__ or "").split())
+    }
+    assert documented.items() <= FATAL.items()
+    assert all(runtime.cudaError_t(number).name == name for number, name in FATAL.items())
+
+
+def test_the_words_of_onnx_runtime_name_the_status():
+    text = "CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; hostname=x ; file=cuda_call.cc"
+    assert isinstance(failure(f"ONNX Runtime failed: {text}"), EngineDeadError)
+    assert type(failure("CUDA failure 2: out of memory ; GPU=0")) is EngineError
 
 
 def test_describe_names_the_library_and_the_gpu(engine):

@@ -17,7 +17,14 @@ from dsd_serve.backends import Observer
 from dsd_serve.backends.process import child_process, process_backend, process_jobs
 from dsd_serve.backends.process.engine_messages import EngineSettings
 from dsd_serve.backends.process.process_backend import ProcessBackend
-from dsd_serve.errors import CancelledError, CheckpointError, ClosedError, DeadlineError, EngineUnavailableError
+from dsd_serve.errors import (
+    CancelledError,
+    CheckpointError,
+    ClosedError,
+    DeadlineError,
+    EngineError,
+    EngineUnavailableError,
+)
 from dsd_serve.loading import load
 from dsd_serve.params import SamplingParams
 from dsd_serve.programs import Generate
@@ -235,6 +242,18 @@ def test_an_engine_that_fails_for_good_is_started_again(faulty, caplog):
         backend.last_end
     )
     until(lambda: any("RuntimeError: the device fell off the bus" in (one.exc_text or "") for one in caplog.records))
+    backend.trigger.unlink()
+    until(lambda: backend.ready)
+    assert draw(backend) is not None
+
+
+def test_a_process_whose_gpu_is_lost_ends_at_its_first_failed_tick(faulty):
+    backend = faulty("engine dies")
+    backend.trigger.touch()
+    with pytest.raises(EngineError, match="cudaErrorIllegalAddress"):
+        draw(backend)
+    until(lambda: backend.restarts)
+    assert "only a new process can use the GPU" in backend.last_end
     backend.trigger.unlink()
     until(lambda: backend.ready)
     assert draw(backend) is not None
