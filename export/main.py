@@ -208,7 +208,7 @@ def arguments_parser() -> argparse.ArgumentParser:
     )
     plan = parser.add_argument_group("TensorRT plans")
     plan.add_argument("--check", action="store_true", help="run the checks of a model directory's plans")
-    plan.add_argument("--device", default="cuda", help="GPU that runs the checks, cuda or cuda:N (default cuda)")
+    plan.add_argument("--device", default="cuda", help="GPU that builds and checks, cuda or cuda:N (default cuda)")
     plan.add_argument(
         "--hardware",
         choices=HARDWARE,

@@ -196,7 +196,8 @@ def runs_with(manifest: Manifest, version: str) -> bool:
         ours, theirs = ([int(part) for part in text.split(".")] for text in (version, manifest.library_version))
     except ValueError:
         return False
-    return manifest.version_compatible and ours[0] == theirs[0] and ours > theirs
+    compatible = manifest.version_compatible and manifest.library == "tensorrt"
+    return compatible and ours[0] == theirs[0] and ours > theirs
 
 
 def other_gpus(manifest: Manifest, gpu: Gpu) -> str | None:

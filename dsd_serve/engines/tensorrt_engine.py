@@ -18,7 +18,8 @@ from dsd_serve.checkpoint import read_model_dir
 from dsd_serve.config import ModelConfig
 from dsd_serve.engines.cuda import Gpu, call, find_gpu, import_runtime
 from dsd_serve.engines.plan import Manifest, check_bytes, check_plan, import_library, plan_path, read_manifest
-from dsd_serve.errors import CheckpointError, EngineError
+from dsd_serve.engines.runtime_cache import context_options, save_runtime_cache
+from dsd_serve.errors import CheckpointError, EngineDeadError, EngineError
 from dsd_serve.precision import check_runs
 from dsd_serve.rows import INPUT_NAMES, OUTPUT_NAMES, Array, Decode, Denoise, Encode, Row, collate, distribute
 
@@ -56,6 +57,8 @@ class TensorRTEngine:
         call(cuda.cudaSetDevice(gpu.number))
         self.logger = trt.Logger(trt.Logger.ERROR)
         self.runtime = trt.Runtime(self.logger)
+        # A version-compatible plan holds the code of a runtime. `open` has compared its sha256 with the manifest.
+        self.runtime.engine_host_code_allowed = manifest.version_compatible
         self.plan = self.runtime.deserialize_cuda_engine(plan)
         if self.plan is None:
             raise CheckpointError(f"{trt.__name__} {trt.__version__} rejects this plan on {gpu}; build it again")
@@ -67,6 +70,7 @@ class TensorRTEngine:
         self.scratch_bytes = max(1, self.plan.device_memory_size_v2)
         self.scratch = call(cuda.cudaMalloc(self.scratch_bytes))
         weakref.finalize(self, cuda.cudaFree, self.scratch)
+        self.options = context_options(trt, self.plan, gpu, manifest)
         self.mixed = self.new_context()
         self.graphs: dict[int, Any] = {}
         self.contexts: list[Any] = []  # the graphs' own; a graph needs the context it was captured from
@@ -115,7 +119,7 @@ class TensorRTEngine:
         return Buffer(self.cuda, (self.most, *shape[1:]), self.trt.nptype(self.plan.get_tensor_dtype(name)))
 
     def new_context(self) -> Any:
-        context = self.plan.create_execution_context(self.trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        context = self.plan.create_execution_context(self.options)
         if context is None:
             raise EngineError("TensorRT cannot create an execution context: the GPU has too little memory")
         context.set_device_memory(int(self.scratch), self.scratch_bytes)
@@ -129,29 +133,46 @@ class TensorRTEngine:
         self.launch(self.mixed, (1, 1, 1))
         count = 1
         while count < 2 * self.most:
-            self.capture(min(count, self.most))
+            self.add_graph(min(count, self.most))
             count *= 2
+        save_runtime_cache(self.options, self.gpu, self.manifest)
 
-    def capture(self, count: int) -> None:
-        """Capture the CUDA graph of a tick of `count` denoise rows, unless the library cannot be captured."""
-        context = self.new_context()
-        self.launch(context, (0, count, 0))  # the library's work at first use cannot be captured
-        capturable = getattr(context, "is_stream_capturable", None)  # of tensorrt_rtx, which compiles at first use
-        if capturable is not None and not capturable(int(self.stream)):
-            return
-        cuda = self.cuda
-        call(cuda.cudaStreamBeginCapture(self.stream, cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal))
+    def add_graph(self, count: int) -> None:
+        """Capture the CUDA graph of a tick of `count` denoise rows. Where that fails such ticks run without one."""
         try:
-            self.enqueue(context, (0, count, 0))
+            context = self.new_context()
+            self.launch(context, (0, count, 0))  # the library's work at first use cannot be captured
+            self.graphs[count] = self.capture(context, (0, count, 0))
+        except EngineDeadError:
+            raise
         except EngineError as error:
-            cuda.cudaStreamEndCapture(self.stream)
             log.warning("ticks of %d rows run without a CUDA graph: %s", count, error)
             return
-        graph = call(cuda.cudaStreamEndCapture(self.stream))
-        self.graphs[count] = call(cuda.cudaGraphInstantiate(graph, 0))
-        call(cuda.cudaGraphDestroy(graph))
-        weakref.finalize(self, cuda.cudaGraphExecDestroy, self.graphs[count])
+        weakref.finalize(self, self.cuda.cudaGraphExecDestroy, self.graphs[count])
         self.contexts.append(context)
+
+    def capture(self, context: Any, counts: tuple[int, ...]) -> Any:
+        """The CUDA graph of a call with the rows in the buffers. Raises EngineError; the capture has then ended, and no
+        error of it is left for a later call to find."""
+        cuda = self.cuda
+        capturable = getattr(context, "is_stream_capturable", None)  # of tensorrt_rtx
+        if capturable is not None and not capturable(int(self.stream)):
+            raise EngineError(f"{self.trt.__name__} says that this plan cannot be captured; build it again")
+        call(cuda.cudaStreamBeginCapture(self.stream, cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal))
+        graph = None
+        try:
+            try:
+                self.enqueue(context, counts)
+            finally:
+                status, graph = cuda.cudaStreamEndCapture(self.stream)
+            call((status,))
+            return call(cuda.cudaGraphInstantiate(graph, 0))
+        except EngineError:
+            cuda.cudaGetLastError()
+            raise
+        finally:
+            if graph:
+                cuda.cudaGraphDestroy(graph)
 
     def launch(self, context: Any, counts: tuple[int, ...]) -> None:
         """Run the rows in the buffers and wait. counts: rows of each kind."""
@@ -230,6 +251,7 @@ class TensorRTEngine:
             "device": f"cuda:{self.gpu.number}",
             "provider": f"{self.manifest.library} on {self.gpu.name}",
             "precision": self.manifest.precision,
+            "cuda_graphs": ", ".join(map(str, sorted(self.graphs))) or "none",
             "plan": self.manifest.plan[:12],  # two plans of one graph may give other bits, so an ETag must differ
             "version": self.manifest.library_version,
         }

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 ROWS = (0, 8, 64)  # of each kind in a call: fewest, tuned-for, most (the batcher's largest tick)
 WORKSPACE = 4 << 30  # bytes
+# A row must not depend on its neighbours; and no memory may be allocated in a call, which could not be captured.
+FLAGS = ("DISTRIBUTIVE_INDEPENDENCE", "REQUIRE_USER_ALLOCATION")
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,10 @@ def check_options(trt: ModuleType, options: BuildOptions) -> None:
             f"{trt.__name__} builds for the GPU of this machine only; --targets is for tensorrt_rtx, "
             "use --hardware same or ampere+ for a plan that runs on more GPUs"
         )
+    if ahead and options.version_compatible:
+        raise EngineUnavailableError(
+            f"--version-compatible is for tensorrt: a plan of {trt.__name__} runs with its own version only"
+        )
     if ahead and (options.hardware != "this" or options.timing_cache):
         raise EngineUnavailableError(
             f"--hardware and --timing-cache are for tensorrt; plans of {trt.__name__} run on all GPUs that it "
@@ -72,6 +78,11 @@ def check_options(trt: ModuleType, options: BuildOptions) -> None:
 def targets_of(trt: ModuleType, options: BuildOptions) -> tuple[str, ...]:
     """The compute capabilities that a plan is built for ahead of time; none with a library that builds on a GPU."""
     return tuple(dict.fromkeys(options.targets or (RTX_DEFAULT if hasattr(trt, "ComputeCapability") else ())))
+
+
+def flags_of(trt: ModuleType) -> tuple[str, ...]:
+    """The flags of every build, of those that the library has."""
+    return tuple(flag for flag in FLAGS if flag in trt.BuilderFlag.__members__)
 
 
 def int_of(name: str) -> int:
@@ -103,8 +114,8 @@ def compile_graph(trt: ModuleType, graph: Path, options: BuildOptions | None = N
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE)
     config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means fp32
-    if hasattr(trt.BuilderFlag, "DISTRIBUTIVE_INDEPENDENCE"):  # a row must not depend on its neighbours
-        config.set_flag(trt.BuilderFlag.DISTRIBUTIVE_INDEPENDENCE)
+    for name in flags_of(trt):
+        config.set_flag(trt.BuilderFlag.__members__[name])
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the check of the precision that was built
     aim(trt, config, options)
     profile = builder.create_optimization_profile()
@@ -128,8 +139,8 @@ def compile_graph(trt: ModuleType, graph: Path, options: BuildOptions | None = N
 def aim(trt: ModuleType, config: Any, options: BuildOptions) -> None:
     """Set the GPUs and the versions of the library that the plan is for."""
     if options.version_compatible:
+        # The plan then holds the lean runtime, which a later version of the library loads and runs it with.
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-        config.set_flag(trt.BuilderFlag.EXCLUDE_LEAN_RUNTIME)  # the machine's library runs it; no code in plans
     levels = trt.HardwareCompatibilityLevel
     if options.hardware != "this":
         config.hardware_compatibility_level = {

@@ -13,7 +13,7 @@ from types import ModuleType
 from dsd_serve import __version__
 from dsd_serve.checkpoint import ModelDir, read_model_dir, sha256
 from dsd_serve.engines import Engine
-from dsd_serve.engines.cuda import find_gpu, import_runtime
+from dsd_serve.engines.cuda import call, find_gpu, import_runtime
 from dsd_serve.engines.onnx_engine import OnnxEngine
 from dsd_serve.engines.plan import (
     Manifest,
@@ -30,7 +30,7 @@ from dsd_serve.files import atomic
 from dsd_serve.precision import check_runs, find_precision, precisions_of
 from export.commit import REJECTED, drafting, move, sync
 from export.tensorrt import checks
-from export.tensorrt.compile import ROWS, BuildOptions, check_options, check_types, compile_graph, targets_of
+from export.tensorrt.compile import ROWS, BuildOptions, check_options, check_types, compile_graph, flags_of, targets_of
 
 log = logging.getLogger(__name__)
 
@@ -74,11 +74,13 @@ def build(model_dir: Path, precision: str, options: BuildOptions | None = None) 
 
 
 def describe(trt: ModuleType, directory: ModelDir, precision: str, graph: Path, options: BuildOptions) -> Manifest:
-    """The manifest of a plan before it is built."""
+    """The manifest of a plan before it is built; the GPU that it is for, if any, is then the current one."""
     files = {graph, *(file for file in directory.files(precision) if file.suffix == ".safetensors")}
     gpu = None
-    if not hasattr(trt, "ComputeCapability"):  # it builds for the GPU of this machine
-        gpu = find_gpu(import_runtime(), options.device)
+    if not hasattr(trt, "ComputeCapability"):  # it builds for the current GPU
+        cuda = import_runtime()
+        gpu = find_gpu(cuda, options.device)
+        call(cuda.cudaSetDevice(gpu.number))
     return Manifest(
         precision=precision,
         made_from={file.name: sha256(file) for file in sorted(files)},
@@ -91,7 +93,7 @@ def describe(trt: ModuleType, directory: ModelDir, precision: str, graph: Path, 
         gpu=gpu.name if gpu else None,
         capability=gpu.capability if gpu else None,
         targets=targets_of(trt, options),
-        flags=tuple(flag for flag in ("DISTRIBUTIVE_INDEPENDENCE",) if hasattr(trt.BuilderFlag, flag)),
+        flags=flags_of(trt),
     )
 
 

@@ -132,7 +132,7 @@ class Cuda:
 
 
 class TensorRT:
-    """The names of `tensorrt` that the engine uses. A plan is the path of an ONNX graph."""
+    """The names of `tensorrt` that the engine uses. A plan is the path of an ONNX graph, perhaps after HOST_CODE."""
 
     __name__, __version__ = "tensorrt", "11.4.0.106"
     ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED=2)
@@ -150,11 +150,76 @@ class TensorRT:
         return dtype
 
     def Runtime(self, logger):
-        def deserialize(plan: bytes):
-            path = Path(plan.decode(errors="replace"))
-            return Plan(self, path) if path.is_file() else None
+        return Runtime(self)
 
-        return SimpleNamespace(deserialize_cuda_engine=deserialize)
+
+class TensorRTX(TensorRT):
+    """`tensorrt_rtx`, which compiles at run time. kernels: those that were compiled, by shapes.
+
+    With the strategy LAZY, its default, a first call of a shape runs a fallback, whose bits differ.
+    """
+
+    __name__, __version__ = "tensorrt_rtx", "1.7.1.116"
+    DynamicShapesKernelSpecializationStrategy = enum.Enum("Specialization", ["LAZY", "EAGER", "NONE"])
+    ComputeCapability = SimpleNamespace(__members__={"SM86": 86, "SM89": 89, "SM120": 120})
+    user_allocation = True  # whether the plan was built with REQUIRE_USER_ALLOCATION
+
+    def __init__(self, cuda: Cuda, layers: str = '{"Layers": []}') -> None:
+        super().__init__(cuda, layers)
+        self.compiled: list[Any] = []
+
+
+class RuntimeConfig:
+    def __init__(self, trt: TensorRTX) -> None:
+        self.strategy = None
+        self.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.LAZY
+        self.cache = None
+
+    def set_execution_context_allocation_strategy(self, strategy):
+        self.strategy = strategy
+
+    def create_runtime_cache(self):
+        return RuntimeCache()
+
+    def set_runtime_cache(self, cache):
+        self.cache = cache
+        return True
+
+    def get_runtime_cache(self):
+        return self.cache
+
+
+class RuntimeCache:
+    def __init__(self) -> None:
+        self.kernels: set[str] = set()
+
+    def deserialize(self, blob):
+        lines = bytes(blob).decode(errors="replace").splitlines()
+        if lines[:1] != ["kernels of the double"]:
+            return False
+        self.kernels = set(lines[1:])
+        return True
+
+    def serialize(self):
+        return "\n".join(["kernels of the double", *sorted(self.kernels)]).encode()
+
+
+HOST_CODE = b"host code:"
+
+
+class Runtime:
+    """Rejects a plan with host code unless that is allowed, as by default it is not."""
+
+    engine_host_code_allowed = False
+
+    def __init__(self, trt: TensorRT) -> None:
+        self.trt = trt
+
+    def deserialize_cuda_engine(self, plan: bytes):
+        if plan.startswith(HOST_CODE) and not self.engine_host_code_allowed:
+            return None
+        path = Path(plan.removeprefix(HOST_CODE).decode(errors="replace"))
+        return Plan(self.trt, path) if path.is_file() else None
 
 
 TYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32, "tensor(int64)": np.int64}
@@ -177,8 +242,14 @@ class Plan:
     def get_tensor_dtype(self, name):
         return TYPES[self.tensors[name].type]
 
-    def create_execution_context(self, strategy):
-        return Context(self)
+    def create_execution_context(self, options):
+        strategy = options.strategy if isinstance(options, RuntimeConfig) else options
+        assert strategy == self.trt.ExecutionContextAllocationStrategy.USER_MANAGED, "it would allocate in calls"
+        return Context(self, options)
+
+    def create_runtime_config(self):
+        assert isinstance(self.trt, TensorRTX)
+        return RuntimeConfig(self.trt)
 
     def create_engine_inspector(self):
         return Inspector(self)
@@ -202,10 +273,15 @@ class Inspector:
 
 
 class Context:
-    def __init__(self, plan: Plan) -> None:
-        self.plan, self.shapes, self.addresses, self.scratch = plan, {}, {}, None
+    def __init__(self, plan: Plan, options: Any) -> None:
+        self.plan, self.options = plan, options
+        self.shapes, self.addresses, self.scratch = {}, {}, None
+
+    def is_stream_capturable(self, stream):
+        return getattr(self.plan.trt, "user_allocation", True)
 
     def set_device_memory(self, address, size):
+        assert size >= self.plan.device_memory_size_v2
         self.plan.trt.cuda.within(address, size, "device")
         self.scratch = address
 
@@ -218,18 +294,36 @@ class Context:
         return 0 <= shape[0] <= 64
 
     def execute_async_v3(self, stream):
-        assert self.scratch is not None
+        cuda = self.plan.trt.cuda
+        inputs = {tensor.name for tensor in self.plan.session.get_inputs()}
+        if self.scratch is None or set(self.shapes) != inputs or set(self.addresses) != set(self.plan.tensors):
+            return False  # TensorRT runs nothing until all shapes, addresses and its own memory are set
+        if cuda.broken:
+            return False
         shapes = dict(self.shapes)
+        fallback = self.compile(str(sorted(shapes.items())))
 
         def execute():
             inputs = {name: self.read(name, shape) for name, shape in shapes.items()}
             names = [output.name for output in self.plan.session.get_outputs()]
             for name, output in zip(names, self.plan.session.run(names, inputs), strict=True):
+                output = output + output.dtype.type(1e-6) if fallback else output
                 self.plan.trt.cuda.within(self.addresses[name], output.nbytes, "device")
                 ctypes.memmove(self.addresses[name], np.ascontiguousarray(output).ctypes.data, output.nbytes)
 
         self.plan.trt.cuda.do(execute)
         return True
+
+    def compile(self, shapes: str) -> bool:
+        """Whether this call runs a fallback; the kernel is compiled unless the cache has it."""
+        trt, options = self.plan.trt, self.options
+        if not isinstance(trt, TensorRTX) or (options.cache and shapes in options.cache.kernels):
+            return False
+        trt.compiled.append(shapes)
+        if options.cache is not None:
+            options.cache.kernels.add(shapes)
+        strategy = options.dynamic_shapes_kernel_specialization_strategy
+        return strategy is not trt.DynamicShapesKernelSpecializationStrategy.EAGER
 
     def read(self, name, shape):
         dtype = np.dtype(self.plan.get_tensor_dtype(name))

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from dsd_serve.rows import OUTPUT_NAMES, Denoise
 from export.main import main
 from export.tensorrt import checks
 from export.tensorrt import plans as plan_export
-from tests.support.gpu_double import Context, Cuda, Status, TensorRT
+from tests.support.gpu_double import HOST_CODE, Context, Cuda, Status, TensorRT, TensorRTX
 
 LAYERS = json.dumps({"Layers": [{"Outputs": [{"Format/Datatype": "Row major linear FP32"}]}]})
 PASSED = {name: {"passed": True, "text": ""} for name in checks.NAMES}
@@ -102,12 +103,104 @@ def test_outputs_are_the_callers_own(engine):
     assert np.array_equal(first, kept)
 
 
-def test_a_stream_that_cannot_be_captured_runs_without_a_graph(directory, cuda, tiny_dir, monkeypatch):
-    monkeypatch.setattr(Context, "is_stream_capturable", lambda self, stream: False, raising=False)
+def without_graphs(directory, tiny_dir):
+    """The engine of the directory, which has no CUDA graphs, and gives the results of ONNX Runtime all the same."""
     engine = load_engine("tensorrt", directory, "cuda")
     rows = mixture(engine.config, (0, 5, 0), seed=1)
-    assert not engine.graphs
+    assert (engine.graphs, engine.describe()["cuda_graphs"]) == ({}, "none")
     assert np.abs(engine.run(rows)[4] - load_engine("onnx", tiny_dir).run(rows)[4]).max() < 1e-5
+    return engine
+
+
+def test_a_capture_that_is_invalidated_leaves_an_engine_without_graphs(directory, cuda, tiny_dir, caplog):
+    cuda.capture_fails = True
+    without_graphs(directory, tiny_dir)
+    assert cuda.cudaGetLastError() == (Status.cudaSuccess,), "TensorRT would find the error later"
+    assert "ticks of 64 rows run without a CUDA graph: CUDA failed: cudaErrorStreamCaptureInvalidated" in caplog.text
+
+
+def test_a_library_that_fails_in_a_capture_leaves_an_engine_without_graphs(
+    directory, cuda, tiny_dir, caplog, monkeypatch
+):
+    works = Context.execute_async_v3
+    outside = lambda self, stream: cuda.captured is None and works(self, stream)  # noqa: E731
+    monkeypatch.setattr(Context, "execute_async_v3", outside)
+    without_graphs(directory, tiny_dir)
+    assert "run without a CUDA graph: TensorRT could not run the plan" in caplog.text
+
+
+def rtx(directory, monkeypatch, cuda, tmp_path):
+    """A TensorRT-RTX, and a plan of it."""
+    cuda.properties.minor, cuda.properties.major = 9, 8
+    trt = TensorRTX(cuda, LAYERS)
+    for module in (tensorrt_engine, plan_export):
+        monkeypatch.setattr(module, "import_library", lambda name: trt)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    version = TensorRTX.__version__
+    put_plan(directory, library="tensorrt_rtx", library_version=version, gpu=None, capability=None, targets=("8.9",))
+    return trt
+
+
+def test_rtx_compiles_before_it_captures_and_gives_the_same_bits_later(directory, cuda, monkeypatch, tmp_path):
+    trt = rtx(directory, monkeypatch, cuda, tmp_path)
+    engine = load_engine("tensorrt", directory, "cuda")
+    assert engine.describe()["cuda_graphs"] == "1, 2, 4, 8, 16, 32, 64"
+    rows = mixture(engine.config, (2, 3, 1), seed=1)
+    first, second = engine.run(rows), engine.run(rows)
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+    (cache,) = (tmp_path / "cache" / "dsd-serve").iterdir()
+    assert cache.parent.stat().st_mode & 0o77 == 0, "it holds code"
+    compiled = len(trt.compiled)
+    load_engine("tensorrt", directory, "cuda")
+    assert len(trt.compiled) == compiled, "the kernels of the first start are kept"
+    cache.write_bytes(b"of another driver")
+    load_engine("tensorrt", directory, "cuda")
+    assert cache.read_bytes().startswith(b"kernels of the double")
+
+
+def test_rtx_without_a_folder_for_its_kernels_makes_them_again(directory, cuda, monkeypatch, tmp_path, caplog):
+    caplog.set_level("INFO")
+    rtx(directory, monkeypatch, cuda, tmp_path)
+    (tmp_path / "cache").write_text("in the way")
+    assert load_engine("tensorrt", directory, "cuda").graphs
+    assert "kernels are not kept for the next start" in caplog.text
+
+
+def test_a_plan_of_rtx_that_cannot_be_captured_is_named(directory, cuda, tiny_dir, monkeypatch, tmp_path, caplog):
+    rtx(directory, monkeypatch, cuda, tmp_path).user_allocation = False
+    without_graphs(directory, tiny_dir)
+    assert "tensorrt_rtx says that this plan cannot be captured; build it again" in caplog.text
+
+
+def test_host_code_is_run_only_of_a_plan_that_is_meant_to_hold_it(directory, cuda):
+    """A version-compatible plan holds a runtime, which TensorRT loads only if that is allowed."""
+    plan = plan_path(directory, "fp32")
+    plan.write_bytes(HOST_CODE + plan.read_bytes())
+    for compatible in (True, False):
+        manifest = dataclasses.replace(read_manifest(plan), plan=sha256(plan), version_compatible=compatible)
+        manifest_path(plan).write_text(manifest.to_json())
+        if compatible:
+            load_engine("tensorrt", directory, "cuda")
+        else:
+            with pytest.raises(CheckpointError, match="rejects this plan"):
+                load_engine("tensorrt", directory, "cuda")
+
+
+def test_a_plan_is_built_on_the_gpu_that_its_manifest_names(directory, cuda, monkeypatch):
+    cuda.count = 2
+    found = []
+    trt = SimpleNamespace(__name__="tensorrt", __version__="11.4.0.106", BuilderFlag=SimpleNamespace(__members__={}))
+
+    def compile_graph(*_):
+        found.append(cuda.current)
+        raise CheckpointError("enough")
+
+    monkeypatch.setattr(plan_export, "find_library", lambda: trt)
+    monkeypatch.setattr(plan_export, "compile_graph", compile_graph)
+    for device, number in (("cuda:1", 1), ("cuda", 0)):
+        with pytest.raises(CheckpointError, match="enough"):
+            plan_export.build(directory, "fp32", plan_export.BuildOptions(device=device, force=True))
+        assert found.pop() == number
 
 
 def test_a_failing_call_names_itself(engine, cuda, monkeypatch):

@@ -11,7 +11,12 @@ import pytest
 
 from tests.support.data import ROOT
 
-FILES = ("dsd_serve/engines/tensorrt_engine.py", "export/tensorrt/compile.py", "export/tensorrt/plans.py")
+FILES = (
+    "dsd_serve/engines/tensorrt_engine.py",
+    "dsd_serve/engines/runtime_cache.py",
+    "export/tensorrt/compile.py",
+    "export/tensorrt/plans.py",
+)
 VERSIONS = ("11.4.0.106", "10.16.1.11")
 # The classes of our variables.
 CLASSES = {
@@ -28,12 +33,23 @@ CLASSES = {
     "self.runtime": "Runtime",
     "inspector": "EngineInspector",
     "cache": "ITimingCache",
+    "cuda_engine": "ICudaEngine",
+    "runtime_config": "IRuntimeConfig",
+    "kernels": "IRuntimeCache",
 }
-# Tested with hasattr first, or used only where `ComputeCapability` exists.
+# Tested with hasattr first, or used only where such a name exists.
 OF_RTX = {
     ("trt", "ComputeCapability"),
     ("IBuilderConfig", "num_compute_capabilities"),
     ("IBuilderConfig", "set_compute_capability"),
+    ("trt", "DynamicShapesKernelSpecializationStrategy"),
+    ("DynamicShapesKernelSpecializationStrategy", "EAGER"),
+    ("IRuntimeConfig", "dynamic_shapes_kernel_specialization_strategy"),
+    ("IRuntimeConfig", "create_runtime_cache"),
+    ("IRuntimeConfig", "get_runtime_cache"),
+    ("IRuntimeConfig", "set_runtime_cache"),
+    ("IRuntimeCache", "deserialize"),
+    ("IRuntimeCache", "serialize"),
 }
 IN_PYTHON = {"nptype"}  # defined by the package around the bindings, in both versions
 

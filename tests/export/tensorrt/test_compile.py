@@ -12,7 +12,7 @@ from dsd_serve.checkpoint import sha256
 from dsd_serve.engines.plan import find_library, manifest_path, plan_path, read_manifest
 from dsd_serve.errors import CheckpointError, EngineUnavailableError
 from export.main import main
-from export.tensorrt.compile import BuildOptions, check_types, compile_graph
+from export.tensorrt.compile import BuildOptions, aim, check_types, compile_graph
 from export.tensorrt.plans import build
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'dsd-serve[tensorrt-rtx]'")
@@ -76,10 +76,11 @@ def test_a_checkpoint_of_dsd_s_has_plans(tmp_path):
         assert read_manifest(plan).plan == sha256(plan)
 
 
-def test_targets_and_versions_are_built_for_and_recorded(built):
-    main([str(built), "--trt", "--precision", "fp16", "--targets", "8.9", "12.0", "--version-compatible"])
+def test_targets_are_built_for_and_recorded(built):
+    main([str(built), "--trt", "--precision", "fp16", "--targets", "8.9", "12.0"])
     manifest = read_manifest(built / "model.fp16.plan")
-    assert (manifest.targets, manifest.version_compatible) == (("8.9", "12.0"), True)
+    assert manifest.targets == ("8.9", "12.0")
+    assert "REQUIRE_USER_ALLOCATION" in manifest.flags, "without it no call can be captured"
     assert manifest.plan == sha256(built / "model.fp16.plan")
 
 
@@ -87,6 +88,7 @@ def test_targets_and_versions_are_built_for_and_recorded(built):
     ("options", "words"),
     [
         ({"targets": ("8.9", "9.0")}, r"--targets of tensorrt_rtx must be among 7\.5, .*; got '9\.0'"),
+        ({"version_compatible": True}, "a plan of tensorrt_rtx runs with its own version only"),
         ({"hardware": "same"}, "--hardware and --timing-cache are for tensorrt"),
         ({"hardware": "all"}, r"--hardware must be one of this, same, ampere\+, got 'all'"),
     ],
@@ -157,3 +159,10 @@ def test_without_tensorrt_an_error_says_what_to_install(built):
     assert ended.returncode == 1
     assert "pip install 'dsd-serve[tensorrt]'" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_a_version_compatible_plan_holds_the_runtime_that_later_versions_need():
+    config = trt.Builder(trt.Logger()).create_builder_config()
+    aim(trt, config, BuildOptions(version_compatible=True))
+    assert config.get_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    assert not config.get_flag(trt.BuilderFlag.EXCLUDE_LEAN_RUNTIME), "nothing here loads a lean runtime from elsewhere"
