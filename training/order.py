@@ -162,7 +162,10 @@ class Batches:
 
 def gather(images: Images, indices: list[int]) -> tuple[Tensor, Tensor, list[Broken]]:
     assert images.pixels is not None
-    return torch.from_numpy(images.pixels[indices]), torch.from_numpy(images.labels[indices]), []
+    pixels, labels = torch.from_numpy(images.pixels[indices]), torch.from_numpy(images.labels[indices])
+    if torch.cuda.is_available():  # a copy from other memory waits for all that the GPU still has to do
+        pixels, labels = pixels.pin_memory(), labels.pin_memory()
+    return pixels, labels, []
 
 
 def open_batches(training: Images, config: TrainConfig, where: Device, first_step: int) -> Iterator[Batch]:

@@ -15,6 +15,7 @@ from dsd_serve.errors import CheckpointError, ConfigError
 from dsd_serve.network import DSD
 from training.classes import IMAGENET, ClassNames, some
 from training.loss import Objective
+from training.muon import BatchedMuon
 from training.run_config import OptimSection, TrainConfig
 from training.teachers import Lpips, VisionModel
 from training.transfer import fitted, known_classes
@@ -83,7 +84,8 @@ def new_optimizers(
     )
     if not matrices:
         return optimizer, None
-    return optimizer, torch.optim.Muon(
+    muon = BatchedMuon if matrices[0].is_cuda else torch.optim.Muon
+    return optimizer, muon(
         matrices,
         lr=config.lr,
         weight_decay=config.weight_decay,

@@ -23,14 +23,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from dsd_serve import __version__
 from dsd_serve.checkpoint import read_checkpoint
 from dsd_serve.errors import ConfigError, DSDError
 from training.dataset import Images, load_images, sample_of
-from training.device import Device, agree_on_step, averaged, choose_device
+from training.device import Device, agree_on_step, averaged, choose_device, distributed
 from training.inventory import added_or_removed, lines, report_broken
 from training.journal import Journal, evaluate, report
 from training.monitor import Monitor
@@ -57,10 +56,10 @@ class StopSignal:
         self.caught = True
 
     def caught_anywhere(self, where: Device) -> bool:
-        """Whether any process caught a signal: all must stop after the same step."""
+        """Whether any process caught a signal: all must stop after the same step. Does not wait for a GPU."""
         if where.world == 1:
             return self.caught
-        flag = torch.tensor([self.caught], dtype=torch.int32, device=where.device)
+        flag = torch.tensor([self.caught], dtype=torch.int32)
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         return bool(flag.item())
 
@@ -105,9 +104,7 @@ def train(config: TrainConfig) -> State:
         announce(state, config, where, training, held)
     state.num_images = len(training)
     report_broken((training, held), folder, where)
-    forward: Any = torch.compile(state.objective) if where.compiled else state.objective
-    if where.world > 1:
-        forward = DistributedDataParallel(forward)
+    forward = distributed(state.objective, where)
     batches = open_batches(training, config, where, state.step)
     journal = Journal(folder, first, state.step)
     monitor = Monitor(config.monitor, state.ema.config.latent_dim, journal.past)

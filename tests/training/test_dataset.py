@@ -1,5 +1,6 @@
 """Images of any data set: odd files and layouts, broken images, held-out images, classes."""
 
+import re
 import subprocess
 import sys
 import unicodedata
@@ -11,11 +12,22 @@ import torch
 from dsd_serve.errors import CheckpointError, ConfigError
 from dsd_serve.imaging.codec import write_image
 from tests.support.data import CLASSES, ROOT, TINY, sample_image, train_arguments
-from tests.support.odd_images import FILES, GOOD, LAYOUTS, cats_and_dogs, class_label, fill, write_parquet, write_tar
+from tests.support.odd_images import (
+    FILES,
+    GOOD,
+    LAYOUTS,
+    ROWS,
+    cats_and_dogs,
+    class_label,
+    fill,
+    write_parquet,
+    write_tar,
+)
 from training.classes import IMAGENET, NO_CLASSES, ClassNames
 from training.dataset import Images, hold_out_of_classes, load_images, split
 from training.order import Order, micro_batches
 from training.run_config import DataSection, load_config
+from training.sources import columns
 
 DEMO = ROOT / "training/configs/demo.toml"
 
@@ -317,6 +329,21 @@ def test_a_refusal_is_one_line_on_the_command_line(tmp_path):
     assert result.returncode == 1
     (line,) = result.stderr.splitlines()
     assert line.startswith("dsd-train: ") and line.endswith("of other formats there are 1 .gif")
+
+
+def test_a_parquet_that_does_not_fit_into_memory_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    """ImageNet's parquet files would be 140 GB in each of eight processes."""
+    write_parquet(tmp_path, metadata=class_label("cat", "dog"), image=ROWS * 50, label=[0, 1, 1, 0] * 50)
+    needed = columns.image_bytes(tmp_path / "train.parquet", "image")
+    assert needed > 0
+    monkeypatch.setattr(columns, "available_bytes", lambda: 7 * needed)
+    assert len(Images(str(tmp_path), 16)) == 200
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    with pytest.raises(CheckpointError, match=r"in each of 8 processes, .* free: give data.path=hf:/.*, whose") as told:
+        Images(str(tmp_path), 16)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    (path,) = re.findall("data.path=(.*), whose", str(told.value))
+    assert len(Images(path, 16)) == 200, "the fix works"
 
 
 def test_pixels_of_a_parquet_are_those_of_the_file(tmp_path):

@@ -1,6 +1,9 @@
 """Tables with a column of images and one of classes: parquet files, and data sets of Hugging Face."""
 
+import contextlib
 import json
+import math
+import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,6 +101,7 @@ class ParquetSource:
         features = features_of(schema.metadata)
         image = self.image_column(schema, data, place)
         label = choose(schema.names, data.label_column, CLASS_COLUMNS, "label_column", f"{place}: the class")
+        check_fits(files, image, place)
         tables = []
         for file in files:
             try:
@@ -162,6 +166,42 @@ class ParquetSource:
         if data is None:
             raise CheckpointError(f"row {index} has no bytes")
         return data, str(name)
+
+
+def check_fits(files: Sequence[Path], image: str, place: str) -> None:
+    """Raises CheckpointError if the images of parquet files do not fit into memory, once for each process of this
+    machine; found out before they are read."""
+    needed = sum(image_bytes(file, image) for file in files)
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if (free := available_bytes()) < needed * processes:
+        each = f" in each of {processes} processes" if processes > 1 else ""
+        folder = files[0].parent.resolve()
+        raise CheckpointError(
+            f"{place} holds {needed / 1e9:.1f} GB of images, which would be in memory{each}, and {free / 1e9:.1f} GB "
+            f"are free: give data.path=hf:{folder}, whose images stay in a file that all processes map, or tar shards"
+        )
+
+
+def image_bytes(file: Path, image: str) -> int:
+    """Bytes of the column of images of a parquet file in memory; 0 for a file that cannot be read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        metadata = pq.read_metadata(file)
+    except (pa.ArrowException, OSError):
+        return 0  # the sentence about it comes when it is read
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    columns = [group.column(number) for group in groups for number in range(group.num_columns)]
+    return sum(c.total_uncompressed_size for c in columns if c.path_in_schema.partition(".")[0] == image)
+
+
+def available_bytes() -> float:
+    """Memory that this machine can still give; unlimited where the system does not say."""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), math.inf)
+    return math.inf
 
 
 def first_line(error: Exception) -> str:
