@@ -1,11 +1,11 @@
 """Milliseconds per tick of every engine on a GPU: python -m benchmarks.gpu_speed DIR --device cuda.
 
-In each precision and for 1, 2, 4 ... 64 denoise rows, in turns in one run: TensorRT, ONNX Runtime, eager torch and
-torch.compile. A tick is one call of the batcher: rows in, arrays out, with copies to and from the device. The table has
-also the share of the device's rate for large matrix products in that precision (torch.matmul), and images per second
-at the model's recommended steps. Missing engines are listed with the reason.
+In each precision and for 1, 2, 4 ... 64 denoise rows, in turns in one run: TensorRT, ONNX Runtime, torch (with CUDA
+graphs) and torch.compile. A tick is one call of the batcher: rows in, arrays out, with copies to and from the device.
+The table has also the share of the device's rate for large matrix products in that precision (torch.matmul), and images
+per second at the model's recommended steps. Missing engines are listed with the reason.
 
-torch runs fp16 and bf16 by autocast, the usual way, which casts the weights in each call.
+torch.compile runs fp16 and bf16 by autocast, the usual way, which casts the weights in each call.
 """
 
 import argparse
@@ -40,17 +40,16 @@ DTYPES: dict[str, torch.dtype] = {name: getattr(torch, PRECISIONS[name].dtype) f
 NAMES = ("tensorrt", "onnx", "torch", "torch.compile")
 
 
-class Autocast:
-    """The torch engine in a precision, compiled or not."""
+class Compiled:
+    """The network by torch.compile, in a precision."""
 
-    def __init__(self, engine: TorchEngine, precision: str, *, compiled: bool) -> None:
+    def __init__(self, engine: TorchEngine, precision: str) -> None:
         self.engine, self.config, self.precision = engine, engine.config, precision
-        if compiled:
-            # One program for each row count and precision. Above the limit, 8 by default and counted for all of them
-            # together, dynamo would run them without compilation and say so only in the log.
-            torch._dynamo.config.recompile_limit = 64
-            torch._dynamo.config.fail_on_recompile_limit_hit = True
-            engine.model.forward = torch.compile(engine.model.forward, dynamic=False)  # type: ignore[method-assign]
+        # One program for each row count and precision. Above the limit, 8 by default and counted for all of them
+        # together, dynamo would run them without compilation and say so only in the log.
+        torch._dynamo.config.recompile_limit = 64
+        torch._dynamo.config.fail_on_recompile_limit_hit = True
+        engine.model.forward = torch.compile(engine.model.forward, dynamic=False)  # type: ignore[method-assign]
 
     def run(self, rows: Sequence[Row]) -> list[Array]:
         device = self.engine.model.role_embed.weight.device.type
@@ -62,8 +61,8 @@ class Autocast:
 
 
 def load(name: str, path: Path, device: str, precision: str) -> Engine:
-    if name.startswith("torch"):
-        return Autocast(TorchEngine.load(path, device=device), precision, compiled=name == "torch.compile")
+    if name == "torch.compile":
+        return Compiled(TorchEngine.load(path, device=device, graphs=False), precision)
     return load_engine(name, path, device, precision=precision, flush_denormals=True)
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 from dsd_serve.backends import ModelInfo, Observer
 from dsd_serve.backends.batcher import Batcher
 from dsd_serve.checkpoint import read_model_dir, read_text
-from dsd_serve.engines import load_engine
+from dsd_serve.engines import choose_precision, load_engine
 from dsd_serve.engines.selftest import self_test
 from dsd_serve.errors import CheckpointError
 from dsd_serve.files import demo_model
 from dsd_serve.hub import model_dir
 from dsd_serve.model import Model
+from dsd_serve.precision import AUTO, REFERENCE
 from dsd_serve.rows import Engine
 
 
@@ -21,7 +22,7 @@ def load(
     engine: Engine | str = "onnx",
     *,
     device: str = "cpu",
-    precision: str = "fp32",
+    precision: str = AUTO,
     threads: int = 0,
     row_budget: int = 0,
     max_waiting: int = 1_000_000,
@@ -32,18 +33,19 @@ def load(
 
     model: the directory or hf:org/name[@revision], by default the demo model of the package. engine: onnx, torch or
     tensorrt, or a loaded one.
-    device: cpu, cuda or cuda:N. precision: one in which the directory has a graph. threads: of the CPU, 0 for all
-    cores. row_budget: rows a tick, 0 measures the best, also while it serves. max_waiting, max_seconds: limits of the
-    queue, see `Batcher`.
+    device: cpu, cuda or cuda:N. precision: one in which the directory has a graph, or auto: fp16 on a GPU where it has
+    that, else fp32. threads: of the CPU, 0 for all cores. row_budget: rows a tick, 0 measures the best, also while it
+    serves. max_waiting, max_seconds: limits of the queue, see `Batcher`.
     Raises CheckpointError when the directory is wrong, EngineUnavailableError when the engine cannot run here.
     """
     path = demo_model() if model is None else model_dir(model)
 
     def open_it() -> Model:
         directory = read_model_dir(path)
-        loaded = engine
+        loaded, chosen = engine, REFERENCE if precision == AUTO else precision
         if isinstance(loaded, str):
-            loaded = load_engine(loaded, path, device, threads, flush_denormals=True, precision=precision)
+            chosen = choose_precision(directory, loaded, device, precision)
+            loaded = load_engine(loaded, path, device, threads, flush_denormals=True, precision=chosen)
         try:
             tested = self_test(loaded)
         except CheckpointError as error:
@@ -56,7 +58,7 @@ def load(
             directory.name,
             loaded.config,
             directory.defaults,
-            directory.fingerprint(precision),
+            directory.fingerprint(chosen),
             {key: str(value) for key, value in loaded.describe().items()},
             tested,
             batcher.budget,

@@ -76,6 +76,8 @@ class Precision:
 
 
 REFERENCE = "fp32"  # always exported; the others are compared with it
+AUTO = "auto"  # the fastest on the device of those that the model was exported in
+FASTEST_ON_GPU = "fp16"
 ANY, CPU, CUDA = ("cpu", "cuda"), ("cpu",), ("cuda",)
 
 # fp32 differs from torch by the order of its sums only. The other limits are some five times the errors that networks
@@ -102,7 +104,7 @@ PRECISIONS: dict[str, Precision] = {
             tensorrt=("HALF", "Half", "FP16"),
             arithmetic="half",
             graphs=("plain", "fused"),
-            runs={"onnx": ANY, "tensorrt": CUDA},
+            runs={"onnx": ANY, "torch": ANY, "tensorrt": CUDA},
             limits=Limits(latents=1e-2, latents_rms=2e-3, pixels=2, psnr=40.0),
             storable=True,
         ),
@@ -113,7 +115,7 @@ PRECISIONS: dict[str, Precision] = {
             tensorrt=("BF16", "BFloat16", "BFLOAT16"),
             arithmetic="half",
             graphs=("plain",),
-            runs={"onnx": CUDA, "tensorrt": CUDA},
+            runs={"onnx": CUDA, "torch": ANY, "tensorrt": CUDA},
             limits=Limits(latents=8e-2, latents_rms=1.5e-2, pixels=4, psnr=35.0),
         ),
         Precision(

@@ -41,7 +41,7 @@ from dsd_serve.engines.plan import HARDWARE
 from dsd_serve.errors import CheckpointError, DSDError, EngineUnavailableError
 from dsd_serve.hub import PREFIX, model_dir
 from dsd_serve.params import SAMPLER_NAMES, SamplingParams, from_api
-from dsd_serve.precision import PRECISIONS, REFERENCE, check_runs
+from dsd_serve.precision import AUTO, PRECISIONS, REFERENCE, check_runs
 from export.build import export
 from export.card import training_rows, write_card
 from export.commit import Stoppable
@@ -200,7 +200,12 @@ def arguments_parser() -> argparse.ArgumentParser:
         "--triton-device", choices=DEVICES, default="gpu", help="one instance per GPU, or on the CPU (gpu)"
     )
     group.add_argument("--triton-engine", choices=ENGINES, default="onnx", help="its engine (onnx)")
-    group.add_argument("--triton-precision", choices=PRECISIONS, default=REFERENCE, help="its precision (fp32)")
+    group.add_argument(
+        "--triton-precision",
+        choices=(AUTO, *PRECISIONS),
+        default=AUTO,
+        help="its precision (auto: fp16 on a GPU if SOURCE was exported in it, else fp32)",
+    )
     hub = parser.add_argument_group("Hugging Face hub")
     hub.add_argument("--push", metavar="hf:org/name", help="push the model directory; makes the repository")
     hub.add_argument(

@@ -20,6 +20,7 @@ from dsd_serve.checkpoint import read_model_dir
 from dsd_serve.config import ModelConfig
 from dsd_serve.engines import ENGINE_NAMES
 from dsd_serve.errors import CheckpointError
+from dsd_serve.precision import AUTO, REFERENCE
 from export.commit import PREFIX, REJECTED, drafting, move
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ __all__ = ["TritonPythonModel"]
 
 
 def write_repository(
-    model_dir: Path, repository: Path, *, device: str = "gpu", engine: str = "onnx", precision: str = "fp32"
+    model_dir: Path, repository: Path, *, device: str = "gpu", engine: str = "onnx", precision: str = AUTO
 ) -> None:
     """Write the model `dsd` of a Triton model repository, or replace it.
 
@@ -51,7 +52,7 @@ def write_repository(
     """
     directory = read_model_dir(model_dir)
     if engine == "onnx":
-        directory.graph(precision)  # raises CheckpointError if there is none
+        directory.graph(REFERENCE if precision == AUTO else precision)  # raises CheckpointError if there is none
     elif not any(model_dir.glob("*.plan")):
         raise CheckpointError(f"{model_dir} has no TensorRT plan; make one: dsd-export {model_dir} --trt")
     if model_dir.resolve().is_relative_to((repository / MODEL).resolve()):

@@ -14,7 +14,7 @@ from dsd_serve.engines import ENGINE_NAMES
 from dsd_serve.errors import ConfigError, shown
 from dsd_serve.files import demo_model
 from dsd_serve.params import MAX_STEPS
-from dsd_serve.precision import PRECISIONS, listed
+from dsd_serve.precision import AUTO, PRECISIONS, listed
 
 POSIX = os.name == "posix"
 SPARE_DESCRIPTORS = 64  # for files, and for connections that are refused
@@ -40,7 +40,7 @@ class Settings:
     port: int = 8000
     engine: str = "onnx"
     device: str = "cpu"
-    precision: str = "fp32"
+    precision: str = AUTO
     threads: int = 0
     row_budget: int = 0
     engine_process: str = "auto"
@@ -84,7 +84,8 @@ HELP = {
     "port": "TCP port",
     "engine": f"engine that runs the network: {' or '.join(ENGINE_NAMES)}",
     "device": "cpu, cuda or cuda:N; never replaced by another one",
-    "precision": f"{listed(PRECISIONS)}, of those that the model was exported in",
+    "precision": f"{listed(PRECISIONS)}, of those that the model was exported in; auto: fp16 on a GPU where it was, "
+    "else fp32",
     "threads": "CPU threads of the engine, 0 for all cores",
     "row_budget": "rows per tick of the batcher, 0 to measure the best value at start and while it serves",
     "engine_process": "on: the engine has a process of its own, which is started again when it fails; off: it is in "
@@ -169,7 +170,7 @@ RANGES: dict[str, tuple[float, float]] = {
 CHOICES = {
     "engine": ENGINE_NAMES,
     "engine_process": ("auto", "on", "off"),
-    "precision": tuple(PRECISIONS),
+    "precision": (AUTO, *PRECISIONS),
     "log_level": ("debug", "info", "warning", "error"),
     "log_format": ("pretty", "json"),
 }

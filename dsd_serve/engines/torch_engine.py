@@ -1,54 +1,179 @@
-"""The torch engine: the reference for the other engines."""
+"""The torch engine: the reference for the others in float32, and on a GPU a fast one that needs no other library.
 
-from collections.abc import Sequence
+In fp16 and bf16 it computes as the exported graphs do: matrix products and attention of the blocks in the half type,
+norms, conditioning, sums and both borders in float32. On CUDA the ticks of denoise rows are CUDA graphs.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from dsd_serve.checkpoint import read_model_dir, read_weights
-from dsd_serve.errors import CheckpointError, EngineUnavailableError
+from dsd_serve.engines.cuda import failure
+from dsd_serve.errors import CheckpointError, EngineDeadError, EngineUnavailableError
 from dsd_serve.network import DSD
-from dsd_serve.rows import Array, Row, collate, distribute
+from dsd_serve.precision import PRECISIONS, REFERENCE
+from dsd_serve.rows import Array, Denoise, Row, collate, distribute
+
+log = logging.getLogger(__name__)
+
+SIZES = (1, 2, 4, 8, 16, 32, 64)  # rows of the CUDA graphs
+Call = Callable[[], Tensor]
+Recorder = Callable[[Call], tuple[Callable[[], Any], Tensor]]
+
+
+class HalfBlock(nn.Module):
+    """A block of the network whose matrix products are in `dtype`, between float32 tensors."""
+
+    def __init__(self, block: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.block, self.dtype = block, dtype
+        for module in block.modules():
+            if isinstance(module, nn.Linear):
+                module.to(dtype)  # autocast would cast float32 weights in every call
+
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, self.dtype, cache_enabled=False):
+            return self.block(x, modulation)
 
 
 class TorchEngine:
-    """Eager torch in float32 on any device that torch supports."""
+    """A network in torch, on any device that torch supports. graphs: on CUDA, run denoise rows as CUDA graphs."""
 
-    def __init__(self, model: DSD) -> None:
+    def __init__(self, model: DSD, precision: str = REFERENCE, *, graphs: bool = True) -> None:
+        self.config, self.precision = model.config, precision
+        if precision != REFERENCE:
+            dtype = getattr(torch, PRECISIONS[precision].dtype)
+            model.blocks = nn.ModuleList(HalfBlock(block, dtype) for block in model.blocks)
         self.model = model.eval()
-        self.config = model.config
+        self.device = model.role_embed.weight.device
+        self.graphs = DenoiseGraphs(model, Capture(self.device)) if graphs and self.device.type == "cuda" else None
 
     @classmethod
-    def load(cls, model_dir: Path, *, device: str = "cpu", num_threads: int = 0) -> "TorchEngine":
+    def load(
+        cls,
+        model_dir: Path,
+        *,
+        device: str = "cpu",
+        num_threads: int = 0,
+        precision: str = REFERENCE,
+        graphs: bool = True,
+    ) -> "TorchEngine":
+        """Load a model directory. precision: one in which it was exported, and so verified."""
         if num_threads:
             torch.set_num_threads(num_threads)
         directory = read_model_dir(model_dir)
+        directory.graph(precision)  # raises CheckpointError if there is none
         directory.check([directory.weights])
         model = DSD(directory.config)
         weights = {name: torch.from_numpy(array) for name, array in read_weights(model_dir).items()}
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[:300]
-            raise CheckpointError(f"{model_dir}: the weights do not fit config.json: {reason}") from None
+            raise CheckpointError(f"{model_dir}: the weights do not fit config.json: {first_words(error)}") from None
         try:
-            return cls(model.to(device))
+            return cls(model.to(device), precision, graphs=graphs)
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise EngineUnavailableError(f"engine 'torch' cannot use device {device!r}: {reason}") from None
 
     @torch.inference_mode()
     def run(self, rows: Sequence[Row]) -> list[Array]:
-        device = self.model.role_embed.weight.device
-        inputs = [torch.from_numpy(array).to(device) for array in collate(rows, self.config).values()]
-        outputs = self.model(*inputs)
-        return distribute(rows, [output.cpu().numpy() for output in outputs])
+        inputs = [torch.from_numpy(array) for array in collate(rows, self.config).values()]
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # a setting of the thread, and the batcher has its own
+        try:
+            if self.graphs and all(isinstance(row, Denoise) for row in rows) and self.graphs.fits(len(rows)):
+                return list(self.graphs.run(*inputs[1:4]).numpy())
+            outputs = self.model(*(tensor.to(self.device) for tensor in inputs))
+            return distribute(rows, [output.cpu().numpy() for output in outputs])
+        except RuntimeError as error:  # torch.AcceleratorError has the status of CUDA
+            raise failure(f"torch failed: {first_words(error)}", getattr(error, "error_code", 0)) from error
 
     def describe(self) -> dict[str, Any]:
-        return {
+        described = {
             "engine": "torch",
-            "device": str(self.model.role_embed.weight.device),
-            "precision": "fp32",
+            "device": str(self.device),
+            "precision": self.precision,
             "version": torch.__version__,
         }
+        return described | ({} if self.graphs is None else {"cuda_graphs": self.graphs.sizes()})
+
+
+class DenoiseGraphs:
+    """Denoise rows on a device as one recorded call for each of SIZES; a tick is padded to the next of them.
+
+    record: runs a call, and returns a function that repeats it in the same memory, and its output. A size that cannot
+    be recorded is left out, as are those above it.
+    """
+
+    def __init__(self, model: DSD, record: Recorder) -> None:
+        config, device = model.config, model.role_embed.weight.device
+        kinds = ((config.latent_shape, torch.float32), ((), torch.float32), ((), torch.int64))
+        self.device = device
+        self.inputs = [torch.zeros((SIZES[-1], *shape), dtype=dtype, device=device) for shape, dtype in kinds]
+        pinned = device.type == "cuda"
+        self.staged = [torch.zeros(x.shape, dtype=x.dtype, pin_memory=pinned) for x in self.inputs]
+        self.result = torch.zeros_like(self.staged[0], pin_memory=pinned)
+        pixels = torch.zeros((0, *config.pixel_shape), dtype=torch.uint8, device=device)
+        self.recorded: dict[int, tuple[Callable[[], Any], Tensor]] = {}
+        for size in SIZES:
+            rows = [tensor[:size] for tensor in self.inputs]
+            try:
+                with torch.inference_mode():
+                    self.recorded[size] = record(lambda rows=rows: model(pixels, *rows, self.inputs[0][:0])[1])  # type: ignore[misc]
+            except RuntimeError as error:
+                reason = failure(f"torch cannot record a call: {first_words(error)}", getattr(error, "error_code", 0))
+                if isinstance(reason, EngineDeadError):
+                    raise reason from None
+                log.warning("ticks of %d rows and more run without a CUDA graph: %s", size, reason)
+                break
+
+    def fits(self, count: int) -> bool:
+        return 0 < count <= max(self.recorded, default=0)
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        """z_hat [M, L, C] in the memory of the CPU, of z_t [M, L, C], t [M] and labels [M]."""
+        count = len(inputs[0])
+        replay, output = self.recorded[min(size for size in self.recorded if size >= count)]
+        for given, staged, tensor in zip(inputs, self.staged, self.inputs, strict=True):
+            staged[:count].copy_(given)
+            tensor[:count].copy_(staged[:count], non_blocking=True)
+        replay()  # the padding is rows of earlier ticks; no row depends on another
+        self.result[:count].copy_(output[:count], non_blocking=True)
+        if self.device.type == "cuda":
+            torch.cuda.current_stream().synchronize()
+        return self.result[:count].clone()
+
+    def sizes(self) -> str:
+        return ", ".join(map(str, self.recorded)) or "none"
+
+
+class Capture:
+    """Records calls as CUDA graphs. They share their memory, because they run one after another."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        with torch.cuda.device(device):
+            self.pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, call: Call) -> tuple[Callable[[], Any], Tensor]:
+        with torch.cuda.device(self.device):
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):  # libraries need a first call outside a capture
+                for _ in range(2):
+                    call()
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self.pool):
+                output = call()
+        return graph.replay, output
+
+
+def first_words(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -75,7 +75,12 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--engine", choices=ENGINES, default="onnx", help="engine that runs the network (onnx)")
     group.add_argument("--device", type=device, default="cpu", help="cpu, cuda or cuda:N (cpu)")
-    group.add_argument("--precision", default="fp32", metavar="NAME", help="one that the model was exported in (fp32)")
+    group.add_argument(
+        "--precision",
+        default="auto",
+        metavar="NAME",
+        help="one that the model was exported in (auto: fp16 on a GPU where it was, else fp32)",
+    )
     group.add_argument(
         "--threads",
         type=whole_number(0, max(64, os.cpu_count() or 1)),

@@ -88,7 +88,7 @@ def run(code, *arguments):
 def test_flags_file_names_limits_and_sentences_follow_a_new_row():
     found = run(FACTS)
     names = [*PRECISIONS, "fp8", "twin"]
-    assert found["dsd-export"] == found["dsd-serve"] == names
+    assert ["auto", *found["dsd-export"]] == found["dsd-serve"] == ["auto", *names]
     assert found["benchmark"] == ["fp8"]
     assert found["plan"] == "model.fp8.plan"
     assert found["stale"] == ["model.fp8.plan", "model.fp8.plan.json"]
@@ -111,7 +111,7 @@ def test_file_names_and_engines_of_the_rows():
     assert [row.plain for row in PRECISIONS.values()][:2] == ["model.onnx", "model.fp16.onnx"]
     assert (PRECISIONS["fp32"].fused, PRECISIONS["int8"].fused) == ("model.ort.onnx", "model.int8.ort.onnx")
     assert (PRECISIONS["fp32"].weights, PRECISIONS["fp16"].weights) == ("model.safetensors", "model.fp16.safetensors")
-    assert precisions_of("torch") == ("fp32",)
+    assert precisions_of("torch") == ("fp32", "fp16", "bf16")
     assert precisions_of("tensorrt") == ("fp32", "fp16", "bf16")
     assert precisions_of("onnx", "cpu") == ("fp32", "fp16", "int8")
     assert precisions_of("onnx", "cuda") == ("fp32", "fp16", "bf16")
@@ -122,7 +122,7 @@ def test_file_names_and_engines_of_the_rows():
     ("precision", "engine", "device", "sentence"),
     [
         ("fp64", "onnx", "cpu", "precision must be one of fp32, fp16, bf16, int8, got 'fp64'"),
-        ("fp16", "torch", "cpu", "engine 'torch' computes in fp32, not in fp16"),
+        ("int8", "torch", "cpu", "engine 'torch' computes in fp32, fp16 or bf16, not in int8"),
         ("int8", "tensorrt", None, "engine 'tensorrt' computes in fp32, fp16 or bf16, not in int8"),
         (
             "bf16",

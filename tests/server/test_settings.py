@@ -142,7 +142,7 @@ def test_a_variable_without_effect_causes_a_warning():
     ("arguments", "words"),
     [
         (["--engine", "magic"], "engine must be one of onnx, torch, tensorrt, got 'magic'"),
-        (["--precision", "fp64"], "precision must be one of fp32, fp16, bf16, int8, got 'fp64'"),
+        (["--precision", "fp64"], "precision must be one of auto, fp32, fp16, bf16, int8, got 'fp64'"),
         (["--device", "gpu"], "device must be cpu, cuda or cuda:N, got 'gpu'"),
         (["--device", "cuda:-1"], "device must be cpu, cuda or cuda:N"),
         (["--log-level", "x" * 999], "log_level must be one of debug, info, warning, error, got 'xxxx"),

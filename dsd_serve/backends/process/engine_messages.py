@@ -30,7 +30,7 @@ class EngineSettings(Struct, frozen=True):
     model: str
     engine: str = "onnx"
     device: str = "cpu"
-    precision: str = "fp32"
+    precision: str = "auto"
     threads: int = 0
     row_budget: int = 0
 
