@@ -1,5 +1,6 @@
 # docker build --target cpu -t dsd:cpu .         serves on the CPU, without torch or a compiler
-# docker build --target gpu -t dsd:gpu .         serves on NVIDIA GPUs: CUDA 13, ONNX Runtime, TensorRT
+# docker build --target gpu -t dsd:gpu .         serves on NVIDIA GPUs: CUDA 13, ONNX Runtime, TensorRT-RTX
+#   --build-arg EXTRAS=gpu,tensorrt,otel         the same with TensorRT, for GPUs of data centres such as the H100
 # docker build --target triton -t dsd:triton .   the backend of `dsd-serve --triton`
 # docker build --target train -t dsd:train .     dsd-train, dsd-export, torchrun
 #
@@ -32,7 +33,8 @@ RUN /pip/bin/pip --python /opt/dsd/bin/python install --no-cache-dir --no-index 
     mkdir /sbom && /pip/bin/cyclonedx-py environment --output-reproducible -o /sbom/dsd.cdx.json /opt/dsd/bin/python
 
 FROM build AS build-gpu
-ARG EXTRAS=gpu,tensorrt,otel
+# tensorrt-rtx is for GeForce RTX and RTX PRO; EXTRAS=gpu,tensorrt,otel is for the GPUs of data centres, and larger.
+ARG EXTRAS=gpu,tensorrt-rtx,otel
 RUN sh locks/install.sh "${EXTRAS}" /pip/bin/pip --python /opt/dsd/bin/python install --no-cache-dir
 COPY --from=wheel /wheel /wheel
 RUN /pip/bin/pip --python /opt/dsd/bin/python install --no-cache-dir --no-index --no-deps /wheel/*.whl && \

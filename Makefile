@@ -29,7 +29,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 PINNED := $(PIP) -c constraints.txt
 # Packages that pip cannot resolve together with the others; see overrides.txt.
 OVERRIDES := $(PIP) --no-deps -r overrides.txt
-LOCKS := cpu gpu otel ui triton tensorrt train export
+LOCKS := cpu gpu otel ui triton tensorrt tensorrt-rtx train export
 UV_COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	-c constraints.txt --overrides overrides.txt
 VENV = $(PYTHON) -m venv $(1) || { echo "make: Python 3.11 or later with venv is needed: apt-get install python3-venv"; rm -rf $(1); exit 1; }
@@ -146,6 +146,9 @@ deploy-lint: $(LINT)/.done
 	$(LINT)/bin/shellcheck tools/*.sh locks/*.sh deploy/*.sh examples/*.sh
 	$(LINT)/bin/check-jsonschema --builtin-schema vendor.compose-spec compose*.yaml
 	$(LINT)/bin/kubernetes-validate --strict $(filter-out %/kustomization.yaml %/adapter-values.yaml,$(wildcard deploy/kubernetes-job.yaml deploy/kubernetes/*.yaml))
+	@if command -v kubectl >/dev/null; then kubectl kustomize deploy/kubernetes-gpu >build-gpu.yaml && \
+	$(LINT)/bin/kubernetes-validate --strict build-gpu.yaml; status=$$?; rm -f build-gpu.yaml; exit $$status; \
+	else echo "deploy-lint: kubectl is not installed, deploy/kubernetes-gpu was NOT checked"; fi
 	@if command -v promtool >/dev/null; then promtool check config deploy/prometheus.yml; \
 	else echo "deploy-lint: promtool is not installed, deploy/prometheus.yml was NOT checked: apt-get install prometheus"; fi
 

@@ -55,6 +55,24 @@ def test_the_manifests_belong_together():
     assert named == {file.name for file in KUBERNETES.iterdir()}
 
 
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
+def test_the_gpu_overlay_is_the_deployment_with_a_gpu():
+    command = ["kubectl", "kustomize", str(DEPLOY / "kubernetes-gpu")]
+    rendered = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    parts = {part["kind"]: part for part in yaml.safe_load_all(rendered)}
+    assert set(parts) >= {"Deployment", "Service", "HorizontalPodAutoscaler", "NetworkPolicy"}
+    spec = parts["Deployment"]["spec"]
+    assert spec["strategy"]["rollingUpdate"] == {"maxUnavailable": 1, "maxSurge": 0}, "there is no spare GPU"
+    pod = spec["template"]["spec"]
+    (container,) = pod["containers"]
+    limits = container["resources"]["limits"]
+    assert (limits["memory"], limits["cpu"], limits["nvidia.com/gpu"]) == ("8Gi", "4", 1)
+    assert container["image"] == "dsd:gpu"
+    assert {variable["name"] for variable in container["env"]} == {"DSD_LOG_FORMAT", "DSD_THREADS", "XDG_CACHE_HOME"}
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert any(item["key"] == "nvidia.com/gpu" for item in pod["tolerations"])
+
+
 def test_the_compose_files_mount_what_is_there_and_let_the_server_drain():
     for name in ("compose.yaml", "compose.triton.yaml", "compose.monitoring.yaml"):
         for service in yaml.safe_load((ROOT / name).read_text())["services"].values():
