@@ -1,5 +1,6 @@
 """The ONNX Runtime engine: on the CPU by default, on CUDA with onnxruntime-gpu, without torch."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,14 @@ from dsd_serve.precision import check_runs, find_precision
 from dsd_serve.rows import OUTPUT_NAMES, Array, Row, collate, distribute
 
 INSTALL = "pip install 'dsd-serve[cpu]' (or 'dsd-serve[gpu]' for NVIDIA GPUs; never both, they overwrite each other)"
+
+log = logging.getLogger(__name__)
+
+CPU_PROVIDER = "CPUExecutionProvider"
+# Operators that compute shapes, which ONNX Runtime runs on the CPU on purpose.
+OF_SHAPES = {"Add", "Cast", "Concat", "ConstantOfShape", "Div", "Equal", "Expand", "Gather", "Identity", "Mul", "Range"}
+OF_SHAPES |= {"Reshape", "Shape", "Slice", "Squeeze", "Sub", "Unsqueeze", "Where"}
+PRODUCTS = {"Attention", "FusedMatMul", "Gemm", "MatMul", "MultiHeadAttention"}
 
 MOST_BINDINGS = 64  # combinations of row counts whose memory is kept
 
@@ -132,6 +141,9 @@ def open_session(
     options = ort.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.log_severity_level = 3
+    if provider != CPU_PROVIDER:
+        options.intra_op_num_threads = num_threads or 1  # only shapes are left to the CPU
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if flush_denormals:
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
     try:
@@ -144,7 +156,27 @@ def open_session(
             f"ONNX Runtime runs {running} instead of {provider}: the libraries of the device are missing; "
             "install them, or use --device cpu"
         )
+    if provider != CPU_PROVIDER:
+        check_assignment(session, provider)
     return session
+
+
+def check_assignment(session: Any, provider: str) -> None:
+    """Check that the nodes of a graph run on its device: ONNX Runtime gives those without a kernel there to the CPU.
+
+    Raises EngineUnavailableError if matrix products are among them, and logs any others that are not of shapes.
+    """
+    if not hasattr(session, "get_provider_graph_assignment_info"):  # of earlier releases
+        return
+    parts = [part for part in session.get_provider_graph_assignment_info() if part.ep_name != provider]
+    elsewhere = sorted({node.op_type for part in parts for node in part.get_nodes()} - OF_SHAPES)
+    if heavy := [name for name in elsewhere if name in PRODUCTS]:
+        raise EngineUnavailableError(
+            f"ONNX Runtime would run {', '.join(heavy)} on the CPU and not by {provider}: use another --precision, or "
+            "a later onnxruntime-gpu"
+        )
+    if elsewhere:
+        log.warning("ONNX Runtime runs %s on the CPU, and each tick waits for it", ", ".join(elsewhere))
 
 
 def check_signature(session: Any, config: ModelConfig, graph: Path) -> None:
@@ -173,7 +205,7 @@ def check_integers(ort: Any) -> None:
 
     Tested with the largest factors: 255 * 127 + 255 * 127 does not fit into 16 bits.
     """
-    session = ort.InferenceSession(INTEGER_PRODUCT, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(INTEGER_PRODUCT, providers=[CPU_PROVIDER])
     a, b = np.full((16, 64), 255, np.uint8), np.full((64, 16), 127, np.int8)
     (products,) = session.run(None, {"a": a, "b": b})
     if (products != 64 * 255 * 127).any():
@@ -200,7 +232,7 @@ def choose_provider(ort: Any, device: str) -> tuple[str, dict[str, str]]:
     """The execution provider of `cpu`, `cuda` or `cuda:N`, and its options. Raises EngineUnavailableError."""
     kind, _, number = device.partition(":")
     if device == "cpu":
-        return "CPUExecutionProvider", {}
+        return CPU_PROVIDER, {}
     if kind != "cuda" or (number and not number.isdecimal()):
         raise EngineUnavailableError(f"device must be cpu, cuda or cuda:N, got {device!r}")
     if "CUDAExecutionProvider" not in ort.get_available_providers():
@@ -209,4 +241,6 @@ def choose_provider(ort: Any, device: str) -> tuple[str, dict[str, str]]:
             "in an environment of its own"
         )
     ort.preload_dlls()
-    return "CUDAExecutionProvider", {"device_id": number or "0", "use_tf32": "0"}
+    # The arena by default doubles: a GPU would run out of memory at half of it.
+    arena = {"arena_extend_strategy": "kSameAsRequested"}
+    return "CUDAExecutionProvider", {"device_id": number or "0", "use_tf32": "0", **arena}

@@ -67,7 +67,8 @@ class TorchEngine:
         if num_threads:
             torch.set_num_threads(num_threads)
         directory = read_model_dir(model_dir)
-        directory.graph(precision)  # raises CheckpointError if there is none
+        if precision != REFERENCE:
+            directory.graph(precision)  # raises CheckpointError if there is none
         directory.check([directory.weights])
         model = DSD(directory.config)
         weights = {name: torch.from_numpy(array) for name, array in read_weights(model_dir).items()}

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dsd_serve.engines import load_engine, onnx_engine
-from dsd_serve.engines.onnx_engine import OnnxEngine
+from dsd_serve.engines.onnx_engine import OnnxEngine, check_assignment
 from dsd_serve.errors import CheckpointError, EngineUnavailableError, InputError
 from dsd_serve.imaging import codec
 from dsd_serve.rows import OUTPUT_NAMES, Decode, Denoise, Encode, collate
@@ -150,3 +151,31 @@ def test_without_onnxruntime_an_error_says_what_to_install():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "pip install 'dsd-serve[cpu]'" in done.stderr
+
+
+class Assigned:
+    """A session of which some nodes run elsewhere."""
+
+    def __init__(self, *ops):
+        nodes = [SimpleNamespace(op_type=op) for op in ops]
+        on_gpu = SimpleNamespace(ep_name="CUDAExecutionProvider", get_nodes=lambda: [SimpleNamespace(op_type="MatMul")])
+        self.parts = [on_gpu, SimpleNamespace(ep_name="CPUExecutionProvider", get_nodes=lambda: nodes)]
+
+    def get_provider_graph_assignment_info(self):
+        return self.parts
+
+
+def test_nodes_that_run_on_the_cpu_instead_of_the_gpu_are_noticed(tiny_dir, caplog):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    graph = str(tiny_dir / "model.ort.onnx")
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    with pytest.raises(EngineUnavailableError, match="would run MatMul, MultiHeadAttention on the CPU and not by CUDA"):
+        check_assignment(session, "CUDAExecutionProvider")
+    check_assignment(session, "CPUExecutionProvider")
+    check_assignment(Assigned("Shape", "Gather", "Concat"), "CUDAExecutionProvider")
+    assert not caplog.records
+    check_assignment(Assigned("Shape", "Sigmoid"), "CUDAExecutionProvider")
+    assert "runs Sigmoid on the CPU" in caplog.text
