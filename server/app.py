@@ -71,15 +71,15 @@ def install_operations(app: FastAPI, service: Service) -> None:
     )
     request_id.install(app, logs.access_line, counters.answered)
     model = {name: service.model.described.get(name, "") for name in ("engine", "device", "provider", "precision")}
-    counters.watch(
-        service.backend,
-        service.drain,
-        {"model": service.model.name, **model, "fingerprint": service.model.fingerprint},
+    counters.model.info({"model": service.model.name, **model, "fingerprint": service.model.fingerprint})
+    counters.watch_memory(
         {
             "uploads": lambda: service.uploads.total,
             "decode": lambda: service.decoder.memory.total,
             "encode": lambda: service.encoder.memory.total,
-        },
+        }
     )
+    if not service.is_worker:
+        counters.watch_backend(service.backend, lambda: service.drain.draining)
     metrics.install(app, counters)
     app.add_middleware(RootPath, prefix=parse_prefix(service.settings.root_path))

@@ -42,6 +42,9 @@ class ConnectionLimiter:
         self.settings, self.cut = settings, cut
         self.open: set[Connection] = set()
         self.by_address: Counter[str] = Counter()
+        self.others: dict[
+            str, int
+        ] = {}  # connections of each address to the other HTTP workers, where they are limited
         # Those between two requests, or before the end of a head: by address, the longest idle first.
         self.idle: defaultdict[str, dict[Connection, None]] = defaultdict(dict)
         self.said: dict[str, float] = {}
@@ -56,7 +59,8 @@ class ConnectionLimiter:
         self.open.add(new)
         self.by_address[address] += 1
         refused = None
-        if most_each and self.by_address[address] > most_each and not self.drop_idle(address):
+        from_there = self.by_address[address] + self.others.get(address, 0)
+        if most_each and from_there > most_each and not self.drop_idle(address):
             refused = RejectedRequest(429, f"this address has {most_each} connections already, the most it may have")
         if len(self.open) > most:
             self.say("crowd", f"{most} connections are open, the most that --max-connections allows; idle ones go")

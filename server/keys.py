@@ -34,6 +34,7 @@ class ApiKey:
     images_at_once: int = 0
     images: int = 0  # in the batcher now
     tokens: float = 0.0
+    taken: int = 0  # tokens since the last report to the other HTTP workers
     filled: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -49,7 +50,13 @@ class ApiKey:
         if self.tokens < 1:
             return (1 - self.tokens) / rate
         self.tokens -= 1
+        self.taken += 1
         return 0.0
+
+    @property
+    def who(self) -> str:
+        """Its holder in sentences, and among the clients whose shares are limited."""
+        return f"the key {self.name}"
 
 
 current_key: ContextVar[ApiKey | None] = ContextVar("current_key", default=None)
@@ -137,19 +144,21 @@ def find(keys: Sequence[ApiKey], secret: str) -> ApiKey | None:
     return found
 
 
-def claim_images(count: int) -> Callable[[], None]:
+def claim_images(count: int, others: Mapping[str, int]) -> Callable[[], None]:
     """Count `count` images as under way for the key of this request. Returns the function that ends this.
 
-    Raises InputError if the key may never have so many at once, QueueFullError if it may not now.
+    others: images of each client in the other HTTP workers. Raises InputError if the key may never have so many at
+    once, QueueFullError if it may not now.
     """
     key = current_key.get()
     if key is None or not key.images_at_once:
         return lambda: None
     if count > key.images_at_once:
         raise InputError(f"the key {key.name} may have {key.images_at_once} images at once, got {count}")
-    if key.images + count > key.images_at_once:
+    under_way = key.images + others.get(key.who, 0)
+    if under_way + count > key.images_at_once:
         raise QueueFullError(
-            f"the key {key.name} may have {key.images_at_once} images at once and {key.images} are under way; "
+            f"the key {key.name} may have {key.images_at_once} images at once and {under_way} are under way; "
             "try again when they are done",
             1.0,
         )

@@ -73,8 +73,11 @@ class BoundedServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started and sockets:
-            host, port = sockets[0].getsockname()[:2]
-            log.info("running on http://%s:%d (Ctrl-C ends it)", f"[{host}]" if ":" in host else host, port)
+            self.serves(sockets[0])
+
+    def serves(self, listening: socket.socket) -> None:
+        """Called when the server answers on this socket."""
+        log.info("running on %s (Ctrl-C ends it)", address_of(listening))
 
     async def on_tick(self, counter: int) -> bool:
         """Called by uvicorn every 0.1 s; True ends the server."""
@@ -154,6 +157,12 @@ class DrainingServer(BoundedServer):
         if not self.logged:
             log.info(sentence)
         self.logged = True
+
+
+def address_of(listening: socket.socket) -> str:
+    """The URL of a server that listens on this socket."""
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 @contextlib.contextmanager

@@ -41,6 +41,11 @@ def serve(settings: Settings) -> None:
         if sentence:
             logging.getLogger("server.main").warning(sentence)
     with listening(settings.host, settings.port) as sockets:  # before the model, which takes its time
+        if settings.http_workers > 1:
+            from server.workers import worker_group
+
+            worker_group.serve(settings, sockets)
+            return
         service = Service(settings)
         limiter = ConnectionLimiter(settings, service.metrics.connection_cut)
         service.metrics.watch_connections(limiter)

@@ -60,7 +60,7 @@ def client_of(scope: Scope) -> str | None:
     None for this machine itself, where a proxy or the page sends the requests of many clients.
     """
     if (key := current_key.get()) is not None:
-        return f"the key {key.name}"
+        return key.who
     address = (scope.get("client") or ("",))[0]
     try:
         local = ipaddress.ip_address(address).is_loopback

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+ALL = "all"  # among the counts of clients, which begin with "the"
+
 
 @dataclass(frozen=True)
 class Results:
@@ -59,33 +61,34 @@ class Results:
 class Service:
     """One model on its backend, with the limits and counters of the server.
 
-    engine: replaces the one from the settings, in this process.
+    engine: replaces the one from the settings, in this process. worker: the backend and the metrics of an HTTP worker,
+    whose main process has the model; `serve` is then called with it.
     """
 
-    def __init__(self, settings: Settings, engine: Engine | None = None) -> None:
+    def __init__(
+        self, settings: Settings, engine: Engine | None = None, *, worker: tuple[Backend, Metrics] | None = None
+    ) -> None:
         self.settings = settings
         self.keys = load_keys(settings.api_keys, os.environ)
         self.origins = parse_origins(settings.cors_origins)
         self.traces = load_traces(settings.otel)
-        self.drain, self.metrics = Drain(), Metrics()
+        self.drain = Drain()
         self.decoder = Decoder(int(settings.max_megapixels * 1e6), int(settings.max_decode_mb * 1e6))
         self.uploads = Memory(int(settings.max_uploads_mb * 1e6))
         self.encoder = Encoder(settings)
         self.unanswered = 0  # images of requests whose answer has not been sent
         self.shares: Counter[str] = Counter()  # the same, of each client
+        self.others: dict[str, int] = {}  # the same of the other HTTP workers: of each client, and of ALL
         self.previews = PreviewMemory()
-        self.backend: Backend
-        if settings.triton:
-            self.backend = open_remote(settings, self.metrics)
-        elif settings.engine_apart and engine is None:
-            apart = open_apart(settings, self.metrics)
-            self.backend = apart
-            self.metrics.watch_process(lambda: apart.pid)
-            self.serve(apart.info)
-        else:
-            opened = open_embedded(settings, engine, self.metrics)
-            self.backend = opened.backend
-            self.serve(opened.info)
+        self.is_worker = worker is not None
+        if worker is not None:
+            self.backend, self.metrics = worker
+            return
+        self.metrics = Metrics()
+        self.backend, info = open_backend(settings, self.metrics, engine)
+        if info is not None:
+            self.serve(info)
+            announce(info)
 
     def reload_keys(self) -> None:
         """Reload the API keys. The old ones stay if that fails, or if the server was started without keys."""
@@ -103,15 +106,13 @@ class Service:
         """Wait until a server of --triton is ready, however long it takes. Raises ClosedError if closed meanwhile."""
         if isinstance(self.backend, TritonBackend):
             log.info("waiting for Triton at %s", self.settings.triton)
-            self.serve(self.backend.wait())
+            info = self.backend.wait()
+            self.serve(info)
+            announce(info)
 
     def serve(self, model: ModelInfo) -> None:
         self.model, self.config = model, model.config
         model.table.prepare()
-        if model.table.warning:
-            log.warning("%s", model.table.warning)
-        (log.info if model.invariance.holds else log.warning)("self-test: %s", model.invariance)
-        log.info("%s on %s, %d rows a tick", model.name, model.described, model.budget)
 
     async def run(self, request: Request, tasks: Sequence[Task], timeout: float | None = None) -> Results:
         """Run the tasks of one request; cancelled when its client disconnects."""
@@ -172,7 +173,7 @@ class Service:
         limit, held = self.settings.max_seconds, resources_of(request.scope)
         within_limit = limit if timeout is None else min(timeout, limit)
         held.drop("key")
-        held.put("key", claim_images(len(tasks)))
+        held.put("key", claim_images(len(tasks), self.others))
         self.count(held, len(tasks))
         jobs = self.backend.submit_tasks(tasks, timeout=within_limit, on_preview=on_preview)
         held.deadline = asyncio.get_running_loop().time() + within_limit
@@ -184,18 +185,15 @@ class Service:
         would have more than half of the queue."""
         held.drop("images")
         who, limit = held.who, self.settings.max_waiting
-        if self.unanswered + count > 2 * limit + MAX_BUDGET:
+        unanswered = self.unanswered + self.others.get(ALL, 0)
+        if unanswered + count > 2 * limit + MAX_BUDGET:
             self.metrics.rejected("queue_full")
-            raise QueueFullError(f"{self.unanswered} images wait to be drawn, encoded and sent; try again later", 5.0)
-        if (
-            who is not None
-            and len(self.keys) != 1
-            and self.shares[who]
-            and self.shares[who] + count > max(1, limit // 2)
-        ):
+            raise QueueFullError(f"{unanswered} images wait to be drawn, encoded and sent; try again later", 5.0)
+        share = 0 if who is None else self.shares[who] + self.others.get(who, 0)
+        if len(self.keys) != 1 and share and share + count > max(1, limit // 2):
             self.metrics.rejected("queue_full")
             raise QueueFullError(
-                f"{who} has {self.shares[who]} images under way, and half of the {limit} that may wait is the most for "
+                f"{who} has {share} images under way, and half of the {limit} that may wait is the most for "
                 "one; try again when some are done",
                 max(1.0, self.backend.seconds_ahead() / 2),
             )
@@ -249,6 +247,28 @@ class Service:
         """`check_fits`, and raise InputError when the answer would need more memory than all answers may take."""
         self.check_fits(chosen, n, size, columns)
         self.encoder.check_images(chosen, n, self.side(size), columns)
+
+
+def announce(model: ModelInfo) -> None:
+    """Log what is served, and what is remarkable about it."""
+    if model.table.warning:
+        log.warning("%s", model.table.warning)
+    (log.info if model.invariance.holds else log.warning)("self-test: %s", model.invariance)
+    log.info("%s on %s, %d rows a tick", model.name, model.described, model.budget)
+
+
+def open_backend(
+    settings: Settings, metrics: Metrics, engine: Engine | None = None
+) -> tuple[Backend, ModelInfo | None]:
+    """The backend of the settings, and its model unless only Triton knows it. engine: see `Service`."""
+    if settings.triton:
+        return open_remote(settings, metrics), None
+    if settings.engine_apart and engine is None:
+        apart = open_apart(settings, metrics)
+        metrics.watch_process(lambda: apart.pid)
+        return apart, apart.info
+    opened = open_embedded(settings, engine, metrics)
+    return opened.backend, opened.info
 
 
 def open_remote(settings: Settings, observer: Observer) -> TritonBackend:

@@ -5,7 +5,7 @@ import difflib
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -44,6 +44,7 @@ class Settings:
     threads: int = 0
     row_budget: int = 0
     engine_process: str = "auto"
+    http_workers: int = 1
     max_waiting: int = 256
     max_wait: float = 60.0
     max_seconds: float = 300.0
@@ -90,6 +91,8 @@ HELP = {
     "row_budget": "rows per tick of the batcher, 0 to measure the best value at start and while it serves",
     "engine_process": "on: the engine has a process of its own, which is started again when it fails; off: it is in "
     "the server's; auto: on for devices other than cpu",
+    "http_workers": "processes that answer HTTP on the one port, with one queue for all. Limits hold for all together, "
+    "and each has its share of --max-connections and of the memory for requests",
     "max_waiting": "length of the queue, in images; more are rejected with 429",
     "max_wait": "limit of the estimated wait, in seconds; above it requests are rejected with 429",
     "max_seconds": "time limit of a request, in seconds; one that would take longer is rejected with 504",
@@ -137,7 +140,7 @@ HELP = {
 CONNECTIONS = ("head_timeout", "write_timeout", "keep_alive", "max_connections", "max_connections_per_address")
 GROUPS = {
     "model": ("model", "engine", "device", "precision", "threads", "row_budget", "engine_process", "triton"),
-    "network": ("host", "port", "root_path", "grace", "ui"),
+    "network": ("host", "port", "http_workers", "root_path", "grace", "ui"),
     "limits": (*(name for name in HELP if name.startswith("max_") and name not in CONNECTIONS), "body_timeout"),
     "connections": CONNECTIONS,
     "security": ("api_keys", "allowed_hosts", "cors_origins"),
@@ -148,6 +151,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "port": (0, 65535),
     "threads": (0, max(64, os.cpu_count() or 1)),
     "row_budget": (0, 1024),
+    "http_workers": (1, 64),
     "max_waiting": (1, 100_000),
     "max_wait": (0.001, 1_000_000),
     "max_seconds": (0.001, 1_000_000),
@@ -273,12 +277,40 @@ def check(settings: Settings) -> None:
             f"max_uploads_mb must be at least twice max_body_mb, got {settings.max_uploads_mb:g} "
             f"and {settings.max_body_mb:g}"
         )
+    workers = settings.http_workers
+    if settings.max_uploads_mb < 2 * settings.max_body_mb * workers:
+        raise ConfigError(
+            f"max_uploads_mb must be at least twice max_body_mb for each of {workers} HTTP workers, which share it: "
+            f"{2 * settings.max_body_mb * workers:g}, got {settings.max_uploads_mb:g}"
+        )
+    if settings.max_connections < workers:
+        raise ConfigError(
+            f"max_connections must be at least http_workers, got {settings.max_connections} and {workers}"
+        )
+    if workers > 1 and not POSIX:
+        raise ConfigError("http_workers must be 1 on this system: more need Linux or macOS")
+    if workers > 1 and settings.ui:
+        raise ConfigError(
+            f"ui needs http_workers 1, got {workers}: each page belongs to one process; serve the page with dsd-ui"
+        )
     if settings.engine_process == "on" and not POSIX:
         raise ConfigError("engine_process must be auto or off on this system: on needs Linux or macOS")
     from server.site import parse_hosts, parse_prefix
 
     parse_hosts(settings.allowed_hosts)
     parse_prefix(settings.root_path)
+
+
+def of_one_worker(settings: Settings) -> Settings:
+    """The settings of one HTTP worker, which has its share of what bounds the memory of a process."""
+    count = settings.http_workers
+    return replace(
+        settings,
+        max_uploads_mb=settings.max_uploads_mb / count,
+        max_decode_mb=settings.max_decode_mb / count,
+        max_encode_mb=settings.max_encode_mb / count,
+        max_connections=settings.max_connections // count,
+    )
 
 
 # Variables that are not settings of the server: keys, those of dsd-ui, dsd-eval and the tests, and those that

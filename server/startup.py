@@ -18,11 +18,17 @@ class StartupApp:
     """ASGI application that is replaced by the result of `make`.
 
     make: called in a thread, where it may block. not_ready: the reason that clients get until then. give_up: makes
-    `make` raise, if the server ends first. failed: the error of `make`, which ends the server.
+    `make` raise, if the server ends first. failed: the error of `make`, after which `end` ends the server.
     """
 
-    def __init__(self, make: Callable[[], FastAPI], not_ready: Callable[[], str | None], give_up: Callable[[], object]):
-        self.make, self.not_ready, self.give_up = make, not_ready, give_up
+    def __init__(
+        self,
+        make: Callable[[], FastAPI],
+        not_ready: Callable[[], str | None],
+        give_up: Callable[[], object],
+        end: Callable[[], object] = lambda: signal.raise_signal(signal.SIGTERM),
+    ) -> None:
+        self.make, self.not_ready, self.give_up, self.end = make, not_ready, give_up, end
         self.app: ASGIApp | None = None
         self.failed: Exception | None = None
 
@@ -63,4 +69,4 @@ class StartupApp:
         except Exception as error:
             if not ended.is_set():
                 self.failed = error
-                signal.raise_signal(signal.SIGTERM)
+                self.end()

@@ -24,7 +24,7 @@ import numpy as np
 from benchmarks.serving.device_process import BUDGET, BUSY, ONE_AT_A_TIME, write_model
 from benchmarks.serving.image_cost import of_process
 from benchmarks.serving.overload import address, new_session
-from dsd_serve.backends.process import child_process
+from dsd_serve.backends.process import process_backend
 from dsd_serve.backends.process.engine_messages import EngineSettings
 from dsd_serve.backends.process.process_backend import ProcessBackend
 from dsd_serve.config import PRESETS
@@ -81,7 +81,7 @@ def through_process(tasks: Iterator[Task], engine: str, seconds: float) -> str:
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model"
         write_model(model, IMAGE)
-        child_process.MODULE = MODULE
+        process_backend.MODULE = MODULE
         backend = ProcessBackend(EngineSettings(str(model), engine, row_budget=BUDGET))
         jobs = deque(backend.submit_tasks(list(itertools.islice(tasks, UNDER_WAY))))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.serving.simulated_device import SimulatedDevice, SimulatedStream
 from dsd_serve import engine_process, loading
-from dsd_serve.backends.process import child_process
+from dsd_serve.backends.process import process_backend
 from dsd_serve.backends.process.engine_messages import Status
 from dsd_serve.checkpoint import config_json, read_model_dir
 from dsd_serve.config import PRESETS
@@ -27,22 +27,24 @@ def write_model(folder: Path, defaults: SamplingParams) -> None:
     (folder / "model.onnx").touch()  # only its sha256 is taken
 
 
-class ReportingProcess(engine_process.EngineProcess):
-    """Writes with each status how busy the device was."""
+class ReportingTasks(engine_process.EngineTasks):
+    """Writes with each status how busy the device was. folder: where."""
+
+    folder: Path
 
     def status(self) -> Status:
         status = super().status()
-        if self.batcher is not None:
-            device = self.batcher.engine
-            assert isinstance(device, SimulatedDevice)
-            report = {"busy": device.busy, "ticks": status.num_ticks, "rows": status.num_rows, "at": time.monotonic()}
-            part = Path(self.settings.model) / f"{BUSY}.part"
-            part.write_text(json.dumps(report))
-            part.replace(part.with_suffix(""))
+        device = self.backend.engine
+        assert isinstance(device, SimulatedDevice)
+        report = {"busy": device.busy, "ticks": status.num_ticks, "rows": status.num_rows, "at": time.monotonic()}
+        part = self.folder / f"{BUSY}.part"
+        part.write_text(json.dumps(report))
+        part.replace(part.with_suffix(""))
         return status
 
 
 def load(model: str, engine: str, **options: Any) -> Model:
+    ReportingTasks.folder = Path(model)
     kind = SimulatedDevice if engine == ONE_AT_A_TIME else SimulatedStream
     kept = {name: value for name, value in options.items() if name in ("row_budget", "observer")}
     return loading.load(model, kind(read_model_dir(Path(model)).config), **kept)
@@ -51,7 +53,7 @@ def load(model: str, engine: str, **options: Any) -> Model:
 def serve(model: str) -> None:
     from server.main import main
 
-    child_process.MODULE = "benchmarks.serving.device_process"
+    process_backend.MODULE = "benchmarks.serving.device_process"
     main(
         [
             "--model",
@@ -72,5 +74,5 @@ if __name__ == "__main__":
     if len(sys.argv) > 1:
         serve(sys.argv[1])
     else:
-        vars(engine_process).update(load=load, EngineProcess=ReportingProcess)
+        vars(engine_process).update(load=load, EngineTasks=ReportingTasks)
         engine_process.main()

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
+from dsd_serve.backends.tick_times import TickTimes
 from dsd_serve.config import ModelConfig
 from dsd_serve.engines.selftest import BatchInvariance
 from dsd_serve.errors import CancelledError, ConfigError, DeadlineError, InputError, QueueFullError
@@ -182,7 +183,8 @@ def outcome_of(error: BaseException | None) -> str:
 class Job(ABC):
     """A task in progress. `future` gets its result, or an error.
 
-    number: its order. submitted, started, ended and deadline are times of `time.monotonic`; 0 is not yet.
+    number: its order. submitted, started, ended and deadline are times of `time.monotonic`; 0 is not yet. rows_left:
+    the part of its cost that is not yet paid; 0 where the backend does not know it.
     """
 
     number: int
@@ -192,6 +194,12 @@ class Job(ABC):
     submitted: float = field(default_factory=time.monotonic, kw_only=True)
     started: float = field(default=0.0, kw_only=True)
     ended: float = field(default=0.0, kw_only=True)
+    rows_left: int = field(default=0, kw_only=True)
+
+    @property
+    def waits_for(self) -> Sequence[str]:
+        """The kinds of the rows that it waits for now, where the backend knows them."""
+        return ()
 
     @abstractmethod
     def cancel(self) -> None:
@@ -214,6 +222,11 @@ class Backend(Protocol):
     @property
     def budget(self) -> int:
         """Rows a tick now; 0 while unknown."""
+        ...
+
+    @property
+    def times(self) -> TickTimes:
+        """The measured times of ticks, from which waits are estimated."""
         ...
 
     @property

@@ -95,7 +95,9 @@ class Batcher:
         with self.condition:
             if self.dead:
                 raise ClosedError(self.dead)
-            jobs = [ProgramJob(next(self.numbers), deadline, program, cost.rows) for program, cost in programs]
+            jobs = [
+                ProgramJob(next(self.numbers), deadline, program, rows_left=cost.rows) for program, cost in programs
+            ]
             self.waiting.extend(jobs)
             self.condition.notify()
             return jobs
@@ -104,13 +106,20 @@ class Batcher:
         self, tasks: Sequence[Task], *, timeout: float | None = None, on_preview: OnPreviews | None = None
     ) -> list[ProgramJob]:
         """`submit_all` with the programs of these tasks. on_preview: called from the batcher's thread."""
+        return self.submit_all(self.programs_of(tasks, on_preview), timeout=timeout)
 
+    def put_tasks(
+        self, tasks: Sequence[Task], deadline: float = math.inf, on_preview: OnPreviews | None = None
+    ) -> list[ProgramJob]:
+        """`put` with the programs of these tasks."""
+        return self.put(self.programs_of(tasks, on_preview), deadline)
+
+    def programs_of(self, tasks: Sequence[Task], on_preview: OnPreviews | None) -> list[tuple[Program, Cost]]:
         def previews_of(number: int) -> OnPreview | None:
             return None if on_preview is None else lambda step, pixels: on_preview(number, step, pixels)
 
         config = self.engine.config
-        programs = [(task.program(config, previews_of(number)), task.cost) for number, task in enumerate(tasks)]
-        return self.submit_all(programs, timeout=timeout)
+        return [(task.program(config, previews_of(number)), task.cost) for number, task in enumerate(tasks)]
 
     def queue_full(self, count: int = 1) -> QueueFullError | None:
         """The error if there is no room for `count` more programs now, else None."""

@@ -10,11 +10,9 @@ from dsd_serve.rows import Denoise, Program, Row
 
 @dataclass(eq=False)
 class ProgramJob(Job):
-    """A program in the batcher. rows: that it waits for. rows_left: the part of its cost that is not yet paid. in_tick:
-    whether its rows are in a tick that has begun."""
+    """A program in the batcher. rows: that it waits for. in_tick: whether its rows are in a tick that has begun."""
 
     program: Program
-    rows_left: int
     rows: list[Row] = field(default_factory=list)
     in_tick: bool = False
 
@@ -24,9 +22,14 @@ class ProgramJob(Job):
 
     def snapshot(self) -> dict[str, Any]:
         """Its number, what is left, the rows that it waits for once it has started, and its age, as plain values."""
-        started = {"waits_for": [type(row).__name__.lower() for row in self.rows]} if self.started else {}
+        started = {"waits_for": self.waits_for} if self.started else {}
         seconds = round(time.monotonic() - self.submitted, 3)
         return {"number": self.number, "rows_left": self.rows_left, **started, "seconds": seconds}
+
+    @property
+    def waits_for(self) -> list[str]:
+        """The kinds of the rows that it waits for now."""
+        return [type(row).__name__.lower() for row in self.rows]
 
     @property
     def only_codes(self) -> bool:

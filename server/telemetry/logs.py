@@ -56,8 +56,9 @@ def escape(one: str) -> str:
 
 
 def context_fields(record: logging.LogRecord) -> dict[str, Any]:
-    """The ids of request and trace where there are any, and what the caller gave as extra={"fields": ...}."""
-    fields: dict[str, Any] = {}
+    """The HTTP worker, the ids of request and trace where there are any, and what the caller gave as
+    extra={"fields": ...}."""
+    fields: dict[str, Any] = dict(of_process)
     if number := request_id.get():
         fields["request_id"] = number
     span = trace.get_current_span().get_span_context()
@@ -183,10 +184,13 @@ class StreamHandler(logging.Handler):
 
 
 streams: list[StreamHandler] = []  # of this process
+of_process: dict[str, int] = {}  # fields of all its lines
 
 
-def configure(level: str, style: str) -> None:
-    """Set up logging for the whole process. style: pretty or json."""
+def configure(level: str, style: str, worker: int = 0) -> None:
+    """Set up logging for the whole process. style: pretty or json. worker: the number of an HTTP worker."""
+    if worker:
+        of_process["worker"] = worker
     formatter = JsonFormatter() if style == "json" else PrettyFormatter()
     for logger, stream in ((logging.getLogger(), sys.stderr), (access, sys.stdout)):
         logger.handlers = [logging.NullHandler()]

@@ -1,8 +1,8 @@
 """Prometheus metrics, GET /metrics: the batcher's work, and requests."""
 
 import platform
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from fastapi import FastAPI, Request, Response
 from prometheus_client import (
@@ -15,20 +15,18 @@ from prometheus_client import (
     ProcessCollector,
 )
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import CounterMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from dsd_serve import __version__
 from dsd_serve.backends import ENGINE_PROCESS_STATES, Backend, Observer
 from dsd_serve.errors import CancelledError
 from dsd_serve.rows import RowCounts
 from server.connections import CUTS, ConnectionLimiter
-from server.middleware.drain import Drain
 from server.middleware.request_id import RequestRecord
 from server.router import Router
 from server.telemetry.logs import lines_dropped
 
 REJECTIONS = ("queue_full", "deadline", "draining", "dead", "too_large", "unauthorized", "rate_limit", "host", "origin")
+ADDED_UP: Final = "livesum"  # how the gauges of several processes become one; see `shared_metrics`
 CANCELLATIONS = ("disconnect", "deadline", "shutdown")
 
 TICK_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
@@ -37,16 +35,25 @@ ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 
 class Metrics(Observer):
-    """The metrics of one app, in a registry of its own."""
+    """The metrics of one app.
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        into: dict[str, Any] = {"registry": self.registry}
-        ProcessCollector(**into)
-        GCCollector(**into)
-        self.registry.register(Dropped())
-        Info("dsd_build", "What was built.", **into).info({"version": __version__, "python": platform.python_version()})
-        self.model = Info("dsd_model", "The model that is served, and what runs it.", **into)
+    shown: the registry that /metrics shows, if the values of this process lie in files that it reads; see
+    `shared_metrics`. Without it they have a registry of their own.
+    """
+
+    def __init__(self, shown: CollectorRegistry | None = None) -> None:
+        self.values = CollectorRegistry()
+        self.registry = self.values if shown is None else shown
+        self.named: dict[str, Gauge] = {}
+        self.gauges: list[tuple[Gauge, Callable[[], float]]] = []  # and what they show
+        self.lines_dropped = 0
+        into: dict[str, Any] = {"registry": self.values}
+        if shown is None:
+            ProcessCollector(**into)
+            GCCollector(**into)
+        build = Info("dsd_build", "What was built.", registry=self.registry)
+        build.info({"version": __version__, "python": platform.python_version()})
+        self.model = Info("dsd_model", "The model that is served, and what runs it.", registry=self.registry)
 
         self.requests = Counter("dsd_requests_total", "Requests answered, by route.", ["route", "code"], **into)
         self.rejections = Counter("dsd_requests_rejected_total", "Requests refused.", ["reason"], **into)
@@ -70,7 +77,16 @@ class Metrics(Observer):
             "dsd_engine_restarts_total", "Starts of the engine process after one that ended.", **into
         )
         self.process = Gauge(
-            "dsd_engine_process", "1 for the state of the engine process, if it has one.", ["state"], **into
+            "dsd_engine_process",
+            "1 for the state of the engine process, if it has one.",
+            ["state"],
+            multiprocess_mode=ADDED_UP,
+            **into,
+        )
+        self.dropped = Counter(
+            "dsd_log_lines_dropped_total",
+            "Lines of the log that were dropped, because nobody read it or it could not be written.",
+            **into,
         )
 
         self.images = Counter("dsd_images_total", "Images finished: drawn, encoded, decoded.", **into)
@@ -140,9 +156,21 @@ class Metrics(Observer):
     def connection_cut(self, reason: str) -> None:
         self.cuts.labels(reason).inc()
 
-    def gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
-        """Add a gauge whose value is read at each scrape."""
-        Gauge(name, text, registry=self.registry).set_function(value)
+    def gauge(self, name: str, text: str, value: Callable[[], float], **labels: str) -> None:
+        """Add a gauge that `refresh` sets to the value."""
+        made = self.named.get(name)
+        if made is None:
+            made = Gauge(name, text, list(labels), multiprocess_mode=ADDED_UP, registry=self.values)
+            self.named[name] = made
+        self.gauges.append((made.labels(**labels) if labels else made, value))
+
+    def refresh(self) -> None:
+        """Bring what is not counted as it happens up to date."""
+        for gauge, value in self.gauges:
+            gauge.set(value())
+        dropped = lines_dropped()
+        self.dropped.inc(dropped - self.lines_dropped)
+        self.lines_dropped = dropped
 
     def watch_connections(self, limiter: ConnectionLimiter) -> None:
         self.gauge("dsd_connections", "Open connections.", lambda: len(limiter.open))
@@ -150,37 +178,31 @@ class Metrics(Observer):
             "dsd_unsent_bytes", "Bytes of answers that their clients have not taken yet.", lambda: limiter.unsent
         )
 
+    def watch_workers(self, running: Callable[[], int]) -> None:
+        """Add figures of the HTTP workers. running: how many serve."""
+        self.worker_restarts = Counter(
+            "dsd_http_worker_restarts_total", "Starts of an HTTP worker after one that ended.", registry=self.values
+        )
+        self.gauge("dsd_http_workers", "HTTP workers that serve.", running)
+
     def watch_process(self, pid: Callable[[], int | None]) -> None:
         """Add the memory, time and descriptors of the engine process, as those of this one."""
         ProcessCollector(namespace="dsd_engine", pid=lambda: pid() or 0, registry=self.registry)
 
-    def watch(
-        self,
-        backend: Backend,
-        drain: Drain,
-        model: dict[str, str],
-        memory: Mapping[str, Callable[[], float]] = {},  # never changed
-    ) -> None:
-        """Add the gauges of these. model: labels of dsd_model_info. memory: bytes of each budget."""
-        self.model.info(model)
-        used = Gauge("dsd_memory_bytes", "Bytes taken of a budget of memory.", ["budget"], registry=self.registry)
+    def watch_memory(self, memory: Mapping[str, Callable[[], float]]) -> None:
+        """Add gauges of budgets of memory, in bytes."""
         for name, value in memory.items():
-            used.labels(name).set_function(value)
+            self.gauge("dsd_memory_bytes", "Bytes taken of a budget of memory.", value, budget=name)
+
+    def watch_backend(self, backend: Backend, draining: Callable[[], bool]) -> None:
+        """Add the gauges of a backend."""
         self.gauge("dsd_images_running", "Images whose program has begun.", lambda: backend.num_running)
         self.gauge("dsd_images_waiting", "Images in the queue.", lambda: backend.num_waiting)
         self.gauge("dsd_seconds_ahead", "Estimated seconds until all of them are done.", backend.seconds_ahead)
         self.gauge("dsd_row_budget", "Rows that a tick may take.", lambda: backend.budget)
         self.gauge(
-            "dsd_ready", "1 when requests are served, as /health/ready.", lambda: backend.ready and not drain.draining
+            "dsd_ready", "1 when requests are served, as /health/ready.", lambda: backend.ready and not draining()
         )
-
-
-class Dropped(Collector):
-    """The number of dropped log lines, which the log handlers count."""
-
-    def collect(self) -> Iterable[Metric]:
-        text = "Lines of the log that were dropped, because nobody read it or it could not be written."
-        yield CounterMetricFamily("dsd_log_lines_dropped", text, value=lines_dropped())
 
 
 def install(app: FastAPI, metrics: Metrics) -> None:
@@ -189,6 +211,7 @@ def install(app: FastAPI, metrics: Metrics) -> None:
     @router.get("/metrics", include_in_schema=False)
     async def metrics_get(request: Request) -> Response:
         """The metrics, as Prometheus reads them."""
+        metrics.refresh()
         encode, media_type = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(metrics.registry), headers={"Content-Type": media_type})
 

@@ -19,19 +19,20 @@ def armed(fault: str) -> bool:
     return name == fault and os.path.exists(file)
 
 
-class FaultyProcess(engine_process.EngineProcess):
-    def submit(self, message, inputs):
+class FaultyTasks(engine_process.EngineTasks):
+    def submit(self, message, arrays):
+        number = message.tasks[0].number
         if armed("garbage"):
             self.mailbox.socket.send_multipart([b"\xff garbage", b"\0" * 100])
         elif armed("wrong type"):
             self.mailbox.socket.send(messages.encoder.encode([["Finished", "seven", 0.0, ["uint8", [1]]]]))
         elif armed("wrong shape"):
-            self.mailbox.put(messages.Finished(message.number, 1.0, messages.ArrayHead("uint8", (2,))), [ARRAY])
+            self.mailbox.put(messages.Finished(number, 1.0, messages.ArrayHead("uint8", (2,))), [ARRAY])
         elif armed("unknown tasks"):
-            for number in (-1, 10**12):
-                self.mailbox.put(messages.Finished(number, 1.0, messages.ArrayHead("uint8", (2,))), [ARRAY])
-                self.mailbox.put(messages.Started(number, 1.0))
-            super().submit(message, inputs)
+            for unknown in (-1, 10**12):
+                self.mailbox.put(messages.Finished(unknown, 1.0, messages.ArrayHead("uint8", (2,))), [ARRAY])
+                self.mailbox.put(messages.Started(unknown, 1.0))
+            super().submit(message, arrays)
         elif armed("exit"):
             print("a library says good-bye", flush=True)
             os._exit(7)
@@ -40,7 +41,7 @@ class FaultyProcess(engine_process.EngineProcess):
         elif armed("stuck"):
             time.sleep(1000)
         else:
-            super().submit(message, inputs)
+            super().submit(message, arrays)
 
 
 def measure(engine):
@@ -66,7 +67,7 @@ if __name__ == "__main__":
 
     ARRAY = np.zeros(2, np.uint8)
     OnnxEngine.run = run
-    engine_process.EngineProcess = FaultyProcess
+    engine_process.EngineTasks = FaultyTasks
     if armed("busy start"):
         row_budget.measure_budget = measure
     engine_process.main()

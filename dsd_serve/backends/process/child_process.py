@@ -1,4 +1,4 @@
-"""The engine process as its server sees it: how it is started, how it ended, and how it is ended."""
+"""A child process as its parent sees it: how it is started, how it ended, and how it is ended."""
 
 import contextlib
 import os
@@ -7,33 +7,45 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import msgspec
 import zmq
 
-from dsd_serve.backends.process.engine_messages import EngineSettings, FromEngine, Start, from_engine
+from dsd_serve.backends.process.engine_messages import Start
 from dsd_serve.backends.process.mailbox import Mailbox
 from dsd_serve.errors import EngineUnavailableError
 from dsd_serve.rows import Array
 
-MODULE = "dsd_serve.engine_process"
 LAST_MESSAGES_WITHIN = 0.1  # seconds, from the end of the process or from each other
 
 
 class ChildProcess:
-    """A running engine process, and the mailbox to it. Used by one thread, except for `mailbox.put`.
+    """A running child process, and the mailbox to it. Used by one thread, except for `mailbox.put`; the process ends
+    with that thread.
 
-    The socket lies in a private folder, which is removed as soon as the process is connected. Raises
-    EngineUnavailableError when the process cannot be started.
+    module: its code. start: makes the first line of its standard input, from the endpoint. decoder: of its messages.
+    descriptors: that it inherits. stdout: where its standard output goes, None for that of this process. The socket
+    lies in a private folder, which is removed as soon as the process is connected. Raises EngineUnavailableError when
+    the process cannot be started; without: the end of its sentence.
     """
 
-    def __init__(self, settings: EngineSettings, log_level: int) -> None:
+    def __init__(
+        self,
+        module: str,
+        start: Callable[[str], Start],
+        decoder: Any,
+        *,
+        descriptors: Sequence[int] = (),
+        stdout: int | None = 2,
+        without: str,
+    ) -> None:
         with contextlib.ExitStack() as stack:
             try:
-                self.folder = tempfile.mkdtemp(prefix="dsd-engine-")  # of mode 0700
+                self.folder = tempfile.mkdtemp(prefix="dsd-child-")  # of mode 0700
                 stack.callback(self.has_connected)
-                self.mailbox = Mailbox(from_engine)
+                self.mailbox = Mailbox(decoder)
                 stack.callback(self.mailbox.close)
                 endpoint = f"ipc://{self.folder}/socket"
                 self.mailbox.socket.bind(endpoint)
@@ -42,30 +54,30 @@ class ChildProcess:
                 # The modules are those of this process. -P: never those of the folder that it happens to be in.
                 path = os.pathsep.join(map(os.path.abspath, sys.path))
                 self.process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", MODULE],
+                    [sys.executable, "-P", "-m", module],
                     stdin=subprocess.PIPE,
-                    stdout=2,
+                    stdout=stdout,
                     env={**os.environ, "PYTHONPATH": path},
-                    pass_fds=[own_end],
+                    pass_fds=[own_end, *descriptors],
                 )
                 os.close(own_end)
             except (OSError, zmq.ZMQError) as error:
                 raise EngineUnavailableError(
-                    f"the engine process cannot be started ({error}): it needs a folder for a socket, which TMPDIR "
-                    "can name; --engine-process off does without it"
+                    f"a process cannot be started ({error}): it needs a folder for a socket, which TMPDIR can name; "
+                    f"{without}"
                 ) from None
             self.at_end = stack.pop_all()
         self.mailbox.watch(self.life)
         assert self.process.stdin is not None
         with contextlib.suppress(OSError):  # it has ended already, which is noticed next
-            self.process.stdin.write(msgspec.json.encode(Start(settings, endpoint, os.getpid(), log_level)) + b"\n")
+            self.process.stdin.write(msgspec.json.encode(start(endpoint)) + b"\n")
             self.process.stdin.flush()
 
     @property
     def ended(self) -> bool:
         return self.process.poll() is not None
 
-    def last_messages(self) -> Iterator[tuple[FromEngine, list[Array]]]:
+    def last_messages(self) -> Iterator[tuple[Any, list[Array]]]:
         """What a process that has ended sent before."""
         self.mailbox.poller.unregister(self.life)
         while received := self.mailbox.exchange(LAST_MESSAGES_WITHIN):
@@ -87,7 +99,7 @@ class ChildProcess:
         self.at_end.close()
 
     def how_it_ended(self) -> str:
-        """A clause, to follow "the engine process"."""
+        """A clause, to follow a name of the process."""
         status = self.process.returncode
         if status >= 0:
             return f"ended with exit status {status}"

@@ -1,4 +1,6 @@
-"""Messages between a server and its engine process: plain values in msgpack, arrays in frames of their own.
+"""Messages between a process that has tasks and one that carries them out: plain values in msgpack, arrays in frames.
+
+A server and its engine process exchange them, and so do an HTTP worker and its main process (`server/workers/`).
 
 A bundle is a list of messages, sent as one multipart message: first their values, then the bytes of their arrays in
 order. Every value is checked when it is read, and no message can name code, as a pickle does.
@@ -36,12 +38,16 @@ class EngineSettings(Struct, frozen=True):
 
 
 class Start(Struct):
-    """The first line of the process's standard input, in JSON. endpoint: of the server's socket. log_level: a number
-    of `logging`."""
+    """The first line of a child process's standard input, in JSON. endpoint: of the socket of its parent."""
 
-    settings: EngineSettings
     endpoint: str
     parent: int
+
+
+class StartEngine(Start):
+    """log_level: a number of `logging`."""
+
+    settings: EngineSettings
     log_level: int
 
 
@@ -52,7 +58,7 @@ class ArrayHead(Struct, array_like=True):
     shape: tuple[int, ...]
 
 
-# From the server.
+# From the process that has tasks, which is the server of an engine process.
 
 
 class TaskMessage(Struct, array_like=True):
@@ -77,7 +83,7 @@ class Stop(Struct, tag=True, array_like=True):
     """End the process."""
 
 
-# From the engine process.
+# From the process that carries them out.
 
 
 class Ready(Struct, tag=True, array_like=True):
@@ -110,16 +116,24 @@ class RunningTask(Struct, array_like=True):
 
 
 class Status(Struct, tag=True, array_like=True):
-    """The state of the batcher; a heartbeat. running: the tasks that have started. budget: rows a tick; 0 while it
-    loads."""
+    """The state of the backend that carries out the tasks; a heartbeat.
+
+    running: the tasks that have started. budget: rows a tick; 0 while it loads. given_up: of the backend.
+    others_waiting, others_seconds: tasks in the queue that came from other processes than the one that this is sent to,
+    and the estimated seconds of all their work. snapshot: of the backend, with all tasks.
+    """
 
     not_ready: str | None
     tick: float
     row: float
-    num_ticks: int
-    num_rows: int
     running: list[RunningTask]
-    budget: int
+    budget: int = 0
+    num_ticks: int = 0
+    num_rows: int = 0
+    given_up: str | None = None
+    others_waiting: int = 0
+    others_seconds: float = 0.0
+    snapshot: dict[str, Any] | None = None
 
 
 class Tick(Struct, tag=True, array_like=True):
@@ -178,7 +192,6 @@ class Dead(Struct, tag=True, array_like=True):
 
 FromServer = Submit | Cancel | Stop
 FromEngine = Ready | NotLoaded | Status | Tick | Started | PreviewMade | Finished | Failed | LogLine | Dead
-Message = FromServer | FromEngine
 DROPPABLE = (PreviewMade, Tick, LogLine, Status)  # what nobody reads for too long is dropped
 
 encoder = msgspec.msgpack.Encoder()
@@ -190,7 +203,7 @@ def head_of(array: Array) -> ArrayHead:
     return ArrayHead(array.dtype.name, array.shape)  # type: ignore[arg-type]  # checked when it is read
 
 
-def heads_of(message: Message) -> list[ArrayHead]:
+def heads_of(message: Struct) -> list[ArrayHead]:
     """The heads of the arrays that belong to a message, in the order of their frames."""
     if isinstance(message, Submit):
         return [head for task in message.tasks for head in task.arrays.values()]
@@ -199,9 +212,9 @@ def heads_of(message: Message) -> list[ArrayHead]:
     return [message.result] if isinstance(message, Finished) else []
 
 
-def to_frames(bundle: Iterable[tuple[Message, Sequence[Array]]]) -> list[Any]:
+def to_frames(bundle: Iterable[tuple[Struct, Sequence[Array]]]) -> list[Any]:
     """The frames of messages with their arrays."""
-    messages: list[Message] = []
+    messages: list[Struct] = []
     frames: list[Any] = [b""]
     for message, arrays in bundle:
         messages.append(message)

@@ -1,4 +1,4 @@
-"""One end of the connection between a server and its engine process: bundles of messages over a ZeroMQ socket."""
+"""One end of the connection between a process and its child: bundles of messages over a ZeroMQ socket."""
 
 import contextlib
 import os
@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import zmq
+from msgspec import Struct
 
-from dsd_serve.backends.process.engine_messages import DROPPABLE, Message, from_frames, to_frames
+from dsd_serve.backends.process.engine_messages import DROPPABLE, from_frames, to_frames
 from dsd_serve.rows import Array
 
 MAX_BUNDLE = 256  # messages
@@ -28,7 +29,7 @@ class Mailbox:
         self.context = zmq.Context()
         self.socket = self.context.socket(zmq.PAIR)
         self.socket.set_hwm(QUEUED)
-        self.unsent: deque[tuple[Message, Sequence[Array]]] = deque()
+        self.unsent: deque[tuple[Struct, Sequence[Array]]] = deque()
         self.unsent_size = 0
         self.lock = threading.Lock()
         self.woken = False
@@ -38,7 +39,7 @@ class Mailbox:
         self.poller = zmq.Poller()
         self.poller.register(self.bell, zmq.POLLIN)
 
-    def put(self, message: Message, arrays: Sequence[Array] = (), *, wake: bool = True) -> None:
+    def put(self, message: Struct, arrays: Sequence[Array] = (), *, wake: bool = True) -> None:
         """Send a message with its arrays soon. wake: at once; otherwise with the next one, or when `exchange` ends."""
         size = 1000 + sum(array.nbytes for array in arrays)
         with self.lock:

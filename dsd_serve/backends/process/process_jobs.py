@@ -23,16 +23,19 @@ MARGIN = 5.0  # seconds after its deadline at which a task is dropped here if th
 class ProcessJob(Job):
     """A task in the engine process, without its pixels, which only the process needs.
 
-    output: the name of its result. place: among the tasks of its request. rows_left: the part of its cost that is not
-    yet paid. waits_for: kinds of rows.
+    output: the name of its result. place: among the tasks of its request. kinds: of the rows that it waits for, as
+    last reported.
     """
 
     output: str
     place: int
     on_preview: OnPreviews | None
     on_cancel: Callable[[int], None]
-    rows_left: int
-    waits_for: Sequence[str] = ()
+    kinds: Sequence[str] = ()
+
+    @property
+    def waits_for(self) -> Sequence[str]:
+        return self.kinds
 
     def cancel(self) -> None:
         """Cancel it; takes effect at the next tick."""
@@ -82,7 +85,13 @@ class JobTable:
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         jobs = [
             ProcessJob(
-                next(self.numbers), deadline, operation_of(task).output, place, on_preview, on_cancel, task.cost.rows
+                next(self.numbers),
+                deadline,
+                operation_of(task).output,
+                place,
+                on_preview,
+                on_cancel,
+                rows_left=task.cost.rows,
             )
             for place, task in enumerate(tasks)
         ]
@@ -120,7 +129,7 @@ class JobTable:
         with self.changed:
             for one in running:
                 if (job := self.jobs.get(one.number)) is not None:
-                    job.rows_left, job.waits_for = one.rows_left, one.waits_for
+                    job.rows_left, job.kinds = one.rows_left, one.waits_for
 
     def note_start(self, number: int, at: float) -> None:
         """A job left the queue; `at` is 0 if it did not."""

@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any
 
 from dsd_serve.backends import ModelInfo, Observer, outcome_of, task_messages
+from dsd_serve.backends.tick_times import TickTimes
 from dsd_serve.backends.triton import results
 from dsd_serve.backends.triton.addresses import channel_options
 from dsd_serve.backends.triton.connection import RemoteServer, TritonJob
@@ -50,6 +51,7 @@ class TritonBackend:
     """
 
     given_up = None  # servers may always come back
+    times = TickTimes()  # the servers estimate, with times of their own
 
     def __init__(
         self,

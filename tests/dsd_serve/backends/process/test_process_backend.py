@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from dsd_serve.backends import Observer
-from dsd_serve.backends.process import child_process, process_backend, process_jobs
+from dsd_serve.backends.process import process_backend, process_jobs, supervisor
 from dsd_serve.backends.process.engine_messages import EngineSettings
 from dsd_serve.backends.process.process_backend import ProcessBackend
 from dsd_serve.errors import (
@@ -75,7 +75,7 @@ def faulty(start, monkeypatch, tmp_path):
     """Starts a backend whose process has a fault once the file in `.trigger` exists: faulty("garbage", **settings)."""
 
     def start_(fault, **changes):
-        monkeypatch.setattr(child_process, "MODULE", "tests.support.broken_engine_process")
+        monkeypatch.setattr(process_backend, "MODULE", "tests.support.broken_engine_process")
         monkeypatch.syspath_prepend(str(ROOT))
         trigger = tmp_path / "trigger"
         monkeypatch.setenv(FAULT, f"{fault}:{trigger}")
@@ -132,7 +132,7 @@ def test_a_killed_process_fails_its_tasks_and_is_started_again(start, caplog):
 
 
 def test_a_process_that_hangs_is_not_ready_and_may_come_back(start, monkeypatch):
-    monkeypatch.setattr(process_backend, "SILENT_AFTER", 1.2)
+    monkeypatch.setattr(supervisor, "SILENT_AFTER", 1.2)
     monkeypatch.setattr(process_jobs, "MARGIN", 0.3)
     backend = start()
     late = backend.submit_tasks([LONG], timeout=2.0)[0]
@@ -158,8 +158,8 @@ def test_a_process_that_hangs_is_not_ready_and_may_come_back(start, monkeypatch)
 
 
 def test_a_process_that_hangs_for_too_long_is_killed(start, monkeypatch):
-    monkeypatch.setattr(process_backend, "SILENT_AFTER", 1.2)
-    monkeypatch.setattr(process_backend, "HANGS_FOR", 1.0)
+    monkeypatch.setattr(supervisor, "SILENT_AFTER", 1.2)
+    monkeypatch.setattr(supervisor, "HANGS_FOR", 1.0)
     backend = start()
     (job,) = backend.submit_tasks([LONG])
     stopped = backend.pid
@@ -173,6 +173,7 @@ def test_a_process_that_hangs_for_too_long_is_killed(start, monkeypatch):
 
 def test_closing_while_it_hangs(start, monkeypatch):
     monkeypatch.setattr(process_backend, "STOP_WITHIN", 0.3)
+    monkeypatch.setattr(supervisor, "STOP_WITHIN", 0.3)
     backend = start()
     (job,) = backend.submit_tasks([LONG])
     pid = backend.pid
@@ -215,8 +216,8 @@ def test_messages_about_unknown_tasks_are_ignored(faulty):
 
 
 def test_a_process_that_processes_no_message_hangs(faulty, monkeypatch):
-    monkeypatch.setattr(process_backend, "SILENT_AFTER", 1.2)
-    monkeypatch.setattr(process_backend, "HANGS_FOR", 0.6)
+    monkeypatch.setattr(supervisor, "SILENT_AFTER", 1.2)
+    monkeypatch.setattr(supervisor, "HANGS_FOR", 0.6)
     backend = faulty("stuck")
     backend.trigger.touch()
     with pytest.raises(ClosedError, match="hung for more than"):
@@ -275,7 +276,7 @@ def test_a_process_that_keeps_ending_is_given_up(start, monkeypatch):
 
 def test_another_model_is_not_served(start, tiny_dir, demo_dir, tmp_path, monkeypatch):
     """A model directory that was replaced while the server runs: answers would be labelled with the wrong model."""
-    monkeypatch.setattr(process_backend, "LONGEST_PAUSE", 0.3)
+    monkeypatch.setattr(supervisor, "LONGEST_PAUSE", 0.3)
     folder = tmp_path / "model"
     shutil.copytree(tiny_dir, folder)
     backend = start(model=str(folder))
@@ -309,8 +310,10 @@ def test_what_cannot_be_loaded_is_the_same_error_as_without_a_process(start, tin
 
 
 def test_a_process_that_cannot_be_started(start, monkeypatch, tmp_path):
-    monkeypatch.setattr(child_process, "MODULE", "dsd_serve.no_such_module")
-    with pytest.raises(EngineUnavailableError, match="the engine process ended with exit status 1 while it loaded"):
+    monkeypatch.setattr(process_backend, "MODULE", "dsd_serve.no_such_module")
+    with pytest.raises(
+        EngineUnavailableError, match="the engine process ended with exit status 1 while it was starting"
+    ):
         start()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
     with pytest.raises(EngineUnavailableError, match=r"cannot be started .* TMPDIR"):
@@ -360,7 +363,7 @@ def footprint():
 @pytest.mark.thorough
 @pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="descriptors are counted on Linux only")
 def test_nothing_leaks_over_fifty_kills(start, monkeypatch):
-    monkeypatch.setattr(process_backend, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(supervisor, "FIRST_PAUSE", 0.01)
     backend = start()
 
     def kill():

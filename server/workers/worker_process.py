@@ -1,0 +1,126 @@
+"""The code of an HTTP worker: the application that dsd-serve runs, with the backend of its main process."""
+
+import contextlib
+import gc
+import logging
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import uvicorn
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+
+from dsd_serve.backends.process.parent_process import begin
+from dsd_serve.errors import DSDError, EngineError
+from server.app import create_app
+from server.connections import ConnectionLimiter
+from server.front import configure
+from server.lifecycle import DrainingServer
+from server.service import Service
+from server.settings import Settings
+from server.startup import StartupApp
+from server.telemetry import logs, shared_metrics
+from server.telemetry.metrics import Metrics
+from server.workers.shared_counts import WorkerCounts
+from server.workers.worker_backend import WorkerBackend
+from server.workers.worker_messages import Counts, Drain, ReloadKeys, Serving, StartWorker
+
+log = logging.getLogger(__name__)
+
+REFRESH_EVERY = 10  # ticks of the loop, of 0.1 s
+
+
+def main() -> None:
+    start = begin(StartWorker)
+    settings = settings_of(start.settings)
+    logs.configure(settings.log_level, settings.log_format, start.number)
+    shared_metrics.share(start.folder, f"worker-{start.number}")
+    metrics = Metrics(shown := CollectorRegistry())
+    backend = WorkerBackend(
+        start.endpoint, max_waiting=settings.max_waiting, max_seconds=settings.max_wait, refusals=metrics
+    )
+    shared_metrics.show_all(shown, start.folder, start.parent, lambda: backend.pids, lambda: backend.engine_pid)
+    try:
+        serve(settings, backend, metrics, [socket.socket(fileno=number) for number in start.sockets])
+    except DSDError as error:
+        backend.cannot_serve(error)
+    except Exception as error:
+        log.exception("the HTTP worker failed")
+        backend.cannot_serve(EngineError(f"an HTTP worker failed: {error!r}"))
+
+
+def serve(settings: Settings, backend: WorkerBackend, metrics: Metrics, sockets: list[socket.socket]) -> None:
+    """Serve until the main process ends it. Raises DSDError when it cannot start."""
+    service = Service(settings, worker=(backend, metrics))
+    limiter = ConnectionLimiter(settings, metrics.connection_cut)
+    metrics.watch_connections(limiter)
+
+    def make() -> FastAPI:
+        service.serve(backend.wait())
+        return create_app(service)
+
+    backend.answered.wait()
+    opening: StartupApp | None = None
+    if not backend.known.is_set():
+        opening = StartupApp(make, lambda: backend.not_ready, backend.close, service.drain.begin)
+    config = configure(opening or make(), limiter)
+    gc.collect()  # as in main.py
+    gc.freeze()
+    WorkerServer(config, limiter, service, backend).run(sockets)
+    if opening is not None and opening.failed is not None:
+        log.error("this HTTP worker cannot serve: %s", opening.failed)
+        raise opening.failed
+
+
+class WorkerServer(DrainingServer):
+    """Obeys the main process where another server obeys signals, and exchanges counts with the other workers."""
+
+    def __init__(
+        self, config: uvicorn.Config, limiter: ConnectionLimiter, service: Service, backend: WorkerBackend
+    ) -> None:
+        super().__init__(config, limiter, service.drain, backend, service.settings.grace, service.reload_keys)
+        self.orders, self.send = backend.orders, backend.send
+        self.metrics, self.counts = service.metrics, WorkerCounts(service, limiter)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    def serves(self, listening: socket.socket) -> None:
+        self.send(Serving())
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called by uvicorn every 0.1 s; True ends the server."""
+        while self.orders:
+            self.obey(self.orders.popleft())
+        changed = self.counts.report()
+        if counter % REFRESH_EVERY == 0:
+            self.metrics.refresh()
+        if counter % REFRESH_EVERY == 0 or changed != Counts({}, {}, {}):
+            self.send(changed)
+        return await super().on_tick(counter)
+
+    def obey(self, order: Counts | Drain | ReloadKeys) -> None:
+        match order:
+            case Counts():
+                self.counts.note(order)
+            case Drain():
+                self.leave()
+            case ReloadKeys():
+                self.reload()
+
+
+def settings_of(values: dict[str, Any]) -> Settings:
+    """The inverse of `values_of`."""
+    return msgspec.convert(values, Settings, dec_hook=lambda kind, value: kind(value))
+
+
+def values_of(settings: Settings) -> dict[str, Any]:
+    """Settings as they travel to a worker."""
+    return msgspec.to_builtins(settings, enc_hook=str)
+
+
+if __name__ == "__main__":
+    main()
