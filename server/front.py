@@ -107,6 +107,27 @@ def listen(host: str, port: int) -> list[socket.socket]:
     return bound
 
 
+def listen_again(sockets: Sequence[socket.socket]) -> list[socket.socket]:
+    """Further sockets at the same addresses; the system distributes new connections evenly over all of them.
+
+    They are the same sockets where the system cannot do that, so that those who listen compete for connections.
+    """
+    if not sys.platform.startswith("linux"):
+        return list(sockets)
+    again = []
+    for one in sockets:
+        # After it was bound, so that another program at this address is still an error.
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        opened = socket.socket(one.family, one.type, one.proto)
+        again.append(opened)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if one.family == socket.AF_INET6:
+            opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        opened.bind(one.getsockname())
+    return again
+
+
 def addresses_of(host: str, port: int) -> list[Any]:
     found = []
     for one in EVERYWHERE.get(host, (host,)):

@@ -35,7 +35,7 @@ class WorkerBackend(MessageBackend):
     def __init__(self, endpoint: str, *, max_waiting: int, max_seconds: float, refusals: Observer) -> None:
         super().__init__(Admission(max_waiting, max_seconds, refusals), Observer())
         self.reason = "the server starts; try again soon"
-        self.orders: deque[Counts | Drain | ReloadKeys] = deque()
+        self.orders: deque[Counts | Drain | ReloadKeys | Workers] = deque()
         self.pids: list[int] = []
         self.heard = time.monotonic()
         self.known = threading.Event()  # set when the model is known, or this is closed before
@@ -129,10 +129,10 @@ class WorkerBackend(MessageBackend):
                 self.reason = message.not_ready
                 if self.known.is_set():
                     self.take_of_tasks(message, arrays)
-            case Counts() | Drain() | ReloadKeys():
+            case Counts() | Drain() | ReloadKeys() | Workers():
                 self.orders.append(message)
-            case Workers():
-                self.pids = message.pids
+                if isinstance(message, Workers):
+                    self.pids = message.pids
             case _:
                 self.take_of_tasks(message, arrays)
         self.answered.set()

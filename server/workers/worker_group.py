@@ -23,9 +23,12 @@ from dsd_serve.backends.triton.remote import TritonBackend
 from dsd_serve.errors import ClosedError, ConfigError
 from dsd_serve.programs import OnPreviews, Task
 from dsd_serve.rows import Array
+from server.front import close, listen_again
+from server.keys import load_keys
 from server.lifecycle import LAST_ANSWERS, address_of, handled, on_terminal
 from server.service import announce, open_backend
 from server.settings import Settings, of_one_worker
+from server.site import parse_origins
 from server.telemetry import shared_metrics
 from server.telemetry.metrics import Metrics
 from server.workers.shared_counts import GroupCounts
@@ -43,6 +46,8 @@ END_WITHIN = LAST_ANSWERS + 5.0  # seconds for a worker to end, after the grace 
 
 def serve(settings: Settings, sockets: list[socket.socket]) -> None:
     """Serve until a signal ends it. Raises DSDError when it cannot start."""
+    load_keys(settings.api_keys, os.environ)  # what a worker would find wrong after the model was loaded
+    parse_origins(settings.cors_origins)
     with contextlib.ExitStack() as stack:
         try:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="dsd-metrics-", ignore_cleanup_errors=True))
@@ -55,7 +60,10 @@ def serve(settings: Settings, sockets: list[socket.socket]) -> None:
         metrics = Metrics()
         backend, info = open_backend(settings, metrics)
         stack.callback(backend.close, 0)
-        WorkerGroup(settings, sockets, backend, info, metrics, folder).run()
+        more = [listen_again(sockets) for _ in range(settings.http_workers - 1)]
+        for of_worker in more:
+            stack.callback(close, of_worker)
+        WorkerGroup(settings, [sockets, *more], backend, info, metrics, folder).run()
 
 
 class WorkerGroup:
@@ -64,13 +72,14 @@ class WorkerGroup:
     def __init__(
         self,
         settings: Settings,
-        sockets: list[socket.socket],
+        sockets: Sequence[Sequence[socket.socket]],
         backend: Backend,
         info: ModelInfo | None,
         metrics: Metrics,
         folder: str,
     ) -> None:
-        self.settings, self.sockets, self.folder = settings, sockets, folder
+        self.settings, self.folder = settings, folder
+        self.sockets = sockets  # of each worker
         self.backend, self.info, self.metrics = backend, info, metrics
         self.lock = threading.Lock()
         self.counts = GroupCounts(settings.http_workers)
@@ -101,7 +110,7 @@ class WorkerGroup:
                         worker.first.result()
                 log.info(
                     "running on %s with %d HTTP workers (Ctrl-C ends it)",
-                    address_of(self.sockets[0]),
+                    address_of(self.sockets[0][0]),
                     len(self.workers),
                 )
                 while any(worker.thread.is_alive() for worker in self.workers):
@@ -171,8 +180,17 @@ class WorkerGroup:
             self.shown = (now, self.backend.snapshot())
         return self.shown[1]
 
-    def pids(self) -> list[int]:
-        return [worker.pid or 0 for worker in self.workers]
+    def wake_others(self, worker: "HttpWorker") -> None:
+        """Let the threads of the other workers tell them what is new."""
+        for other in self.workers:
+            child = other.child
+            if other is not worker and child is not None:
+                child.mailbox.ring()
+
+    def who_runs(self) -> Workers:
+        return Workers(
+            [worker.pid or 0 for worker in self.workers], [worker.state == "ready" for worker in self.workers]
+        )
 
 
 class HttpWorker(Supervisor):
@@ -184,7 +202,7 @@ class HttpWorker(Supervisor):
         self.tasks: WorkerTasks | None = None
         self.opened: ChildProcess | None = None
         self.ready_since = math.inf
-        self.pids: list[int] = []  # as the worker knows them
+        self.known: Workers | None = None  # what it knows of the others
 
     def drain(self, until: float) -> None:
         """Let it finish what it has and end; it is killed at `until`, a time of `time.monotonic`."""
@@ -198,10 +216,10 @@ class HttpWorker(Supervisor):
 
     def open(self) -> ChildProcess:
         group, settings = self.group, self.group.settings
-        self.tasks, self.pids = None, []
+        self.tasks = self.known = None
         with group.lock:
             group.counts.begin(self.number)
-        descriptors = [one.fileno() for one in group.sockets]
+        descriptors = [[one.fileno() for one in of_worker] for of_worker in group.sockets]
         self.opened = ChildProcess(
             MODULE,
             lambda endpoint: StartWorker(
@@ -213,7 +231,7 @@ class HttpWorker(Supervisor):
                 group.folder,
             ),
             from_worker,
-            descriptors=descriptors,
+            descriptors=sorted({one for of_worker in descriptors for one in of_worker}),
             stdout=None,
             without="--http-workers 1 does without it",
         )
@@ -230,9 +248,9 @@ class HttpWorker(Supervisor):
             counts = group.counts.take(self.number)
         if counts is not None:
             child.mailbox.put(counts, wake=False)
-        if self.pids != (pids := group.pids()):
-            self.pids = pids
-            child.mailbox.put(Workers(pids), wake=False)
+        if self.known != (known := group.who_runs()):
+            self.known = known
+            child.mailbox.put(known, wake=False)
         if self.tasks is None:
             child.mailbox.put(Status(group.backend.not_ready, 0.0, 0.0, []), wake=False)
             return CHECK_TRITON
@@ -243,6 +261,8 @@ class HttpWorker(Supervisor):
             case Counts():
                 with self.group.lock:
                     self.group.counts.note(self.number, message)
+                if message.images or message.connections or message.tokens:
+                    self.group.wake_others(self)
             case Serving():
                 self.ready_since = time.monotonic()
                 self.is_ready()

@@ -20,11 +20,11 @@ from dsd_serve.backends.process.engine_messages import (
 
 
 class StartWorker(Start):
-    """number: of the worker, from 1. sockets: descriptors that it inherits, bound to the address. settings: of the
-    server. folder: of the metrics."""
+    """number: of the worker, from 1. sockets: the descriptors of each worker, bound to the address, all of which it
+    inherits. settings: of the server. folder: of the metrics."""
 
     number: int
-    sockets: list[int]
+    sockets: list[list[int]]
     settings: dict[str, Any]
     folder: str
 
@@ -63,9 +63,10 @@ class ReloadKeys(Struct, tag=True, array_like=True):
 
 
 class Workers(Struct, tag=True, array_like=True):
-    """The process numbers of all workers; 0 for one that does not run."""
+    """The process numbers of all workers, 0 for one that does not run; and which of them answer."""
 
     pids: list[int]
+    answering: list[bool]
 
 
 FromWorker = Submit | Cancel | Counts | Serving | NotLoaded
