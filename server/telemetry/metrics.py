@@ -76,6 +76,9 @@ class Metrics(Observer):
         self.restarts = Counter(
             "dsd_engine_restarts_total", "Starts of the engine process after one that ended.", **into
         )
+        self.worker_restarts = Counter(
+            "dsd_http_worker_restarts_total", "Starts of an HTTP worker after one that ended.", **into
+        )
         self.process = Gauge(
             "dsd_engine_process",
             "1 for the state of the engine process, if it has one.",
@@ -179,10 +182,7 @@ class Metrics(Observer):
         )
 
     def watch_workers(self, running: Callable[[], int]) -> None:
-        """Add figures of the HTTP workers. running: how many serve."""
-        self.worker_restarts = Counter(
-            "dsd_http_worker_restarts_total", "Starts of an HTTP worker after one that ended.", registry=self.values
-        )
+        """Add the number of HTTP workers that serve."""
         self.gauge("dsd_http_workers", "HTTP workers that serve.", running)
 
     def watch_process(self, pid: Callable[[], int | None]) -> None:
