@@ -310,9 +310,11 @@ class WorkerTasks(TaskServer):
 
     def status(self) -> Status:
         status, backend, tasks = super().status(), self.backend, self.all()
-        own_waiting = sum(not job.started for _, job in tasks)
+        own_running = len(status.running)
+        own_waiting = len(tasks) - own_running
         own_seconds = backend.times.of_rows(sum(job.rows_left for _, job in tasks))
         status.given_up = backend.given_up
+        status.others_running = max(0, backend.num_running - own_running)
         status.others_waiting = max(0, backend.num_waiting - own_waiting)
         status.others_seconds = max(0.0, backend.seconds_ahead() - own_seconds)
         status.snapshot = self.group.snapshot()

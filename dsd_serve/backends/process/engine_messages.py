@@ -119,8 +119,8 @@ class Status(Struct, tag=True, array_like=True):
     """The state of the backend that carries out the tasks; a heartbeat.
 
     running: the tasks that have started. budget: rows a tick; 0 while it loads. given_up: of the backend.
-    others_waiting, others_seconds: tasks in the queue that came from other processes than the one that this is sent to,
-    and the estimated seconds of all their work. snapshot: of the backend, with all tasks.
+    others_running, others_waiting, others_seconds: tasks of other processes than the one that this is sent to, and the
+    estimated seconds of their work. snapshot: of the backend, with all tasks.
     """
 
     not_ready: str | None
@@ -131,6 +131,7 @@ class Status(Struct, tag=True, array_like=True):
     num_ticks: int = 0
     num_rows: int = 0
     given_up: str | None = None
+    others_running: int = 0
     others_waiting: int = 0
     others_seconds: float = 0.0
     snapshot: dict[str, Any] | None = None

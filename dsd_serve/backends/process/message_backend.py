@@ -77,7 +77,7 @@ class MessageBackend:
 
     @property
     def num_running(self) -> int:
-        return self.jobs.num_running
+        return self.jobs.num_running + self.status.others_running
 
     @property
     def num_waiting(self) -> int:
