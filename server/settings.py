@@ -5,7 +5,7 @@ import difflib
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -299,18 +299,6 @@ def check(settings: Settings) -> None:
 
     parse_hosts(settings.allowed_hosts)
     parse_prefix(settings.root_path)
-
-
-def of_one_worker(settings: Settings) -> Settings:
-    """The settings of one HTTP worker, which has its share of what bounds the memory of a process."""
-    count = settings.http_workers
-    return replace(
-        settings,
-        max_uploads_mb=settings.max_uploads_mb / count,
-        max_decode_mb=settings.max_decode_mb / count,
-        max_encode_mb=settings.max_encode_mb / count,
-        max_connections=settings.max_connections // count,
-    )
 
 
 # Variables that are not settings of the server: keys, those of dsd-ui, dsd-eval and the tests, and those that

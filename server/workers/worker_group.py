@@ -27,13 +27,13 @@ from server.front import close, listen_again
 from server.keys import load_keys
 from server.lifecycle import LAST_ANSWERS, address_of, handled, on_terminal
 from server.service import announce, open_backend
-from server.settings import Settings, of_one_worker
+from server.settings import Settings
 from server.site import parse_origins
 from server.telemetry import shared_metrics
 from server.telemetry.metrics import Metrics
 from server.workers.shared_counts import GroupCounts
 from server.workers.worker_messages import Counts, Drain, ReloadKeys, Serving, StartWorker, Workers, from_worker
-from server.workers.worker_process import values_of
+from server.workers.worker_settings import of_one_worker, values_of
 
 log = logging.getLogger(__name__)
 

@@ -6,9 +6,7 @@ import gc
 import logging
 import socket
 from collections.abc import Callable, Iterator
-from typing import Any
 
-import msgspec
 import uvicorn
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
@@ -27,6 +25,7 @@ from server.telemetry.metrics import Metrics
 from server.workers.shared_counts import WorkerCounts
 from server.workers.worker_backend import WorkerBackend
 from server.workers.worker_messages import Counts, Drain, ReloadKeys, Serving, StartWorker, Workers
+from server.workers.worker_settings import settings_of
 
 log = logging.getLogger(__name__)
 
@@ -157,16 +156,6 @@ class WorkerServer(DrainingServer):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.listening.close()
         await super().shutdown(sockets)
-
-
-def settings_of(values: dict[str, Any]) -> Settings:
-    """The inverse of `values_of`."""
-    return msgspec.convert(values, Settings, dec_hook=lambda kind, value: kind(value))
-
-
-def values_of(settings: Settings) -> dict[str, Any]:
-    """Settings as they travel to a worker."""
-    return msgspec.to_builtins(settings, enc_hook=str)
 
 
 if __name__ == "__main__":

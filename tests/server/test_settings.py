@@ -73,7 +73,7 @@ def test_a_number_is_within_its_range_or_refused_in_one_sentence(set_, name, tex
     text = re.sub("[\0\ud800-\udfff]", "x", text)  # cannot stand in an environment
     if set_ is by_variable and not text.strip():
         return
-    related = {"max_uploads_mb", "max_body_mb"}  # one may be too small for the other
+    related = {"max_uploads_mb", "max_body_mb", "http_workers"}  # one may be too small for the others
     least, most = RANGES[name]
     try:
         value = getattr(set_(name, text), name)
@@ -89,7 +89,7 @@ def test_a_number_is_within_its_range_or_refused_in_one_sentence(set_, name, tex
         assert text not in WRONG or (text, least) == ("1e-320", 0)
 
 
-@pytest.mark.parametrize("name", sorted(set(NUMBERS) - {"max_uploads_mb", "max_body_mb"}))
+@pytest.mark.parametrize("name", sorted(set(NUMBERS) - {"max_uploads_mb", "max_body_mb", "http_workers"}))
 def test_both_ends_of_a_range_are_taken_and_what_is_beyond_them_is_not(name):
     least, most = RANGES[name]
     for value in (least, most):

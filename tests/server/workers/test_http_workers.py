@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from dsd_serve.errors import ConfigError
-from server.settings import Settings, of_one_worker, parse_settings
-from server.workers.worker_process import settings_of, values_of
+from server.settings import Settings, parse_settings
+from server.workers.worker_settings import of_one_worker, settings_of, values_of
 from tests.support.answers import events_of, problem
 from tests.support.data import ROOT
 from tests.support.servers import QUICK, Server, until
@@ -106,8 +106,10 @@ def two(tiny_dir, tmp_path_factory):
 def test_settings():
     assert Settings().http_workers == 1
     assert parse_settings(["--http-workers", "3"]).http_workers == 3
-    with pytest.raises(ConfigError, match="http_workers must be an integer from 1 to 64, got '0'"):
-        parse_settings(["--http-workers", "0"])
+    assert parse_settings(["--http-workers", "64", "--max-body-mb", "1"]).http_workers == 64
+    for number in ("0", "65"):
+        with pytest.raises(ConfigError, match=f"http_workers must be an integer from 1 to 64, got '{number}'"):
+            parse_settings(["--http-workers", number])
     with pytest.raises(ConfigError, match="ui needs http_workers 1, got 2"):
         parse_settings(["--http-workers", "2", "--ui"])
     with pytest.raises(ConfigError, match="for each of 6 HTTP workers, which share it: 240, got 200"):
