@@ -108,6 +108,8 @@ class WorkerGroup:
                         time.sleep(TURN / 5)
                     if worker.first.done():
                         worker.first.result()
+                if self.leaving:
+                    return
                 log.info(
                     "running on %s with %d HTTP workers (Ctrl-C ends it)",
                     address_of(self.sockets[0][0]),
