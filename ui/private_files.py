@@ -7,10 +7,8 @@ that arrives must be one that this page handed out: a regular file in the folder
 import asyncio
 import atexit
 import contextlib
-import fcntl
 import functools
 import os
-import re
 import secrets
 import shutil
 import stat
@@ -22,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from dsd_serve.errors import DSDError, InputError
+from dsd_serve.locked_folders import delete_abandoned, new_locked_folder
 
-FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-ABANDONABLE = re.compile(r"dsd-page-[0-9]+-\w+")  # folders that new_locked_folder makes
+KIND = "page"  # of its folder, among locked folders
 KEEP_S = 3600.0  # lifetime of a file
 MAX_FILE = 40_000_000  # bytes of one upload
 MAX_TOTAL = 200_000_000  # bytes of all files of visitors
@@ -63,45 +61,15 @@ class Entry:
 def private_folder() -> Path:
     """The folder of this process, readable by its user only and deleted when the process ends. Gradio uses it too.
 
-    Folders that killed processes left behind are deleted first. A process holds a lock (flock) on its folder while it
-    lives; process ids are not enough, because they are reused, and containers that share a folder have their own.
+    Folders that killed processes left behind are deleted first.
     """
     parent = os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir()
     os.makedirs(parent, exist_ok=True)
-    delete_abandoned(parent)
-    folder = new_locked_folder(parent)
+    delete_abandoned(KIND, parent)
+    folder = new_locked_folder(KIND, parent)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ["GRADIO_TEMP_DIR"] = str(folder)  # Gradio reads it at every use and takes it from nowhere else
     return folder
-
-
-def new_locked_folder(parent: str) -> Path:
-    """A new folder, locked until this process ends."""
-    while True:
-        folder = Path(tempfile.mkdtemp(prefix=f"dsd-page-{os.getpid()}-", dir=parent)).resolve()
-        try:
-            fcntl.flock(os.open(folder, FOLDER), fcntl.LOCK_EX)  # stays open: closing it would release the lock
-        except FileNotFoundError:  # deleted as abandoned, before it was locked
-            continue
-        except OSError:  # a file system without locks: under a name that nobody deletes
-            folder.rmdir()
-            return Path(tempfile.mkdtemp(prefix="dsd-page-", dir=parent)).resolve()
-        if folder.is_dir():
-            return folder
-
-
-def delete_abandoned(parent: str) -> None:
-    """Delete the folders of this user that `new_locked_folder` made for processes that no longer live."""
-    for name in os.listdir(parent):
-        if not ABANDONABLE.fullmatch(name):
-            continue
-        path = os.path.join(parent, name)
-        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
-            descriptor = os.open(path, FOLDER)
-            stack.callback(os.close, descriptor)
-            if os.fstat(descriptor).st_uid == os.geteuid():
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # OSError: its process lives
-                shutil.rmtree(path, ignore_errors=True)
 
 
 class Uploads:

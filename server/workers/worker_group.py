@@ -21,6 +21,7 @@ from dsd_serve.backends.process.supervisor import Supervisor
 from dsd_serve.backends.process.task_server import STATUS_EVERY, TaskServer
 from dsd_serve.backends.triton.remote import TritonBackend
 from dsd_serve.errors import ClosedError, ConfigError
+from dsd_serve.locked_folders import delete_abandoned, new_locked_folder
 from dsd_serve.programs import OnPreviews, Task
 from dsd_serve.rows import Array
 from server.front import close, listen_again
@@ -50,12 +51,14 @@ def serve(settings: Settings, sockets: list[socket.socket]) -> None:
     parse_origins(settings.cors_origins)
     with contextlib.ExitStack() as stack:
         try:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="dsd-metrics-", ignore_cleanup_errors=True))
+            delete_abandoned("metrics", tempfile.gettempdir())
+            folder = str(new_locked_folder("metrics", tempfile.gettempdir()))
         except OSError as error:
             raise ConfigError(
                 f"HTTP workers need a folder for their metrics, which TMPDIR can name ({error.strerror}); "
                 "--http-workers 1 does without it"
             ) from None
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
         shared_metrics.share(folder, "main")
         metrics = Metrics()
         backend, info = open_backend(settings, metrics)

@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from dsd_serve import locked_folders
 from dsd_serve.errors import InputError
 from dsd_serve.imaging.codec import write_image
 from tests.support.data import ROOT, sample_image
@@ -386,13 +387,11 @@ def test_folders_of_killed_processes_are_deleted_and_those_of_live_ones_kept(tmp
 
 
 def test_a_folder_without_a_lock_has_a_name_that_is_never_deleted(tmp_path, monkeypatch):
-    from ui import private_files
-
     def no_locks(*_: object) -> None:
         raise OSError("this file system has no locks")
 
-    monkeypatch.setattr(private_files.fcntl, "flock", no_locks)
-    folder = private_files.new_locked_folder(str(tmp_path))
+    monkeypatch.setattr(locked_folders.fcntl, "flock", no_locks)
+    folder = locked_folders.new_locked_folder("page", str(tmp_path))
     monkeypatch.undo()
-    private_files.delete_abandoned(str(tmp_path))
+    locked_folders.delete_abandoned("page", str(tmp_path))
     assert [folder] == list(tmp_path.iterdir())

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from dsd_serve import locked_folders
 from dsd_serve.errors import ConfigError
 from server.settings import Settings, parse_settings
 from server.workers.worker_settings import of_one_worker, settings_of, values_of
@@ -335,7 +336,9 @@ def test_sigterm_lets_requests_finish(tiny_dir, tmp_path):
 @pytest.mark.parametrize("stopped", [False, True])
 def test_nothing_survives_a_killed_server(tiny_dir, tmp_path, stopped):
     running = Server(
-        *("--model", str(tiny_dir), "--http-workers", "2", "--engine-process", "on", "--threads", "1"), folder=tmp_path
+        *("--model", str(tiny_dir), "--http-workers", "2", "--engine-process", "on", "--threads", "1"),
+        folder=tmp_path,
+        env={"TMPDIR": str(tmp_path)},
     )
     below = descendants(running.process.pid)
     assert len(below) == 3
@@ -345,6 +348,9 @@ def test_nothing_survives_a_killed_server(tiny_dir, tmp_path, stopped):
     running.process.kill()
     running.process.wait()
     until(lambda: not [pid for pid in below if runs(pid)], 3)
+    assert list(tmp_path.glob("dsd-metrics-*"))
+    locked_folders.delete_abandoned("metrics", str(tmp_path))  # as the next server does
+    assert not list(tmp_path.glob("dsd-*"))
 
 
 def test_what_a_worker_cannot_do_is_the_sentence_of_the_server(tiny_dir, tmp_path):

@@ -89,9 +89,12 @@ def http(front):
         yield client
 
 
-def front_of(*servers: TritonServer) -> Server:
+def front_of(*servers: TritonServer, workers: int = 1) -> Server:
     """A ready front of these servers."""
-    running = Server("--triton", ",".join(server.grpc for server in servers), "--max-steps", "1000")
+    running = Server(
+        *("--triton", ",".join(server.grpc for server in servers), "--max-steps", "1000"),
+        *("--http-workers", str(workers)),
+    )
     until(lambda: httpx.get(f"{running.url}/health/ready").status_code == 200)
     return running
 
@@ -134,6 +137,24 @@ def test_64_concurrent_mixed_requests_have_the_bytes_of_the_embedded_server(fron
     with ThreadPoolExecutor(8) as pool:
         expected = list(pool.map(lambda number: ask(embedded, number), range(64)))
     assert [a == b for a, b in zip(through_triton, expected, strict=True)] == [True] * 64
+
+
+def test_a_front_with_two_http_workers(mortal, embedded):
+    """Both workers draw through the one connection of their main process, and follow it when Triton dies."""
+    running = front_of(mortal, workers=2)
+    try:
+        expected = {number: ask(embedded, number) for number in range(8)}
+        with ThreadPoolExecutor(8) as pool:
+            drawn = list(pool.map(lambda number: ask(running, number % 8), range(24)))
+        assert drawn == [expected[number % 8] for number in range(24)]
+        mortal.kill()
+        until(lambda: all(httpx.get(f"{running.url}/health/ready").status_code == 503 for _ in range(6)))
+        assert httpx.get(f"{running.url}/health/live").status_code == 200
+        mortal.start()
+        until(lambda: all(httpx.get(f"{running.url}/health/ready").status_code == 200 for _ in range(6)))
+        assert ask(running, 3) == expected[3]
+    finally:
+        assert running.stop() == 0
 
 
 def test_decode_walks_and_openai_have_the_same_bytes(front, embedded):
