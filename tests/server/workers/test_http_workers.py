@@ -154,7 +154,7 @@ def test_previews_arrive_before_the_image(three):
 
 def test_a_client_that_goes_away_frees_the_engine(three):
     with pytest.raises(httpx.ReadTimeout):
-        httpx.get(three.url + "/generate", params={**SLOW, "n": 16}, timeout=0.3)
+        httpx.get(three.url + "/generate", params={**SLOW, "n": 16}, timeout=httpx.Timeout(10, read=0.1))
     until(lambda: (shown := get(three, "/debug/batcher").json())["running"] == shown["waiting"] == [])
 
 
@@ -279,10 +279,10 @@ def test_one_queue_for_all(two):
 def test_what_one_key_may_have_at_once_holds_over_both(two):
     """The key of alice may have twelve images at once, wherever her requests arrive."""
     with ThreadPoolExecutor(1) as pool:
-        held = pool.submit(get, two, params=SLOW | {"n": 12}, headers=ALICE)
+        held = pool.submit(get, two, params=SLOW | {"n": 12, "guidance": 3}, headers=ALICE)
         until(lambda: shown_tasks(two) == 12)
-        time.sleep(0.5)  # until the other worker knows
-        for _ in range(8):
+        time.sleep(0.4)  # until the other worker knows
+        for _ in range(6):
             answer = get(two, params=QUICK, headers=ALICE)
             assert "may have 12 images at once and 12 are under way" in problem(answer, 429)
             assert answer.headers["retry-after"]
