@@ -179,9 +179,9 @@ class WorkerGroup:
             self.info = info
 
     def snapshot(self) -> dict[str, Any]:
-        """That of the backend, made once for all workers."""
+        """That of the backend, made once for all workers; the one that shows that nothing is left is new."""
         now = time.monotonic()
-        if now >= self.shown[0] + STATUS_EVERY:
+        if now >= self.shown[0] + STATUS_EVERY or not self.backend.num_running + self.backend.num_waiting:
             self.shown = (now, self.backend.snapshot())
         return self.shown[1]
 
