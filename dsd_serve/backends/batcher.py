@@ -95,9 +95,7 @@ class Batcher:
         with self.condition:
             if self.dead:
                 raise ClosedError(self.dead)
-            jobs = [
-                ProgramJob(next(self.numbers), deadline, program, rows_left=cost.rows) for program, cost in programs
-            ]
+            jobs = [ProgramJob(next(self.numbers), deadline, one, rows_left=cost.rows) for one, cost in programs]
             self.waiting.extend(jobs)
             self.condition.notify()
             return jobs
@@ -108,9 +106,7 @@ class Batcher:
         """`submit_all` with the programs of these tasks. on_preview: called from the batcher's thread."""
         return self.submit_all(self.programs_of(tasks, on_preview), timeout=timeout)
 
-    def put_tasks(
-        self, tasks: Sequence[Task], deadline: float = math.inf, on_preview: OnPreviews | None = None
-    ) -> list[ProgramJob]:
+    def put_tasks(self, tasks: Sequence[Task], deadline: float, on_preview: OnPreviews | None) -> list[ProgramJob]:
         """`put` with the programs of these tasks."""
         return self.put(self.programs_of(tasks, on_preview), deadline)
 

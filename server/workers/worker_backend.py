@@ -143,4 +143,5 @@ class WorkerBackend(MessageBackend):
         if self.known.is_set() and not self.closed and info.fingerprint != self.info.fingerprint:
             raise BrokenMessage("it serves another model")
         self.info, self.times, self.reason = info, TickTimes(message.tick, message.row), None
+        self.status.budget = info.budget
         self.known.set()
