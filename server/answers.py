@@ -241,6 +241,17 @@ class ModelAnswer(Answer):
     limits: Annotated[dict[str, int | float], Field(description="the largest values that this server accepts")]
 
 
+class ModelReplaced(Answer):
+    """A model that is served now, and what it replaces."""
+
+    name: str
+    fingerprint: Fingerprint
+    replaced: Annotated[
+        Fingerprint | None, Field(description="fingerprint of the model before; null if it was not loaded")
+    ]
+    seconds: Annotated[float, Field(ge=0, description="for loading and testing it")]
+
+
 class Health(Answer):
     status: Literal["live", "ready"]
 

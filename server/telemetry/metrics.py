@@ -19,12 +19,13 @@ from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from dsd_serve import __version__
-from dsd_serve.backends import ENGINE_PROCESS_STATES, Backend, Observer
+from dsd_serve.backends import Observer
 from dsd_serve.errors import CancelledError
 from dsd_serve.rows import RowCounts
 from server.connections import CUTS, ConnectionLimiter
 from server.middleware.drain import Drain
 from server.middleware.request_id import RequestRecord
+from server.models import Models
 from server.router import Router
 from server.telemetry.logs import lines_dropped
 
@@ -46,7 +47,6 @@ class Metrics(Observer):
         GCCollector(**into)
         self.registry.register(Dropped())
         Info("dsd_build", "What was built.", **into).info({"version": __version__, "python": platform.python_version()})
-        self.model = Info("dsd_model", "The model that is served, and what runs it.", **into)
 
         self.requests = Counter("dsd_requests_total", "Requests answered, by route.", ["route", "code"], **into)
         self.rejections = Counter("dsd_requests_rejected_total", "Requests refused.", ["reason"], **into)
@@ -68,9 +68,6 @@ class Metrics(Observer):
 
         self.restarts = Counter(
             "dsd_engine_restarts_total", "Starts of the engine process after one that ended.", **into
-        )
-        self.process = Gauge(
-            "dsd_engine_process", "1 for the state of the engine process, if it has one.", ["state"], **into
         )
 
         self.images = Counter("dsd_images_total", "Images finished: drawn, encoded, decoded.", **into)
@@ -118,10 +115,6 @@ class Metrics(Observer):
     def rejected(self, reason: str) -> None:
         self.rejections.labels(reason).inc()
 
-    def engine_process(self, state: str) -> None:
-        for each in ENGINE_PROCESS_STATES:
-            self.process.labels(each).set(each == state)
-
     def engine_restarted(self) -> None:
         self.restarts.inc()
 
@@ -150,28 +143,22 @@ class Metrics(Observer):
             "dsd_unsent_bytes", "Bytes of answers that their clients have not taken yet.", lambda: limiter.unsent
         )
 
-    def watch_process(self, pid: Callable[[], int | None]) -> None:
-        """Add the memory, time and descriptors of the engine process, as those of this one."""
-        ProcessCollector(namespace="dsd_engine", pid=lambda: pid() or 0, registry=self.registry)
-
     def watch(
         self,
-        backend: Backend,
+        models: Models,
         drain: Drain,
-        model: dict[str, str],
         memory: Mapping[str, Callable[[], float]] = {},  # never changed
     ) -> None:
-        """Add the gauges of these. model: labels of dsd_model_info. memory: bytes of each budget."""
-        self.model.info(model)
+        """Add the gauges of these. memory: bytes of each budget."""
         used = Gauge("dsd_memory_bytes", "Bytes taken of a budget of memory.", ["budget"], registry=self.registry)
         for name, value in memory.items():
             used.labels(name).set_function(value)
-        self.gauge("dsd_images_running", "Images whose program has begun.", lambda: backend.num_running)
-        self.gauge("dsd_images_waiting", "Images in the queue.", lambda: backend.num_waiting)
-        self.gauge("dsd_seconds_ahead", "Estimated seconds until all of them are done.", backend.seconds_ahead)
-        self.gauge("dsd_row_budget", "Rows that a tick may take.", lambda: backend.budget)
+        self.gauge("dsd_images_running", "Images whose program has begun.", lambda: models.num_running)
+        self.gauge("dsd_images_waiting", "Images in the queue.", lambda: models.num_waiting)
+        self.gauge("dsd_seconds_ahead", "Estimated seconds until all of them are done.", models.seconds_ahead)
+        self.gauge("dsd_row_budget", "Rows that a tick may take.", lambda: models.budget)
         self.gauge(
-            "dsd_ready", "1 when requests are served, as /health/ready.", lambda: backend.ready and not drain.draining
+            "dsd_ready", "1 when requests are served, as /health/ready.", lambda: models.ready and not drain.draining
         )
 
 
