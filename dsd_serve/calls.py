@@ -174,6 +174,16 @@ def card() -> Call[str]:
     return Call("GET", "/model/card", lambda answer: str(answer.text), media="text/markdown")
 
 
+def checkpoints() -> Call[dict[str, Any]]:
+    """The checkpoints of the training run that the server follows."""
+    return Call("GET", "/checkpoints", document)
+
+
+def checkpoint(step: int) -> Call[bytes]:
+    """The images that a checkpoint of the run draws, a PNG with one below the other."""
+    return Call("GET", f"/checkpoints/{step}", body, media="image/png")
+
+
 def batcher() -> Call[dict[str, Any]]:
     """The running and waiting tasks of the server."""
     return Call("GET", "/debug/batcher", document)

@@ -12,7 +12,7 @@ from server import error_responses, openapi, ui_mount
 from server.middleware import drain, request_id, security, shedding
 from server.middleware.body_limits import BodyLimits
 from server.middleware.prefix import RootPath
-from server.routes import admin, images, info, openai, reconstruction, walks
+from server.routes import admin, checkpoints, images, info, openai, reconstruction, walks
 from server.service import Service
 from server.site import parse_hosts, parse_prefix
 from server.telemetry import logs, metrics
@@ -49,8 +49,12 @@ def create_app(service: Service) -> FastAPI:
     app.add_middleware(BodyLimits, settings=service.settings, memory=service.uploads)
     shedding.install(app, ROUTERS, service.models.queue_full)
     install_operations(app, service)
-    for router in (*ROUTERS, *((admin.router,) if service.admin_key else ())):
+    for router in ROUTERS:
         app.include_router(router)
+    if service.admin_key is not None:
+        app.include_router(admin.router)
+    if service.run is not None:
+        app.include_router(checkpoints.router)
     openapi.install(app, service)
     if service.settings.ui:
         ui_mount.install(app, service, contexts.append)

@@ -113,7 +113,7 @@ class Models:
         if self.closed.is_set():
             return ENDS
         reasons = [slot.served.backend.not_ready if slot.served else None for slot in self.slots.values()]
-        return None if None in reasons else next(iter(reasons), "no model is loaded yet")
+        return None if None in reasons else next(iter(reasons))
 
     @property
     def ready(self) -> bool:

@@ -18,12 +18,14 @@ from server.models import Models
 from server.request_memory import resources_of
 from server.request_model import RequestModel
 from server.responses import Encoder
-from server.settings import Settings
+from server.settings import WATCH_MODELS, Settings
 from server.site import parse_origins
 from server.stream_events import PreviewMemory
 from server.telemetry.metrics import Metrics
 from server.telemetry.model_metrics import ModelMetrics
 from server.telemetry.traces import load_traces
+from server.watched_directories import WatchedDirectories
+from server.watched_run import WatchedRun
 
 log = logging.getLogger(__name__)
 
@@ -51,9 +53,15 @@ class Service:
         self.model_metrics = ModelMetrics(self.metrics, self.models)
         self.opener = Opener(settings, self.model_metrics, engine, self.admin_key is not None)
         self.remote = self.opener.remote() if settings.triton else None
-        if self.remote is None:
+        self.run: WatchedRun | None = None
+        self.directories: WatchedDirectories | None = None
+        if settings.watch not in ("", WATCH_MODELS):
+            self.run = WatchedRun(settings, self.opener.open, self.drain_seconds)
+        elif self.remote is None:
             for name, place in sources(settings.model):
                 self.add(name, place)
+            if settings.watch:
+                self.directories = WatchedDirectories(self.models.slots, settings.precision)
 
     def add(self, name: str, place: str) -> None:
         """Serve the model of a place under a name, by default its own; with --lazy it is loaded later."""
@@ -87,14 +95,14 @@ class Service:
     @property
     def waits(self) -> bool:
         """Whether the server listens before a model is known; `wait` then waits for it."""
-        return self.remote is not None
+        return self.remote is not None or self.run is not None
 
     @property
     def not_ready(self) -> str | None:
         """The reason why nothing is served now, or None."""
-        if self.remote is not None and not self.models.slots:
-            return self.remote.not_ready
-        return self.models.not_ready
+        if self.models.slots:
+            return self.models.not_ready
+        return self.remote.not_ready if self.remote else self.run.reason if self.run else "no model is loaded yet"
 
     def wait(self) -> None:
         """Wait until the first model is there, however long it takes. Raises ClosedError if closed meanwhile."""
@@ -102,12 +110,20 @@ class Service:
             log.info("waiting for Triton at %s", self.settings.triton)
             served = self.opener.described(self.remote.wait(), self.remote)
             self.models.add(Slot(served, "", self.opener.open, self.drain_seconds))
+        elif self.run is not None:
+            self.models.add(self.run.wait())
 
     def close(self, timeout: float | None = None) -> bool:
         """Finish what was accepted, and after `timeout` seconds cancel the rest. True if all tasks finished."""
+        for watching in (self.run, self.directories):
+            if watching is not None:
+                watching.close()
         if self.remote is not None and not self.models.slots:
             return self.remote.close(timeout)
-        return self.models.close(timeout)
+        finished = self.models.close(timeout)
+        if self.run is not None:
+            self.run.clear()
+        return finished
 
     def add_images(self, who: str | None, count: int) -> None:
         self.unanswered += count

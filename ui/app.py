@@ -1,4 +1,4 @@
-"""The page as an ASGI application: Gradio's routes and two of our own that are requested often and need no events."""
+"""The page as an ASGI application: Gradio's routes and three of our own that are requested often and need no events."""
 
 import asyncio
 import contextlib
@@ -20,8 +20,8 @@ from dsd_serve.imaging.decoding import Decoder
 from ui import guard, visitors
 from ui.fair_limit import LimitedClient
 from ui.page import build_page
+from ui.paths import CHECKPOINT, STATE, THUMBNAIL
 from ui.paths import FIRST_SEGMENTS as FIRST_SEGMENTS  # for server/ui_mount.py
-from ui.paths import STATE, THUMBNAIL
 from ui.paths import STREAMS as STREAMS
 from ui.private_files import Uploads
 from ui.server_info import ServerInfo
@@ -96,6 +96,16 @@ def add_routes(app: FastAPI, client: AsyncClient) -> None:
             return Response(str(error), status, {"Cache-Control": "no-store"}, "text/plain")
         return Response(png, headers={"Cache-Control": "max-age=3600"}, media_type="image/png")
 
+    @app.get(CHECKPOINT)
+    async def checkpoint(step: int, version: str = "") -> Response:
+        """The images of a checkpoint. version: its fingerprint, so that a browser may keep them."""
+        try:
+            png = await client.do(calls.checkpoint(step))
+        except ServerError as error:
+            status = 404 if error.status == 404 else 503
+            return Response(str(error), status, {"Cache-Control": "no-store"}, "text/plain")
+        return Response(png, headers={"Cache-Control": "max-age=3600"}, media_type="image/png")
+
 
 class ServerState:
     """The server's current load. However many pages are open, it is fetched at most once in FRESH_S seconds."""
@@ -105,7 +115,7 @@ class ServerState:
         self.lock = asyncio.Lock()
         self.fetched = -FRESH_S  # time.monotonic()
         self.rows = 0
-        self.body_mb = 0.0  # the largest upload; 0 until the server has answered
+        self.follows = True  # whether the server follows a training run; it may until it says that it does not
         self.state: dict[str, Any] = {}
 
     async def now(self) -> dict[str, Any]:
@@ -119,22 +129,37 @@ class ServerState:
         """The state as script.js shows it. passed: seconds since the last call."""
         try:
             load = await self.client.do(calls.batcher())
-            self.body_mb = self.body_mb or (await self.client.do(calls.model()))["limits"]["body_mb"]
+            model = await self.client.do(calls.model())
+            version = f"{model['fingerprint']} {await self.newest_checkpoint()}"
         except DSDError as error:
-            self.body_mb = 0.0  # the next server may have another limit
+            self.follows = True  # the next server may follow a run
             return {"up": False, "sentence": str(error)}
         if load["not_ready"]:
             return {"up": False, "sentence": str(load["not_ready"])}
         rows, self.rows = load["rows"] - self.rows, load["rows"]
         return {
             "up": True,
-            "body_mb": self.body_mb,
+            "body_mb": model["limits"]["body_mb"],
+            "version": version,
             "running": len(load["running"]),
             "waiting": len(load["waiting"]),
             "seconds_ahead": load["seconds_ahead"],
             "row_ms": load["row_ms"],
             "rows_per_s": round(max(rows, 0) / passed, 1) if self.fetched > 0 and passed < 10 else None,
         }
+
+    async def newest_checkpoint(self) -> str:
+        """The newest checkpoint of the run that the server follows; empty if it follows none."""
+        if not self.follows:
+            return ""
+        try:
+            found = (await self.client.do(calls.checkpoints()))["checkpoints"]
+        except ServerError as error:
+            if error.status != 404:
+                raise
+            self.follows = False
+            return ""
+        return f"{found[-1]['step']} {found[-1]['fingerprint']}" if found else ""
 
 
 class Thumbnails:

@@ -202,6 +202,26 @@ def strip(images: Sequence[tuple[bytes, str]], label: str) -> str:
     )
 
 
+def training(run: Mapping[str, Any]) -> str:
+    """A column for each checkpoint of a run, the newest on the right, and a row for each class and seed."""
+    found = run["checkpoints"]
+    if not found:
+        return hint("No checkpoint yet", "Its images appear here as soon as it is saved and exported.")
+    names = [str(one["name"]) for one in run["classes"]] or ["image"]
+    rows = "".join(f"<li>{escape(name)}<small>seed {int(seed)}</small></li>" for name in names for seed in run["seeds"])
+    columns = "".join(
+        f'<figure><img alt="step {int(one["step"])}" src="studio/checkpoint/{int(one["step"])}.png?version='
+        f'{escape(one["fingerprint"][:12])}"><figcaption>{int(one["step"]):,}</figcaption></figure>'
+        for one in reversed(found)
+    )
+    newest = f"{len(found)} checkpoints, the newest of step {int(found[-1]['step']):,}"
+    return (
+        f'<p class="line" role="status">{escape(str(run["run"]))}: {newest}. Every column has the same seeds.</p>'
+        f'<div class="training" style="--rows:{len(names) * len(run["seeds"])}"><ol>{rows}</ol>'
+        f'<div class="columns" tabindex="0" role="group" aria-label="Checkpoints"><div>{columns}</div></div></div>'
+    )
+
+
 def waiting(words: str) -> str:
     return (
         f'<div class="progress" role="progressbar" aria-label="{escape(words)}"><span class="bar unknown"><span></span>'

@@ -39,6 +39,7 @@ class ServerInfo:
         default_factory=lambda: [(NONE, NO_CLASS)]
     )  # the classes for a menu; one list for all visitors
     card: str = ""
+    run: dict[str, Any] | None = None  # the training run that it follows, as /checkpoints describes it
 
     async def refresh(self) -> str:
         """Fetch everything again. Returns what went wrong, or an empty string."""
@@ -57,6 +58,10 @@ class ServerInfo:
             self.card = await self.client.do(calls.card())
         except ServerError as error:
             self.card = str(error)  # a model without a card is served all the same
+        try:
+            self.run = await self.client.do(calls.checkpoints())
+        except ServerError:
+            self.run = None  # it follows none
         return ""
 
     @property

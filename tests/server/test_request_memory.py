@@ -25,6 +25,7 @@ from server.answers import LatentWalkAnswer
 from server.app import ROUTERS, create_app
 from server.http_heads import WITH_BODY
 from server.request_memory import RequestResources, client_of, memory_bound
+from server.request_model import RequestModel
 from server.responses import Encoder, ImageWithSettings, encode_memory, texts_memory
 from server.service import Service
 from server.settings import Settings
@@ -202,12 +203,13 @@ def test_the_bytes_of_a_body_are_freed_before_its_images_are_drawn(name, client,
 def test_a_client_has_at_most_half_of_the_queue(client):
     service = client.app.state.service
     one, other, again = RequestResources("the key a"), RequestResources("the key b"), RequestResources("the key a")
-    service.count(one, 128)
+    model = RequestModel(service, service.models.default.served)
+    model.count(one, 128)
     with pytest.raises(QueueFullError, match="the key a has 128 images under way, and half of the 256"):
-        service.count(again, 1)
-    service.count(other, 128)
+        model.count(again, 1)
+    model.count(other, 128)
     one.release()
-    service.count(again, 128)
+    model.count(again, 128)
     for held in (other, again):
         held.release()
     assert service.unanswered == 0 and not service.shares
