@@ -1,5 +1,6 @@
 """--watch RUN: follows a training run; each new checkpoint is exported, served, and draws the seeds of the strip."""
 
+import contextlib
 import importlib.util
 import logging
 import os
@@ -98,7 +99,8 @@ class WatchedRun:
                 while process.poll() is None and not self.ended.wait(0.1):
                     pass
                 process.terminate()
-                process.wait(STOP_WITHIN)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(STOP_WITHIN)
             finally:
                 process.kill()  # has no effect on one that has ended
                 process.wait()
