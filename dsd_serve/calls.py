@@ -169,6 +169,11 @@ def model() -> Call[dict[str, Any]]:
     return Call("GET", "/model", document)
 
 
+def models() -> Call[list[str]]:
+    """The names of the server's models."""
+    return Call("GET", "/v1/models", lambda answer: [str(one["id"]) for one in objects(document(answer)["data"])])
+
+
 def card() -> Call[str]:
     """The model card, Markdown."""
     return Call("GET", "/model/card", lambda answer: str(answer.text), media="text/markdown")

@@ -1,5 +1,6 @@
 """The same seeds drawn by each checkpoint of a training run, as PNG files in its folder."""
 
+import io
 import json
 import logging
 import re
@@ -8,6 +9,8 @@ import time
 from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from PIL import Image
 
 from dsd_serve.backends import Job, ModelInfo
 from dsd_serve.errors import DSDError, QueueFullError
@@ -61,7 +64,8 @@ class CheckpointStrip:
                     continue
                 png = file.read_bytes()
                 codec.read_image(png)  # raises for a damaged one
-                about = json.loads(getattr(codec.open_file(png), "text", {})[codec.TEXT_KEY])
+                with Image.open(io.BytesIO(png), formats=["PNG"]) as opened:
+                    about = json.loads(opened.info[codec.TEXT_KEY])
                 if not FINGERPRINT.fullmatch(about["fingerprint"]):
                     continue
                 one = Drawn(int(match[1]), about["fingerprint"], int(file.stat().st_mtime), png)

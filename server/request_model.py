@@ -5,7 +5,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import Request
 
@@ -20,10 +20,8 @@ from server.keys import claim_images
 from server.model_slot import Served
 from server.request_memory import RequestResources, resources_of
 from server.schemas import EditQuery, End, GenerateRequest, SamplingQuery
+from server.service import Service
 from server.stream_events import PING_SECONDS, Done, Event, EventQueue, Preview, soon, within
-
-if TYPE_CHECKING:
-    from server.service import Service
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class RequestModel:
     service: the server, with its limits and counters. waited: seconds for which the model was loaded.
     """
 
-    def __init__(self, service: "Service", served: Served, waited: float = 0.0) -> None:
+    def __init__(self, service: Service, served: Served, waited: float = 0.0) -> None:
         self.service, self.waited = service, waited
         self.settings, self.decoder, self.encoder = service.settings, service.decoder, service.encoder
         self.info, self.config, self.backend = served.info, served.info.config, served.backend
@@ -186,9 +184,12 @@ class RequestModel:
 
 
 async def use_model(request: Request, name: str | None = None, timeout: float | None = None) -> RequestModel:
-    """The model that a request names. Raises the errors of `Models.use`."""
+    """The model that a request names, until its answer has been sent. Raises the errors of `Models.use`."""
     service: Service = request.app.state.service
-    return await service.use(request, name, timeout)
+    limit = service.settings.max_seconds
+    served, release, waited = await service.models.use(name, limit if timeout is None else min(timeout, limit))
+    resources_of(request.scope).put("model", release)
+    return RequestModel(service, served, waited)
 
 
 def watch(request: Request, jobs: Sequence[Job]) -> "asyncio.Task[None]":

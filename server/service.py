@@ -4,8 +4,6 @@ import logging
 import os
 from collections import Counter
 
-from fastapi import Request
-
 from dsd_serve.engines import Engine
 from dsd_serve.errors import ConfigError
 from dsd_serve.imaging.decoding import Decoder
@@ -15,8 +13,6 @@ from server.middleware.drain import Drain
 from server.model_opening import Opener, sources
 from server.model_slot import Slot
 from server.models import Models
-from server.request_memory import resources_of
-from server.request_model import RequestModel
 from server.responses import Encoder
 from server.settings import WATCH_MODELS, Settings
 from server.site import parse_origins
@@ -72,13 +68,6 @@ class Service:
     def drain_seconds(self) -> float:
         """The longest time for which a request may need the model with which it began: its body, and two runs."""
         return self.settings.body_timeout + 2 * self.settings.max_seconds
-
-    async def use(self, request: Request, name: str | None = None, timeout: float | None = None) -> RequestModel:
-        """The model that a request names, until the answer has been sent. Raises the errors of `Models.use`."""
-        limit = self.settings.max_seconds
-        served, release, waited = await self.models.use(name, limit if timeout is None else min(timeout, limit))
-        resources_of(request.scope).put("model", release)
-        return RequestModel(self, served, waited)
 
     def reload_keys(self) -> None:
         """Reload the API keys. The old ones stay if that fails, or if the server was started without keys."""

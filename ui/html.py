@@ -9,6 +9,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from html import escape
 from typing import Any
+from urllib.parse import urlencode
 
 import gradio as gr
 from gradio.data_classes import ImageData
@@ -174,7 +175,8 @@ def picker(
     """Buttons for classes, each with an image of the model; the chosen ones stand out. example: a text to search."""
     if not classes:
         return hint("No such class", f"Try part of its name, such as {example}.")
-    version = escape(str(model.get("fingerprint", ""))[:12])
+    of = {"model": model["name"], "version": str(model["fingerprint"])[:12]} if model.get("fingerprint") else {}
+    version = escape(urlencode(of))
     return (
         '<div class="picker" role="group" aria-label="Classes">'
         + "".join(

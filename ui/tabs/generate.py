@@ -89,6 +89,7 @@ def build(info: ServerInfo, address: Callable[[gr.Request], str]) -> GenerateTab
             settings = {
                 "seed": whole("seed", number_) if keep else roll(),
                 **({"index": whole("index of the first image", first)} if first else {}),
+                **({"model": name} if (name := info.client.chosen.current) else {}),
                 **sampling_of(info, *how),
             }
             n_, steps = whole("images per class", count, 1), settings["steps"]
