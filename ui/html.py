@@ -170,19 +170,26 @@ def facts(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def picker(
-    classes: Sequence[Mapping[str, Any]], chosen: Collection[int], model: Mapping[str, Any], example: str
+    classes: Sequence[Mapping[str, Any]],
+    chosen: Collection[int],
+    model: Mapping[str, Any],
+    example: str,
+    name: str = "",
 ) -> str:
-    """Buttons for classes, each with an image of the model; the chosen ones stand out. example: a text to search."""
+    """Buttons for classes, each with an image of the model; the chosen ones stand out.
+
+    example: a text to search. name: of the model, if it is not the server's first.
+    """
     if not classes:
         return hint("No such class", f"Try part of its name, such as {example}.")
-    of = {"model": model["name"], "version": str(model["fingerprint"])[:12]} if model.get("fingerprint") else {}
-    version = escape(urlencode(of))
+    version = {"version": str(model.get("fingerprint", ""))[:12]}
+    query = escape(urlencode({"model": name, **version} if name else version))
     return (
         '<div class="picker" role="group" aria-label="Classes">'
         + "".join(
             f'<button type="button" class="class" data-act="toggle" data-value="{int(one["index"])}" '
             f'aria-pressed="{str(one["index"] in chosen).lower()}" title="{escape(one["name"])}, {int(one["index"])}">'
-            f'<img loading="lazy" alt="" src="studio/class/{int(one["index"])}.png?{version}">'
+            f'<img loading="lazy" alt="" src="studio/class/{int(one["index"])}.png?{query}">'
             f"<span>{escape(one['name'])}</span></button>"
             for one in classes
         )

@@ -165,7 +165,7 @@ def finder(info: ServerInfo) -> Callable[..., Any]:
 
 def picked(info: ServerInfo, classes: Sequence[dict[str, Any]], chosen: Collection[int]) -> str:
     """The picker with the first of some classes."""
-    return html.picker(classes[:MAX_SHOWN], chosen, info.model, info.search_example)
+    return html.picker(classes[:MAX_SHOWN], chosen, info.model, info.search_example, info.client.chosen.current)
 
 
 def chooser(info: ServerInfo) -> Callable[..., Any]:
