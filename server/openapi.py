@@ -92,6 +92,7 @@ SETTINGS_HEADERS = {
     "X-DSD-Class": header("index of the class, or none", type="string", pattern="^([0-9]+|none)$"),
     **{name: setting_header(field) for name, field in HEADERS.items()},
     "X-DSD-Model": header("name of the model, percent-encoded"),
+    "X-DSD-Fingerprint": header("fingerprint of the model that drew it", type="string", pattern="^[0-9a-f]{64}$"),
 }
 DRAWN_HEADERS = {name: {**description, "required": True} for name, description in SETTINGS_HEADERS.items()} | {
     "Server-Timing": SERVER_TIMING

@@ -92,6 +92,7 @@ def test_a_swap_under_load(http, live, own_dir, other_dir):
             (image,) = shown["images"]
         else:
             (image,) = [value for name, value in events_of(answer) if name == "image"]
+        assert answer.headers["x-dsd-fingerprint"] == image["fingerprint"]
         used.add(image["fingerprint"])
         assert base64.b64decode(image["base64"]) == expected[image["fingerprint"]][seed]
     assert used == set(expected)

@@ -1,5 +1,6 @@
 """The page of a server whose models change, in Chromium: the choice of a model, and a training run. `make test-ui`."""
 
+import httpx
 import pytest
 
 from tests.support.models import OWN, write_checkpoint
@@ -38,7 +39,9 @@ def test_a_visitor_chooses_a_model(opened, own_dir, plain_dir, tmp_path):
         each.click("#generate-go")
         each.wait_for_selector("#details dd")
         assert f">{name}<" in each.inner_html("#details dl")
-    assert f"model={'b'}" in page.text_content("#code")
+    page.click("#code button >> nth=0")
+    page.wait_for_selector("#code pre >> nth=0")
+    assert "model=b" in page.text_content("#code")
     assert other.is_visible("#picker")
     for each in (page, other):
         each.close()
@@ -52,7 +55,8 @@ def test_a_run_is_followed(opened, tmp_path, width):
     run.mkdir()
     write_checkpoint(OWN, run / "checkpoint.pt", 100)
     running = Server("--watch", str(run), "--ui", "--threads", "1", folder=tmp_path)
-    until(lambda: (run / "watched-0000100.png").exists(), 200)
+    until(lambda: httpx.get(running.url + "/health/ready").status_code == 200, 200)  # it exported and imported gradio
+    until(lambda: (run / "watched-0000100.png").exists())
     page = opened(running.url, width)
     page.wait_for_selector("#picker .class")
     page.get_by_role("tab", name="Training", exact=True).click()
