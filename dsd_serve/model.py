@@ -244,6 +244,7 @@ class Model:
         (result,) = self.run([Reconstruct(pixels)])
         made = codec.resized(result, checked_size(size))
         made.info["psnr"] = round(codec.psnr(pixels[None], result[None]), 2)
+        codec.attach_settings(made, {"psnr": made.info["psnr"]})
         return made
 
     def close(self) -> None:

@@ -47,7 +47,7 @@ QUICK_PIXELS = 64 * 64  # up to here encoding takes less than a millisecond, and
 
 @dataclass(frozen=True)
 class ImageWithSettings:
-    """An image, uint8 [3, H, W], and the settings that draw it again, for PNG text chunks and JSON answers."""
+    """An image, uint8 [3, H, W], and the settings that draw it again, for files and JSON answers."""
 
     pixels: Pixels
     settings: Mapping[str, Any]
@@ -59,7 +59,7 @@ def choose(request: Request, requested: str | None, offered: Mapping[str, str]) 
 
     By RFC 9110 the most specific range decides the weight of a type, and q=0 excludes it. Among types of equal weight,
     the one with the more specific range wins, then the one with the earlier range, then the one offered earlier. A
-    browser gets PNG if it accepts PNG: its list names WebP because it can show it, and only a PNG holds its settings.
+    browser gets PNG if it accepts PNG: its list names WebP because it can show it, and a PNG loses nothing.
     """
     if requested is not None:
         return requested
@@ -218,7 +218,7 @@ def encode_answer(
         return Response(to_zip(images, size), media_type="application/zip", headers=headers)
     settings = images[0].settings if len(images) == 1 else {**common, "n": len(images)}
     sheet = codec.sheet([image.pixels for image in images], size, columns)
-    body = codec.encode(sheet, chosen, text_of(settings))
+    body = codec.encode(sheet, chosen, json.dumps(settings))
     return Response(body, media_type=codec.MEDIA_TYPES[chosen], headers=headers)
 
 
@@ -232,12 +232,8 @@ def settings_headers(settings: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def text_of(settings: Mapping[str, Any]) -> dict[str, str]:
-    return {codec.TEXT_KEY: json.dumps(settings)}
-
-
 def to_png(image: ImageWithSettings, size: int | None) -> bytes:
-    return codec.encode(codec.resized(image.pixels, size), "png", text_of(image.settings))
+    return codec.encode(codec.resized(image.pixels, size), "png", json.dumps(image.settings))
 
 
 def to_base64(image: ImageWithSettings, size: int | None) -> str:

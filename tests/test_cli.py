@@ -14,6 +14,7 @@ COMMANDS = {
     "dsd-ui": "ui.main",
     "dsd-generate": "dsd_serve.shell.generate_command",
     "dsd-image": "dsd_serve.shell.image_command",
+    "dsd-verify": "dsd_serve.shell.verify_command",
 }
 
 

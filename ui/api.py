@@ -9,9 +9,9 @@ from gradio.processing_utils import save_bytes_to_cache
 from dsd_serve import calls
 from dsd_serve.effective_rank import effective_rank
 from dsd_serve.errors import DSDError
+from dsd_serve.imaging.provenance import settings_of
 from ui import html
 from ui.display import SHOWN, animation, enlarged
-from ui.png_settings import settings_of
 from ui.private_files import read_upload
 from ui.server_info import ServerInfo
 

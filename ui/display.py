@@ -8,8 +8,8 @@ import numpy as np
 
 from dsd_serve.errors import InputError
 from dsd_serve.imaging import codec
+from dsd_serve.imaging.provenance import settings_of
 from dsd_serve.rows import Latents, Pixels
-from ui.png_settings import settings_of
 
 SHOWN = 256  # pixels a side of the images that are shown and saved; those of smaller networks are enlarged to it
 FRAME_MS = 120
@@ -25,7 +25,7 @@ def enlarged(data: bytes, size: int) -> bytes:
     if pixels.shape[-1] >= size:
         return data
     settings = settings_of(data)
-    return codec.write_image(codec.resize(pixels, size), "png", {"dsd": json.dumps(settings)} if settings else None)
+    return codec.write_image(codec.resize(pixels, size), settings=json.dumps(settings) if settings else None)
 
 
 def principal_components(z: Latents) -> Pixels:

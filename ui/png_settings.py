@@ -1,25 +1,12 @@
-"""Settings in the text chunk of a PNG."""
+"""The settings of a drawn image, read from its file."""
 
-import io
-import json
 from collections.abc import Mapping
 from typing import Any
 
-from PIL import Image
-
 from dsd_serve.errors import InputError
+from dsd_serve.imaging.provenance import settings_of
 from dsd_serve.params import MAX_SEED, SamplingParams, from_api, to_api
 from ui.server_info import NO_CLASS
-
-
-def settings_of(data: bytes) -> dict[str, Any] | None:
-    """The settings that the server wrote into a PNG; None if there are none that can be read."""
-    try:
-        file = Image.open(io.BytesIO(data), formats=["PNG"])
-        found = json.loads(file.info.get("dsd", "null"))  # of the chunks before the pixels; nothing is decoded
-    except Exception:  # a decoder raises anything on broken input
-        return None
-    return found if isinstance(found, dict) else None
 
 
 def drawn_settings(data: bytes) -> dict[str, Any] | None:

@@ -33,11 +33,16 @@ def start(arguments: list[str]) -> tuple[subprocess.Popen[str], str]:
     """A dsd-serve process on a free port, and its address."""
     command = [sys.executable, "-m", "server.main", "--port", "0", *arguments]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    return process, address(process)
+
+
+def address(process: subprocess.Popen[str]) -> str:
+    """The address that a starting server logs."""
     assert process.stderr is not None
     for line in process.stderr:
         if match := re.search(r"running on (http://\S+)", line):
-            return process, match[1]
-    raise SystemExit("overload: the server did not start")
+            return match[1]
+    raise SystemExit("the server did not start")
 
 
 def resident_mb(pid: int) -> float:

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageOps
 from PIL import __version__ as PILLOW
 
 from dsd_serve.errors import InputError, shown
+from dsd_serve.imaging.png import write_png
+from dsd_serve.imaging.provenance import TEXT_KEY, texts_of, xmp_of
 from dsd_serve.imaging.sanitize import ImageFile, inspect
 
 Pixels = NDArray[np.uint8]
@@ -20,7 +22,6 @@ MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 MAX_PIXELS = 40_000_000
 MAX_SIDES = {"jpeg": 65_500, "webp": 16_383}  # largest width and height in pixels; that of png is far larger
 QUALITY = 92
-TEXT_KEY = "dsd"  # of the PNG text chunk that holds the settings of an image as JSON
 # Above the largest block that glibc takes from its heap, so that the memory of a large image returns to the system.
 Image.core.set_block_size(64 * 2**20)  # type: ignore[attr-defined]
 GAP = 3  # a large image is averaged down to this multiple of the target size before it is resampled
@@ -246,32 +247,28 @@ def attach_settings(image: Image.Image, settings: Mapping[str, Any]) -> None:
 
 def to_png(image: Image.Image) -> bytes:
     """The PNG file of an image, with the settings in its `info["dsd"]`: the bytes that a server sends of it."""
-    text = image.info.get(TEXT_KEY)
-    return encode(image, "png", None if text is None else {TEXT_KEY: text})
+    return encode(image, "png", image.info.get(TEXT_KEY))
 
 
-def write_image(
-    pixels: Pixels, media: str = "png", text: dict[str, str] | None = None, quality: int = QUALITY
-) -> bytes:
+def write_image(pixels: Pixels, media: str = "png", settings: str | None = None, quality: int = QUALITY) -> bytes:
     """`encode` of pixels [3, H, W]."""
-    return encode(to_pil(pixels), media, text, quality)
+    return encode(to_pil(pixels), media, settings, quality)
 
 
-def encode(image: Image.Image, media: str = "png", text: dict[str, str] | None = None, quality: int = QUALITY) -> bytes:
-    """Encode an image in RGB as `media` (png, jpeg or webp); `text` goes into a PNG's text chunks.
+def encode(image: Image.Image, media: str = "png", settings: str | None = None, quality: int = QUALITY) -> bytes:
+    """Encode an image in RGB as `media` (png, jpeg or webp).
 
-    quality: of jpeg and webp, 0 to 100.
+    settings: those that draw it again, as JSON. They and a mark that a model made the image go into the file. quality:
+    of jpeg and webp, 0 to 100.
     """
-    buffer = io.BytesIO()
     if media == "png":
-        info = PngImagePlugin.PngInfo()
-        for key, value in (text or {}).items():
-            info.add_itxt(key, value)
-        image.save(buffer, "PNG", pnginfo=info, compress_level=4)
-    elif media == "jpeg":
-        image.save(buffer, "JPEG", quality=quality, subsampling=0)
+        return write_png(image, {} if settings is None else texts_of(settings))
+    buffer = io.BytesIO()
+    xmp = {} if settings is None else {"xmp": xmp_of(settings, whole=True).encode()}
+    if media == "jpeg":
+        image.save(buffer, "JPEG", quality=quality, subsampling=0, **xmp)
     elif media == "webp":
-        image.save(buffer, "WEBP", quality=quality)
+        image.save(buffer, "WEBP", quality=quality, **xmp)
     else:
         raise InputError(f"format must be one of {', '.join(MEDIA_TYPES)}, got {shown(media)}")
     return buffer.getvalue()

@@ -1,1 +1,1 @@
-"""The library from the shell: dsd-generate draws images of classes, dsd-image works on image files."""
+"""The library from the shell: dsd-generate draws images, dsd-image works on image files, dsd-verify checks them."""

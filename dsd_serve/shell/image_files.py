@@ -11,6 +11,7 @@ from PIL import Image
 from dsd_serve.errors import InputError
 from dsd_serve.files import atomic
 from dsd_serve.imaging import codec
+from dsd_serve.imaging.provenance import TEXT_KEY
 from dsd_serve.shell import terminal
 
 STDOUT = "-"
@@ -106,7 +107,7 @@ def check_grid(path: Path, count: int, size: int, force: bool, columns: int | No
 def write_grid(path: Path, images: Sequence[Image.Image], columns: int | None = None) -> None:
     """Write images side by side, with the settings as the server gives them: those that they share, size and number."""
     sheet = codec.sheet([codec.to_pixels(image) for image in images], columns=columns)
-    settings = [json.loads(image.info[codec.TEXT_KEY]) for image in images]
+    settings = [json.loads(image.info[TEXT_KEY]) for image in images]
     common = {**settings[0], "size": images[0].width, "n": len(images)}
     common.pop("fraction", None)  # of a walk
     classes = [one.get("class") for one in settings]

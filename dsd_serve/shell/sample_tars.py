@@ -15,6 +15,7 @@ from PIL import Image
 
 from dsd_serve.errors import InputError, shown
 from dsd_serve.imaging import codec
+from dsd_serve.imaging.provenance import TEXT_KEY
 from dsd_serve.shell.sample_set import Sample, SampleSet, Shard
 
 MEMBERS = 3  # of a sample
@@ -80,7 +81,7 @@ class SampleTars:
         """The blocks of a sample's members."""
         files = {
             "cls": str(sample.label).encode(),
-            "json": image.info[codec.TEXT_KEY].encode(),
+            "json": image.info[TEXT_KEY].encode(),
             "png": codec.to_png(image),
         }
         blocks = []

@@ -1,6 +1,7 @@
 """OpenAI-compatible images: the routes under /v1, for clients that are written for OpenAI's API."""
 
 import base64
+import json
 import math
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -36,7 +37,7 @@ from server.openai_schemas import (
 from server.openapi import events, takes
 from server.request_model import RequestModel, use_model
 from server.request_reader import Form, media_type, read_form, read_settings
-from server.responses import ImageWithSettings, event_stream, settings_headers, text_of, texts_memory
+from server.responses import ImageWithSettings, event_stream, settings_headers, texts_memory
 from server.router import Router
 from server.schemas import SamplingQuery
 from server.service import Service
@@ -336,7 +337,7 @@ def to_base64(image: ImageWithSettings, query: Options) -> str:
     """The same bytes as the native routes give."""
     quality = codec.QUALITY if query.output_compression is None else query.output_compression
     resized = codec.resized(image.pixels, query.side)
-    return base64.b64encode(codec.encode(resized, query.output_format, text_of(image.settings), quality)).decode()
+    return base64.b64encode(codec.encode(resized, query.output_format, json.dumps(image.settings), quality)).decode()
 
 
 def usage_of(model: RequestModel, encoded: int, drawn: int) -> Usage:

@@ -1,7 +1,6 @@
 """The page without a browser: its endpoints through gradio_client, its parts, and many concurrent visitors."""
 
 import asyncio
-import json
 import os
 import subprocess
 import sys
@@ -247,19 +246,6 @@ def test_principal_components_give_like_tokens_like_colours():
     assert colours.shape == (3, 2, 2)
     assert (colours[:, 0, 0] == colours[:, 1, 1]).all()
     assert colours.max() == 255
-
-
-def test_settings_are_read_from_pngs_of_this_project_only():
-    from ui.png_settings import settings_of
-
-    assert settings_of(write_image(sample_image(1, 0), "png", {"dsd": json.dumps({"seed": 3})})) == {"seed": 3}
-    for wrong in (
-        b"",
-        b"not an image",
-        write_image(sample_image(1, 0)),
-        write_image(sample_image(1, 0), "png", {"dsd": "[1"}),
-    ):
-        assert settings_of(wrong) is None
 
 
 def test_names_are_escaped():

@@ -11,9 +11,9 @@ import httpx
 import pytest
 
 from dsd_serve.imaging.codec import write_image
+from dsd_serve.imaging.provenance import settings_of
 from tests.support.data import ROOT, sample_image
 from tests.support.servers import Server
-from ui.png_settings import settings_of
 
 pytestmark = pytest.mark.browser
 api = pytest.importorskip("playwright.sync_api", reason="the browser tests need playwright: pip install '.[dev]'")

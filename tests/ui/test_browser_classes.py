@@ -5,9 +5,9 @@ import re
 
 import pytest
 
+from dsd_serve.imaging.provenance import settings_of
 from tests.support.models import NAMES
 from tests.support.servers import Server
-from ui.png_settings import settings_of
 
 pytestmark = pytest.mark.browser
 

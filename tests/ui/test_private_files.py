@@ -99,7 +99,7 @@ def page(request, tiny_dir, tmp_path_factory, server_url):
     for name in ("hook", "tmp", "secrets"):
         (folder / name).mkdir()
     (folder / "hook/sitecustomize.py").write_text(HOOK)
-    secret = write_image(sample_image(207, 3), text={"dsd": SECRET})
+    secret = write_image(sample_image(207, 3), settings=json.dumps({"note": SECRET}))
     (folder / "secrets/forbidden.png").write_bytes(secret)
     os.mkfifo(folder / "secrets/forbidden-pipe")
     env = {
