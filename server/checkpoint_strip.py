@@ -1,6 +1,5 @@
 """The same seeds drawn by each checkpoint of a training run, as PNG files in its folder."""
 
-import io
 import json
 import logging
 import re
@@ -10,13 +9,13 @@ from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from PIL import Image
-
 from dsd_serve.backends import Job, ModelInfo
 from dsd_serve.errors import DSDError, QueueFullError
 from dsd_serve.files import atomic
 from dsd_serve.imaging import codec
+from dsd_serve.imaging.provenance import settings_of
 from dsd_serve.labels import ImageClass
+from dsd_serve.params import to_api
 from dsd_serve.programs import Generate
 from server.model_slot import Served
 
@@ -64,8 +63,7 @@ class CheckpointStrip:
                     continue
                 png = file.read_bytes()
                 codec.read_image(png)  # raises for a damaged one
-                with Image.open(io.BytesIO(png), formats=["PNG"]) as opened:
-                    about = json.loads(opened.info[codec.TEXT_KEY])
+                about = settings_of(png) or {}
                 if not FINGERPRINT.fullmatch(about["fingerprint"]):
                     continue
                 one = Drawn(int(match[1]), about["fingerprint"], int(file.stat().st_mtime), png)
@@ -108,9 +106,11 @@ class CheckpointStrip:
                 except NotYet:
                     if ended.is_set():
                         return
-        about = {"step": step, "model": served.info.name, "fingerprint": served.info.fingerprint, "seeds": self.seeds}
-        about["classes"] = [one.index for one in self.classes]
-        png = codec.encode(codec.sheet(images, columns=1), "png", {codec.TEXT_KEY: json.dumps(about)})
+        about = {
+            **{"step": step, "model": served.info.name, "fingerprint": served.info.fingerprint},
+            **{"classes": [one.index for one in self.classes], "seeds": self.seeds, **to_api(tasks[0].params)},
+        }
+        png = codec.encode(codec.sheet(images, columns=1), "png", json.dumps(about))
         self.keep(Drawn(step, served.info.fingerprint, int(time.time()), png))
 
     def keep(self, one: Drawn) -> None:
