@@ -16,7 +16,7 @@ def opened(browser):
     def opened(url, width=1280):
         page = browser.new_page(viewport={"width": width, "height": 900})
         pages.append(page)
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(60_000)
         page.goto(url)
         return page
 
