@@ -89,7 +89,8 @@ COPY --from=build-gpu /opt/dsd /opt/dsd
 
 # Serves the model repository at /models, written by `dsd-export my-model --triton REPO`.
 # docker run --gpus all --shm-size 1g -v ./REPO:/models:ro dsd:triton
-# The health check queries the model itself: Triton 24.10 reports ready even when its Python backend process is dead.
+# The health check queries the model itself: Triton 24.10 reports ready even when its Python backend process is dead. An
+# instance answers each query, in turn, so several are asked: while one of them is ready, so is the container.
 FROM ${TRITON_BASE} AS triton
 ARG EXTRAS=gpu,tensorrt
 ARG VERSION=unknown
@@ -110,8 +111,8 @@ WORKDIR /tmp
 USER 1000:1000
 EXPOSE 8000 8001 8002
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=10s --timeout=5s --start-period=300s --retries=3 \
-    CMD ["python3", "-c", "import http.client, sys; c = http.client.HTTPConnection('127.0.0.1', 8000, timeout=4); c.request('POST', '/v2/models/dsd/generate', '{\"operation\": \"describe\"}'); sys.exit(c.getresponse().status != 200)"]
+HEALTHCHECK --interval=10s --timeout=10s --start-period=300s --retries=3 \
+    CMD ["python3", "-c", "import http.client, json, sys\nfor _ in range(3):\n    c = http.client.HTTPConnection('127.0.0.1', 8000, timeout=4)\n    c.request('POST', '/v2/models/dsd/generate', '{\"operation\": \"describe\"}')\n    a = c.getresponse()\n    told = json.load(a)\n    reason = json.loads(bytes(told['text']))['not_ready'] if a.status == 200 else told\n    print(reason or 'ready')\n    if reason is None: sys.exit(0)\nsys.exit(1)"]
 ENTRYPOINT ["tritonserver"]
 CMD ["--model-repository=/models", "--exit-timeout-secs=30"]
 

@@ -202,14 +202,16 @@ class EngineProcess(Observer):
     def status(self) -> Status:
         batcher = self.batcher
         if batcher is None:
-            return Status("it is loading the model", 0.0, 0.0, 0, 0, [])
+            return Status("it is loading the model", 0.0, 0.0, 0, 0, [], 0)
         running = [
             RunningTask(number, job.rows_left, [type(row).__name__.lower() for row in job.rows])
             for number, job in list(self.jobs.items())
             if job.started
         ]
         times = batcher.times
-        return Status(batcher.not_ready, times.tick, times.row, batcher.num_ticks, batcher.num_rows, running)
+        return Status(
+            batcher.not_ready, times.tick, times.row, batcher.num_ticks, batcher.num_rows, running, batcher.budget
+        )
 
 
 class LogSender(logging.Handler):

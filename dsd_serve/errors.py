@@ -9,6 +9,7 @@
       QueueFullError          too many programs are waiting
       DeadlineError           the result would be, or was, too late for its caller
       ClosedError             the batcher accepts nothing more: it drains, or its engine is dead
+        NotReadyError         (Triton) one instance carries out nothing now, and has not begun; another one may
       CancelledError          the caller gave up before the result was ready
       ServerError             (client) the server answered with a problem document
 
@@ -73,6 +74,10 @@ class DeadlineError(DSDError):
 
 class ClosedError(DSDError):
     """Nothing more is accepted: the batcher is draining, or its engine is dead."""
+
+
+class NotReadyError(ClosedError):
+    """An instance inside Triton is not ready. It has begun nothing, so the task may go to another one."""
 
 
 class CancelledError(DSDError):

@@ -35,7 +35,8 @@ def load(
     model: the directory or hf:org/name[@revision], by default the demo model of the package. engine: onnx, torch or
     tensorrt, or a loaded one.
     device: cpu, cuda or cuda:N. precision: one in which the directory has a graph. threads: of the CPU, 0 for all
-    cores. row_budget: rows a tick, 0 measures the best. max_waiting, max_seconds: limits of the queue, see `Batcher`.
+    cores. row_budget: rows a tick, 0 measures the best, also while it serves. max_waiting, max_seconds: limits of the
+    queue, see `Batcher`.
     Raises CheckpointError when the directory is wrong, EngineUnavailableError when the engine cannot run here.
     """
     path = demo_model() if model is None else model_dir(model)

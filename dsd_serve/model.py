@@ -325,7 +325,6 @@ class Model:
         if self.closed:
             raise ClosedError("the model is closed; load it again")
         jobs: deque[Job] = deque()
-        most = max(UNDER_WAY, 2 * self.info.budget)
 
         def previews_of(number: int) -> OnPreviews | None:
             return None if on_preview is None else lambda _, step, pixels: on_preview(number, step, pixels)
@@ -333,7 +332,7 @@ class Model:
         try:
             for number, task in enumerate(tasks):
                 jobs.extend(self.backend.submit_tasks([task], on_preview=previews_of(number)))
-                if len(jobs) >= most:
+                if len(jobs) >= max(UNDER_WAY, 2 * self.backend.budget):
                     yield jobs[0].future.result()
                     jobs.popleft()
             while jobs:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,6 +103,19 @@ class Engine(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """The engine, its device, precision and version, as plain values for /model."""
+        ...
+
+
+@runtime_checkable
+class DeviceEngine(Engine, Protocol):
+    """An engine on a device that works while Python does something else."""
+
+    def start(self, rows: Sequence[Row]) -> Callable[[], list[Array]]:
+        """Begin a forward pass, and return the function that waits for its outputs, those of `run`.
+
+        A second pass may be begun before the first is waited for; the device runs it next. Passes are waited for in
+        their order, each once, by the thread that began them.
+        """
         ...
 
 

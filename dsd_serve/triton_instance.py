@@ -1,8 +1,12 @@
-"""The code that runs inside Triton: one instance of the model `dsd`, with an engine and a batcher of its own.
+"""The code that runs inside Triton: one instance of the model `dsd`, with an engine process of its own.
 
 The model repository that `dsd-export --triton` writes names this class; Triton's Python backend loads it. The model is
-decoupled: `execute` only puts tasks in the batcher's queue, and one thread sends the responses, so that steps of all
-requests share batches. backends/task_messages.py describes requests and responses.
+decoupled: `execute` only puts tasks in the queue, and one thread sends the responses, so that steps of all requests
+share batches. backends/task_messages.py describes requests and responses.
+
+Triton never starts the process of an instance again, but goes on giving it its share of the requests, each of which
+then fails after a second. So the engine has a process of its own, which is started again when it ends, and meanwhile
+this one refuses requests at once, which the front then sends to another instance.
 """
 
 import ctypes
@@ -21,9 +25,17 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from dsd_serve.backends import Job, task_messages
-from dsd_serve.errors import CancelledError, ClosedError, DSDError, EngineError, InputError, QueueFullError
-from dsd_serve.loading import load
-from dsd_serve.model import Model
+from dsd_serve.backends.process.engine_messages import EngineSettings
+from dsd_serve.backends.process.process_backend import ProcessBackend
+from dsd_serve.errors import (
+    CancelledError,
+    ClosedError,
+    DSDError,
+    EngineError,
+    InputError,
+    NotReadyError,
+    QueueFullError,
+)
 from dsd_serve.rows import Array
 
 log = logging.getLogger(__name__)
@@ -50,9 +62,9 @@ class TritonPythonModel:
         given = {key: value["string_value"] for key, value in json.loads(args["model_config"])["parameters"].items()}
         self.name = args["model_instance_name"]
         self.max_seconds = float(given["max_seconds"])
-        self.model = open_instance(Path(args["model_repository"]), given, args)
+        self.backend = open_backend(Path(args["model_repository"]), given, args)
         self.responses = ResponseSender()
-        info = self.model.info
+        info = self.backend.info
         log.info("%s: %s on %s, %d rows a tick", self.name, info.name, info.described, info.budget)
 
     def execute(self, requests: Sequence[Any]) -> None:
@@ -74,7 +86,9 @@ class TritonPythonModel:
             text = np.frombuffer(json.dumps(self.describe()).encode(), np.uint8)
             self.responses.put(lambda: send(sender, {"text": text}))
             return
-        info = self.model.info
+        if (reason := self.backend.not_ready) is not None:
+            raise NotReadyError(reason)
+        info = self.backend.info
         tasks, seconds = task_messages.from_wire(inputs, parameters, info.config, info.defaults)
         timeout = self.max_seconds if seconds is None else min(seconds, self.max_seconds)
 
@@ -82,13 +96,14 @@ class TritonPythonModel:
             self.responses.put(lambda: request_.preview(step, pixels))
 
         request_ = TritonRequest(sender, len(tasks), self.responses)
-        request_.begin(self.model.backend.submit_tasks(tasks, timeout=timeout, on_preview=on_preview))
+        request_.begin(self.backend.submit_tasks(tasks, timeout=timeout, on_preview=on_preview))
 
     def describe(self) -> dict[str, Any]:
-        backend = self.model.backend
+        backend = self.backend
         return {
             "instance": self.name,
-            "about": self.model.info.to_dict(),
+            "about": backend.info.to_dict(),
+            "budget": backend.budget,
             "not_ready": backend.not_ready,
             "running": backend.num_running,
             "waiting": backend.num_waiting,
@@ -96,31 +111,35 @@ class TritonPythonModel:
         }
 
     def finalize(self) -> None:
-        self.model.backend.close(5)
+        self.backend.close(5)
         self.responses.close()
 
 
-def open_instance(repository: Path, given: Mapping[str, str], args: Mapping[str, str]) -> Model:
+def open_backend(repository: Path, given: Mapping[str, str], args: Mapping[str, str]) -> ProcessBackend:
     """The model with the parameters of config.pbtxt, on the device that Triton gives this instance."""
     device = given["device"]
     if device == "cuda" and args["model_instance_kind"] == "GPU":
         device = f"cuda:{args['model_instance_device_id']}"
-    return load(
-        repository / given["model"],
-        given["engine"],
-        device=device,
-        precision=given["precision"],
-        threads=int(given["threads"]),
-        row_budget=int(given["row_budget"]),
+    return ProcessBackend(
+        EngineSettings(
+            model=str(repository / given["model"]),
+            engine=given["engine"],
+            device=device,
+            precision=given["precision"],
+            threads=int(given["threads"]),
+            row_budget=int(given["row_budget"]),
+        ),
         max_waiting=int(given["max_waiting"]),
         max_seconds=float(given["max_wait"]),
     )
 
 
 def end_with(parent: int) -> None:
-    """End this process once its parent, Triton, has ended.
+    """End this process once its parent, Triton, has ended; the system then ends the engine process with it.
 
-    If Triton is killed with a request in flight, the process of its backend would otherwise wait for ever.
+    If Triton is killed with a request in flight, the process of its backend would otherwise wait for ever. A signal at
+    the parent's death would not do: it comes when the thread that started this process ends, which Triton may let do
+    so at any time.
     """
     while os.getppid() == parent:
         time.sleep(PARENT_SECONDS)

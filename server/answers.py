@@ -236,7 +236,7 @@ class ModelAnswer(Answer):
     defaults: Defaults
     samplers: list[SamplerName]
     engine: Annotated[dict[str, str], Field(description="the engine and its device")]
-    row_budget: Annotated[int, Field(ge=1, description="rows of a forward pass")]
+    row_budget: Annotated[int, Field(ge=1, description="rows of a forward pass, as measured until now")]
     self_test: SelfTest
     limits: Annotated[dict[str, int | float], Field(description="the largest values that this server accepts")]
 

@@ -95,7 +95,7 @@ HELP = {
     "device": "cpu, cuda or cuda:N; never replaced by another one",
     "precision": f"{listed(PRECISIONS)}, of those that the model was exported in",
     "threads": "CPU threads of the engine, 0 for all cores",
-    "row_budget": "rows per tick of the batcher, 0 to measure the best value at start",
+    "row_budget": "rows per tick of the batcher, 0 to measure the best value at start and while it serves",
     "engine_process": "on: the engine has a process of its own, which is started again when it fails; off: it is in "
     "the server's; auto: on for devices other than cpu",
     "lazy": "load each model when a request first needs it, which waits for it (default: all at the start)",

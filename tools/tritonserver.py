@@ -103,6 +103,16 @@ class TritonServer:
                     pids.append(int(status.parent.name))
         return pids
 
+    @property
+    def engines(self) -> list[int]:
+        """Process ids of the engine processes of its instances."""
+        pids: list[int] = []
+        for backend in self.backends:
+            for children in Path(f"/proc/{backend}/task").glob("*/children"):
+                with contextlib.suppress(OSError):
+                    pids += map(int, children.read_text().split())
+        return pids
+
     def start(self) -> None:
         """Start it and wait until the model is ready. Raises TritonMissing when it ends or takes too long."""
         file = binary()

@@ -99,7 +99,7 @@ def through_batcher(engine: Engine, tasks: Sequence[Generate], budget: int) -> f
         batcher.close()
 
 
-def of_process(pid: int) -> float:
+def of_process(pid: int | str) -> float:
     """Processor seconds that a process has taken."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -29,8 +29,8 @@ OF_AN_END = ("class", "seed", "index")  # settings that belong to one end of a w
 class ModelInfo:
     """A model and the engine that runs it, as plain values that can travel.
 
-    described: the engine's `describe`. budget: rows a tick. card: the text of card.md. created: of its config.json, in
-    seconds since 1970.
+    described: the engine's `describe`. budget: rows a tick, as measured at the start. card: the text of card.md.
+    created: of its config.json, in seconds since 1970.
     """
 
     name: str
@@ -210,7 +210,7 @@ class Backend(Protocol):
 
     @property
     def budget(self) -> int:
-        """Rows a tick; 0 while unknown."""
+        """Rows a tick now; 0 while unknown."""
         ...
 
     @property

@@ -4,6 +4,8 @@ A tick takes the rows that programs wait for, runs the engine once and sends the
 between ticks, so requests of different kinds, samplers and step counts share batches, and none waits for the last step
 of another. The rows of one yield always go in the same tick. Results equal those of `programs.run`, independent of the
 other programs.
+
+On a device two ticks are under way: while it runs the rows of some programs, Python advances the others.
 """
 
 import itertools
@@ -20,8 +22,8 @@ import numpy as np
 from dsd_serve.backends import Observer, outcome_of
 from dsd_serve.backends.admission import Admission
 from dsd_serve.backends.program_job import ProgramJob
-from dsd_serve.backends.row_budget import measure_budget
-from dsd_serve.backends.tick_times import TickTimes
+from dsd_serve.backends.row_budget import open_budget
+from dsd_serve.backends.ticks import Ticks
 from dsd_serve.errors import CancelledError, ClosedError, DeadlineError, DSDError, EngineError, QueueFullError
 from dsd_serve.programs import OnPreviews, Task
 from dsd_serve.rows import Array, Cost, Engine, OnPreview, Program, Row, count_rows
@@ -36,8 +38,8 @@ ONE_ROW = Cost(1, 1)
 class Batcher:
     """Owns one thread and the engine. All methods may be called from any thread.
 
-    budget: rows per tick; 0 measures it. max_waiting: programs that may wait. max_seconds: of estimated work that may
-    be ahead of a program. Above either, QueueFullError.
+    budget: rows per tick; 0 measures it, and again while it serves. max_waiting: programs that may wait. max_seconds:
+    of estimated work that may be ahead of a program. Above either, QueueFullError.
     """
 
     def __init__(
@@ -52,7 +54,8 @@ class Batcher:
         self.engine = engine
         self.observer = observer or Observer()
         self.admission = Admission(max_waiting, max_seconds, self.observer)
-        self.budget, self.times = (budget, TickTimes()) if budget else measure_budget(engine)
+        self.ticks = Ticks(engine)
+        self.row_budget, self.times = open_budget(engine, budget)
         self.waiting: deque[ProgramJob] = deque()
         self.running: list[ProgramJob] = []
         self.condition = threading.Condition()
@@ -62,7 +65,6 @@ class Batcher:
         self.failures = 0
         self.num_ticks = 0
         self.num_rows = 0
-        self.busy_since: float | None = None  # when the engine call that runs now began
         self.thread = threading.Thread(target=self.loop, name="batcher", daemon=True)
         self.thread.start()
 
@@ -127,6 +129,11 @@ class Batcher:
             return self.times.of_rows(sum(job.rows_left for job in (*self.running, *self.waiting)))
 
     @property
+    def budget(self) -> int:
+        """Rows a tick."""
+        return self.row_budget.size
+
+    @property
     def num_running(self) -> int:
         """Programs that have started."""
         return len(self.running)
@@ -141,7 +148,7 @@ class Batcher:
         """The reason why nothing is served now, or None."""
         if self.dead or self.closed:
             return self.dead or "the server is shutting down"
-        since = self.busy_since
+        since = self.ticks.busy_since
         if since is not None and (stalled := time.monotonic() - since) > STALLED_AFTER + 20 * self.times.tick:
             return f"the engine has not answered for {stalled:.0f} s"
         return None if self.thread.is_alive() else "the batcher's thread is dead"
@@ -157,7 +164,6 @@ class Batcher:
 
     def snapshot(self) -> dict[str, Any]:
         """The running and waiting programs, as plain values."""
-        now = time.monotonic()
         with self.condition:
             running, waiting = list(self.running), list(self.waiting)
         return {
@@ -168,19 +174,8 @@ class Batcher:
             "tick_ms": round(1000 * self.times.tick, 3),
             "seconds_ahead": round(self.seconds_ahead(), 3),
             "not_ready": self.not_ready,
-            "running": [
-                {
-                    "number": job.number,
-                    "rows_left": job.rows_left,
-                    "waits_for": [type(row).__name__.lower() for row in job.rows],
-                    "seconds": round(now - job.submitted, 3),
-                }
-                for job in running
-            ],
-            "waiting": [
-                {"number": job.number, "rows_left": job.rows_left, "seconds": round(now - job.submitted, 3)}
-                for job in waiting
-            ],
+            "running": [job.snapshot() for job in running],
+            "waiting": [job.snapshot() for job in waiting],
         }
 
     def drain(self) -> None:
@@ -219,49 +214,67 @@ class Batcher:
                 return
 
     def tick(self) -> None:
-        chosen = self.choose()
-        if not chosen:
+        """Begin a tick if programs wait for one, and end the oldest once the engine has as many as it takes."""
+        if self.ticks and self.row_budget.on_trial(self.rows_now):
+            self.end_tick()  # the times of a trial are those of ticks that run alone
             return
-        rows = [row for job in chosen for row in job.rows]
-        began = self.busy_since = time.monotonic()
-        try:
-            outputs = self.engine.run(rows)
-        except Exception as error:
-            self.engine_failed(chosen, error)
+        if chosen := self.choose():
+            self.ticks.begin(chosen)
+        if self.ticks and (len(self.ticks) == self.ticks.depth or not chosen):
+            self.end_tick()
+
+    def end_tick(self) -> None:
+        """Wait for the oldest tick, and send its outputs to its programs."""
+        tick, outputs, seconds = self.ticks.end()
+        if isinstance(outputs, Exception):
+            if not self.row_budget.failed():
+                self.engine_failed([job for job in tick.jobs if not job.future.done()], outputs)
             return
-        finally:
-            self.busy_since = None
-        self.note(rows, time.monotonic() - began)
+        self.note(tick.rows, seconds)
         results = iter(outputs)
-        for job in chosen:
-            job.rows_left = max(0, job.rows_left - len(job.rows))
+        for job in tick.jobs:
             own = [next(results) for _ in job.rows]
+            job.rows_left = max(0, job.rows_left - len(own))
+            if job.future.done():
+                continue  # it was cancelled, or was late, while the engine ran
             if all(np.isfinite(output).all() for output in own if output.dtype != np.uint8):
                 self.advance(job, own)
             else:
                 self.end(job, error=EngineError("the network gave values that are not finite for this image"))
+        self.ticks.programs_advanced(len(tick.rows))
 
     def note(self, rows: Sequence[Row], seconds: float) -> None:
         """Update counts and averages."""
         self.observer.tick(count_rows(rows), seconds)
         self.times.note(len(rows), seconds, self.budget)
+        self.row_budget.note(len(rows), seconds)
         self.failures, self.num_ticks, self.num_rows = 0, self.num_ticks + 1, self.num_rows + len(rows)
 
     def choose(self) -> list[ProgramJob]:
         """The jobs of this tick: encode and decode rows first, then first come, first served, within the budget."""
         self.drop_ended()
+        rows = self.rows_now
+        limit = self.row_budget.limit(rows)
+        if not self.row_budget.plan:
+            limit = self.ticks.share_of(rows, limit, self.row_budget, self.times)
         chosen: list[ProgramJob] = []
         used = 0
-        for job in sorted(self.running, key=lambda job: (not job.only_codes, job.number)):
-            if not chosen or used + len(job.rows) <= self.budget:
+        ready = [job for job in self.running if not job.in_tick]
+        for job in sorted(ready, key=lambda job: (not job.only_codes, job.number)):
+            if not chosen or used + len(job.rows) <= limit:
                 chosen.append(job)
                 used += len(job.rows)
-        while used < self.budget and (started := self.start_next()) is not None:
-            if chosen and used + len(started.rows) > self.budget:
+        while used < limit and (started := self.start_next()) is not None:
+            if chosen and used + len(started.rows) > limit:
                 break  # it runs, and has its turn in the next tick
             chosen.append(started)
             used += len(started.rows)
         return chosen
+
+    @property
+    def rows_now(self) -> int:
+        """Rows that programs wait for, if each in the queue waits for one."""
+        return sum(len(job.rows) for job in self.running) + len(self.waiting)
 
     def drop_ended(self) -> None:
         """End the jobs that were cancelled or have missed their deadlines."""

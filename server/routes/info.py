@@ -41,6 +41,7 @@ async def model(request: Request, query: Annotated[ModelQuery, Query()]) -> Mode
     """The model, its recommended settings, its engine, and the limits of this server."""
     service: Service = request.app.state.service
     info = await service.models.info(query.model, service.settings.max_seconds)
+    loaded = service.models.find(query.model).served
     config, defaults, settings = info.config, info.defaults, service.settings
     return ModelAnswer(
         name=info.name,
@@ -55,7 +56,7 @@ async def model(request: Request, query: Annotated[ModelQuery, Query()]) -> Mode
         ),
         samplers=list(SAMPLER_NAMES),
         engine=info.described,
-        row_budget=info.budget,
+        row_budget=(loaded.backend.budget if loaded else 0) or info.budget,
         self_test=SelfTest(
             batch_invariant=info.invariance.holds,
             rows=info.invariance.num_rows,

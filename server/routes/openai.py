@@ -40,7 +40,6 @@ from server.request_reader import Form, media_type, read_form, read_settings
 from server.responses import ImageWithSettings, event_stream, settings_headers, texts_memory
 from server.router import Router
 from server.schemas import SamplingQuery
-from server.service import Service
 from server.stream_events import Event, Preview
 
 router = Router(prefix="/v1")
@@ -134,9 +133,8 @@ async def list_models(request: Request) -> ModelList:
 @router.get("/models/{model:path}", responses={404: ERRORS[404], "default": ERRORS["default"]})
 async def retrieve_model(request: Request, model: str) -> ModelEntry:
     """A model that is served, by its name."""
-    service: Service = request.app.state.service
     with unknown_model():
-        slot = service.models.find(model)
+        slot = request.app.state.service.models.find(model)
     return ModelEntry(id=slot.name, created=slot.about.created)
 
 

@@ -110,7 +110,8 @@ class RunningTask(Struct, array_like=True):
 
 
 class Status(Struct, tag=True, array_like=True):
-    """The state of the batcher; a heartbeat. running: the tasks that have started."""
+    """The state of the batcher; a heartbeat. running: the tasks that have started. budget: rows a tick; 0 while it
+    loads."""
 
     not_ready: str | None
     tick: float
@@ -118,6 +119,7 @@ class Status(Struct, tag=True, array_like=True):
     num_ticks: int
     num_rows: int
     running: list[RunningTask]
+    budget: int
 
 
 class Tick(Struct, tag=True, array_like=True):

@@ -64,7 +64,7 @@ class ProcessBackend:
         self.first: Future[ModelInfo] = Future()  # the model of the first process
         self.closed = False
         self.stop_at = math.inf  # when the process was told to end
-        self.status = messages.Status(None, 0.0, 0.0, 0, 0, [])
+        self.status = messages.Status(None, 0.0, 0.0, 0, 0, [], 0)
         self.times = TickTimes()
         self.loading = True
         self.heard = self.hanging_since = math.inf  # when the last message came, and since when it hangs
@@ -105,7 +105,7 @@ class ProcessBackend:
 
     @property
     def budget(self) -> int:
-        return self.info.budget
+        return self.status.budget
 
     @property
     def num_running(self) -> int:
@@ -317,7 +317,8 @@ class ProcessBackend:
                 f"has loaded another model ({info.fingerprint[:12]}, not {self.info.fingerprint[:12]}), because its "
                 "directory has changed since the server was started; restart the server to serve it"
             )
-        self.status, self.times = messages.Status(None, 0.0, 0.0, 0, 0, []), TickTimes(message.tick, message.row)
+        self.status = messages.Status(None, 0.0, 0.0, 0, 0, [], info.budget)
+        self.times = TickTimes(message.tick, message.row)
         self.loading = False
         log.info("the engine process %s is ready", self.pid)
         self.change("ready", None)

@@ -21,7 +21,7 @@ from dsd_serve.backends import ModelInfo, Observer, outcome_of, task_messages
 from dsd_serve.backends.triton import results
 from dsd_serve.backends.triton.addresses import channel_options
 from dsd_serve.backends.triton.connection import RemoteServer, TritonJob
-from dsd_serve.backends.triton.results import WrongAnswer
+from dsd_serve.backends.triton.results import Description, WrongAnswer
 from dsd_serve.config import ModelConfig
 from dsd_serve.errors import (
     CancelledError,
@@ -37,9 +37,8 @@ from dsd_serve.rows import Array
 
 log = logging.getLogger(__name__)
 
-CHECK_EVERY = 1.0  # health-check interval, in seconds
-CHECK_AGAIN = 0.25  # the interval while a server is not ready
-ANSWER_WITHIN = 5.0  # seconds; a machine under full load is slow, not dead
+SHOWN = ("not_ready", "running", "waiting", "seconds_ahead", "budget")  # of an instance
+REFUSED_FOR, AFTER_REFUSAL = 10.0, 0.02  # seconds for which an instance is looked for, and between two requests
 MARGIN = 5.0  # seconds after its deadline at which a task is dropped here if the server has not done so
 
 
@@ -125,12 +124,16 @@ class TritonBackend:
         )
 
     def seconds_ahead(self) -> float:
-        """Estimated seconds of the least busy server's queue, at its last health check."""
-        return min((server.description["seconds_ahead"] for server in self.ready_servers), default=0.0)
+        """Estimated seconds of the least busy instance's queue, at its last health check."""
+        return min((one.seconds_ahead for one in self.ready_instances), default=0.0)
 
     @property
     def ready_servers(self) -> list[RemoteServer]:
         return [server for server in self.servers if server.not_ready is None]
+
+    @property
+    def ready_instances(self) -> list[Description]:
+        return [one for server in self.servers for one in server.ready_instances]
 
     @property
     def not_ready(self) -> str | None:
@@ -153,17 +156,18 @@ class TritonBackend:
 
     @property
     def budget(self) -> int:
-        return 0 if self.info is None else self.info.budget
+        """The largest of the instances, at their last health checks."""
+        return max((one.budget for one in self.ready_instances), default=0 if self.info is None else self.info.budget)
 
     @property
     def num_running(self) -> int:
         """Tasks that have started on the servers, at their last health checks."""
-        return sum(int(server.description["running"]) for server in self.ready_servers)
+        return sum(one.running for one in self.ready_instances)
 
     @property
     def num_waiting(self) -> int:
         """Tasks in the servers' queues, at their last health checks."""
-        return sum(int(server.description["waiting"]) for server in self.ready_servers)
+        return sum(one.waiting for one in self.ready_instances)
 
     def snapshot(self) -> dict[str, Any]:
         """The servers and the tasks in progress, as plain values."""
@@ -175,7 +179,9 @@ class TritonBackend:
                     "address": server.address,
                     "not_ready": server.not_ready,
                     "under_way": len(server.jobs),
-                    **{name: server.description.get(name) for name in ("running", "waiting", "seconds_ahead")},
+                    "instances": {
+                        one.instance: {name: getattr(one, name) for name in SHOWN} for one in server.instances.values()
+                    },
                 }
                 for server in self.servers
             ],
@@ -209,8 +215,10 @@ class TritonBackend:
         asyncio.set_event_loop(self.loop)
 
         async def open_() -> None:
-            self.servers = [RemoteServer(address, self.connect(address)) for address in addresses]
-            self.watchers = [asyncio.create_task(self.watch(server)) for server in self.servers]
+            self.servers = [
+                RemoteServer(address, self.connect(address), self.accepts, self.known.set) for address in addresses
+            ]
+            self.watchers = [asyncio.create_task(server.watch()) for server in self.servers]
             opened.set()
 
         self.loop.run_until_complete(open_())
@@ -227,45 +235,13 @@ class TritonBackend:
             await server.client.close()
         return not left
 
-    async def watch(self, server: RemoteServer) -> None:
-        """Check the health of a server repeatedly."""
-        # Without asyncio.wait_for, which before Python 3.12 loses a cancellation that meets the answer.
-        while True:
-            try:
-                async with asyncio.timeout(ANSWER_WITHIN):
-                    description = await server.describe()
-            except TimeoutError:
-                server.lost(f"has not answered for {ANSWER_WITHIN:g} s")
-            except Exception as error:  # grpc and tritonclient raise many kinds; each means that it is not ready
-                server.lost(server.reason_of(error))
-            else:
-                self.update(server, description)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(CHECK_AGAIN if server.not_ready else CHECK_EVERY):
-                    await server.check_now.wait()
-
-    def update(self, server: RemoteServer, description: dict[str, Any]) -> None:
-        """Take a server in or leave it out, by its answer to a health check."""
-        try:
-            info = ModelInfo.from_dict(description["about"])
-        except Exception:  # its content is arbitrary
-            server.lost("has another version of this software, which cannot be understood")
-            return
+    def accepts(self, info: ModelInfo) -> str | None:
+        """The reason why a server with this model is left out, or None. The first model is the one that is served."""
         if self.info is None:
             self.info = info
-        if info.fingerprint != self.info.fingerprint:
-            server.lost(
-                f"serves another model ({info.name}, {info.fingerprint[:12]}, not {self.info.fingerprint[:12]})"
-            )
-            return
-        server.description = description
-        if description["not_ready"] is not None:
-            server.lost(description["not_ready"])
-            return
-        if server.not_ready is not None:
-            log.info("Triton at %s is ready: %s", server.address, info.described)
-        server.not_ready = None
-        self.known.set()
+        if info.fingerprint == self.info.fingerprint:
+            return None
+        return f"serves another model ({info.name}, {info.fingerprint[:12]}, not {self.info.fingerprint[:12]})"
 
     def begin(self, jobs: Sequence[TritonJob]) -> None:
         self.jobs.update(jobs)
@@ -290,7 +266,7 @@ class TritonBackend:
             server.jobs.add(job)
             until = None if math.isinf(job.deadline) else job.deadline - time.monotonic() + MARGIN
             async with asyncio.timeout(until):
-                result = await self.answer(server, job)
+                result = await self.answer_of_any(server, job)
         except TimeoutError:
             error = DeadlineError("the result was not ready in time and was dropped")
         except asyncio.CancelledError:
@@ -306,7 +282,7 @@ class TritonBackend:
             reason = server.reason_of(failed) if server else repr(failed)
             error = ClosedError(f"the connection to Triton broke ({reason}); send the request again")
             if server is not None:
-                server.doubt(reason)
+                server.doubt(failed)
         self.end(job, server, result, error)
 
     def choose(self) -> RemoteServer:
@@ -316,6 +292,22 @@ class TritonBackend:
             raise ClosedError(self.not_ready or "no Triton server is ready")
         turn = next(self.turns)
         return min((ready[(turn + i) % len(ready)] for i in range(len(ready))), key=lambda server: len(server.jobs))
+
+    async def answer_of_any(self, server: RemoteServer, job: TritonJob) -> Any:
+        """The result of a job, from the first instance of a server that does not refuse it.
+
+        Triton chooses the instance, so one that refuses may be asked several times.
+        """
+        until = math.inf
+        while True:
+            dead = server.dead_instances
+            try:
+                return await self.answer(server, job)
+            except Exception as error:
+                until = min(until, time.monotonic() + REFUSED_FOR)
+                if not server.refused(error, dead) or time.monotonic() > until:
+                    raise
+            await asyncio.sleep(AFTER_REFUSAL)
 
     async def answer(self, server: RemoteServer, job: TritonJob) -> Any:
         """The result of a job, from a server. Calls its on_preview."""

@@ -1,18 +1,20 @@
 """Responses of a Triton server, checked: previews, results and descriptions."""
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from dsd_serve.backends import ModelInfo
 from dsd_serve.backends.task_messages import operation_of, output_shapes
 from dsd_serve.config import ModelConfig
 from dsd_serve.errors import EngineError, shown
 from dsd_serve.programs import Task
 from dsd_serve.rows import Array
+
+MOST_BYTES = 8_000_000  # of a description; the text of the card may have a million characters
 
 
 class WrongAnswer(Exception):
@@ -83,24 +85,57 @@ class ResponseReader:
                 )
 
 
-def read_description(outputs: Mapping[str, Array]) -> dict[str, Any]:
-    """The answer to `describe`, validated except for `about`. Raises WrongAnswer."""
+@dataclass(frozen=True)
+class Description:
+    """What an instance says of itself. not_ready: why it carries out nothing now, or None. running, waiting: tasks."""
+
+    instance: str
+    info: ModelInfo
+    budget: int
+    not_ready: str | None
+    running: int
+    waiting: int
+    seconds_ahead: float
+
+
+def read_description(outputs: Mapping[str, Array]) -> Description:
+    """The answer to `describe`, validated. Raises WrongAnswer."""
     text = outputs.get("text")
     if text is None or text.dtype != np.uint8 or text.ndim != 1:
         raise WrongAnswer("the output text with the description is missing")
+    if text.size > MOST_BYTES:
+        raise WrongAnswer(f"its description has {text.size} bytes, above {MOST_BYTES}")
     try:
         values = json.loads(text.tobytes())
     except (ValueError, RecursionError):
         raise WrongAnswer("its description is not JSON") from None
     if not isinstance(values, dict):
         raise WrongAnswer("its description is not a JSON object")
-    description = {"about": values.get("about"), "not_ready": values.get("not_ready")}
-    for name in ("running", "waiting", "seconds_ahead"):
-        value = values.get(name)
-        kind = int if name != "seconds_ahead" else int | float
-        if isinstance(value, bool) or not isinstance(value, kind) or not 0 <= value < 1e9 or not math.isfinite(value):
-            raise WrongAnswer(f"{name} is {shown(value)} in its description")
-        description[name] = value
-    if description["not_ready"] is not None:
-        description["not_ready"] = " ".join(str(description["not_ready"]).split())[:200] or "is not ready"
-    return description
+    try:
+        info = ModelInfo.from_dict(values["about"])
+    except Exception:  # its content is arbitrary
+        raise WrongAnswer("it cannot be understood, perhaps because its version of this software is another") from None
+    name, reason = values.get("instance"), values.get("not_ready")
+    if not isinstance(name, str) or not 0 < len(name) <= 200 or not name.isprintable():
+        raise WrongAnswer(f"instance is {shown(name)} in its description")
+    if reason is not None:
+        reason = " ".join(str(reason).split())[:200] or "is not ready"
+    return Description(
+        name,
+        info,
+        int(number(values, "budget", 1, info.budget)),
+        reason,
+        int(number(values, "running", 0)),
+        int(number(values, "waiting", 0)),
+        float(number(values, "seconds_ahead", 0, kind=int | float)),
+    )
+
+
+def number(
+    values: Mapping[str, Any], name: str, least: int, default: int | None = None, kind: Any = int
+) -> int | float:
+    """A finite number of a description. default: for a version of this software that does not send it."""
+    value = values.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, kind) or not least <= value < 1e9:  # also rejects NaN
+        raise WrongAnswer(f"{name} is {shown(value)} in its description")
+    return value

@@ -65,14 +65,14 @@ def start(tiny_dir, monkeypatch):
 
 @pytest.fixture
 def faulty(start, monkeypatch, tmp_path):
-    """Starts a backend whose process has a fault once the file in `.trigger` exists: faulty("garbage")."""
+    """Starts a backend whose process has a fault once the file in `.trigger` exists: faulty("garbage", **settings)."""
 
-    def start_(fault):
+    def start_(fault, **changes):
         monkeypatch.setattr(child_process, "MODULE", "tests.support.broken_engine_process")
         monkeypatch.syspath_prepend(str(ROOT))
         trigger = tmp_path / "trigger"
         monkeypatch.setenv(FAULT, f"{fault}:{trigger}")
-        backend = start()
+        backend = start(**changes)
         backend.trigger = trigger
         return backend
 
@@ -88,6 +88,17 @@ def is_running(pid):
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError:
         return False
+
+
+def test_the_row_budget_recovers_from_a_busy_start(faulty, tmp_path):
+    (tmp_path / "trigger").touch()
+    backend = faulty("busy start", row_budget=0)
+    assert backend.budget == backend.info.budget == 1
+    jobs = backend.submit_tasks([LONG] * 70)
+    until(lambda: backend.budget >= 4, 30)
+    assert backend.snapshot()["budget"] >= 4
+    for job in jobs:
+        job.cancel()
 
 
 def test_a_killed_process_fails_its_tasks_and_is_started_again(start, caplog):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import logging
 import math
@@ -20,8 +21,11 @@ from hypothesis import strategies as st
 
 from dsd_serve.backends import ModelInfo, Observer
 from dsd_serve.backends.task_messages import from_wire
+from dsd_serve.backends.triton import connection
+from dsd_serve.backends.triton import remote as remote_
 from dsd_serve.backends.triton.addresses import channel_options, is_local, proxy_of
 from dsd_serve.backends.triton.remote import TritonBackend
+from dsd_serve.backends.triton.results import WrongAnswer, read_description
 from dsd_serve.checkpoint import read_model_dir
 from dsd_serve.engines.selftest import BatchInvariance
 from dsd_serve.errors import CancelledError, ClosedError, DSDError, EngineError, InputError, QueueFullError
@@ -54,21 +58,27 @@ def arrays(**named):
 
 
 class Liar(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """Sends `description` to `describe`, and `answers` to every other request: lists of tensors, texts of errors, and
-    at the end perhaps a status to break off with."""
+    """Sends `description` to `describe`, in turn if it is a list, and `answers` to every other request: lists of
+    tensors, texts of errors, and at the end perhaps a status to break off with. `turns` replaces `answers` for the next
+    requests."""
 
     def __init__(self, description):
         self.honest, self.description, self.answers = description, description, []
+        self.turns, self.asked, self.described = [], 0, itertools.count()
 
     def ModelStreamInfer(self, requests, context):
         for request in requests:
             if request.parameters["operation"].string_param == "describe":
-                text = (
-                    self.description if isinstance(self.description, bytes) else json.dumps(self.description).encode()
-                )
+                told = self.description
+                told = told[next(self.described) % len(told)] if isinstance(told, list) else told
+                if isinstance(told, str):
+                    yield service_pb2.ModelStreamInferResponse(error_message=told)
+                    continue
+                text = told if isinstance(told, bytes) else json.dumps(told).encode()
                 yield response([("text", "UINT8", (len(text),), text)])
                 continue
-            for answer in self.answers:
+            self.asked += 1
+            for answer in self.turns.pop(0) if self.turns else self.answers:
                 if isinstance(answer, grpc.StatusCode):
                     context.abort(answer, "broken off")
                 elif isinstance(answer, str):
@@ -113,7 +123,7 @@ def liar(demo_dir, config):
 @pytest.fixture
 def remote(liar):
     """A TritonBackend for the liar, which is honest at first, and its Count."""
-    liar.description, liar.answers = liar.honest, []
+    liar.description, liar.answers, liar.turns, liar.asked = liar.honest, [], [], 0
     count = Count()
     batcher = count.batcher = TritonBackend([liar.address], observer=count)
     batcher.wait(10)
@@ -290,7 +300,6 @@ def test_a_server_with_an_invalid_description_is_left_out_until_it_is_valid(remo
         merged = {**liar.honest["about"], **about} if isinstance(about, dict) else about
         lie = {**liar.honest, **lie, "about": merged}
     liar.description = lie
-    batcher.servers[0].description = {}
     batcher.wake(batcher.servers[0].check_now.set)
     until(lambda: not batcher.ready, 10)
     assert len(batcher.not_ready) < 500 and "\n" not in batcher.not_ready
@@ -298,6 +307,175 @@ def test_a_server_with_an_invalid_description_is_left_out_until_it_is_valid(remo
     with pytest.raises(ClosedError, match="no Triton server is ready"):
         batcher.submit_tasks([DRAW])
     liar.description, liar.answers = liar.honest, [good(config)]
+    assert outcome(batcher).shape == config.pixel_shape
+
+
+def instance(liar, name, **changes):
+    return {**liar.honest, "instance": name, **changes}
+
+
+def known(batcher):
+    """The reasons of the instances that are known, by their names."""
+    (server,) = batcher.servers
+    batcher.wake(server.check_now.set)
+    return {name: one.not_ready for name, one in server.instances.items()}
+
+
+DEAD = "Stub process 'b' is not healthy."
+
+
+@pytest.mark.parametrize("how", ["says so", "its process is dead"])
+def test_a_server_is_lost_only_when_all_its_instances_are(remote, liar, config, how, caplog):
+    batcher, _ = remote
+    a, b = instance(liar, "a", running=1), instance(liar, "b", running=2, budget=16)
+    liar.description = [a, b]
+    until(lambda: known(batcher).keys() >= {"a", "b"})
+    (server,) = batcher.servers
+    server.instances.pop("x")  # of the description before
+    assert (batcher.num_running, batcher.budget) == (3, 16)
+    gate = futures.Future()
+    liar.answers = waiting_for(gate, good(config))
+    (job,) = batcher.submit_tasks([DRAW])
+    until(lambda: liar.asked)
+    gone = {**b, "not_ready": "its GPU fell off the bus"} if how == "says so" else DEAD
+    liar.description = [a, gone]
+    until(lambda: known(batcher)["b"] is not None)
+    for _ in range(8):
+        before = next(liar.described)
+        batcher.wake(server.check_now.set)
+        until(lambda before=before: next(liar.described) > before + 2)
+        assert batcher.ready
+    assert (batcher.num_running, batcher.budget) == (1, 8)
+    shown = batcher.snapshot()["servers"][0]["instances"]
+    assert shown["a"]["not_ready"] is None and ("GPU" in shown["b"]["not_ready"] or DEAD in shown["b"]["not_ready"])
+    assert caplog.text.count("its instance b carries out nothing") == 1
+    assert not job.future.done(), "the other instance goes on"
+    gate.set_result(None)
+    assert job.future.result(10).shape == config.pixel_shape
+    gate = futures.Future()
+    liar.answers = waiting_for(gate, good(config))
+    (job,) = batcher.submit_tasks([DRAW])
+    until(lambda: liar.asked == 2)
+    liar.description = [{**a, "not_ready": "its GPU has gone too"}, gone]
+    until(lambda: known(batcher)["a"] is not None)
+    assert not batcher.ready and len(batcher.not_ready) < 500
+    assert isinstance(job.future.exception(10), ClosedError)
+    gate.set_result(None)
+    liar.description, liar.answers = [a, b], [good(config)]
+    assert outcome(batcher).shape == config.pixel_shape
+
+
+def waiting_for(gate, answer):
+    """Answers of which the first comes once the gate is open."""
+    gate.result(20)
+    yield answer
+
+
+def test_a_task_that_an_instance_refuses_goes_to_another_and_one_that_was_begun_does_not(
+    remote, liar, config, monkeypatch
+):
+    batcher, count = remote
+    liar.description = [instance(liar, "a"), instance(liar, "b")]
+    until(lambda: known(batcher).keys() >= {"a", "b"})
+    batcher.servers[0].instances.pop("x")
+    liar.answers = [good(config)]
+    refused = ["NotReadyError: the engine process is starting"]
+    liar.turns = [refused]
+    assert outcome(batcher).shape == config.pixel_shape
+    assert liar.asked == 2
+    liar.turns = [refused] * 5
+    assert outcome(batcher).shape == config.pixel_shape
+    assert liar.asked == 8, "Triton may choose the same instance several times"
+    monkeypatch.setattr(remote_, "REFUSED_FOR", 0.2)
+    liar.turns = [refused] * 1000
+    with pytest.raises(ClosedError, match="the engine process is starting"):
+        raise outcome(batcher)
+    assert 10 <= liar.asked < 30
+    liar.turns = []
+    for failure in ("ClosedError: the engine process was ended by SIGSEGV; send the request again", DEAD):
+        asked = liar.asked
+        liar.turns = [[failure]]
+        with pytest.raises(ClosedError, match="send the request again"):
+            raise outcome(batcher)
+        assert liar.asked == asked + 1, "it may have died of the task"
+    liar.description = [instance(liar, "a"), DEAD]
+    until(lambda: known(batcher)["b"] is not None)
+    liar.turns = [[DEAD]]
+    assert outcome(batcher).shape == config.pixel_shape, "it was dead before"
+    assert count.outcomes == {"done": 3, "failed": 3}
+
+
+def test_an_instance_of_which_nothing_is_heard_is_forgotten(remote, liar, monkeypatch):
+    batcher, _ = remote
+    monkeypatch.setattr(connection, "FORGET_AFTER", 0.5)
+    liar.description = [instance(liar, "a"), instance(liar, "b")]
+    until(lambda: known(batcher).keys() >= {"a", "b"})
+    liar.description = instance(liar, "a")
+    until(lambda: known(batcher).keys() == {"a"})
+
+
+anything = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.just(10**400)
+    | st.just("x" * 2000),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def paths(value, path=()):
+    yield path
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from paths(inner, (*path, key))
+
+
+def replaced(value, path, new):
+    return {**value, path[0]: replaced(value[path[0]], path[1:], new)} if path else new
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_description(liar, data):
+    """It is read completely, or refused with a sentence; what is read serves a front."""
+    told = liar.honest
+    for _ in range(data.draw(st.integers(1, 2))):
+        path = data.draw(st.sampled_from(list(paths(told) if isinstance(told, dict) else [()])))
+        told = replaced(told, path, data.draw(anything))
+    text = np.frombuffer(json.dumps(told).encode(), np.uint8)
+    try:
+        description = read_description({"text": text})
+    except WrongAnswer as error:
+        assert len(str(error)) < 300 and "\n" not in str(error)
+        return
+    info = description.info
+    json.dumps(info.to_dict(), allow_nan=False)
+    info.table.prepare()
+    info.settings_of(info.find_class(None, optional=True), info.defaults)
+    assert str(info.invariance) and all(isinstance(word, str) for item in info.described.items() for word in item)
+    assert 1 <= description.budget < 1e9 and 0 <= description.running < 1e9 and 0 <= description.waiting < 1e9
+    assert 0 <= description.seconds_ahead < 1e9 and isinstance(description.not_ready, str | None)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_description_ends_the_watch(remote, liar, config, data):
+    batcher, _ = remote
+    told = [
+        replaced(liar.honest, data.draw(st.sampled_from(list(paths(liar.honest)))), data.draw(anything))
+        for _ in range(3)
+    ]
+    liar.description = [one if isinstance(one, dict | str) and one else b"" for one in told]
+    before = next(liar.described)
+    batcher.wake(batcher.servers[0].check_now.set)
+    until(lambda: next(liar.described) > before + 3, 10)
+    liar.description, liar.answers = liar.honest, [good(config)]
+    until(lambda: batcher.ready or not batcher.wake(batcher.servers[0].check_now.set), 10)
+    assert not any(watcher.done() for watcher in batcher.watchers)
     assert outcome(batcher).shape == config.pixel_shape
 
 
@@ -337,7 +515,7 @@ def test_close_ends_although_a_health_check_is_answered_at_that_moment(remote):
         server.describe = describe
         server.check_now.set()
         await asyncio.sleep(0.05)
-        answer.set_result(server.description)
+        answer.set_result(server.instances["x"])
         for watcher in batcher.watchers:
             watcher.cancel()
         _, left = await asyncio.wait(batcher.watchers, timeout=2)

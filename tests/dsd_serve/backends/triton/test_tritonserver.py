@@ -5,8 +5,11 @@
 
 import json
 import os
+import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +26,7 @@ from dsd_serve.params import SamplingParams
 from dsd_serve.programs import Generate
 from dsd_serve.rows import Denoise
 from tests.support.answers import events_of
-from tests.support.data import sample_image
+from tests.support.data import ROOT, sample_image
 from tests.support.servers import Server
 from tools.tritonserver import TritonMissing, TritonServer, binary, write_repository
 
@@ -375,20 +378,105 @@ def test_the_death_of_the_backend_process_does_not_block_requests(mortal):
     assert front.stop() == 0
 
 
-def test_a_killed_triton_leaves_no_process_behind(mortal):
-    """The process of the Python backend would otherwise wait for Triton for ever."""
-    backends = mortal.backends
-    assert backends
+@pytest.mark.parametrize("stopped", [False, True], ids=["running", "stopped"])
+def test_a_killed_triton_leaves_no_process_behind(mortal, stopped):
+    """Its backend would otherwise wait for ever, and with it the engine process, whatever that is at."""
+    left = [*mortal.backends, *mortal.engines]
+    assert len(left) == 2
     asked = {"operation": "generate", "label": 1, "num_steps": 1000, "max_seconds": 100}
     with ThreadPoolExecutor(1) as pool:
         busy = pool.submit(httpx.post, f"{mortal.http}/v2/models/dsd/generate", json=asked, timeout=60)
         until(lambda: describe(mortal)["running"])
+        if stopped:
+            os.kill(left[1], signal.SIGSTOP)
         os.kill(mortal.pid, signal.SIGKILL)
         assert busy.exception() is not None
     mortal.process.wait(10)
-    until(lambda: not [pid for pid in backends if Path(f"/proc/{pid}/cmdline").exists() and not is_zombie(pid)], 10)
+    until(lambda: all(is_zombie(pid) for pid in left), 10)
     mortal.kill()
     mortal.start()
+
+
+def test_a_killed_engine_is_started_again_inside_triton(mortal):
+    front = front_of(mortal)
+    assert health_check(mortal) == (0, "ready")
+    (engine,) = mortal.engines
+    with ThreadPoolExecutor(4) as pool:
+        busy = [pool.submit(httpx.get, f"{front.url}{LONG}&n=2", timeout=60) for _ in range(4)]
+        until(lambda: describe(mortal)["running"])
+        os.kill(engine, signal.SIGKILL)
+        began = time.monotonic()
+        for answer in (one.result() for one in busy):
+            assert answer.status_code == 503, answer.text
+            assert "send the request again" in answer.json()["detail"]
+        assert time.monotonic() - began < 5
+        status, reason = health_check(mortal)
+        assert status == 1 and "the engine process" in reason
+    until(lambda: httpx.get(f"{front.url}/generate?class=1&steps=2").status_code == 200)
+    assert mortal.engines != [engine] and health_check(mortal) == (0, "ready")
+    assert front.stop() == 0
+
+
+@pytest.fixture(scope="module")
+def pair(repository, tmp_path_factory):
+    """A Triton with two instances."""
+    folder = tmp_path_factory.mktemp("pair")
+    shutil.copytree(repository, folder / "repository")
+    settings = folder / "repository" / "dsd" / "config.pbtxt"
+    settings.write_text(settings.read_text().replace("KIND_CPU count: 1", "KIND_CPU count: 2"))
+    try:
+        server = TritonServer(folder / "repository", folder / "log")
+    except TritonMissing:  # Triton 24.10 may lose a lock when it starts two instances on a busy machine, and abort
+        server = TritonServer(folder / "repository", folder / "log")
+    with server:
+        yield server
+
+
+def test_a_host_serves_while_one_of_its_instances_does(pair):
+    front = front_of(pair)
+
+    def instances() -> dict:
+        (server,) = httpx.get(f"{front.url}/debug/batcher").json()["servers"]
+        return {name: one["not_ready"] for name, one in server["instances"].items()}
+
+    def statuses(count: int) -> set[int]:
+        with ThreadPoolExecutor(4) as pool:
+            asked = [f"{front.url}/generate?class=1&steps=4&seed={seed}" for seed in range(count)]
+            return {one.status_code for one in pool.map(lambda url: httpx.get(url, timeout=60), asked)}
+
+    until(lambda: instances() == {"dsd_0_0": None, "dsd_0_1": None})
+    assert statuses(8) == {200}
+    engine, other = pair.engines
+    os.kill(engine, signal.SIGKILL)
+    until(lambda: "NotReadyError" in refusals(pair), 5)
+    assert statuses(16) == {200}, "what one instance refuses goes to the other"
+    until(lambda: len(pair.engines) == 2 and instances() == {"dsd_0_0": None, "dsd_0_1": None})
+    assert other in pair.engines
+    dead = pair.backends[0]
+    os.kill(dead, signal.SIGKILL)  # which Triton does not start again
+    until(lambda: sorted(map(str, instances().values()))[1].startswith("answers: Stub process"))
+    assert statuses(8) == {200}
+    assert httpx.get(f"{front.url}/health/ready").status_code == 200
+    assert health_check(pair)[0] == 0
+    for backend in pair.backends:
+        os.kill(backend, signal.SIGKILL)
+    until(lambda: httpx.get(f"{front.url}/health/ready").status_code == 503)
+    status, reason = health_check(pair)
+    assert status == 1 and "is not healthy" in reason
+    assert front.stop() == 0
+
+
+def refusals(triton: TritonServer) -> str:
+    asked = {"operation": "generate", "label": 1, "num_steps": 1}
+    return httpx.post(f"{triton.http}/v2/models/dsd/generate", json=asked, timeout=60).text
+
+
+def health_check(triton: TritonServer) -> tuple[int, str]:
+    """The exit status of the image's own health check, and its last line."""
+    (line,) = re.findall(r'CMD (\["python3", .*operation.*)', (ROOT / "Dockerfile").read_text())
+    command = [word.replace("8000", str(triton.ports[0])) for word in json.loads(line)]
+    done = subprocess.run([sys.executable, *command[1:]], capture_output=True, text=True, timeout=20)
+    return done.returncode, done.stdout.splitlines()[-1]
 
 
 def is_zombie(pid: int) -> bool:
