@@ -169,9 +169,24 @@ def model() -> Call[dict[str, Any]]:
     return Call("GET", "/model", document)
 
 
+def models() -> Call[list[str]]:
+    """The names of the server's models."""
+    return Call("GET", "/v1/models", lambda answer: [str(one["id"]) for one in objects(document(answer)["data"])])
+
+
 def card() -> Call[str]:
     """The model card, Markdown."""
     return Call("GET", "/model/card", lambda answer: str(answer.text), media="text/markdown")
+
+
+def checkpoints() -> Call[dict[str, Any]]:
+    """The checkpoints of the training run that the server follows."""
+    return Call("GET", "/checkpoints", document)
+
+
+def checkpoint(step: int) -> Call[bytes]:
+    """The images that a checkpoint of the run draws, a PNG with one below the other."""
+    return Call("GET", f"/checkpoints/{step}", body, media="image/png")
 
 
 def batcher() -> Call[dict[str, Any]]:

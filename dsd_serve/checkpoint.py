@@ -44,7 +44,8 @@ class ModelDir:
     """A validated model directory.
 
     defaults: the recommended sampling settings. artefacts: precision -> the record of dsd-export: `files` (sha256 by
-    name), `made_from`, `measured`; empty for directories of versions that wrote none.
+    name), `made_from`, `measured`; empty for directories of versions that wrote none. step: of the
+    training, where it is known.
     """
 
     path: Path
@@ -52,6 +53,7 @@ class ModelDir:
     config: ModelConfig
     defaults: SamplingParams = field(default_factory=SamplingParams)
     artefacts: Mapping[str, Any] = field(default_factory=dict)
+    step: int | None = None
 
     def graph(self, precision: str = "fp32") -> Path:
         """The graph for ONNX Runtime: the one with its own operators, or the plain one if that is missing.
@@ -204,7 +206,10 @@ def model_dir_of(path: Path, values: Mapping[str, Any]) -> ModelDir:
                 f"artefacts must hold for each precision an object with the sha256 of its files, got {shown(entry)} "
                 f"for {shown(precision)}"
             )
-    return ModelDir(path, name, config, defaults, artefacts)
+    step = values.get("step")
+    if step is not None and (type(step) is not int or not 0 <= step < 2**53):
+        raise CheckpointError(f"step must be an integer from 0, got {shown(step)}")
+    return ModelDir(path, name, config, defaults, artefacts, step)
 
 
 def check_sampling(config: ModelConfig, defaults: SamplingParams) -> None:
@@ -217,10 +222,17 @@ def check_sampling(config: ModelConfig, defaults: SamplingParams) -> None:
 
 
 def config_json(
-    name: str, config: ModelConfig, defaults: SamplingParams, artefacts: Mapping[str, Any] | None = None
+    name: str,
+    config: ModelConfig,
+    defaults: SamplingParams,
+    artefacts: Mapping[str, Any] | None = None,
+    step: int | None = None,
 ) -> str:
     """The text of config.json."""
-    values = {"format": FORMAT, "name": name, "network": config.to_dict(), "sampling": to_config(defaults)}
+    values: dict[str, Any] = {"format": FORMAT, "name": name, "network": config.to_dict()}
+    values["sampling"] = to_config(defaults)
+    if step is not None:
+        values["step"] = step
     if artefacts:
         values["artefacts"] = dict(artefacts)
     return json.dumps(values, indent=2) + "\n"

@@ -182,7 +182,7 @@ class Export:
             for precision, entry in self.record.items()
         }
         (self.draft / CARD).write_text(with_measurements(network.card, reports, sizes), encoding="utf-8")
-        text = config_json(network.name, network.config, network.defaults, self.record)
+        text = config_json(network.name, network.config, network.defaults, self.record, network.step)
         (self.draft / CONFIG).write_text(text, encoding="utf-8")
         before = {name for entry in self.old.values() for name in entry["files"]}
         now = {name for entry in self.record.values() for name in entry["files"]}

@@ -73,7 +73,7 @@ def read_network(options: argparse.Namespace, target: Path) -> Network:
     name = options.name or (target.resolve().name if options.output else target.resolve().parent.name)
     size = sum(array.size for array in state.values())
     card = write_card(name, config, size, training_rows(values), store, defaults, notes)
-    return Network(name, config, defaults, state, store, card)
+    return Network(name, config, defaults, state, store, card, values["step"] if source else None)
 
 
 def import_plans() -> ModuleType:

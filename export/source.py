@@ -25,7 +25,7 @@ class Network:
     """The contents of a model directory, except for the graphs.
 
     defaults: recommended sampling settings. state: the weights by name, rounded to the type they are stored in. store:
-    that type, a precision that is `storable`. card: Markdown, without measurements.
+    that type, a precision that is `storable`. card: Markdown, without measurements. step: of the training, if known.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Network:
     state: State
     store: str
     card: str
+    step: int | None = None
 
 
 def random_values(preset: str) -> dict[str, Any]:
@@ -76,4 +77,4 @@ def directory_network(directory: ModelDir) -> Network:
     else:
         size = sum(array.size for array in state.values())
         card = write_card(directory.name, directory.config, size, [], store, directory.defaults, "")
-    return Network(directory.name, directory.config, directory.defaults, state, store, card)
+    return Network(directory.name, directory.config, directory.defaults, state, store, card, directory.step)

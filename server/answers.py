@@ -243,6 +243,34 @@ class ModelAnswer(Answer):
     limits: Annotated[dict[str, int | float], Field(description="the largest values that this server accepts")]
 
 
+class ModelReplaced(Answer):
+    """A model that is served now, and what it replaces."""
+
+    name: str
+    fingerprint: Fingerprint
+    replaced: Annotated[
+        Fingerprint | None, Field(description="fingerprint of the model before; null if it was not loaded")
+    ]
+    seconds: Annotated[float, Field(ge=0, description="for loading and testing it")]
+
+
+class CheckpointAnswer(Answer):
+    """A checkpoint whose images are there, as /checkpoints/STEP."""
+
+    step: Annotated[int, Field(ge=0)]
+    fingerprint: Fingerprint
+    created: Annotated[int, Field(ge=0, description="when they were drawn, in seconds since 1970")]
+
+
+class CheckpointsAnswer(Answer):
+    """The training run that this server follows. Every checkpoint draws each of the seeds of each of the classes."""
+
+    run: str
+    classes: Annotated[list[ImageClassAnswer], Field(description="empty for a model without classes")]
+    seeds: list[int]
+    checkpoints: list[CheckpointAnswer]
+
+
 class Health(Answer):
     status: Literal["live", "ready"]
 

@@ -12,7 +12,7 @@ from server import error_responses, openapi, ui_mount
 from server.middleware import drain, request_id, security, shedding
 from server.middleware.body_limits import BodyLimits
 from server.middleware.prefix import RootPath
-from server.routes import images, info, openai, reconstruction, walks
+from server.routes import admin, checkpoints, images, info, openai, reconstruction, walks
 from server.service import Service
 from server.site import parse_hosts, parse_prefix
 from server.telemetry import logs, metrics
@@ -31,7 +31,7 @@ def create_app(service: Service) -> FastAPI:
             for open_ in contexts:
                 await stack.enter_async_context(open_(app))
             yield
-        await run_in_threadpool(service.backend.close, service.settings.grace)
+        await run_in_threadpool(service.close, service.settings.grace)
 
     app = FastAPI(
         title="DSD",
@@ -47,10 +47,14 @@ def create_app(service: Service) -> FastAPI:
     app.state.service = service
     error_responses.install(app)
     app.add_middleware(BodyLimits, settings=service.settings, memory=service.uploads)
-    shedding.install(app, ROUTERS, service.backend.queue_full)
+    shedding.install(app, ROUTERS, service.models.queue_full)
     install_operations(app, service)
     for router in ROUTERS:
         app.include_router(router)
+    if service.admin_key is not None:
+        app.include_router(admin.router)
+    if service.run is not None:
+        app.include_router(checkpoints.router)
     openapi.install(app, service)
     if service.settings.ui:
         ui_mount.install(app, service, contexts.append)
@@ -70,16 +74,14 @@ def install_operations(app: FastAPI, service: Service) -> None:
         rejected=counters.rejected,
     )
     request_id.install(app, logs.access_line, counters.answered)
-    model = {name: service.model.described.get(name, "") for name in ("engine", "device", "provider", "precision")}
-    counters.model.info({"model": service.model.name, **model, "fingerprint": service.model.fingerprint})
     counters.watch_memory(
         {
             "uploads": lambda: service.uploads.total,
             "decode": lambda: service.decoder.memory.total,
             "encode": lambda: service.encoder.memory.total,
-        }
+        },
     )
     if not service.is_worker:
-        counters.watch_backend(service.backend, lambda: service.drain.draining)
+        counters.watch_backend(service.models, lambda: service.drain.draining)
     metrics.install(app, counters)
     app.add_middleware(RootPath, prefix=parse_prefix(service.settings.root_path))

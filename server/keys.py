@@ -13,11 +13,13 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from starlette.datastructures import Headers
+
 from dsd_serve.errors import ConfigError, InputError, QueueFullError
 
 log = logging.getLogger(__name__)
 
-VARIABLE = "DSD_API_KEYS"
+VARIABLE, ADMIN_VARIABLE = "DSD_API_KEYS", "DSD_ADMIN_KEY"
 FORM = "name:key[:requests_per_minute[:images_at_once]]"
 MIN_KEY = 16  # characters; too many to guess, because attempts are not slowed down
 MAX_KEY = 1024  # characters; it must fit into a header
@@ -92,10 +94,11 @@ def renew(keys: list[ApiKey], read: Sequence[ApiKey]) -> None:
     keys[:] = renewed
 
 
-def read_file(path: Path) -> list[tuple[str, str]]:
-    """(where, text) of each key in a file."""
+def read_file(path: Path, setting: str = "api_keys", kind: str = "API key", form: str = FORM) -> list[tuple[str, str]]:
+    """(where, text) of each key in a file. setting, kind, form: for sentences."""
     # A key given where the file's name belongs must not reach the log.
-    file = "the file that api_keys names" if ":" in str(path) else str(path)
+    is_key = ":" in str(path) or (setting == "admin_key" and not path.exists())
+    file = f"the file that {setting} names" if is_key else str(path)
     try:
         with path.open("rb") as opened:
             data = opened.read(MAX_FILE + 1)
@@ -103,16 +106,16 @@ def read_file(path: Path) -> list[tuple[str, str]]:
         readable_by_all = path.stat().st_mode & 0o004
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise ConfigError(f"the API keys in {file} cannot be read: {reason}") from None
+        raise ConfigError(f"the {kind}s in {file} cannot be read: {reason}") from None
     if len(data) > MAX_FILE:
-        raise ConfigError(f"{file} is not a file of API keys: it is larger than {MAX_FILE // 1_000_000} MB")
+        raise ConfigError(f"{file} is not a file of {kind}s: it is larger than {MAX_FILE // 1_000_000} MB")
     if readable_by_all:
-        log.warning("everybody on this machine can read the API keys in %s: chmod 600 it", file)
+        log.warning("everybody on this machine can read the %ss in %s: chmod 600 it", kind, file)
     lines = re.split("\r\n|\r|\n", text)
     found = [(f"line {i} of {file}", re.split(r"(?:^|\s)#", line)[0].strip(" \t")) for i, line in enumerate(lines, 1)]
     found = [(where, line) for where, line in found if line]
     if not found:
-        raise ConfigError(f"{file} holds no API key; each line must be {FORM}")
+        raise ConfigError(f"{file} holds no {kind}; each line must be {form}")
     return found
 
 
@@ -123,12 +126,41 @@ def parse_key(text: str, where: str) -> ApiKey:
     name, secret = parts[:2]
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name):
         raise ConfigError(f"the name in {where} must be 1 to 64 letters, digits, dots, dashes or underscores")
+    check_secret(secret, where)
+    return ApiKey(name, digest(secret), *map(int, parts[2:]))
+
+
+def check_secret(secret: str, where: str) -> None:
     if not re.fullmatch(f"[!-~]{{{MIN_KEY},{MAX_KEY}}}", secret):
         raise ConfigError(
             f"the key in {where} must have at least {MIN_KEY} ASCII characters, at most {MAX_KEY}, and no spaces; "
             "this makes one: python3 -c 'import secrets; print(secrets.token_urlsafe(32))'"
         )
-    return ApiKey(name, digest(secret), *map(int, parts[2:]))
+
+
+def sent_key(headers: Headers) -> str:
+    """`Authorization: Bearer KEY`, or `X-API-Key: KEY`; empty without either."""
+    scheme, _, value = headers.get("authorization", "").partition(" ")
+    return value.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+
+
+def load_admin_key(path: str, environment: Mapping[str, str]) -> bytes | None:
+    """The digest of the key of /admin: that of a file (empty path: none) or of DSD_ADMIN_KEY. Raises ConfigError."""
+    found = read_file(Path(path), "admin_key", "admin key", "a key") if path else []
+    if text := environment.get(ADMIN_VARIABLE, "").strip():
+        found.append((ADMIN_VARIABLE, text))
+    if len(found) > 1:
+        raise ConfigError(f"there must be one admin key, got {len(found)}")
+    if not found:
+        return None
+    where, secret = found[0]
+    check_secret(secret, where)
+    return digest(secret)
+
+
+def is_same(secret: str, known: bytes) -> bool:
+    """Whether a secret has this digest, in constant time."""
+    return hmac.compare_digest(digest(secret), known)
 
 
 def digest(secret: str) -> bytes:

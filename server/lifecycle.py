@@ -22,8 +22,7 @@ import uvicorn
 
 from server.connections import ConnectionLimiter
 
-if TYPE_CHECKING:  # dsd-ui has neither
-    from dsd_serve.backends import Backend
+if TYPE_CHECKING:  # dsd-ui has none
     from server.middleware.drain import Drain
 
 log = logging.getLogger(__name__)
@@ -123,7 +122,7 @@ class BoundedServer(uvicorn.Server):
 class DrainingServer(BoundedServer):
     """Listens until the last request ends, where uvicorn closes its socket at SIGTERM and new clients cannot connect.
 
-    After `grace` seconds requests that still run are cancelled. A second signal ends the process at once.
+    After `grace` seconds requests that still run are cancelled by `close`. A second signal ends the process at once.
     """
 
     def __init__(
@@ -131,12 +130,12 @@ class DrainingServer(BoundedServer):
         config: uvicorn.Config,
         limiter: ConnectionLimiter,
         drain: Drain,
-        backend: Backend,
+        close: Callable[[float], object],
         grace: float,
         reload: Callable[[], None],
     ) -> None:
         super().__init__(config, limiter, at_end=drain.at_end, reload=reload)
-        self.drain, self.backend, self.grace = drain, backend, grace
+        self.drain, self.close, self.grace = drain, close, grace
         self.logged = False
 
     def leave(self) -> None:
@@ -149,7 +148,7 @@ class DrainingServer(BoundedServer):
             over = time.monotonic() - self.drain.began >= self.grace
             if over and self.drain.in_flight:
                 log.warning("%d requests did not finish in time and are cancelled", self.drain.in_flight)
-                await asyncio.to_thread(self.backend.close, 0)  # their clients get 503
+                await asyncio.to_thread(self.close, 0.0)  # their clients get 503
             self.should_exit = over or not self.drain.in_flight
         return await super().on_tick(counter)
 

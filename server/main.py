@@ -32,8 +32,8 @@ def serve(settings: Settings) -> None:
     from server.front import configure, listening
     from server.lifecycle import DrainingServer
     from server.service import Service
-    from server.settings import unknown_variables
     from server.startup import StartupApp
+    from server.stray_variables import unknown_variables
     from server.telemetry import logs
 
     logs.configure(settings.log_level, settings.log_format)
@@ -50,20 +50,18 @@ def serve(settings: Settings) -> None:
         limiter = ConnectionLimiter(settings, service.metrics.connection_cut)
         service.metrics.watch_connections(limiter)
         opening: StartupApp | None = None
-        if settings.triton:
+        if service.waits:
 
             def make() -> FastAPI:
-                service.wait_for_triton()
+                service.wait()
                 return create_app(service)
 
-            opening = StartupApp(make, lambda: service.backend.not_ready, service.backend.close)
+            opening = StartupApp(make, lambda: service.not_ready, service.close)
         config = configure(opening or create_app(service), limiter)
         # What is there by now stays: a full collection looks at requests only, so it comes sooner and is short.
         gc.collect()
         gc.freeze()
-        DrainingServer(config, limiter, service.drain, service.backend, settings.grace, service.reload_keys).run(
-            sockets
-        )
+        DrainingServer(config, limiter, service.drain, service.close, settings.grace, service.reload_keys).run(sockets)
     if opening is not None and opening.failed is not None:
         raise opening.failed
 

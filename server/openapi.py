@@ -2,7 +2,6 @@
 
 import importlib.resources
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +12,23 @@ from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from dsd_serve.backends import ModelInfo
 from dsd_serve.params import HEADERS, SETTINGS
 from server.answers import DoneEvent, ErrorEvent, ImageEvent, LatentsAnswer, PreviewEvent, Problem
 from server.error_responses import MEDIA_TYPE, body_of
 from server.middleware.security import needs_no_key
+from server.model_slot import Unloaded
 from server.openai_schemas import GenerationRequest
 from server.openapi_classes import adapt
 from server.responses import BYTES
 from server.router import Router
-from server.schemas import GenerateRequest, InterpolateRequest
+from server.schemas import GenerateRequest, InterpolateRequest, ReplaceRequest
 from server.service import Service
 from server.site import root_path
 
 Responses = dict[int | str, dict[str, Any]]
 
+MAX_PREFIXES = 8  # below which the document is kept ready
 MANY_CLASSES = 100  # a schema lists no more than these
 BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 OF_PAGES = {  # ReDoc would load a logo from elsewhere
@@ -46,12 +48,13 @@ OF_EVENTS: dict[str, type[BaseModel]] = {
 }
 ON_THEIR_OWN: tuple[type[BaseModel], ...] = (  # models that FastAPI does not find in the routes' signatures
     *OF_EVENTS.values(),
-    *(GenerateRequest, GenerationRequest, InterpolateRequest, LatentsAnswer, Problem),
+    *(GenerateRequest, GenerationRequest, InterpolateRequest, LatentsAnswer, Problem, ReplaceRequest),
 )
 
 WRONG = {
     400: ("the connection was closed before the whole body had come", "the connection was closed too early"),
     401: ("the API key is missing or not known here", "this server needs an API key"),
+    403: ("the admin key is missing or wrong", "this needs the admin key; send the header Authorization: Bearer KEY"),
     404: ("not found", "this model has no card; dsd-export writes one as card.md"),
     406: ("no format that the client accepts is available", "this gives image/png; the client accepts only text/html"),
     408: ("the body came too slowly", "the body did not come within 60 seconds; send it faster"),
@@ -89,6 +92,7 @@ SETTINGS_HEADERS = {
     "X-DSD-Class": header("index of the class, or none", type="string", pattern="^([0-9]+|none)$"),
     **{name: setting_header(field) for name, field in HEADERS.items()},
     "X-DSD-Model": header("name of the model, percent-encoded"),
+    "X-DSD-Fingerprint": header("fingerprint of the model that drew it", type="string", pattern="^[0-9a-f]{64}$"),
 }
 DRAWN_HEADERS = {name: {**description, "required": True} for name, description in SETTINGS_HEADERS.items()} | {
     "Server-Timing": SERVER_TIMING
@@ -184,15 +188,19 @@ def takes(
 
 
 def install(app: FastAPI, service: Service) -> None:
-    """Complete the document that FastAPI writes."""
+    """Complete the document that FastAPI writes, again whenever another model is served."""
     derive = app.openapi
     completed: dict[str, Any] = {}
+    described: list[ModelInfo | Unloaded] = []
 
     def openapi() -> dict[str, Any]:
-        nonlocal completed
+        nonlocal completed, described
+        models = [slot.about for slot in service.models.slots.values()]
+        if models != described:
+            app.openapi_schema = None
         if (document := derive()) is not completed:  # FastAPI keeps its document until routes are added
             complete(document, service)
-            completed = document
+            completed, described = document, models
         return completed
 
     app.openapi = openapi  # type: ignore[method-assign]
@@ -205,9 +213,17 @@ def add_pages(app: FastAPI) -> None:
     router = Router()
     files = Path(str(importlib.resources.files("fastapi_offline").joinpath("static")))
 
-    @lru_cache(maxsize=8)
+    written: dict[str, bytes] = {}  # by prefix
+    source: dict[str, Any] = {}
+
     def document(prefix: str) -> bytes:
-        return bytes(JSONResponse({**app.openapi(), "servers": [{"url": prefix or "/"}]}).body)
+        nonlocal source
+        if (current := app.openapi()) is not source or len(written) >= MAX_PREFIXES:
+            written.clear()
+        source = current
+        if prefix not in written:
+            written[prefix] = bytes(JSONResponse({**current, "servers": [{"url": prefix or "/"}]}).body)
+        return written[prefix]
 
     @router.get("/openapi.json", include_in_schema=False)
     async def openapi_json(request: Request) -> Response:
@@ -249,12 +265,14 @@ def complete(document: dict[str, Any], service: Service) -> None:
     )
     for name, schema in own["$defs"].items():
         schemas.setdefault(name, schema)
-    adapt(document, service.model.table)
-    tokens, channels = service.config.latent_shape
-    rows = schemas[LatentsAnswer.__name__]["properties"]["latents"]
-    rows |= {"minItems": tokens, "maxItems": tokens}
-    rows["items"] |= {"minItems": channels, "maxItems": channels}
-    schemas[LatentsAnswer.__name__]["examples"] = [{"latents": [[0] * channels] * tokens}]
+    models = [slot.about for slot in service.models.slots.values()]
+    adapt(document, models[0].table)
+    if len({one.config.latent_shape for one in models}) == 1:
+        tokens, channels = models[0].config.latent_shape
+        rows = schemas[LatentsAnswer.__name__]["properties"]["latents"]
+        rows |= {"minItems": tokens, "maxItems": tokens}
+        rows["items"] |= {"minItems": channels, "maxItems": channels}
+        schemas[LatentsAnswer.__name__]["examples"] = [{"latents": [[0] * channels] * tokens}]
     if service.keys:
         require_keys(document)
     settings = service.settings
@@ -266,7 +284,9 @@ def complete(document: dict[str, Any], service: Service) -> None:
             if name in limits and part.get("type") == "integer":
                 part["maximum"] = limits[name]
             if name == "class" and part.get("type") == "integer":
-                part |= classes(service)
+                part |= classes(models)
+            if name == "model" and part.get("type") == "string":
+                part["enum"] = list(service.models.slots)
 
 
 def require_keys(document: dict[str, Any]) -> None:
@@ -288,9 +308,10 @@ def alternatives(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield schema
 
 
-def classes(service: Service) -> dict[str, Any]:
-    trained = service.config.trained_classes
-    return {"enum": list(trained)} if len(trained) <= MANY_CLASSES else {"minimum": 0, "maximum": max(trained)}
+def classes(models: Sequence[ModelInfo | Unloaded]) -> dict[str, Any]:
+    """The labels that one of the models takes."""
+    trained = sorted({label for one in models for label in one.config.trained_classes})
+    return {"enum": trained} if len(trained) <= MANY_CLASSES else {"minimum": 0, "maximum": max(trained)}
 
 
 def inputs(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

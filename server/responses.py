@@ -228,6 +228,7 @@ def settings_headers(settings: Mapping[str, Any]) -> dict[str, str]:
         "X-DSD-Class": "none" if image_class is None else str(image_class["index"]),
         **to_headers(settings),
         "X-DSD-Model": quote(settings["model"], safe=" "),  # a folder may have any name
+        "X-DSD-Fingerprint": settings["fingerprint"],
     }
 
 

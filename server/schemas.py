@@ -145,6 +145,10 @@ Timeout = Annotated[
     ),
     RealNumber,
 ]
+ModelName = Annotated[
+    str | None,
+    Field(max_length=MAX_TEXT, description="name of the model, from /v1/models (default: the first)"),
+]
 Strength = Annotated[
     float,
     Field(ge=0.001, le=1, allow_inf_nan=False, description="amount of noise, 0 to 1; 1 keeps nothing of the image"),
@@ -183,6 +187,7 @@ class SamplingQuery(Request):
     preview_every: Annotated[int, of_setting("preview_every"), WholeNumber] = 0
     timeout: Timeout = None
     size: Size = None
+    model: ModelName = None
 
 
 class GenerateRequest(SamplingQuery):
@@ -212,6 +217,7 @@ class ImageQuery(Request):
     format: Annotated[Format | None, Field(description="default: by the Accept header, else png")] = None
     size: Size = None
     timeout: Timeout = None
+    model: ModelName = None
 
 
 class EncodeQuery(Request):
@@ -221,6 +227,7 @@ class EncodeQuery(Request):
         Literal["npy", "safetensors", "json"] | None, Field(description="default: by the Accept header, else npy")
     ] = None
     timeout: Timeout = None
+    model: ModelName = None
 
 
 WalkLength = Annotated[
@@ -241,6 +248,7 @@ class WalkQuery(Request):
     format: Annotated[Format | None, Field(description="default: by the Accept header, else png")] = None
     size: Size = None
     timeout: Timeout = None
+    model: ModelName = None
 
 
 class End(Request):
@@ -269,6 +277,19 @@ class InterpolateRequest(SamplingQuery):
     ] = 0
 
 
-class ClassesQuery(Request):
+class ModelQuery(Request):
+    model: ModelName = None
+
+
+class ReplaceRequest(Request):
+    """Body of POST /admin/model."""
+
+    model: Annotated[
+        str, StringConstraints(min_length=1, max_length=4096), Field(description="directory, or hf:org/name")
+    ]
+    name: Annotated[ModelName, Field(description="name of the model to replace (default: the first)")] = None
+
+
+class ClassesQuery(ModelQuery):
     q: Annotated[str, StringConstraints(max_length=200), Field(description="search words", examples=["retriever"])] = ""
     trained: Annotated[bool, Field(description="only classes that this model can draw")] = True

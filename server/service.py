@@ -1,78 +1,61 @@
-"""The model and its backend, and running, streaming and cancelling the tasks of a request."""
+"""The server: its models, and the limits and counters that all its requests share."""
 
-import asyncio
 import logging
 import os
-import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Protocol
 
-from fastapi import Request
-
-from dsd_serve.backends import Backend, Job, ModelInfo, Observer
-from dsd_serve.backends.row_budget import MAX_BUDGET
-from dsd_serve.backends.triton.addresses import parse_addresses
-from dsd_serve.backends.triton.remote import TritonBackend
+from dsd_serve.backends import Backend, ModelInfo
 from dsd_serve.engines import Engine
-from dsd_serve.errors import CancelledError, ConfigError, InputError, QueueFullError, shown
-from dsd_serve.imaging import codec
+from dsd_serve.errors import ConfigError
 from dsd_serve.imaging.decoding import Decoder
-from dsd_serve.labels import ImageClass
-from dsd_serve.loading import load
 from dsd_serve.memory import Memory
-from dsd_serve.model import Model
-from dsd_serve.params import SamplingParams, from_api
-from dsd_serve.programs import OnPreviews, Task
-from server.keys import claim_images, load_keys, renew
+from server.keys import load_admin_key, load_keys, renew
 from server.middleware.drain import Drain
-from server.request_memory import RequestResources, resources_of
+from server.model_opening import Opener, sources
+from server.model_slot import Served, Slot
+from server.models import Models
 from server.responses import Encoder
-from server.schemas import EditQuery, End, GenerateRequest, SamplingQuery
-from server.settings import Settings
+from server.settings import WATCH_MODELS, Settings
 from server.site import parse_origins
-from server.stream_events import PING_SECONDS, Done, Event, EventQueue, Preview, PreviewMemory, soon, within
+from server.stream_events import PreviewMemory
 from server.telemetry.metrics import Metrics
+from server.telemetry.model_metrics import ModelMetrics
 from server.telemetry.traces import load_traces
-
-if TYPE_CHECKING:
-    from dsd_serve.backends.process.process_backend import ProcessBackend
+from server.watched_directories import WatchedDirectories
+from server.watched_run import WatchedRun
 
 log = logging.getLogger(__name__)
+
 
 ALL = "all"  # among the counts of clients, which begin with "the"
 
 
-@dataclass(frozen=True)
-class Results:
-    """Results in the order of the tasks, and how long they waited and ran, in milliseconds."""
+class Remote(Backend, Protocol):
+    """A backend whose model is known later."""
 
-    results: list[Any]
-    queue_ms: float
-    network_ms: float
-
-    @property
-    def server_timing(self) -> str:
-        return f"queue;dur={self.queue_ms:.1f}, network;dur={self.network_ms:.1f}"
+    def wait(self) -> ModelInfo:
+        """The model, as soon as it is known. Raises ClosedError if this is closed before."""
+        ...
 
 
 class Service:
-    """One model on its backend, with the limits and counters of the server.
+    """The models of a server, with its limits and counters.
 
-    engine: replaces the one from the settings, in this process. worker: the backend and the metrics of an HTTP worker,
-    whose main process has the model; `serve` is then called with it.
+    engine: replaces the one from the settings, in this process. worker: the backend and the metrics of an HTTP
+    worker, whose main process has the model. Raises DSDError when it cannot serve.
     """
 
     def __init__(
-        self, settings: Settings, engine: Engine | None = None, *, worker: tuple[Backend, Metrics] | None = None
+        self, settings: Settings, engine: Engine | None = None, *, worker: tuple[Remote, Metrics] | None = None
     ) -> None:
         self.settings = settings
         self.keys = load_keys(settings.api_keys, os.environ)
+        self.admin_key = load_admin_key(settings.admin_key, os.environ)
         self.origins = parse_origins(settings.cors_origins)
         self.traces = load_traces(settings.otel)
-        self.drain = Drain()
+        self.is_worker = worker is not None
+        self.drain, self.metrics = Drain(), worker[1] if worker else Metrics()
         self.decoder = Decoder(int(settings.max_megapixels * 1e6), int(settings.max_decode_mb * 1e6))
         self.uploads = Memory(int(settings.max_uploads_mb * 1e6))
         self.encoder = Encoder(settings)
@@ -80,15 +63,29 @@ class Service:
         self.shares: Counter[str] = Counter()  # the same, of each client
         self.others: dict[str, int] = {}  # the same of the other HTTP workers: of each client, and of ALL
         self.previews = PreviewMemory()
-        self.is_worker = worker is not None
-        if worker is not None:
-            self.backend, self.metrics = worker
-            return
-        self.metrics = Metrics()
-        self.backend, info = open_backend(settings, self.metrics, engine)
-        if info is not None:
-            self.serve(info)
-            announce(info)
+        self.models = Models(settings.max_waiting, settings.rest_after)
+        self.model_metrics = ModelMetrics(self.metrics, self.models)
+        self.opener = Opener(settings, self.model_metrics, engine, self.admin_key is not None)
+        self.remote: Remote | None = worker[0] if worker else self.opener.remote() if settings.triton else None
+        self.run: WatchedRun | None = None
+        self.directories: WatchedDirectories | None = None
+        if settings.watch not in ("", WATCH_MODELS):
+            self.run = WatchedRun(settings, self.opener.open, self.drain_seconds)
+        elif self.remote is None:
+            for name, place in sources(settings.model):
+                self.add(name, place)
+            if settings.watch:
+                self.directories = WatchedDirectories(self.models.slots, settings.precision)
+
+    def add(self, name: str, place: str) -> None:
+        """Serve the model of a place under a name, by default its own; with --lazy it is loaded later."""
+        about = (self.opener.look if self.settings.lazy else self.opener.open)(name, place)
+        self.models.add(Slot(about, place, self.opener.open, self.drain_seconds))
+
+    @property
+    def drain_seconds(self) -> float:
+        """The longest time for which a request may need the model with which it began: its body, and two runs."""
+        return self.settings.body_timeout + 2 * self.settings.max_seconds
 
     def reload_keys(self) -> None:
         """Reload the API keys. The old ones stay if that fails, or if the server was started without keys."""
@@ -102,103 +99,43 @@ class Service:
         else:
             log.info("%d API keys were read again", len(self.keys))
 
-    def wait_for_triton(self) -> None:
-        """Wait until a server of --triton is ready, however long it takes. Raises ClosedError if closed meanwhile."""
-        if isinstance(self.backend, TritonBackend):
-            log.info("waiting for Triton at %s", self.settings.triton)
-            info = self.backend.wait()
-            self.serve(info)
-            announce(info)
+    @property
+    def waits(self) -> bool:
+        """Whether the server listens before a model is known; `wait` then waits for it."""
+        return self.remote is not None or self.run is not None
 
-    def serve(self, model: ModelInfo) -> None:
-        self.model, self.config = model, model.config
-        model.table.prepare()
+    @property
+    def not_ready(self) -> str | None:
+        """The reason why nothing is served now, or None."""
+        if self.models.slots:
+            return self.models.not_ready
+        return self.remote.not_ready if self.remote else self.run.reason if self.run else "no model is loaded yet"
 
-    async def run(self, request: Request, tasks: Sequence[Task], timeout: float | None = None) -> Results:
-        """Run the tasks of one request; cancelled when its client disconnects."""
-        jobs = self.submit(request, tasks, timeout)
-        watcher = watch(request, jobs)
-        try:
-            results = await asyncio.gather(*(asyncio.wrap_future(job.future) for job in jobs))
-        except CancelledError:
-            if watcher.done():
-                watcher.result()  # raises the error of the rest of the request
-            raise
-        finally:
-            watcher.cancel()
-            for job in jobs:
-                job.cancel()  # has no effect on finished jobs
-        first = min(job.submitted for job in jobs)
-        started, ended = min(job.started for job in jobs), max(job.ended for job in jobs)
-        return Results(results, 1000 * (started - first), 1000 * (ended - started))
+    def wait(self) -> None:
+        """Wait until the first model is there, however long it takes. Raises ClosedError if closed meanwhile."""
+        if self.remote is not None:
+            if self.is_worker:
+                info = self.remote.wait()
+                info.table.prepare()
+                served = Served(info, self.remote)
+            else:
+                log.info("waiting for Triton at %s", self.settings.triton)
+                served = self.opener.described(self.remote.wait(), self.remote)
+            self.models.add(Slot(served, "", self.opener.open, self.drain_seconds))
+        elif self.run is not None:
+            self.models.add(self.run.wait())
 
-    def stream(self, request: Request, tasks: Sequence[Task], timeout: float | None = None) -> AsyncIterator[Event]:
-        """Run tasks and yield their events. They are submitted at once, with the errors of `submit`."""
-        loop = asyncio.get_running_loop()
-        queue = EventQueue(self.previews)
-        resources_of(request.scope).put("previews", queue.close)
-
-        def put(event: Preview | Done) -> None:
-            soon(loop, lambda: queue.put(event))
-
-        def on_end(number: int) -> Callable[["Future[Any]"], None]:
-            return lambda future: put(Done(number, future))
-
-        jobs = self.submit(request, tasks, timeout, lambda number, step, pixels: put(Preview(number, step, pixels)))
-        for number, job in enumerate(jobs):
-            job.future.add_done_callback(on_end(number))
-        watcher = watch(request, jobs)
-
-        async def events() -> AsyncIterator[Event]:
-            remaining = len(jobs)
-            try:
-                while remaining:
-                    event = await within(PING_SECONDS, queue.get())
-                    remaining -= isinstance(event, Done)
-                    yield event
-            finally:
-                watcher.cancel()
-                for job in jobs:
-                    job.cancel()
-
-        return events()
-
-    def submit(
-        self, request: Request, tasks: Sequence[Task], timeout: float | None, on_preview: OnPreviews | None = None
-    ) -> Sequence[Job]:
-        """Queue the tasks of one request. Raises the errors of `submit_tasks`, `claim_images` and `count`.
-
-        They count until the answer has been sent, or until more tasks of the same request follow.
-        """
-        limit, held = self.settings.max_seconds, resources_of(request.scope)
-        within_limit = limit if timeout is None else min(timeout, limit)
-        held.drop("key")
-        held.put("key", claim_images(len(tasks), self.others))
-        self.count(held, len(tasks))
-        jobs = self.backend.submit_tasks(tasks, timeout=within_limit, on_preview=on_preview)
-        held.deadline = asyncio.get_running_loop().time() + within_limit
-        self.traces.follow(jobs)
-        return jobs
-
-    def count(self, held: RequestResources, count: int) -> None:
-        """Count images until they are sent. Raises QueueFullError if too many images are unsent, or if one client
-        would have more than half of the queue."""
-        held.drop("images")
-        who, limit = held.who, self.settings.max_waiting
-        unanswered = self.unanswered + self.others.get(ALL, 0)
-        if unanswered + count > 2 * limit + MAX_BUDGET:
-            self.metrics.rejected("queue_full")
-            raise QueueFullError(f"{unanswered} images wait to be drawn, encoded and sent; try again later", 5.0)
-        share = 0 if who is None else self.shares[who] + self.others.get(who, 0)
-        if len(self.keys) != 1 and share and share + count > max(1, limit // 2):
-            self.metrics.rejected("queue_full")
-            raise QueueFullError(
-                f"{who} has {share} images under way, and half of the {limit} that may wait is the most for "
-                "one; try again when some are done",
-                max(1.0, self.backend.seconds_ahead() / 2),
-            )
-        self.add_images(who, count)
-        held.put("images", lambda: self.add_images(who, -count))
+    def close(self, timeout: float | None = None) -> bool:
+        """Finish what was accepted, and after `timeout` seconds cancel the rest. True if all tasks finished."""
+        for watching in (self.run, self.directories):
+            if watching is not None:
+                watching.close()
+        if self.remote is not None and not self.models.slots:
+            return self.remote.close(timeout)
+        finished = self.models.close(timeout)
+        if self.run is not None:
+            self.run.clear()
+        return finished
 
     def add_images(self, who: str | None, count: int) -> None:
         self.unanswered += count
@@ -206,128 +143,3 @@ class Service:
             self.shares[who] += count
             if not self.shares[who]:
                 del self.shares[who]
-
-    def params(self, query: SamplingQuery) -> list[SamplingParams]:
-        """Sampling parameters of each image; raises InputError above a limit."""
-        defaults, limits = self.model.defaults, self.settings
-        steps = min(defaults.num_steps, limits.max_steps) if query.steps is None else query.steps
-        at_most("n", query.n, limits.max_images)
-        at_most("steps", steps, limits.max_steps)
-        self.check_size(query.size)
-        seed = secrets.randbelow(2**32) if query.seed is None else query.seed
-        first = from_api({**query.model_dump(), "seed": seed, "steps": steps}, defaults)
-        return [replace(first, index=first.index + i) for i in range(query.n)]
-
-    def class_of(self, query: GenerateRequest | EditQuery | End, param: str = "class") -> ImageClass | None:
-        """The class that a request names; None for an edit towards none, or if the model has no classes.
-
-        Raises InputError, which names the parameter `param`.
-        """
-        optional = isinstance(query, EditQuery)
-        if self.config.num_classes and not optional and "class_" not in query.model_fields_set:
-            raise InputError(f"{param} is missing", param)
-        return self.model.find_class(query.class_, param, optional)
-
-    def side(self, size: int | None) -> int:
-        """Side of the images of an answer, in pixels; None stands for the network's own."""
-        return size or self.config.image_size
-
-    def check_walk(self, n: int, size: int | None) -> None:
-        at_most("n", n, self.settings.max_images)
-        self.check_size(size)
-
-    def check_size(self, size: int | None) -> None:
-        at_most("size", size or 1, self.settings.max_size)
-
-    def check_fits(self, chosen: str, n: int, size: int | None, columns: int | None = None) -> None:
-        """Raise InputError when one file of the chosen format cannot hold n images of that size side by side."""
-        codec.check_fits(chosen, n, size or self.config.image_size, columns)
-
-    def check_answer(self, chosen: str, n: int, size: int | None, columns: int | None = None) -> None:
-        """`check_fits`, and raise InputError when the answer would need more memory than all answers may take."""
-        self.check_fits(chosen, n, size, columns)
-        self.encoder.check_images(chosen, n, self.side(size), columns)
-
-
-def announce(model: ModelInfo) -> None:
-    """Log what is served, and what is remarkable about it."""
-    if model.table.warning:
-        log.warning("%s", model.table.warning)
-    (log.info if model.invariance.holds else log.warning)("self-test: %s", model.invariance)
-    log.info("%s on %s, %d rows a tick", model.name, model.described, model.budget)
-
-
-def open_backend(
-    settings: Settings, metrics: Metrics, engine: Engine | None = None
-) -> tuple[Backend, ModelInfo | None]:
-    """The backend of the settings, and its model unless only Triton knows it. engine: see `Service`."""
-    if settings.triton:
-        return open_remote(settings, metrics), None
-    if settings.engine_apart and engine is None:
-        apart = open_apart(settings, metrics)
-        metrics.watch_process(lambda: apart.pid)
-        return apart, apart.info
-    opened = open_embedded(settings, engine, metrics)
-    return opened.backend, opened.info
-
-
-def open_remote(settings: Settings, observer: Observer) -> TritonBackend:
-    return TritonBackend(
-        parse_addresses(settings.triton),
-        max_waiting=settings.max_waiting,
-        observer=observer,
-    )
-
-
-def open_apart(settings: Settings, observer: Observer) -> "ProcessBackend":
-    from dsd_serve.backends.process.engine_messages import EngineSettings  # here: most servers need no ZeroMQ
-    from dsd_serve.backends.process.process_backend import ProcessBackend
-
-    return ProcessBackend(
-        EngineSettings(
-            model=str(settings.model),
-            engine=settings.engine,
-            device=settings.device,
-            precision=settings.precision,
-            threads=settings.threads,
-            row_budget=settings.row_budget,
-        ),
-        max_waiting=settings.max_waiting,
-        max_seconds=settings.max_wait,
-        observer=observer,
-    )
-
-
-def open_embedded(settings: Settings, engine: Engine | None, observer: Observer) -> Model:
-    return load(
-        settings.model,
-        engine or settings.engine,
-        device=settings.device,
-        precision=settings.precision,
-        threads=settings.threads,
-        row_budget=settings.row_budget,
-        max_waiting=settings.max_waiting,
-        max_seconds=settings.max_wait,
-        observer=observer,
-    )
-
-
-def watch(request: Request, jobs: Sequence[Job]) -> "asyncio.Task[None]":
-    watcher = asyncio.create_task(cancel_on_disconnect(request, jobs))
-    watcher.add_done_callback(lambda task: task.cancelled() or task.exception())  # retrieved, or asyncio logs it
-    return watcher
-
-
-async def cancel_on_disconnect(request: Request, jobs: Sequence[Job]) -> None:
-    """Cancel the jobs when the client closes the connection: they end before the batcher's next tick."""
-    try:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-    finally:  # also when the body of a request that should have none is too large
-        for job in jobs:
-            job.cancel()
-
-
-def at_most(name: str, value: int, limit: int) -> None:
-    if value > limit:
-        raise InputError(f"{name} must be at most {limit} on this server, got {shown(value)}", name)

@@ -1,10 +1,9 @@
 """The server's settings: flags, environment variables DSD_*, safe defaults."""
 
 import argparse
-import difflib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,10 +11,10 @@ from typing import Any, NoReturn
 from dsd_serve import __version__
 from dsd_serve.engines import ENGINE_NAMES
 from dsd_serve.errors import ConfigError, shown
-from dsd_serve.files import demo_model
 from dsd_serve.params import MAX_STEPS
 from dsd_serve.precision import AUTO, PRECISIONS, listed
 
+MODEL_NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 POSIX = os.name == "posix"
 SPARE_DESCRIPTORS = 64  # for files, and for connections that are refused
 MOST_CONNECTIONS = 1024  # by default; a head in each of them takes 64 KiB
@@ -35,7 +34,7 @@ def descriptors() -> int:
 class Settings:
     """The settings, with defaults; HELP describes them."""
 
-    model: Path = field(default_factory=demo_model)
+    model: tuple[str, ...] = ()
     host: str = "127.0.0.1"
     port: int = 8000
     engine: str = "onnx"
@@ -45,6 +44,9 @@ class Settings:
     row_budget: int = 0
     engine_process: str = "auto"
     http_workers: int = 1
+    lazy: bool = False
+    rest_after: float = 0.0
+    watch: str = ""
     max_waiting: int = 256
     max_wait: float = 60.0
     max_seconds: float = 300.0
@@ -64,6 +66,7 @@ class Settings:
     max_megapixels: float = 40.0
     grace: float = 30.0
     api_keys: str = ""
+    admin_key: str = ""
     cors_origins: str = ""
     allowed_hosts: str = ""
     root_path: str = ""
@@ -74,13 +77,19 @@ class Settings:
     triton: str = ""
 
     @property
+    def live(self) -> bool:
+        """Whether models are loaded, replaced or put to rest while the server runs."""
+        return bool(self.watch or self.lazy or self.rest_after or len(self.model) > 1)
+
+    @property
     def engine_apart(self) -> bool:
         """Whether the engine has a process of its own."""
         return self.engine_process == "on" or (self.engine_process == "auto" and self.device != "cpu" and POSIX)
 
 
 HELP = {
-    "model": "model directory of dsd-export, or hf:org/name[@revision] (default: the demo model of the package)",
+    "model": "model directory of dsd-export, or hf:org/name[@revision]. NAME=DIR serves it under a name; several of "
+    "these serve several models, each with an engine process (default: the demo model of the package)",
     "host": "address to listen on; 0.0.0.0 for all interfaces, :: for all of IPv4 and IPv6",
     "port": "TCP port",
     "engine": f"engine that runs the network: {' or '.join(ENGINE_NAMES)}",
@@ -93,6 +102,10 @@ HELP = {
     "the server's; auto: on for devices other than cpu",
     "http_workers": "processes that answer HTTP on the one port, with one queue for all. Limits hold for all together, "
     "and each has its share of --max-connections and of the memory for requests",
+    "lazy": "load each model when a request first needs it, which waits for it (default: all at the start)",
+    "rest_after": "seconds without a request after which a model is unloaded until the next one; 0 is never",
+    "watch": "without a value: replace a model when its directory changes. With the folder of a run of dsd-train: "
+    "serve each new checkpoint of it, and show the same seeds of all of them (default: off)",
     "max_waiting": "length of the queue, in images; more are rejected with 429",
     "max_wait": "limit of the estimated wait, in seconds; above it requests are rejected with 429",
     "max_seconds": "time limit of a request, in seconds; one that would take longer is rejected with 504",
@@ -120,6 +133,9 @@ HELP = {
     "api_keys": "file of API keys, one name:key[:requests_per_minute[:images_at_once]] a line; # begins a comment. "
     "With keys every request but those to /health needs one, as Authorization: Bearer KEY or X-API-Key: KEY. Keys may "
     "also stand in the environment variable DSD_API_KEYS, comma separated (default: none, everybody may send requests)",
+    "admin_key": "file with a key of at least 16 characters for POST /admin/model, which replaces a model while the "
+    "server runs; the key may also stand in the environment variable DSD_ADMIN_KEY (default: none, the path does not "
+    "exist)",
     "cors_origins": "web pages whose scripts may use the server, as https://a.example,https://b.example, or * for all "
     "(default: none)",
     "allowed_hosts": "names under which the server may be called, as images.example.com,*.example.org, or * for any: "
@@ -138,12 +154,13 @@ HELP = {
 }
 
 CONNECTIONS = ("head_timeout", "write_timeout", "keep_alive", "max_connections", "max_connections_per_address")
+LIVE = ("watch", "lazy", "rest_after")
 GROUPS = {
-    "model": ("model", "engine", "device", "precision", "threads", "row_budget", "engine_process", "triton"),
+    "model": ("model", "engine", "device", "precision", "threads", "row_budget", "engine_process", "triton", *LIVE),
     "network": ("host", "port", "http_workers", "root_path", "grace", "ui"),
     "limits": (*(name for name in HELP if name.startswith("max_") and name not in CONNECTIONS), "body_timeout"),
     "connections": CONNECTIONS,
-    "security": ("api_keys", "allowed_hosts", "cors_origins"),
+    "security": ("api_keys", "admin_key", "allowed_hosts", "cors_origins"),
     "logging and traces": ("log_level", "log_format", "otel"),
 }
 # Bounds of every number. They are finite, because a setting without a limit is not safe.
@@ -152,6 +169,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "threads": (0, max(64, os.cpu_count() or 1)),
     "row_budget": (0, 1024),
     "http_workers": (1, 64),
+    "rest_after": (0, 1_000_000),
     "max_waiting": (1, 100_000),
     "max_wait": (0.001, 1_000_000),
     "max_seconds": (0.001, 1_000_000),
@@ -178,8 +196,14 @@ CHOICES = {
     "log_level": ("debug", "info", "warning", "error"),
     "log_format": ("pretty", "json"),
 }
+HOLD_SECRETS = ("api_keys", "admin_key")
+WATCH_MODELS = "on"  # the value of watch for the directories of the models
 DEVICE = re.compile(r"cpu|cuda(:[0-9]{1,3})?")
-METAVARS = {"api_keys": "FILE", "allowed_hosts": "NAMES", "triton": "HOST:PORT"}
+FIRST_NAME, NEXT_NAME = re.compile(f"{MODEL_NAME}="), re.compile(f",(?={MODEL_NAME}=)")
+METAVARS = {
+    **{"model": "DIR", "watch": "RUN", "triton": "HOST:PORT"},
+    **{"api_keys": "FILE", "admin_key": "FILE", "allowed_hosts": "NAMES"},
+}
 BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 
@@ -213,18 +237,24 @@ def add_flag(group: Any, name: str, default: Any) -> None:
     options: dict[str, Any] = {"help": f"{HELP[name]}{shown_default} [{variable(name)}]"}
     if isinstance(default, bool):
         options |= {"action": "store_const", "const": "true"}
+    elif name == "watch":
+        options |= {"nargs": "?", "const": WATCH_MODELS, "metavar": METAVARS[name]}
+    elif isinstance(default, tuple):
+        options |= {"action": "append", "metavar": METAVARS[name]}
     else:
         options["metavar"] = METAVARS.get(name, name.rpartition("_")[2].upper())
     group.add_argument("--" + name.replace("_", "-"), **options)
 
 
 def variable(name: str) -> str:
-    """The environment variable of a setting. DSD_API_KEYS holds keys themselves, so the file has another name."""
-    return "DSD_API_KEYS_FILE" if name == "api_keys" else f"DSD_{name.upper()}"
+    """The environment variable of a setting. DSD_API_KEYS and DSD_ADMIN_KEY hold keys; their files have other names."""
+    return f"DSD_{name.upper()}_FILE" if name in HOLD_SECRETS else f"DSD_{name.upper()}"
 
 
-def choose(name: str, flag: str | list[str] | None, default: Any) -> Any:
+def choose(name: str, flag: str | list[Any] | None, default: Any) -> Any:
     """The value of a setting: its flag, else its variable where that is not empty, else the default."""
+    if isinstance(default, tuple) and flag is not None:
+        return tuple(text if isinstance(text, str) else "--" for text in flag)
     if flag is not None:
         return convert(name, name, flag if isinstance(flag, str) else "--", default)  # argparse makes [] of --port=--
     text = os.environ.get(variable(name), "").strip()
@@ -251,6 +281,10 @@ def convert(name: str, source: str, text: str, default: Any) -> Any:
         return number(source, text, type(default), *RANGES[name])
     if name in CHOICES and text not in CHOICES[name]:
         raise ConfigError(f"{source} must be one of {', '.join(CHOICES[name])}, got {shown(text)}")
+    if name == "watch" and text.lower() in BOOLEANS:
+        return WATCH_MODELS if BOOLEANS[text.lower()] else ""
+    if isinstance(default, tuple):  # a=DIR,b=DIR; a comma belongs to a path unless a name follows
+        return tuple(NEXT_NAME.split(text)) if FIRST_NAME.match(text) else (text,)
     if name == "device" and not DEVICE.fullmatch(text):
         raise ConfigError(f"{source} must be cpu, cuda or cuda:N, got {shown(text)}")
     return Path(text) if isinstance(default, Path) else text
@@ -293,30 +327,18 @@ def check(settings: Settings) -> None:
         raise ConfigError(
             f"ui needs http_workers 1, got {workers}: each page belongs to one process; serve the page with dsd-ui"
         )
+    if workers > 1 and (settings.live or settings.admin_key or os.environ.get("DSD_ADMIN_KEY", "").strip()):
+        raise ConfigError(
+            f"http_workers must be 1 with several models, watch, lazy, rest_after or admin_key, got {workers}: HTTP "
+            "workers serve one model, which stays"
+        )
     if settings.engine_process == "on" and not POSIX:
         raise ConfigError("engine_process must be auto or off on this system: on needs Linux or macOS")
+    if settings.live and not POSIX:
+        raise ConfigError("several models, watch, lazy and rest_after need Linux or macOS")
+    if "" in settings.model:
+        raise ConfigError("model must name a model directory or hf:org/name, got ''")
     from server.site import parse_hosts, parse_prefix
 
     parse_hosts(settings.allowed_hosts)
     parse_prefix(settings.root_path)
-
-
-# Variables that are not settings of the server: keys, those of dsd-ui, dsd-eval and the tests, and those that
-# Kubernetes makes of services whose names begin with dsd.
-OTHER_VARIABLES = re.compile(
-    r"DSD_API_KEYS?|DSD_DATA|DSD_TRITON_FOLDER|DSD_\w*(SERVICE_(HOST|PORT)(_\w+)?|PORT_\d+_\w+)"
-)
-
-
-def unknown_variables(environment: Mapping[str, str]) -> list[str]:
-    """A sentence for each variable DSD_* that has no effect. Values are not repeated: they may be secret."""
-    known = [variable(name) for name in HELP]
-    found = []
-    for name, value in sorted(environment.items()):
-        linked = re.match(r"(tcp|udp|sctp)://", value) is not None  # DSD_UI_PORT of a service dsd-ui
-        if not name.startswith("DSD_") or name in known or linked or OTHER_VARIABLES.fullmatch(name):
-            continue
-        near = difflib.get_close_matches(name[:80], [*known, "DSD_API_KEYS"], n=1)
-        meant = f"did you mean {near[0]}?" if near else "dsd-serve --help lists the variables"
-        found.append(f"the variable {shown(name)[1:-1]} has no effect: {meant}")
-    return found

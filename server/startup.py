@@ -1,4 +1,4 @@
-"""Startup with Triton: the server listens and answers 503 with the reason until the model is known."""
+"""Startup that waits for a model: the server listens and answers 503 with the reason until the model is known."""
 
 import asyncio
 import logging

@@ -225,7 +225,7 @@ def test_prometheus_reads_the_server_with_this_configuration(server_url, tmp_pat
         assert value("sum(dsd_images_total)") >= 1
         assert value('dsd_ready{job="dsd"}') == 1
         rules = httpx.get(f"{api}/rules").json()["data"]["groups"][0]["rules"]
-        assert len(rules) == 7 and not [json.dumps(rule) for rule in rules if rule["state"] == "firing"]
+        assert len(rules) == 8 and not [json.dumps(rule) for rule in rules if rule["state"] == "firing"]
     finally:
         process.terminate()
         process.wait(20)

@@ -1,10 +1,12 @@
-"""The page as an ASGI application: Gradio's routes and two of our own that are requested often and need no events."""
+"""The page as an ASGI application: Gradio's routes and three of our own that are requested often and need no events."""
 
 import asyncio
 import contextlib
 import time
+from base64 import b64decode
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
@@ -18,10 +20,11 @@ from dsd_serve.errors import DSDError, ServerError, shown
 from dsd_serve.imaging.codec import read_image, resize, write_image
 from dsd_serve.imaging.decoding import Decoder
 from ui import guard, visitors
+from ui.chosen_model import for_model
 from ui.fair_limit import LimitedClient
 from ui.page import build_page
+from ui.paths import CHECKPOINT, STATE, THUMBNAIL
 from ui.paths import FIRST_SEGMENTS as FIRST_SEGMENTS  # for server/ui_mount.py
-from ui.paths import STATE, THUMBNAIL
 from ui.paths import STREAMS as STREAMS
 from ui.private_files import Uploads
 from ui.server_info import ServerInfo
@@ -32,6 +35,7 @@ THUMBNAIL_SETTINGS = {"seed": 1, "n": 1}
 THUMBNAIL_SIZE = 128  # pixels a side
 MAX_DRAWING = 2  # thumbnails at a time: the server has other clients
 MAX_WAITING = 100  # thumbnails: a few pages of them
+MAX_MODELS = 64  # of a server: names that it knew a while ago are among them
 MAX_CACHED = 1000  # thumbnails of about 20 KB
 
 
@@ -88,9 +92,19 @@ def add_routes(app: FastAPI, client: AsyncClient) -> None:
         return JSONResponse(await state.now(), headers={"Cache-Control": "no-store"})
 
     @app.get(THUMBNAIL)
-    async def thumbnail(index: int) -> Response:
+    async def thumbnail(index: int, model: str = "") -> Response:
         try:
-            png = await thumbnails.of(index)
+            png = await thumbnails.of(index, model)
+        except ServerError as error:
+            status = 404 if error.status == 404 else 503
+            return Response(str(error), status, {"Cache-Control": "no-store"}, "text/plain")
+        return Response(png, headers={"Cache-Control": "max-age=3600"}, media_type="image/png")
+
+    @app.get(CHECKPOINT)
+    async def checkpoint(step: int, version: str = "") -> Response:
+        """The images of a checkpoint. version: its fingerprint, so that a browser may keep them."""
+        try:
+            png = await client.do(calls.checkpoint(step))
         except ServerError as error:
             status = 404 if error.status == 404 else 503
             return Response(str(error), status, {"Cache-Control": "no-store"}, "text/plain")
@@ -105,7 +119,7 @@ class ServerState:
         self.lock = asyncio.Lock()
         self.fetched = -FRESH_S  # time.monotonic()
         self.rows = 0
-        self.body_mb = 0.0  # the largest upload; 0 until the server has answered
+        self.follows = True  # whether the server follows a training run; it may until it says that it does not
         self.state: dict[str, Any] = {}
 
     async def now(self) -> dict[str, Any]:
@@ -119,16 +133,18 @@ class ServerState:
         """The state as script.js shows it. passed: seconds since the last call."""
         try:
             load = await self.client.do(calls.batcher())
-            self.body_mb = self.body_mb or (await self.client.do(calls.model()))["limits"]["body_mb"]
+            model = await self.client.do(calls.model())
+            version = f"{model['fingerprint']} {await self.newest_checkpoint()}"
         except DSDError as error:
-            self.body_mb = 0.0  # the next server may have another limit
+            self.follows = True  # the next server may follow a run
             return {"up": False, "sentence": str(error)}
         if load["not_ready"]:
             return {"up": False, "sentence": str(load["not_ready"])}
         rows, self.rows = load["rows"] - self.rows, load["rows"]
         return {
             "up": True,
-            "body_mb": self.body_mb,
+            "body_mb": model["limits"]["body_mb"],
+            "version": version,
             "running": len(load["running"]),
             "waiting": len(load["waiting"]),
             "seconds_ahead": load["seconds_ahead"],
@@ -136,53 +152,79 @@ class ServerState:
             "rows_per_s": round(max(rows, 0) / passed, 1) if self.fetched > 0 and passed < 10 else None,
         }
 
+    async def newest_checkpoint(self) -> str:
+        """The newest checkpoint of the run that the server follows; empty if it follows none."""
+        if not self.follows:
+            return ""
+        try:
+            found = (await self.client.do(calls.checkpoints()))["checkpoints"]
+        except ServerError as error:
+            if error.status != 404:
+                raise
+            self.follows = False
+            return ""
+        return f"{found[-1]['step']} {found[-1]['fingerprint']}" if found else ""
+
+
+@dataclass
+class OfModel:
+    """What thumbnails need to know of a model, and when it was fetched, as time.monotonic."""
+
+    fingerprint: str
+    num_classes: int
+    fetched: float
+
 
 class Thumbnails:
-    """An image of each class of the current model, drawn on first use."""
+    """An image of each class of the current models, drawn on first use."""
 
     def __init__(self, client: AsyncClient) -> None:
         self.client = client
-        self.fingerprint = ""
-        self.num_classes = 0
-        self.fetched = -FRESH_S  # time.monotonic() of the model's description
+        self.models: dict[str, OfModel] = {}  # by name; only those that the server has
         self.lock = asyncio.Lock()
-        self.cache: OrderedDict[int, bytes] = OrderedDict()  # least recently used first
+        self.cache: OrderedDict[tuple[str, int], bytes] = OrderedDict()  # least recently used first
         self.free = asyncio.Semaphore(MAX_DRAWING)
         self.waiting = 0
 
-    async def of(self, index: int) -> bytes:
-        """A PNG. Raises ServerError if the server does not draw it, 404 for a class that the model does not have."""
-        await self.refresh_model()
-        if not self.num_classes:
+    async def of(self, index: int, name: str = "") -> bytes:
+        """A PNG of a class of a model, by default the first. Raises ServerError if the server does not draw it, 404 for
+        a class that the model does not have."""
+        model = await self.model(name)
+        if not model.num_classes:
             raise ServerError("this model has no classes, so it has no thumbnails", 404)
-        if not 0 <= index < self.num_classes:
-            raise ServerError(f"class must be from 0 to {self.num_classes - 1}, got {shown(index)}", 404)
-        if index not in self.cache:
+        if not 0 <= index < model.num_classes:
+            raise ServerError(f"class must be from 0 to {model.num_classes - 1}, got {shown(index)}", 404)
+        key = (model.fingerprint, index)
+        if key not in self.cache:
             if self.waiting >= MAX_WAITING:
                 raise ServerError("too many thumbnails are waiting: try again soon", 503)
             self.waiting += 1
             try:
                 async with self.free:
-                    if index not in self.cache:
-                        await self.draw(index)
+                    if key not in self.cache:
+                        await self.draw(key, name)
             finally:
                 self.waiting -= 1
-        self.cache.move_to_end(index)
-        return self.cache[index]
+        self.cache.move_to_end(key)
+        return self.cache[key]
 
-    async def draw(self, index: int) -> None:
-        png = await self.client.do(calls.generate(index, format="png", **THUMBNAIL_SETTINGS))
-        self.cache[index] = await asyncio.to_thread(lambda: write_image(resize(read_image(png), THUMBNAIL_SIZE)))
+    async def draw(self, key: tuple[str, int], name: str) -> None:
+        answer = await self.client.do(for_model(calls.generate_json(key[1], **THUMBNAIL_SETTINGS), name))
+        if answer["fingerprint"] != key[0]:
+            raise ServerError("the model has just been replaced: try again", 503)
+        png = b64decode(answer["images"][0]["base64"])
+        self.cache[key] = await asyncio.to_thread(lambda: write_image(resize(read_image(png), THUMBNAIL_SIZE)))
         if len(self.cache) > MAX_CACHED:
             self.cache.popitem(last=False)
 
-    async def refresh_model(self) -> None:
-        """Fetch, at most once in FRESH_S seconds, which model is served; another one has other thumbnails."""
+    async def model(self, name: str) -> OfModel:
+        """The model of this name now, fetched at most once in FRESH_S seconds; another one has other thumbnails."""
         async with self.lock:
-            if time.monotonic() - self.fetched < FRESH_S:
-                return
-            model = await self.client.do(calls.model())
-            if model["fingerprint"] != self.fingerprint:
-                self.cache.clear()
-            self.fingerprint, self.num_classes = model["fingerprint"], model["num_classes"]
-            self.fetched = time.monotonic()
+            known = self.models.get(name)
+            if known is None or time.monotonic() - known.fetched >= FRESH_S:
+                model = await self.client.do(for_model(calls.model(), name))
+                known = OfModel(model["fingerprint"], model["num_classes"], time.monotonic())
+                if len(self.models) >= MAX_MODELS:
+                    self.models.clear()
+                self.models[name] = known
+            return known

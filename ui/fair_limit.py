@@ -4,13 +4,13 @@ import asyncio
 import contextlib
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from dsd_serve.calls import Call, Event
 from dsd_serve.client import AsyncClient
 from dsd_serve.errors import ServerError
+from ui.chosen_model import VISITOR, ChosenModels
 
 IN_FLIGHT = 16  # images of all visitors at the server: enough to fill its batches and leave room for its other clients
 PER_CLICK = 160  # images of one click
@@ -18,8 +18,6 @@ PER_VISITOR = 2 * PER_CLICK  # unfinished images of one visitor, in all tabs
 TOTAL = 1024  # unfinished images of all visitors
 
 T = TypeVar("T")
-
-VISITOR = ContextVar("VISITOR", default="")  # whose event is running: Gradio's session_hash
 
 
 class FairLimit:
@@ -90,13 +88,16 @@ class FairLimit:
 
 @dataclass(frozen=True)
 class LimitedClient:
-    """A client whose calls wait for their visitor's turn if they cost the server rows."""
+    """A client whose calls go to the model that their visitor has chosen, and wait for their visitor's turn if they
+    cost the server rows."""
 
     client: AsyncClient
     limit: FairLimit = field(default_factory=FairLimit)
+    chosen: ChosenModels = field(default_factory=ChosenModels)
 
     async def do(self, call: Call[T]) -> T:
         """Send a call and read its answer. Raises ServerError."""
+        call = self.chosen.apply(call)
         if call.method == "GET":
             return await self.client.do(call)
         n = images_of(call)
@@ -106,6 +107,7 @@ class LimitedClient:
 
     async def stream(self, call: Call[Event]) -> AsyncGenerator[Event, None]:
         """The events of a call as they arrive. Raises ServerError."""
+        call = self.chosen.apply(call)
         n = images_of(call)
         with self.limit.counting(n):
             async with self.limit.turn(n), contextlib.aclosing(self.client.stream(call)) as events:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from html import escape
 from typing import Any
+from urllib.parse import urlencode
 
 import gradio as gr
 from gradio.data_classes import ImageData
@@ -169,18 +170,26 @@ def facts(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def picker(
-    classes: Sequence[Mapping[str, Any]], chosen: Collection[int], model: Mapping[str, Any], example: str
+    classes: Sequence[Mapping[str, Any]],
+    chosen: Collection[int],
+    model: Mapping[str, Any],
+    example: str,
+    name: str = "",
 ) -> str:
-    """Buttons for classes, each with an image of the model; the chosen ones stand out. example: a text to search."""
+    """Buttons for classes, each with an image of the model; the chosen ones stand out.
+
+    example: a text to search. name: of the model, if it is not the server's first.
+    """
     if not classes:
         return hint("No such class", f"Try part of its name, such as {example}.")
-    version = escape(str(model.get("fingerprint", ""))[:12])
+    version = {"version": str(model.get("fingerprint", ""))[:12]}
+    query = escape(urlencode({"model": name, **version} if name else version))
     return (
         '<div class="picker" role="group" aria-label="Classes">'
         + "".join(
             f'<button type="button" class="class" data-act="toggle" data-value="{int(one["index"])}" '
             f'aria-pressed="{str(one["index"] in chosen).lower()}" title="{escape(one["name"])}, {int(one["index"])}">'
-            f'<img loading="lazy" alt="" src="studio/class/{int(one["index"])}.png?{version}">'
+            f'<img loading="lazy" alt="" src="studio/class/{int(one["index"])}.png?{query}">'
             f"<span>{escape(one['name'])}</span></button>"
             for one in classes
         )
@@ -199,6 +208,26 @@ def strip(images: Sequence[tuple[bytes, str]], label: str) -> str:
             for png, words in images
         )
         + "</div>"
+    )
+
+
+def training(run: Mapping[str, Any]) -> str:
+    """A column for each checkpoint of a run, the newest on the right, and a row for each class and seed."""
+    found = run["checkpoints"]
+    if not found:
+        return hint("No checkpoint yet", "Its images appear here as soon as it is saved and exported.")
+    names = [str(one["name"]) for one in run["classes"]] or ["image"]
+    rows = "".join(f"<li>{escape(name)}<small>seed {int(seed)}</small></li>" for name in names for seed in run["seeds"])
+    columns = "".join(
+        f'<figure><img alt="step {int(one["step"])}" src="studio/checkpoint/{int(one["step"])}.png?version='
+        f'{escape(one["fingerprint"][:12])}"><figcaption>{int(one["step"]):,}</figcaption></figure>'
+        for one in reversed(found)
+    )
+    newest = f"{len(found)} checkpoints, the newest of step {int(found[-1]['step']):,}"
+    return (
+        f'<p class="line" role="status">{escape(str(run["run"]))}: {newest}. Every column has the same seeds.</p>'
+        f'<div class="training" style="--rows:{len(names) * len(run["seeds"])}"><ol>{rows}</ol>'
+        f'<div class="columns" tabindex="0" role="group" aria-label="Checkpoints"><div>{columns}</div></div></div>'
     )
 
 

@@ -13,7 +13,7 @@ from ui.png_settings import label_of
 from ui.private_files import Uploads
 from ui.requests import Drawing
 from ui.server_info import ServerInfo
-from ui.tabs import generate, inside, photo, walk
+from ui.tabs import generate, inside, photo, training, walk
 from ui.values import number_of, pressed
 from ui.visitors import EventQueue, Page
 
@@ -34,6 +34,7 @@ def build_page(info: ServerInfo, address: Callable[[gr.Request], str], uploads: 
     with Page(uploads, title="DSD", analytics_enabled=False) as page:
         api.build(info)  # first, so that its names are free
         html.shown(HEADER)
+        model = gr.Dropdown([""], value="", label="Model", elem_id="model", visible=False)
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Generate", id="generate"):
                 generate_tab = generate.build(info, address)
@@ -43,16 +44,49 @@ def build_page(info: ServerInfo, address: Callable[[gr.Request], str], uploads: 
                 walk_tab = walk.build(info)
             with gr.Tab("Look inside", id="inside"):
                 inside_tab = inside.build(info, generate_tab.drawing)
+            with gr.Tab("Training", id="training", visible=False) as last:
+                training_tab = training.build(last)
         refresh = gr.Button("Refresh", elem_id="refresh", elem_classes="unseen")
-        every_tab = (generate_tab, photo_tab, walk_tab, inside_tab)
-        fitted = list({control: None for tab in every_tab for control in tab.fitted(info)})
+        follow = gr.Button("Follow", elem_id="follow", elem_classes="unseen")
+        every_tab = (generate_tab, photo_tab, walk_tab, inside_tab, training_tab)
+
+        def fitted() -> Updates:
+            """Everything as it is for the chosen model."""
+            names, chosen = info.names, info.client.chosen.current
+            menu = gr.update(choices=names, value=chosen or names[0], visible=True) if len(names) > 1 else gr.skip()
+            return {model: menu} | {control: value for tab in every_tab for control, value in tab.fitted(info).items()}
+
+        controls = [model, *{control: None for tab in every_tab for control in tab.fitted(info)}]
 
         async def open_page() -> Updates:
-            if error := await info.refresh():
-                return {generate_tab.picker: html.callout(error)}
-            return {control: value for tab in every_tab for control, value in tab.fitted(info).items()}
+            error = await info.refresh()
+            return {generate_tab.picker: html.callout(error)} if error else fitted()
 
-        gr.on([page.load, refresh.click], open_page, None, fitted, **EVENT)
+        async def choose_model(name: str) -> Updates:
+            if name not in info.names:
+                raise gr.Error(
+                    f"model must be one of {', '.join(info.names)}, got {shown(name)}", print_exception=False
+                )
+            info.client.chosen.choose(name)
+            return await open_page()
+
+        async def follow_model(chosen: list[int], words: str) -> Updates:
+            """After a switch to another model: what is shown of it. The controls stay, unless its classes differ."""
+            classes = info.classes
+            if await info.refresh():
+                return {generate_tab.picker: gr.skip()}
+            if info.classes != classes:
+                return fitted()
+            return {
+                generate_tab.picker: await generate.finder(info)(words, chosen),
+                inside_tab.model: inside.model_facts(info.model),
+                inside_tab.card: info.card,
+                **training_tab.fitted(info),
+            }
+
+        gr.on([page.load, refresh.click], open_page, None, controls, **EVENT)
+        follow.click(follow_model, [generate_tab.chosen, generate_tab.search], controls, **EVENT)
+        model.input(choose_model, model, controls, **EVENT)
         connect(info, tabs, generate_tab, photo_tab, walk_tab, inside_tab)
     page._queue = EventQueue(page)
     return page

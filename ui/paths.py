@@ -1,9 +1,10 @@
-"""Paths of the page: what Gradio needs, and two of our own."""
+"""Paths of the page: what Gradio needs, and three of our own."""
 
 import re
 
 STATE = "/studio/state"
 THUMBNAIL = "/studio/class/{index}.png"
+CHECKPOINT = "/studio/checkpoint/{step}.png"
 UPLOAD = "/gradio_api/upload"
 UPLOAD_PROGRESS = "/gradio_api/upload_progress"
 FILE = "/gradio_api/file="
@@ -20,7 +21,7 @@ NAME = "[A-Za-z0-9_-]{1,64}"
 READABLE = re.compile(
     rf"/|/config|/theme\.css|/favicon\.ico|/robots\.txt|/manifest\.json"
     rf"|/(assets|static|svelte)/.*"
-    rf"|/studio/(state|class/[0-9]{{1,9}}\.png)"
+    rf"|/studio/(state|class/[0-9]{{1,9}}\.png|checkpoint/[0-9]{{1,16}}\.png)"
     rf"|/gradio_api/(info|startup-events|queue/data|theme\.css|heartbeat/{NAME}|call/(v2/)?{NAME}/{NAME})"
 )
 WRITABLE = re.compile(rf"/gradio_api/(queue/join|cancel|run/predict|call/(v2/)?{NAME})")

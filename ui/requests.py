@@ -115,7 +115,7 @@ async def draw(client: LimitedClient, requests: Sequence[DrawRequest]) -> AsyncG
         try:
             async with (
                 client.limit.turn(request.n),
-                contextlib.aclosing(client.client.stream(request.call)) as events,
+                contextlib.aclosing(client.client.stream(client.chosen.apply(request.call))) as events,
             ):
                 async for event in events:
                     drawing.update(images, event)

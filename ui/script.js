@@ -2,6 +2,7 @@
 (() => {
   const SECONDS = 2;
   let up = null;
+  let version = "";
   let largest = Infinity; // bytes of an upload
 
   const byId = (id) => document.getElementById(id);
@@ -40,6 +41,9 @@
     if (state.body_mb) largest = 1e6 * state.body_mb;
     // After an outage it may be another server: fetch its description again.
     if (state.up && up === false) byId("refresh")?.click();
+    // Another model, or the images of another checkpoint.
+    else if (state.up && version && state.version !== version) byId("follow")?.click();
+    if (state.up) version = state.version;
     up = state.up;
   }
 

@@ -28,35 +28,77 @@ UNKNOWN: dict[str, Any] = {  # until a server has answered
 
 
 @dataclass
+class ModelFacts:
+    """The latest answers of a server about one of its models. choices: the classes for a menu, one list for all
+    visitors."""
+
+    model: dict[str, Any] = field(default_factory=lambda: UNKNOWN)
+    classes: list[dict[str, Any]] = field(default_factory=list)
+    choices: list[tuple[str, int]] = field(default_factory=lambda: [(NONE, NO_CLASS)])
+    card: str = ""
+
+
+@dataclass
 class ServerInfo:
-    """A server and its latest answers about itself. decoder: of visitors' photos."""
+    """A server and its latest answers about itself and the model that the visitor has chosen.
+
+    decoder: of visitors' photos. names: of its models. run: the training run that it follows, as /checkpoints describes
+    it.
+    """
 
     client: LimitedClient
     decoder: Decoder = field(default_factory=Decoder)
-    model: dict[str, Any] = field(default_factory=lambda: UNKNOWN)
-    classes: list[dict[str, Any]] = field(default_factory=list)
-    choices: list[tuple[str, int]] = field(
-        default_factory=lambda: [(NONE, NO_CLASS)]
-    )  # the classes for a menu; one list for all visitors
-    card: str = ""
+    names: list[str] = field(default_factory=list)
+    run: dict[str, Any] | None = None
+    facts: dict[str, ModelFacts] = field(default_factory=dict)  # by the name of the model; empty for the first
+
+    @property
+    def here(self) -> ModelFacts:
+        return self.facts.get(self.client.chosen.current) or self.facts.get("") or ModelFacts()
+
+    @property
+    def model(self) -> dict[str, Any]:
+        return self.here.model
+
+    @property
+    def classes(self) -> list[dict[str, Any]]:
+        return self.here.classes
+
+    @property
+    def choices(self) -> list[tuple[str, int]]:
+        return self.here.choices
+
+    @property
+    def card(self) -> str:
+        return self.here.card
 
     async def refresh(self) -> str:
         """Fetch everything again. Returns what went wrong, or an empty string."""
+        before, name = self.here, self.client.chosen.current
         try:
-            model = await self.client.do(calls.model())
-            if model["fingerprint"] != self.model["fingerprint"]:
-                self.classes = await self.client.do(calls.classes())
+            self.names = await self.client.do(calls.models())
+            if name not in self.names:
+                self.client.chosen.forget()
+                before, name = self.here, ""
+            model, classes = await self.client.do(calls.model()), before.classes
+            if model["fingerprint"] != before.model["fingerprint"]:
+                classes = await self.client.do(calls.classes())
         except ServerError as error:
             return str(error)
-        self.model = model
-        self.choices = [
+        menu = [
             (f"{one['name'][:1].upper()}{one['name'][1:]} ({one['index']})", one["index"])
-            for one in self.classes[:MOST_IN_MENUS]
-        ] or [(NONE, NO_CLASS)]
+            for one in classes[:MOST_IN_MENUS]
+        ]
         try:
-            self.card = await self.client.do(calls.card())
+            card = await self.client.do(calls.card())
         except ServerError as error:
-            self.card = str(error)  # a model without a card is served all the same
+            card = str(error)  # a model without a card is served all the same
+        kept = {known: facts for known, facts in self.facts.items() if known in self.names or not known}
+        self.facts = {**kept, name: ModelFacts(model, classes, menu or [(NONE, NO_CLASS)], card)}
+        try:
+            self.run = await self.client.do(calls.checkpoints())
+        except ServerError:
+            self.run = None  # it follows none
         return ""
 
     @property

@@ -30,7 +30,7 @@ from gradio.state_holder import SessionState, StateHolder
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dsd_serve.errors import DSDError, InputError, shown
-from ui.fair_limit import VISITOR
+from ui.chosen_model import VISITOR
 from ui.guard import GuardedBlocks
 from ui.values import check
 

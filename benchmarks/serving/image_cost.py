@@ -162,7 +162,7 @@ def serving(path: Path, budget: int) -> Iterator[tuple["subprocess.Popen[str]", 
 
 
 def serve(path: Path, budget: int) -> None:
-    settings = Settings(model=path, row_budget=budget, max_size=MAX_SIZE)
+    settings = Settings(model=(str(path),), row_budget=budget, max_size=MAX_SIZE)
     service = Service(settings, ReadyEngine(read_model_dir(path).config))
     uvicorn.run(create_app(service), host="127.0.0.1", port=0, access_log=False)
 

@@ -1,7 +1,8 @@
 """Access control: API keys with limits, the web pages that may use the server (CORS), and the host names it serves.
 
 A key is written name:key[:requests_per_minute[:images_at_once]], where 0 means no limit; see `load_keys`. With keys,
-everything needs one except /health and the documentation, which holds no secret and in which a key is entered.
+everything needs one except /health, the documentation, which holds no secret and in which a key is entered, and
+/admin, which has a key of its own.
 """
 
 import logging
@@ -18,19 +19,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dsd_serve.errors import QueueFullError
 from server import error_responses
-from server.keys import ApiKey, current_key, find
+from server.keys import ApiKey, current_key, find, sent_key
 from server.middleware.hosts import AllowedHosts, SameOriginPages
 from server.middleware.request_id import UncaughtErrors
 
 log = logging.getLogger(__name__)
 
-OPEN = re.compile(r"/health/.*|/docs(/assets/.*)?|/redoc|/openapi\.json")  # paths that need no key
-
-
-def sent_key(headers: Headers) -> str:
-    """`Authorization: Bearer KEY`, or `X-API-Key: KEY`; empty without either."""
-    scheme, _, value = headers.get("authorization", "").partition(" ")
-    return value.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+OPEN = re.compile(r"/health/.*|/docs(/assets/.*)?|/redoc|/openapi\.json|/admin/.*")  # paths that need no API key
 
 
 def needs_no_key(path: str) -> bool:

@@ -34,6 +34,7 @@ from server.openapi import (
     problems,
     takes,
 )
+from server.request_model import RequestModel, use_model
 from server.request_reader import read_images, read_settings
 from server.responses import (
     EVENTS,
@@ -56,7 +57,6 @@ from server.schemas import (
     GenerateRequest,
     SamplingQuery,
 )
-from server.service import Service
 from server.stream_events import Done, Event, Preview
 
 router = Router(dependencies=[Depends(refuse_repeated)])
@@ -119,54 +119,56 @@ async def edit_post(request: Request, query: Annotated[EditQuery, Query()]) -> R
     The body is the image itself, or a form with `image` and, to redraw a part only, `mask`: an image of the same
     shape, white where to draw. The centre square of both is scaled to the network's size.
     """
-    service: Service = request.app.state.service
-    params = with_previews(service.params(query), chosen := choose(request, query.format, EVENTS))
-    service.check_fits(chosen, query.n, query.size)
-    image_class = service.class_of(query)
-    params = service.model.towards(image_class, params, query.guidance)
-    service.encoder.check_images(chosen, query.n, service.side(query.size))
-    sent = await read_images(request, service.decoder, service.config.image_size, ("image", "mask"))
+    model = await use_model(request, query.model, query.timeout)
+    params = with_previews(model.params(query), chosen := choose(request, query.format, EVENTS))
+    model.check_fits(chosen, query.n, query.size)
+    image_class = model.class_of(query)
+    params = model.info.towards(image_class, params, query.guidance)
+    model.encoder.check_images(chosen, query.n, model.side(query.size))
+    sent = await read_images(request, model.decoder, model.config.image_size, ("image", "mask"))
     mask = sent["mask"].mean(0) >= 128 if "mask" in sent else None
-    tasks = service.model.edits(sent["image"], image_class, params, query.strength, mask)
+    tasks = model.info.edits(sent["image"], image_class, params, query.strength, mask)
     return await answer_drawn(
-        request, query, chosen, image_class, params, tasks, EditedAnswer, {"strength": query.strength}
+        request, model, query, chosen, image_class, params, tasks, EditedAnswer, {"strength": query.strength}
     )
 
 
 async def draw(request: Request, query: GenerateRequest) -> Response:
-    service: Service = request.app.state.service
     chosen = choose(request, query.format, EVENTS)
     if chosen == "events" and resumes(request):
         return Response(status_code=204, headers={"Cache-Control": "no-store", "Vary": "Accept"})
-    image_class = service.class_of(query)
-    params = with_previews(service.params(query), chosen)
-    params = service.model.towards(image_class, params, query.guidance)
-    service.check_answer(chosen, query.n, query.size)
-    tasks = [Generate(service.model.label_of(image_class), p) for p in params]
+    model = await use_model(request, query.model, query.timeout)
+    image_class = model.class_of(query)
+    params = with_previews(model.params(query), chosen)
+    params = model.info.towards(image_class, params, query.guidance)
+    model.check_answer(chosen, query.n, query.size)
+    tasks = [Generate(model.info.label_of(image_class), p) for p in params]
     headers = {"Cache-Control": "no-store", "Vary": "Accept"}
     if query.seed is not None and chosen != "events":
         # Not immutable: the model behind an address may be replaced, so caches revalidate, which draws nothing.
         etag = etag_of(
-            service.model.fingerprint,
-            service.model.described,
+            model.info.name,
+            model.info.fingerprint,
+            model.info.described,
             __version__,
             PIL.__version__,
-            service.model.label_of(image_class),
+            model.info.label_of(image_class),
             [to_fields(p) for p in params],
             chosen,
             query.size,
-            weak=not service.model.invariance.holds,
+            weak=not model.info.invariance.holds,
         )
         headers = {"Cache-Control": "no-cache", "Vary": "Accept", "ETag": etag}
         if is_fresh(request, etag):
             return Response(status_code=304, headers=headers)
     if request.method == "HEAD":
-        return head(chosen, {**headers, **settings_headers(service.model.settings_of(image_class, params[0]))})
-    return await answer_drawn(request, query, chosen, image_class, params, tasks, DrawnAnswer, {}, headers)
+        return head(chosen, {**headers, **settings_headers(model.info.settings_of(image_class, params[0]))})
+    return await answer_drawn(request, model, query, chosen, image_class, params, tasks, DrawnAnswer, {}, headers)
 
 
 async def answer_drawn(
     request: Request,
+    model: RequestModel,
     query: SamplingQuery,
     chosen: str,
     image_class: ImageClass | None,
@@ -177,25 +179,27 @@ async def answer_drawn(
     headers: Mapping[str, str] = {},  # never changed
 ) -> Response:
     """Draw one image for each of `params`, and answer with them or with events."""
-    service: Service = request.app.state.service
-    settings = [{**service.model.settings_of(image_class, p), **more} for p in params]
+    settings = [{**model.info.settings_of(image_class, p), **more} for p in params]
     used = {**headers, **settings_headers(settings[0])}
     if chosen == "events":
-        events = service.stream(request, tasks, query.timeout)
-        return event_stream(native_events(request, events, settings, query.size), used)
-    done = await service.run(request, tasks, query.timeout)
+        events = model.stream(request, tasks, query.timeout)
+        return event_stream(native_events(request, model, events, settings, query.size), used)
+    done = await model.run(request, tasks, query.timeout)
     images = [ImageWithSettings(pixels, setting) for pixels, setting in zip(done.results, settings, strict=True)]
-    common = {**settings[0], "size": query.size or service.config.image_size}
+    common = {**settings[0], "size": query.size or model.config.image_size}
     headers = {**used, "Server-Timing": done.server_timing}
-    return await answer(request, service.encoder, images, chosen, query.size, common, headers, shape)
+    return await answer(request, model.encoder, images, chosen, query.size, common, headers, shape)
 
 
 async def native_events(
-    request: Request, events: AsyncIterator[Event], settings: Sequence[Mapping[str, Any]], size: int | None
+    request: Request,
+    model: RequestModel,
+    events: AsyncIterator[Event],
+    settings: Sequence[Mapping[str, Any]],
+    size: int | None,
 ) -> AsyncIterator[tuple[str, Any] | None]:
     """preview, then image or error for each image, then done."""
-    service: Service = request.app.state.service
-    encoding = partial(service.encoder.text, request, TEXT_KIND, service.side(size))
+    encoding = partial(model.encoder.text, request, TEXT_KIND, model.side(size))
     async for event in events:
         if event is None:
             yield None

@@ -3,6 +3,7 @@
 from typing import Annotated, Any
 
 from fastapi import Depends, HTTPException, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, PlainTextResponse
 
 from dsd_serve import __version__
@@ -12,11 +13,13 @@ from server.answers import Defaults, Health, ImageClassAnswer, ModelAnswer, Self
 from server.error_responses import refuse_repeated
 from server.openapi import problems
 from server.router import Router
-from server.schemas import ClassesQuery
+from server.schemas import ClassesQuery, ModelQuery
 from server.service import Service
 from server.site import root_path
 
 router = Router()
+
+OF_A_NAME = {422: "there is no model of this name", 503: "the model cannot be loaded now"}
 
 
 @router.get(
@@ -25,20 +28,24 @@ router = Router()
     response_model=list[ImageClassAnswer],
     responses=problems(422, words={422: "a parameter is wrong"}),
 )
-def classes(request: Request, query: Annotated[ClassesQuery, Query()]) -> Response:
+async def classes(request: Request, query: Annotated[ClassesQuery, Query()]) -> Response:
     """The classes that the model can draw, or those that match `q`: `curl "localhost:8000/classes?q=retriever"`."""
-    found = request.app.state.service.model.table.search(query.q, query.trained)
+    service: Service = request.app.state.service
+    table = service.models.find(query.model).about.table
+    found = await run_in_threadpool(table.search, query.q, query.trained)
     return JSONResponse([c.to_dict() for c in found])  # not filled one by one: there may be 100,000
 
 
-@router.get("/model")
-async def model(request: Request) -> ModelAnswer:
+@router.get("/model", dependencies=[Depends(refuse_repeated)], responses=problems(422, 503, words=OF_A_NAME))
+async def model(request: Request, query: Annotated[ModelQuery, Query()]) -> ModelAnswer:
     """The model, its recommended settings, its engine, and the limits of this server."""
     service: Service = request.app.state.service
-    config, defaults, settings = service.config, service.model.defaults, service.settings
+    info = await service.models.info(query.model, service.settings.max_seconds)
+    loaded = service.models.find(query.model).served
+    config, defaults, settings = info.config, info.defaults, service.settings
     return ModelAnswer(
-        name=service.model.name,
-        fingerprint=service.model.fingerprint,
+        name=info.name,
+        fingerprint=info.fingerprint,
         version=__version__,
         image_size=config.image_size,
         latent_shape=list(config.latent_shape),
@@ -48,13 +55,13 @@ async def model(request: Request) -> ModelAnswer:
             **{**to_recommended(defaults), "steps": min(defaults.num_steps, settings.max_steps)},
         ),
         samplers=list(SAMPLER_NAMES),
-        engine=service.model.described,
-        row_budget=service.backend.budget or service.model.budget,
+        engine=info.described,
+        row_budget=(loaded.backend.budget if loaded else 0) or info.budget,
         self_test=SelfTest(
-            batch_invariant=service.model.invariance.holds,
-            rows=service.model.invariance.num_rows,
-            row_counts=list(service.model.invariance.row_counts),
-            max_difference=service.model.invariance.max_difference,
+            batch_invariant=info.invariance.holds,
+            rows=info.invariance.num_rows,
+            row_counts=list(info.invariance.row_counts),
+            max_difference=info.invariance.max_difference,
         ),
         limits={
             "n": settings.max_images,
@@ -74,12 +81,14 @@ async def model(request: Request) -> ModelAnswer:
     response_class=PlainTextResponse,
     responses={
         200: {"content": {"text/markdown": {"schema": {"type": "string"}}}, "description": "Markdown"},
-        **problems(404, words={404: "the model directory has no card.md"}),
+        **problems(404, 422, 503, words={404: "the model directory has no card.md", **OF_A_NAME}),
     },
+    dependencies=[Depends(refuse_repeated)],
 )
-def model_card(request: Request) -> Response:
+async def model_card(request: Request, query: Annotated[ModelQuery, Query()]) -> Response:
     """The model card: classes, training, and permitted use."""
-    card: str | None = request.app.state.service.model.card
+    service: Service = request.app.state.service
+    card = (await service.models.info(query.model, service.settings.max_seconds)).card
     if card is None:
         raise HTTPException(404, "this model has no card; dsd-export writes one as card.md")
     return PlainTextResponse(card, media_type="text/markdown")
@@ -88,7 +97,7 @@ def model_card(request: Request) -> Response:
 @router.get("/health/live", response_model=Health, responses=problems(503, words={503: "to be started again"}))
 async def live(request: Request) -> Response:
     """Liveness: the process answers, and the engine works or can be started again."""
-    if reason := request.app.state.service.backend.given_up:
+    if reason := request.app.state.service.models.given_up:
         return error_responses.problem(503, f"{reason}; this server should be restarted")
     return JSONResponse({"status": "live"})
 
@@ -96,21 +105,22 @@ async def live(request: Request) -> Response:
 @router.get("/health/ready", response_model=Health, responses=problems(503, words={503: "not ready"}))
 async def ready(request: Request) -> Response:
     """Readiness: the model is loaded, the engine works, and the server is not shutting down."""
-    if reason := request.app.state.service.backend.not_ready:
+    if reason := request.app.state.service.not_ready:
         return error_responses.problem(503, reason, {"Retry-After": "5"})
     return JSONResponse({"status": "ready"})
 
 
-@router.get("/debug/batcher")
-async def debug_batcher(request: Request) -> dict[str, Any]:
-    """Running and waiting programs: their numbers, rows left, and age in seconds."""
-    return request.app.state.service.backend.snapshot()
+@router.get("/debug/batcher", dependencies=[Depends(refuse_repeated)], responses=problems(422, words=OF_A_NAME))
+async def debug_batcher(request: Request, query: Annotated[ModelQuery, Query()]) -> dict[str, Any]:
+    """Running and waiting programs: their numbers, rows left, and age in seconds; of all models, or of one."""
+    service: Service = request.app.state.service
+    return service.models.snapshot(query.model)
 
 
 @router.get("/", include_in_schema=False)
 async def index(request: Request) -> JSONResponse:
     base = str(request.base_url).rstrip("/") + root_path(request.scope)
-    example = request.app.state.service.model.table.example
+    example = request.app.state.service.models.default.about.table.example
     query = f"?class={example.index}" if example else ""
     links = {"try": f"{base}/generate{query}", "docs": f"{base}/docs", "model": f"{base}/model"}
     return JSONResponse(links, headers={"Vary": "Host, X-Forwarded-Prefix"})

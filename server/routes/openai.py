@@ -35,11 +35,11 @@ from server.openai_schemas import (
     VariationForm,
 )
 from server.openapi import events, takes
+from server.request_model import RequestModel, use_model
 from server.request_reader import Form, media_type, read_form, read_settings
 from server.responses import ImageWithSettings, event_stream, settings_headers, texts_memory
 from server.router import Router
 from server.schemas import SamplingQuery
-from server.service import Service
 from server.stream_events import Event, Preview
 
 router = Router(prefix="/v1")
@@ -85,14 +85,13 @@ def takes_form(model: type[Options], *files: str) -> dict[str, Any]:
 )
 async def generations(request: Request) -> Response:
     """Draw images of the class that the prompt names."""
-    service: Service = request.app.state.service
     query = await read_settings(request, GenerationRequest, openai=True)
-    check_model(service, query.model)
-    image_class = prompted(service, query)
-    params = with_previews(towards(service, image_class, sampling(service, query), query), query)
-    check_answer(service, query)
-    tasks = [Generate(service.model.label_of(image_class), p) for p in params]
-    return await answer_drawn(request, query, image_class, params, tasks, "image_generation")
+    model = await use(request, query.model)
+    image_class = prompted(model, query)
+    params = with_previews(towards(model, image_class, sampling(model, query), query), query)
+    check_answer(model, query)
+    tasks = [Generate(model.info.label_of(image_class), p) for p in params]
+    return await answer_drawn(request, model, query, image_class, params, tasks, "image_generation")
 
 
 @router.post(
@@ -103,11 +102,10 @@ async def generations(request: Request) -> Response:
 )
 async def variations(request: Request) -> Response:
     """Draw an image again, a little differently: it is encoded, noised and denoised, towards no class."""
-    service: Service = request.app.state.service
-    query, _, params, pixels, _ = await read_upload(request, VariationForm, ("image",))
-    tasks = service.model.edits(pixels, None, params, query.strength)
+    model, query, _, params, pixels, _ = await read_upload(request, VariationForm, ("image",))
+    tasks = model.info.edits(pixels, None, params, query.strength)
     more = {"strength": query.strength}
-    return await answer_drawn(request, query, None, params, tasks, "image_variation", more)
+    return await answer_drawn(request, model, query, None, params, tasks, "image_variation", more)
 
 
 @router.post(
@@ -118,30 +116,26 @@ async def variations(request: Request) -> Response:
 )
 async def edits(request: Request) -> Response:
     """Redraw an image, or where a mask of the same shape is transparent, towards the class that the prompt names."""
-    service: Service = request.app.state.service
-    query, image_class, params, pixels, mask = await read_upload(request, EditForm, ("image", "mask"))
+    model, query, image_class, params, pixels, mask = await read_upload(request, EditForm, ("image", "mask"))
     params = with_previews(params, query, query.strength)
-    tasks = service.model.edits(pixels, image_class, params, query.strength, mask)
+    tasks = model.info.edits(pixels, image_class, params, query.strength, mask)
     more = {"strength": query.strength}
-    return await answer_drawn(request, query, image_class, params, tasks, "image_edit", more)
+    return await answer_drawn(request, model, query, image_class, params, tasks, "image_edit", more)
 
 
 @router.get("/models", responses={"default": ERRORS["default"]})
 async def list_models(request: Request) -> ModelList:
-    """The model that is served."""
-    return ModelList(data=[model_entry(request.app.state.service)])
+    """The models that are served."""
+    slots = request.app.state.service.models.slots.values()
+    return ModelList(data=[ModelEntry(id=slot.name, created=slot.about.created) for slot in slots])
 
 
 @router.get("/models/{model:path}", responses={404: ERRORS[404], "default": ERRORS["default"]})
 async def retrieve_model(request: Request, model: str) -> ModelEntry:
-    """The model that is served, by its name."""
-    service: Service = request.app.state.service
-    check_model(service, model)
-    return model_entry(service)
-
-
-def model_entry(service: Service) -> ModelEntry:
-    return ModelEntry(id=service.model.name, created=service.model.created)
+    """A model that is served, by its name."""
+    with unknown_model():
+        slot = request.app.state.service.models.find(model)
+    return ModelEntry(id=slot.name, created=slot.about.created)
 
 
 # Reading requests.
@@ -149,53 +143,58 @@ def model_entry(service: Service) -> ModelEntry:
 
 async def read_upload(
     request: Request, kind: type[FormOptions], files: Sequence[str]
-) -> tuple[FormOptions, ImageClass | None, list[SamplingParams], Pixels, Array | None]:
-    """The options of a form, what they stand for, and the pixels of its files. Nothing of its bytes is left."""
-    service: Service = request.app.state.service
+) -> tuple[RequestModel, FormOptions, ImageClass | None, list[SamplingParams], Pixels, Array | None]:
+    """The model and the options of a form, what they stand for, and the pixels of its files. Nothing of its bytes is
+    left."""
     if media_type(request.scope) != "multipart/form-data":
         raise OpenAIError(415, f"send a form, as multipart/form-data, with the file field {files[0]}")
     form = await read_form(request, files, tuple(kind.model_fields))
     query = error_responses.validated(kind, {name: text or None for name, text in form.fields.items()}, strict=False)
-    check_model(service, query.model)
-    image_class = prompted(service, query) if isinstance(query, GenerationRequest) else None
-    params = towards(service, image_class, sampling(service, query), query)
-    check_answer(service, query)
-    pixels = await uploaded(service, form, "image")
-    mask = await transparent(service, form) if "mask" in form.files else None
-    return query, image_class, params, pixels, mask
+    model = await use(request, query.model)
+    image_class = prompted(model, query) if isinstance(query, GenerationRequest) else None
+    params = towards(model, image_class, sampling(model, query), query)
+    check_answer(model, query)
+    pixels = await uploaded(model, form, "image")
+    mask = await transparent(model, form) if "mask" in form.files else None
+    return model, query, image_class, params, pixels, mask
 
 
-def check_model(service: Service, name: str | None) -> None:
-    if name not in (None, service.model.name):
-        raise OpenAIError(
-            404,
-            f"there is no model {shown(name)} here; this server has {service.model.name!r}",
-            "model",
-            "model_not_found",
-        )
+async def use(request: Request, name: str | None) -> RequestModel:
+    """The model that a request names. Raises OpenAIError if there is none of this name."""
+    with unknown_model():
+        return await use_model(request, name)
 
 
-def prompted(service: Service, query: GenerationRequest) -> ImageClass | None:
+@contextmanager
+def unknown_model() -> Iterator[None]:
+    """Turn an InputError into OpenAI's error about a model that is not there."""
+    try:
+        yield
+    except InputError as error:
+        raise OpenAIError(404, str(error), "model", "model_not_found") from None
+
+
+def prompted(model: RequestModel, query: GenerationRequest) -> ImageClass | None:
     """The class that `class_id` or the prompt names; None if the model has no classes."""
-    prompt, model, has_classes = query.prompt.strip(), service.model, service.config.num_classes > 0
+    prompt, has_classes = query.prompt.strip(), model.config.num_classes > 0
     if query.class_id is not None:
         with about("class_id"):
-            return model.find_class(query.class_id, "class" if has_classes else "class_id")
+            return model.info.find_class(query.class_id, "class" if has_classes else "class_id")
     if not has_classes and prompt.casefold() not in NO_PROMPT:
         sentence = f"prompt must be empty or image: this model has no classes, got {shown(prompt)}"
         raise OpenAIError(400, sentence, "prompt")
     with about("prompt", "the prompt must name a class that this model draws; "):
-        named = prompt if model.table.exactly(prompt) else prompt.removeprefix("class:")
-        return model.find_class(named) if has_classes else None
+        named = prompt if model.info.table.exactly(prompt) else prompt.removeprefix("class:")
+        return model.info.find_class(named) if has_classes else None
 
 
 def towards(
-    service: Service, image_class: ImageClass | None, params: Sequence[SamplingParams], query: Options
+    model: RequestModel, image_class: ImageClass | None, params: Sequence[SamplingParams], query: Options
 ) -> list[SamplingParams]:
     """The sampling parameters towards a class, or towards none, where guidance is off."""
     guidance = query.guidance_scale if isinstance(query, GenerationRequest) else None
     with about("guidance_scale"):
-        return service.model.towards(image_class, params, guidance, "guidance_scale")
+        return model.info.towards(image_class, params, guidance, "guidance_scale")
 
 
 @contextmanager
@@ -207,16 +206,16 @@ def about(param: str, prefix: str = "") -> Iterator[None]:
         raise OpenAIError(400, f"{prefix}{error}", param) from None
 
 
-def sampling(service: Service, query: Options) -> list[SamplingParams]:
+def sampling(model: RequestModel, query: Options) -> list[SamplingParams]:
     """Sampling parameters of each image."""
     native = SamplingQuery(n=query.n, size=query.side, **from_openai(query.sampling_values()))
     try:
-        params = service.params(native)
+        params = model.params(native)
     except InputError as error:
         error = error.renamed(OPENAI_NAMES.get(error.param or "", error.param))
         raise OpenAIError(400, str(error), error.param) from None
     with about("size"):
-        service.check_fits(query.output_format, 1, query.side)
+        model.check_fits(query.output_format, 1, query.side)
     return params
 
 
@@ -231,26 +230,26 @@ def with_previews(
     return [replace(p, preview_every=every) for p in params]
 
 
-def check_answer(service: Service, query: Options) -> None:
+def check_answer(model: RequestModel, query: Options) -> None:
     """Refuse, before anything is drawn, an answer that could not be encoded."""
     count = 1 if isinstance(query, GenerationRequest) and query.stream else query.n
-    side = service.side(query.side)
+    side = model.side(query.side)
     needed = texts_memory(query.output_format, count, side)
     with about("size"):
-        service.encoder.check(needed, f"{count} x {side} x {side} pixels as {query.output_format}")
+        model.encoder.check(needed, f"{count} x {side} x {side} pixels as {query.output_format}")
 
 
-async def uploaded(service: Service, form: Form, name: str) -> Pixels:
+async def uploaded(model: RequestModel, form: Form, name: str) -> Pixels:
     if not form.files.get(name):
         raise OpenAIError(400, f"{name} is missing; send a PNG, JPEG or WebP as a file of that name", name)
     with about(name):
-        return await form.read_image(name, service.decoder, service.config.image_size)
+        return await form.read_image(name, model.decoder, model.config.image_size)
 
 
-async def transparent(service: Service, form: Form) -> Array:
+async def transparent(model: RequestModel, form: Form) -> Array:
     """OpenAI's mask: bool [H, W], True where it is transparent."""
     with about("mask"):
-        opacity = await form.read_image("mask", service.decoder, service.config.image_size, opacity=True)
+        opacity = await form.read_image("mask", model.decoder, model.config.image_size, opacity=True)
     mask: Array = opacity[0] < 128
     if not mask.any():
         raise OpenAIError(400, "the mask must be transparent where to draw, got one that is opaque everywhere", "mask")
@@ -262,6 +261,7 @@ async def transparent(service: Service, form: Form) -> Array:
 
 async def answer_drawn(
     request: Request,
+    model: RequestModel,
     query: Options,
     image_class: ImageClass | None,
     params: Sequence[SamplingParams],
@@ -270,17 +270,16 @@ async def answer_drawn(
     more: Mapping[str, Any] = {},  # never changed
 ) -> Response:
     """Draw one image for each of `params`, and answer with them or with events named by `kind`."""
-    service: Service = request.app.state.service
-    settings = [{**service.model.settings_of(image_class, p), **more} for p in params]
+    settings = [{**model.info.settings_of(image_class, p), **more} for p in params]
     headers = {"Cache-Control": "no-store", **settings_headers(settings[0])}
-    side = query.side or service.config.image_size
+    side = query.side or model.config.image_size
     common = {"output_format": query.output_format, "size": f"{side}x{side}", "background": "opaque"}
     encoded = 0 if kind == "image_generation" else 1
     if isinstance(query, GenerationRequest) and query.stream:
-        events = service.stream(request, tasks)
-        spent = usage_of(service, encoded, 1).model_dump()
-        return event_stream(openai_events(request, events, query, settings, common, spent, kind), headers)
-    done = await service.run(request, tasks)
+        events = model.stream(request, tasks)
+        spent = usage_of(model, encoded, 1).model_dump()
+        return event_stream(openai_events(request, model, events, query, settings, common, spent, kind), headers)
+    done = await model.run(request, tasks)
     images = [ImageWithSettings(pixels, setting) for pixels, setting in zip(done.results, settings, strict=True)]
     needed = texts_memory(query.output_format, len(images), side)
 
@@ -292,14 +291,15 @@ async def answer_drawn(
         body = ImagesAnswer(created=created, data=data, **common, usage=usage)
         return JSONResponse(body.model_dump(), headers={**headers, "Server-Timing": done.server_timing})
 
-    created, usage = int(time.time()), usage_of(service, encoded * len(params), len(params))
-    response, claim = await service.encoder.run(request, needed, make)
+    created, usage = int(time.time()), usage_of(model, encoded * len(params), len(params))
+    response, claim = await model.encoder.run(request, needed, make)
     claim.shrink(len(response.body))
     return response
 
 
 async def openai_events(
     request: Request,
+    model: RequestModel,
     events: AsyncIterator[Event],
     query: Options,
     settings: Sequence[Mapping[str, Any]],
@@ -309,8 +309,7 @@ async def openai_events(
 ) -> AsyncIterator[tuple[str, Any] | None]:
     """Partial images, then the completed image or an error, of each image; `index` says of which."""
     sent = [0] * len(settings)
-    service: Service = request.app.state.service
-    encoding = partial(service.encoder.text, request, query.output_format, service.side(query.side))
+    encoding = partial(model.encoder.text, request, query.output_format, model.side(query.side))
     async for event in events:
         if event is None:
             yield None
@@ -339,9 +338,9 @@ def to_base64(image: ImageWithSettings, query: Options) -> str:
     return base64.b64encode(codec.encode(resized, query.output_format, json.dumps(image.settings), quality)).decode()
 
 
-def usage_of(service: Service, encoded: int, drawn: int) -> Usage:
+def usage_of(model: RequestModel, encoded: int, drawn: int) -> Usage:
     """Of `encoded` images that went in and `drawn` ones that came out."""
-    tokens = service.config.latent_shape[0]
+    tokens = model.config.latent_shape[0]
     return Usage(
         input_tokens=encoded * tokens,
         input_tokens_details=TokenCounts(image_tokens=encoded * tokens, text_tokens=0),

@@ -25,6 +25,7 @@ from server.openapi import (
     problems,
     takes,
 )
+from server.request_model import RequestModel, Results, use_model
 from server.request_reader import read_file, read_images
 from server.responses import (
     ANSWERS,
@@ -39,7 +40,6 @@ from server.schemas import (
     EncodeQuery,
     ImageQuery,
 )
-from server.service import Results, Service
 
 router = Router(dependencies=[Depends(refuse_repeated)])
 
@@ -60,10 +60,10 @@ async def encode_post(request: Request, query: Annotated[EncodeQuery, Query()]) 
 
     L tokens in row-major order, C channels of zero mean and unit variance. safetensors has one tensor, `latents`.
     """
-    service: Service = request.app.state.service
+    model = await use_model(request, query.model, query.timeout)
     chosen = choose(request, query.format, LATENTS)
-    sent = await read_images(request, service.decoder, service.config.image_size)
-    done = await service.run(request, [Encode(sent["image"])], query.timeout)
+    sent = await read_images(request, model.decoder, model.config.image_size)
+    done = await model.run(request, [Encode(sent["image"])], query.timeout)
     media = next(media for media, name in LATENTS.items() if name == chosen)
     return Response(
         write_latents(done.results[0], chosen), media_type=media, headers={"Server-Timing": done.server_timing}
@@ -81,13 +81,13 @@ async def encode_post(request: Request, query: Annotated[EncodeQuery, Query()]) 
 )
 async def decode_post(request: Request, query: Annotated[ImageQuery, Query()]) -> Response:
     """Latents, as /encode gives them, to an image: `curl --data-binary @dog.npy localhost:8000/decode -o dog.png`."""
-    service: Service = request.app.state.service
+    model = await use_model(request, query.model, query.timeout)
     chosen = choose(request, query.format, ANSWERS)
-    service.check_size(query.size)
-    service.check_answer(chosen, 1, query.size)
-    z = await read_file(request, "latents", LATENTS, lambda data: read_latents(data, service.config.latent_shape))
-    done = await service.run(request, [Decode(z)], query.timeout)
-    return await answer_shown(request, service, chosen, query, done, DecodedAnswer)
+    model.check_size(query.size)
+    model.check_answer(chosen, 1, query.size)
+    z = await read_file(request, "latents", LATENTS, lambda data: read_latents(data, model.config.latent_shape))
+    done = await model.run(request, [Decode(z)], query.timeout)
+    return await answer_shown(request, model, chosen, query, done, DecodedAnswer)
 
 
 @router.post(
@@ -104,19 +104,19 @@ async def reconstruct_post(request: Request, query: Annotated[ImageQuery, Query(
 
     The body is the image itself or a form with a field `image`. Its centre is scaled to the network's size.
     """
-    service: Service = request.app.state.service
+    model = await use_model(request, query.model, query.timeout)
     chosen = choose(request, query.format, ANSWERS)
-    service.check_size(query.size)
-    service.check_answer(chosen, 1, query.size)
-    pixels = (await read_images(request, service.decoder, service.config.image_size))["image"]
-    done = await service.run(request, [Reconstruct(pixels)], query.timeout)
+    model.check_size(query.size)
+    model.check_answer(chosen, 1, query.size)
+    pixels = (await read_images(request, model.decoder, model.config.image_size))["image"]
+    done = await model.run(request, [Reconstruct(pixels)], query.timeout)
     quality = codec.psnr(pixels[None], done.results[0][None])
-    return await answer_shown(request, service, chosen, query, done, ReconstructedAnswer, {"psnr": round(quality, 2)})
+    return await answer_shown(request, model, chosen, query, done, ReconstructedAnswer, {"psnr": round(quality, 2)})
 
 
 async def answer_shown(
     request: Request,
-    service: Service,
+    model: RequestModel,
     chosen: str,
     query: ImageQuery,
     done: Results,
@@ -125,6 +125,6 @@ async def answer_shown(
 ) -> Response:
     """One image that was not drawn by sampling."""
     headers = {"Server-Timing": done.server_timing, **{f"X-DSD-{name.upper()}": str(more[name]) for name in more}}
-    common = {"size": query.size or service.config.image_size, **more, "model": service.model.name}
+    common = {"size": query.size or model.config.image_size, **more, "model": model.info.name}
     shown = [ImageWithSettings(done.results[0], {**more})]
-    return await answer(request, service.encoder, shown, chosen, query.size, common, headers, shape)
+    return await answer(request, model.encoder, shown, chosen, query.size, common, headers, shape)

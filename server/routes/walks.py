@@ -24,6 +24,7 @@ from server.openapi import (
     problems,
     takes,
 )
+from server.request_model import RequestModel, Results, use_model
 from server.request_reader import media_type, read_images, read_settings
 from server.responses import (
     ANSWERS,
@@ -37,7 +38,6 @@ from server.schemas import (
     InterpolateRequest,
     WalkQuery,
 )
-from server.service import Results, Service
 
 router = Router(dependencies=[Depends(refuse_repeated)])
 
@@ -66,53 +66,55 @@ async def interpolate_post(request: Request) -> Response:
     between their latents, `curl -F from=@dog.jpg -F to=@cat.jpg localhost:8000/interpolate -o walk.png`; n, format,
     size and timeout are then in the query string.
     """
-    service: Service = request.app.state.service
     if media_type(request.scope) == "multipart/form-data":
         query = error_responses.validated(WalkQuery, dict(request.query_params), strict=False)
-        return await walk_images(request, service, within_limit(service, query))
-    return await walk_classes(request, service, within_limit(service, await read_settings(request, InterpolateRequest)))
+        model = await use_model(request, query.model, query.timeout)
+        return await walk_images(request, model, within_limit(model, query))
+    settings = await read_settings(request, InterpolateRequest)
+    model = await use_model(request, settings.model, settings.timeout)
+    return await walk_classes(request, model, within_limit(model, settings))
 
 
-async def walk_classes(request: Request, service: Service, query: InterpolateRequest) -> Response:
+async def walk_classes(request: Request, model: RequestModel, query: InterpolateRequest) -> Response:
     chosen = choose(request, query.format, ANSWERS)
-    params = service.params(query)[0]
-    service.check_fits(chosen, query.n, query.size, columns=query.n)
-    start, end = service.class_of(query.from_, "from.class"), service.class_of(query.to, "to.class")
-    (params,) = service.model.towards(start, [params], query.guidance)
-    service.encoder.check_images(chosen, query.n, service.side(query.size), query.n)
+    params = model.params(query)[0]
+    model.check_fits(chosen, query.n, query.size, columns=query.n)
+    start, end = model.class_of(query.from_, "from.class"), model.class_of(query.to, "to.class")
+    (params,) = model.info.towards(start, [params], query.guidance)
+    model.encoder.check_images(chosen, query.n, model.side(query.size), query.n)
     seeds = [end.seed for end in (query.from_, query.to) if end.seed is not None] or [params.seed]
     ends = [
-        WalkEnd(service.model.label_of(image_class), seeds[0] if one.seed is None else one.seed, one.index)
+        WalkEnd(model.info.label_of(image_class), seeds[0] if one.seed is None else one.seed, one.index)
         for image_class, one in ((start, query.from_), (end, query.to))
     ]
     fractions = walk_fractions(query.n)
     walk = [Interpolate(ends[0], ends[1], fraction, params) for fraction in fractions]
-    done = await service.run(request, walk, query.timeout)
-    common = service.model.walk_settings_of(ends[0], ends[1], params)
-    return await answer_walk(request, service, chosen, query.size, fractions, done, common, WalkAnswer)
+    done = await model.run(request, walk, query.timeout)
+    common = model.info.walk_settings_of(ends[0], ends[1], params)
+    return await answer_walk(request, model, chosen, query.size, fractions, done, common, WalkAnswer)
 
 
-async def walk_images(request: Request, service: Service, query: WalkQuery) -> Response:
+async def walk_images(request: Request, model: RequestModel, query: WalkQuery) -> Response:
     chosen = choose(request, query.format, ANSWERS)
-    service.check_walk(query.n, query.size)
-    service.check_answer(chosen, query.n, query.size, columns=query.n)
-    sent = await read_images(request, service.decoder, service.config.image_size, ("from", "to"))
+    model.check_walk(query.n, query.size)
+    model.check_answer(chosen, query.n, query.size, columns=query.n)
+    sent = await read_images(request, model.decoder, model.config.image_size, ("from", "to"))
     if "to" not in sent:
         raise InputError("the form must have two images, in the file fields from and to; to is missing")
     ends = [sent["from"], sent["to"]]
-    encoded = await service.run(request, [Encode(pixels) for pixels in ends], query.timeout)
+    encoded = await model.run(request, [Encode(pixels) for pixels in ends], query.timeout)
     start, end = encoded.results
     fractions = walk_fractions(query.n)
     walk = [Decode(between(start, end, fraction, on_sphere=False)) for fraction in fractions]
-    done = await service.run(request, walk, query.timeout)
+    done = await model.run(request, walk, query.timeout)
     return await answer_walk(
-        request, service, chosen, query.size, fractions, done, {"model": service.model.name}, LatentWalkAnswer
+        request, model, chosen, query.size, fractions, done, {"model": model.info.name}, LatentWalkAnswer
     )
 
 
 async def answer_walk(
     request: Request,
-    service: Service,
+    model: RequestModel,
     chosen: str,
     size: int | None,
     fractions: Sequence[float],
@@ -124,13 +126,13 @@ async def answer_walk(
         ImageWithSettings(pixels, {**common, "fraction": round(fraction, 6)})
         for pixels, fraction in zip(done.results, fractions, strict=True)
     ]
-    common["size"] = size or service.config.image_size
+    common["size"] = size or model.config.image_size
     headers = {"Server-Timing": done.server_timing, "Cache-Control": "no-store"}
-    return await answer(request, service.encoder, images, chosen, size, common, headers, shape, columns=len(images))
+    return await answer(request, model.encoder, images, chosen, size, common, headers, shape, columns=len(images))
 
 
-def within_limit(service: Service, query: Walk) -> Walk:
+def within_limit(model: RequestModel, query: Walk) -> Walk:
     """The walk, whose default number of images is lowered to the server's limit."""
     if "n" in query.model_fields_set:
         return query
-    return query.model_copy(update={"n": min(query.n, service.settings.max_images)})
+    return query.model_copy(update={"n": min(query.n, model.settings.max_images)})

@@ -17,11 +17,12 @@ from prometheus_client import (
 from prometheus_client.exposition import choose_encoder
 
 from dsd_serve import __version__
-from dsd_serve.backends import ENGINE_PROCESS_STATES, Backend, Observer
+from dsd_serve.backends import Backend, Observer
 from dsd_serve.errors import CancelledError
 from dsd_serve.rows import RowCounts
 from server.connections import CUTS, ConnectionLimiter
 from server.middleware.request_id import RequestRecord
+from server.models import Models
 from server.router import Router
 from server.telemetry.logs import lines_dropped
 
@@ -53,7 +54,6 @@ class Metrics(Observer):
             GCCollector(**into)
         build = Info("dsd_build", "What was built.", registry=self.registry)
         build.info({"version": __version__, "python": platform.python_version()})
-        self.model = Info("dsd_model", "The model that is served, and what runs it.", registry=self.registry)
 
         self.requests = Counter("dsd_requests_total", "Requests answered, by route.", ["route", "code"], **into)
         self.rejections = Counter("dsd_requests_rejected_total", "Requests refused.", ["reason"], **into)
@@ -78,13 +78,6 @@ class Metrics(Observer):
         )
         self.worker_restarts = Counter(
             "dsd_http_worker_restarts_total", "Starts of an HTTP worker after one that ended.", **into
-        )
-        self.process = Gauge(
-            "dsd_engine_process",
-            "1 for the state of the engine process, if it has one.",
-            ["state"],
-            multiprocess_mode=ADDED_UP,
-            **into,
         )
         self.dropped = Counter(
             "dsd_log_lines_dropped_total",
@@ -137,10 +130,6 @@ class Metrics(Observer):
     def rejected(self, reason: str) -> None:
         self.rejections.labels(reason).inc()
 
-    def engine_process(self, state: str) -> None:
-        for each in ENGINE_PROCESS_STATES:
-            self.process.labels(each).set(each == state)
-
     def engine_restarted(self) -> None:
         self.restarts.inc()
 
@@ -185,16 +174,12 @@ class Metrics(Observer):
         """Add the number of HTTP workers that serve."""
         self.gauge("dsd_http_workers", "HTTP workers that serve.", running)
 
-    def watch_process(self, pid: Callable[[], int | None]) -> None:
-        """Add the memory, time and descriptors of the engine process, as those of this one."""
-        ProcessCollector(namespace="dsd_engine", pid=lambda: pid() or 0, registry=self.registry)
-
     def watch_memory(self, memory: Mapping[str, Callable[[], float]]) -> None:
         """Add gauges of budgets of memory, in bytes."""
         for name, value in memory.items():
             self.gauge("dsd_memory_bytes", "Bytes taken of a budget of memory.", value, budget=name)
 
-    def watch_backend(self, backend: Backend, draining: Callable[[], bool]) -> None:
+    def watch_backend(self, backend: Backend | Models, draining: Callable[[], bool]) -> None:
         """Add the gauges of a backend."""
         self.gauge("dsd_images_running", "Images whose program has begun.", lambda: backend.num_running)
         self.gauge("dsd_images_waiting", "Images in the queue.", lambda: backend.num_waiting)

@@ -11,10 +11,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from types import FrameType
 from typing import Any
 
-from dsd_serve.backends import Backend, Job, ModelInfo
+from dsd_serve.backends import ENGINE_PROCESS_STATES, Backend, Job, ModelInfo
 from dsd_serve.backends.process.child_process import ChildProcess
 from dsd_serve.backends.process.engine_messages import NotLoaded, Ready, Status, error_of
 from dsd_serve.backends.process.supervisor import Supervisor
@@ -27,11 +28,13 @@ from dsd_serve.rows import Array
 from server.front import close, listen_again
 from server.keys import load_keys
 from server.lifecycle import LAST_ANSWERS, address_of, handled, on_terminal
-from server.service import announce, open_backend
+from server.model_opening import Opener, announce, sources
+from server.models import Models
 from server.settings import Settings
 from server.site import parse_origins
 from server.telemetry import shared_metrics
 from server.telemetry.metrics import Metrics
+from server.telemetry.model_metrics import PROCESS_STATES, ModelMetrics
 from server.workers.shared_counts import GroupCounts
 from server.workers.worker_messages import Counts, Drain, ReloadKeys, Serving, StartWorker, Workers, from_worker
 from server.workers.worker_settings import of_one_worker, values_of
@@ -69,6 +72,20 @@ def serve(settings: Settings, sockets: list[socket.socket]) -> None:
         WorkerGroup(settings, [sockets, *more], backend, info, metrics, folder).run()
 
 
+def open_backend(settings: Settings, metrics: Metrics) -> tuple[Backend, ModelInfo | None]:
+    """The backend of the settings, and its model unless only Triton knows it. Raises DSDError."""
+    model_metrics = ModelMetrics(metrics, Models())
+    opener = Opener(settings, model_metrics, None, live=False)
+    if settings.triton:
+        return opener.remote(), None
+    ((name, place),) = sources(settings.model)
+    served = opener.open(name, place)
+    if settings.engine_apart:
+        for state in ENGINE_PROCESS_STATES:
+            metrics.gauge("dsd_engine_process", PROCESS_STATES, partial(model_metrics.num_in, state), state=state)
+    return served.backend, served.info
+
+
 class WorkerGroup:
     """The workers, and the signals, which mean what they mean to a server without workers."""
 
@@ -99,9 +116,7 @@ class WorkerGroup:
     def run(self) -> None:
         """Until a signal ends it and the workers have ended. Raises the error of a worker that cannot start."""
         with self.signals():
-            if self.info is not None:
-                announce(self.info)
-            else:
+            if self.info is None:
                 threading.Thread(target=self.wait_for_triton, name="wait", daemon=True).start()
             for worker in self.workers:
                 worker.thread.start()

@@ -57,13 +57,13 @@ def serve(settings: Settings, backend: WorkerBackend, metrics: Metrics, listenin
     metrics.watch_connections(limiter)
 
     def make() -> FastAPI:
-        service.serve(backend.wait())
+        service.wait()
         return create_app(service)
 
     backend.answered.wait()
     opening: StartupApp | None = None
     if not backend.known.is_set():
-        opening = StartupApp(make, lambda: backend.not_ready, backend.close, service.drain.begin)
+        opening = StartupApp(make, lambda: service.not_ready, service.close, service.drain.begin)
     config = configure(opening or make(), limiter)
     gc.collect()  # as in main.py
     gc.freeze()
@@ -113,7 +113,7 @@ class WorkerServer(DrainingServer):
         backend: WorkerBackend,
         listening: Listening,
     ) -> None:
-        super().__init__(config, limiter, service.drain, backend, service.settings.grace, service.reload_keys)
+        super().__init__(config, limiter, service.drain, service.close, service.settings.grace, service.reload_keys)
         self.orders, self.send, self.listening = backend.orders, backend.send, listening
         self.metrics, self.counts = service.metrics, WorkerCounts(service, limiter)
 

@@ -47,7 +47,7 @@ from server.settings import Settings
 
 copy, model = sys.argv[1:]
 assert dsd_serve.__file__.startswith(copy)
-service = Service(Settings(model=Path(model)))
+service = Service(Settings(model=(model,)))
 query = {"class": 207, "steps": 1, "sampler": "euler", "seed": 1}
 with TestClient(create_app(service)) as http:
     drawn = http.get("/generate", params={**query, "churn": 0.5})  # query string, header, PNG
@@ -81,9 +81,10 @@ from dsd_serve.shell import generate_command  # the shell
 generate_command.main(["207", "--seed=1", "--steps=1", "--sampler=euler", "--churn=0.5", "-o=o.png", "--model", model])
 assert Path("o.png").read_bytes() == dsd_serve.to_png(image)
 task = Generate(207, SamplingParams(churn=0.5))  # Triton
+info = service.models.default.info
 inputs, parameters = to_wire(task)
 assert parameters["churn"] == 0.5
-assert from_wire(inputs, parameters, service.config, service.model.defaults)[0] == [task]
+assert from_wire(inputs, parameters, info.config, info.defaults)[0] == [task]
 assert from_openai({"s_churn": 0.5}) == {"churn": 0.5}
 """
 

@@ -390,7 +390,7 @@ def test_help_documents_every_setting():
         assert f"{title}:" in words
     for name in HELP:
         assert f"--{name.replace('_', '-')}" in words
-        assert ("[DSD_API_KEYS_FILE]" if name == "api_keys" else f"[DSD_{name.upper()}]") in words
+        assert f"[DSD_{name.upper()}{'_FILE' if name in ('api_keys', 'admin_key') else ''}]" in words
 
 
 @pytest.mark.parametrize(

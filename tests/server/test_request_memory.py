@@ -25,6 +25,7 @@ from server.answers import LatentWalkAnswer
 from server.app import ROUTERS, create_app
 from server.http_heads import WITH_BODY
 from server.request_memory import RequestResources, client_of, memory_bound
+from server.request_model import RequestModel
 from server.responses import Encoder, ImageWithSettings, encode_memory, texts_memory
 from server.service import Service
 from server.settings import Settings
@@ -130,7 +131,7 @@ def uploads(name: str) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def client(demo_dir: Path) -> Iterator[TestClient]:
-    with TestClient(create_app(Service(Settings(model=demo_dir, row_budget=8)))) as made:
+    with TestClient(create_app(Service(Settings(model=(str(demo_dir),), row_budget=8)))) as made:
         yield made
 
 
@@ -144,13 +145,13 @@ def test_no_route_that_takes_a_body_is_forgotten(client):
 def test_nothing_of_a_body_is_held_while_its_images_are_drawn(name, client, monkeypatch):
     service = client.app.state.service
     seen: list[int] = []
-    submit = service.backend.submit_tasks
+    submit = service.models.default.served.backend.submit_tasks
 
     def watched(*arguments, **options):
         seen.append(service.uploads.total)
         return submit(*arguments, **options)
 
-    monkeypatch.setattr(service.backend, "submit_tasks", watched)
+    monkeypatch.setattr(service.models.default.served.backend, "submit_tasks", watched)
     answer = client.post(name, **uploads(name))
     assert answer.status_code == (422 if name in REFUSED else 200), answer.text[:300]
     assert service.uploads.total == service.encoder.memory.total == service.decoder.memory.total == 0
@@ -169,7 +170,7 @@ def test_the_bytes_of_a_body_are_freed_before_its_images_are_drawn(name, client,
     pieces = [(start, min(start + 65_536, len(body))) for start in range(0, len(body), 65_536)]
     traced: list[int] = []
     statuses: list[int] = []
-    submit = client.app.state.service.backend.submit_tasks
+    submit = client.app.state.service.models.default.served.backend.submit_tasks
 
     def watched(*arguments, **options):
         time.sleep(0.1)  # until the decoder's thread has dropped its last task
@@ -189,7 +190,7 @@ def test_the_bytes_of_a_body_are_freed_before_its_images_are_drawn(name, client,
     scope = {"type": "http", "method": "POST", "path": name, "query_string": b"", "headers": sent.headers.raw}
     scope |= {"http_version": "1.1", "scheme": "http", "root_path": "", "server": ("testserver", 80)}
     scope["headers"] = [(key.lower(), value) for key, value in sent.headers.raw]
-    monkeypatch.setattr(client.app.state.service.backend, "submit_tasks", watched)
+    monkeypatch.setattr(client.app.state.service.models.default.served.backend, "submit_tasks", watched)
     tracemalloc.start()
     try:
         client.portal.call(client.app, scope, receive, send)
@@ -202,12 +203,13 @@ def test_the_bytes_of_a_body_are_freed_before_its_images_are_drawn(name, client,
 def test_a_client_has_at_most_half_of_the_queue(client):
     service = client.app.state.service
     one, other, again = RequestResources("the key a"), RequestResources("the key b"), RequestResources("the key a")
-    service.count(one, 128)
+    model = RequestModel(service, service.models.default.served)
+    model.count(one, 128)
     with pytest.raises(QueueFullError, match="the key a has 128 images under way, and half of the 256"):
-        service.count(again, 1)
-    service.count(other, 128)
+        model.count(again, 1)
+    model.count(other, 128)
     one.release()
-    service.count(again, 128)
+    model.count(again, 128)
     for held in (other, again):
         held.release()
     assert service.unanswered == 0 and not service.shares

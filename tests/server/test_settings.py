@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from dsd_serve.backends.triton.addresses import parse_addresses
 from dsd_serve.errors import ConfigError
 from server.keys import find, load_keys
-from server.settings import RANGES, Settings, parse_settings, unknown_variables, variable
+from server.settings import RANGES, Settings, parse_settings, variable
+from server.stray_variables import unknown_variables
 from tests.support.data import ROOT
 
 DEFAULTS = vars(Settings())

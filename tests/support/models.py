@@ -11,19 +11,22 @@ OWN = replace(TINY, num_classes=len(NAMES), class_names=NAMES)
 PLAIN = replace(TINY, num_classes=0)
 
 
-def write_checkpoint(config: ModelConfig, file: Path) -> Path:
-    """A checkpoint as dsd-train writes them, of an untrained network that draws differently for every class."""
+def write_checkpoint(config: ModelConfig, file: Path, step: int = 0) -> Path:
+    """A checkpoint as dsd-train writes them, of an untrained network that draws differently for every class.
+
+    step: also the seed of its weights.
+    """
     import torch
 
-    from dsd_serve.checkpoint import CHECKPOINT_FORMAT
+    from dsd_serve import checkpoint
     from dsd_serve.network import DSD
 
-    torch.manual_seed(0)
+    torch.manual_seed(step)
     model = DSD(config)
     with torch.no_grad():
         model.adaLN_modulation.weight.normal_(std=0.05)
-    values = {"step": 0, "network": config.to_dict(), "ema": model.state_dict(), "config": None}
-    torch.save({"format": CHECKPOINT_FORMAT, **values}, file)
+    values = {"step": step, "network": config.to_dict(), "ema": model.state_dict(), "config": None}
+    checkpoint.write_checkpoint(file, values)
     return file
 
 

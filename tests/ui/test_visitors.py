@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 import time
+from base64 import b64encode
 from collections import Counter
 from datetime import datetime, timedelta
 from types import SimpleNamespace
@@ -29,7 +30,7 @@ from ui import requests, visitors
 from ui.app import MAX_WAITING, Thumbnails, create_page
 from ui.fair_limit import IN_FLIGHT, PER_CLICK, PER_VISITOR, TOTAL, VISITOR, FairLimit, LimitedClient, images_of
 from ui.requests import Drawing, DrawnImage, DrawRequest, draw
-from ui.server_info import ServerInfo
+from ui.server_info import ModelFacts, ServerInfo
 from ui.tabs.generate import MAX_CHOSEN, check_count, chooser
 from ui.values import number_of, whole
 
@@ -511,7 +512,8 @@ def test_too_many_classes_get_an_error(server_url):
     async def run():
         client = AsyncClient(server_url)
         info = ServerInfo(LimitedClient(client))
-        info.classes = [{"index": index, "name": f"class {index}"} for index in range(40)]
+        classes = [{"index": index, "name": f"class {index}"} for index in range(40)]
+        info.facts[""] = ModelFacts(classes=classes)
         choose, chosen = chooser(info), [0]
         for index in range(1, MAX_CHOSEN):
             await choose("", chosen, SimpleNamespace(_data={"value": index}))
@@ -557,7 +559,8 @@ class Drawer:
             return {"fingerprint": self.fingerprint, "num_classes": 20}
         await self.free.wait()
         self.drawn.append(call.arguments["json"]["class"])
-        return write_image(np.zeros((3, 8, 8), np.uint8))
+        png = write_image(np.zeros((3, 8, 8), np.uint8))
+        return {"fingerprint": self.fingerprint, "images": [{"base64": b64encode(png).decode()}]}
 
 
 def test_thumbnails_are_drawn_once_bounded_and_of_the_current_model(monkeypatch):
@@ -579,13 +582,13 @@ def test_thumbnails_are_drawn_once_bounded_and_of_the_current_model(monkeypatch)
         assert sum("too many" in str(answer) for answer in answers if isinstance(answer, ServerError)) == 5
         assert len(thumbnails.cache) == 10
         client.drawn.clear()
-        last = next(reversed(thumbnails.cache))
+        _, last = next(reversed(thumbnails.cache))
         await thumbnails.of(last)
         assert not client.drawn
         client.fingerprint = "b"
         await thumbnails.of(last)
         assert client.drawn == [last]
-        assert len(thumbnails.cache) == 1
+        assert next(reversed(thumbnails.cache)) == ("b", last) and len(thumbnails.cache) == 10
 
     asyncio.run(run())
 

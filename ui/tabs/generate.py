@@ -89,6 +89,7 @@ def build(info: ServerInfo, address: Callable[[gr.Request], str]) -> GenerateTab
             settings = {
                 "seed": whole("seed", number_) if keep else roll(),
                 **({"index": whole("index of the first image", first)} if first else {}),
+                **({"model": name} if (name := info.client.chosen.current) else {}),
                 **sampling_of(info, *how),
             }
             n_, steps = whole("images per class", count, 1), settings["steps"]
@@ -164,7 +165,7 @@ def finder(info: ServerInfo) -> Callable[..., Any]:
 
 def picked(info: ServerInfo, classes: Sequence[dict[str, Any]], chosen: Collection[int]) -> str:
     """The picker with the first of some classes."""
-    return html.picker(classes[:MAX_SHOWN], chosen, info.model, info.search_example)
+    return html.picker(classes[:MAX_SHOWN], chosen, info.model, info.search_example, info.client.chosen.current)
 
 
 def chooser(info: ServerInfo) -> Callable[..., Any]:

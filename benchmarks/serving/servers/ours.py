@@ -10,7 +10,7 @@ from server.settings import Settings
 
 def main() -> None:
     options = parser(__doc__).parse_args()
-    settings = Settings(model=options.model, host=HOST, port=options.port, log_level="warning")
+    settings = Settings(model=(str(options.model),), host=HOST, port=options.port, log_level="warning")
     service = Service(settings, engine_of("onnx", options.model, options.simulated))
     uvicorn.run(create_app(service), host=HOST, port=options.port, log_level=settings.log_level)
 

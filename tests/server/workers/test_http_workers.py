@@ -103,6 +103,9 @@ def test_settings():
             parse_settings(["--http-workers", number])
     with pytest.raises(ConfigError, match="ui needs http_workers 1, got 2"):
         parse_settings(["--http-workers", "2", "--ui"])
+    for arguments in (["--watch"], ["--model", "a=x", "--model", "b=y"], ["--lazy"], ["--admin-key", "file"]):
+        with pytest.raises(ConfigError, match="http_workers must be 1 with several models, watch"):
+            parse_settings(["--http-workers", "2", *arguments])
     with pytest.raises(ConfigError, match="for each of 6 HTTP workers, which share it: 240, got 200"):
         parse_settings(["--http-workers", "6"])
     settings = Settings(http_workers=4, max_connections=1000)
