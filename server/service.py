@@ -75,7 +75,7 @@ class Service:
             for name, place in sources(settings.model):
                 self.add(name, place)
             if settings.watch:
-                self.directories = WatchedDirectories(self.models.slots, settings.precision)
+                self.directories = WatchedDirectories(self.models.slots)
 
     def add(self, name: str, place: str) -> None:
         """Serve the model of a place under a name, by default its own; with --lazy it is loaded later."""

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
+from dsd_serve.backends import ModelInfo
 from dsd_serve.checkpoint import read_model_dir
 from dsd_serve.errors import ConfigError, DSDError
 from dsd_serve.hub import PREFIX
@@ -29,14 +30,14 @@ def version_of(file: Path) -> Version | None:
 class WatchedDirectories:
     """Looks after the directories of some models in a thread of its own.
 
-    precision: in which they are served. Raises ConfigError for a model that is not a directory.
+    Raises ConfigError for a model that is not a directory.
     """
 
-    def __init__(self, slots: Mapping[str, Slot], precision: str) -> None:
+    def __init__(self, slots: Mapping[str, Slot]) -> None:
         for slot in slots.values():
             if slot.place.startswith(PREFIX):
                 raise ConfigError(f"watch needs model directories, and {slot.place} is a repository of a hub")
-        self.slots, self.precision = list(slots.values()), precision
+        self.slots = list(slots.values())
         self.seen = {slot.name: version_of(config_of(slot)) for slot in self.slots}
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self.watch, name="watch", daemon=True)
@@ -58,14 +59,19 @@ class WatchedDirectories:
         if version is None or version == self.seen[slot.name]:
             return
         self.seen[slot.name] = version
-        fingerprint = read_model_dir(Path(slot.place)).fingerprint(self.precision)
-        if slot.info is not None and fingerprint == slot.info.fingerprint:
+        if slot.info is not None and is_model_of(Path(slot.place), slot.info):
             return  # another card, or a further precision
         log.info("%s: %s has changed", slot.name, slot.place)
         slot.replace(slot.place)  # logs its errors
 
     def close(self) -> None:
         self.ended.set()
+
+
+def is_model_of(path: Path, info: ModelInfo) -> bool:
+    """Whether a directory holds the model that is served, in its precision. Raises CheckpointError."""
+    directory, precision = read_model_dir(path), info.described["precision"]
+    return precision in directory.precisions and directory.fingerprint(precision) == info.fingerprint
 
 
 def config_of(slot: Slot) -> Path:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from dsd_serve.checkpoint import read_model_dir
 from dsd_serve.errors import CheckpointError, ClosedError, ConfigError, DSDError, EngineUnavailableError
+from dsd_serve.precision import AUTO, FASTEST_ON_GPU, REFERENCE
 from server.checkpoint_strip import CheckpointStrip
 from server.model_slot import ENDS, Served, Slot
 from server.settings import Settings
@@ -79,6 +80,12 @@ class WatchedRun:
         if self.slot is None or self.slot.place != str(target):
             remove(target)
 
+    @property
+    def precision(self) -> str:
+        """The precision to export in."""
+        on_gpu = self.settings.device.startswith("cuda")
+        return {AUTO: FASTEST_ON_GPU if on_gpu else REFERENCE}.get(self.settings.precision, self.settings.precision)
+
     def export(self, target: Path) -> None:
         """Make a model directory of the checkpoint, in a process of its own. Raises CheckpointError."""
         log.info("%s: exporting a new checkpoint", self.run)
@@ -88,7 +95,7 @@ class WatchedRun:
         output = target.parent / "output"
         with output.open("wb") as file:
             process = subprocess.Popen(
-                [*command, "--precision", self.settings.precision],
+                [*command, "--precision", self.precision],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,

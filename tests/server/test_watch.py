@@ -5,15 +5,18 @@ import itertools
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import httpx
 import pytest
 from PIL import Image
 
 from dsd_serve.errors import ConfigError, EngineUnavailableError
+from dsd_serve.loading import load
 from server.checkpoint_strip import MAX_CHECKPOINTS, CheckpointStrip, Drawn
 from server.service import Service
 from server.settings import Settings, parse_settings
+from server.watched_directories import is_model_of
 from tests.support.answers import problem
 from tests.support.models import NAMES, OWN, write_checkpoint
 from tests.support.servers import Server, until
@@ -43,6 +46,15 @@ def test_a_directory_that_is_replaced(own_dir, plain_dir, tmp_path):
         assert fingerprint(http) == after
     assert running.stop() == 0
     assert "Traceback" not in running.log
+
+
+def test_which_directories_hold_the_served_model(own_dir, plain_dir):
+    with load(own_dir, threads=1, row_budget=4) as model:
+        info = model.info
+    assert info.described["precision"] == "fp32", "auto on a CPU"
+    assert is_model_of(own_dir, info)
+    assert not is_model_of(plain_dir, info)
+    assert not is_model_of(own_dir, replace(info, described={**info.described, "precision": "fp16"})), "none is there"
 
 
 @pytest.mark.thorough

@@ -10,6 +10,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from msgspec import structs
+
 from dsd_serve.backends import ModelInfo, Observer
 from dsd_serve.backends.admission import Admission
 from dsd_serve.backends.process import engine_messages as messages
@@ -133,6 +135,8 @@ class ProcessBackend(MessageBackend, Supervisor):
                 f"has loaded another model ({info.fingerprint[:12]}, not {self.info.fingerprint[:12]}), because its "
                 "directory has changed since the server was started; restart the server to serve it"
             )
+        # A precision that is exported meanwhile must not make it another model.
+        self.settings = structs.replace(self.settings, precision=info.described["precision"])
         self.status = messages.Status(None, 0.0, 0.0, [], info.budget)
         self.times = TickTimes(message.tick, message.row)
         self.is_ready(info)
