@@ -62,9 +62,7 @@ class Batcher:
         self.numbers = itertools.count()
         self.closed = False
         self.dead: str | None = None
-        self.failures = 0
-        self.num_ticks = 0
-        self.num_rows = 0
+        self.failures = self.num_ticks = self.num_rows = 0
         self.thread = threading.Thread(target=self.loop, name="batcher", daemon=True)
         self.thread.start()
 
