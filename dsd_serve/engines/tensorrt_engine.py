@@ -1,14 +1,14 @@
 """The TensorRT engine: runs the plans that `dsd-export --trt` builds, on a GPU, with cuda-bindings and without torch.
 
-Most ticks hold only denoise rows. They are padded to the next of a few row counts, and each of those counts is one CUDA
-graph: a single call starts the copies to the GPU, the network and the copies back. Any other tick runs the network with
-exactly its rows. All memory is allocated when the plan is loaded, none in a tick.
+Two passes may be under way. Each has pinned memory of its own for its rows and outputs, and an event that ends it. They
+share one stream, in which the device runs them one after another, and so all memory of the device. Most ticks are
+launches of CUDA graphs, the others run the network with exactly their rows. All memory is allocated when the plan is
+loaded, none in a tick.
 """
 
 import ctypes
-import logging
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,32 +17,61 @@ import numpy as np
 from dsd_serve.checkpoint import read_model_dir
 from dsd_serve.config import ModelConfig
 from dsd_serve.engines.cuda import Gpu, call, find_gpu, import_runtime
+from dsd_serve.engines.cuda_graphs import CudaGraphs
 from dsd_serve.engines.plan import Manifest, check_bytes, check_plan, import_library, plan_path, read_manifest
 from dsd_serve.engines.runtime_cache import context_options, save_runtime_cache
-from dsd_serve.errors import CheckpointError, EngineDeadError, EngineError
+from dsd_serve.errors import CheckpointError, EngineError
 from dsd_serve.precision import check_runs
-from dsd_serve.rows import INPUT_NAMES, OUTPUT_NAMES, Array, Decode, Denoise, Encode, Row, collate, distribute
-
-log = logging.getLogger(__name__)
+from dsd_serve.rows import (
+    INPUT_NAMES,
+    OUTPUT_NAMES,
+    Array,
+    Decode,
+    Denoise,
+    Encode,
+    Row,
+    RowCounts,
+    collate,
+    count_rows,
+    distribute,
+)
 
 KINDS = (Encode, Denoise, Decode)
 # The place in KINDS of each input and output.
 KIND_OF = dict(zip((*INPUT_NAMES, *OUTPUT_NAMES), (0, 1, 1, 1, 2, 0, 1, 2), strict=True))
 
 
+PASSES = 2  # that may be under way
+
+
 class Buffer:
-    """One input or output of the plan: pinned host memory, viewed as `array` [rows, ...], and GPU memory."""
+    """GPU memory of one input or output of the plan. shape: [rows, ...]."""
 
     def __init__(self, cuda: Any, shape: tuple[int, ...], dtype: Any) -> None:
-        self.row_bytes = int(np.prod(shape[1:], dtype=np.int64)) * np.dtype(dtype).itemsize
-        size = shape[0] * self.row_bytes
-        self.pinned = call(cuda.cudaMallocHost(size))
-        weakref.finalize(self, cuda.cudaFreeHost, self.pinned)
-        self.device = call(cuda.cudaMalloc(size))
+        self.shape, self.dtype = shape, np.dtype(dtype)
+        self.row_bytes = int(np.prod(shape[1:], dtype=np.int64)) * self.dtype.itemsize
+        self.size = shape[0] * self.row_bytes
+        self.device = call(cuda.cudaMalloc(self.size))
         weakref.finalize(self, cuda.cudaFree, self.device)
-        memory = (ctypes.c_byte * size).from_address(int(self.pinned))
-        self.array: Array = np.frombuffer(memory, dtype).reshape(shape)
-        self.array[...] = 0
+
+
+class Staging:
+    """What a pass under way has of its own: pinned memory, viewed as `arrays` by name, and the event that ends it.
+
+    context: of its calls without a graph, because the shapes of a context may change only when its last call is done.
+    """
+
+    def __init__(self, cuda: Any, buffers: dict[str, Buffer], context: Any) -> None:
+        self.context = context
+        self.event = call(cuda.cudaEventCreateWithFlags(cuda.cudaEventDisableTiming))
+        weakref.finalize(self, cuda.cudaEventDestroy, self.event)
+        self.pinned: dict[str, Any] = {}
+        self.arrays: dict[str, Array] = {}
+        for name, buffer in buffers.items():
+            self.pinned[name] = call(cuda.cudaMallocHost(buffer.size))
+            weakref.finalize(self, cuda.cudaFreeHost, self.pinned[name])
+            memory = (ctypes.c_byte * buffer.size).from_address(int(self.pinned[name]))
+            self.arrays[name] = np.frombuffer(memory, buffer.dtype).reshape(buffer.shape)
 
 
 class TensorRTEngine:
@@ -71,9 +100,9 @@ class TensorRTEngine:
         self.scratch = call(cuda.cudaMalloc(self.scratch_bytes))
         weakref.finalize(self, cuda.cudaFree, self.scratch)
         self.options = context_options(trt, self.plan, gpu, manifest)
-        self.mixed = self.new_context()
-        self.graphs: dict[int, Any] = {}
-        self.contexts: list[Any] = []  # the graphs' own; a graph needs the context it was captured from
+        self.stagings = [Staging(cuda, self.buffers, self.new_context()) for _ in range(PASSES)]
+        self.free = list(self.stagings)
+        self.graphs = CudaGraphs(cuda, self.stream)
         self.warm_up()
 
     @classmethod
@@ -130,84 +159,47 @@ class TensorRTEngine:
 
     def warm_up(self) -> None:
         """Run each kind of row once and capture the graphs, so that the first request pays for nothing."""
-        self.launch(self.mixed, (1, 1, 1))
-        count = 1
-        while count < 2 * self.most:
-            self.add_graph(min(count, self.most))
-            count *= 2
+        for (
+            buffer
+        ) in self.buffers.values():  # padding is read before rows have been in its place, and labels must exist
+            call(self.cuda.cudaMemsetAsync(buffer.device, 0, buffer.size, self.stream))
+        for staging in self.stagings:
+            self.enqueue(staging.context, RowCounts(1, 1, 1))
+            call(self.cuda.cudaStreamSynchronize(self.stream))
+        # The graphs hold the network and not the copies, whose pinned memory differs from pass to pass. So one graph
+        # serves all passes, only the rows that there are get copied, and the copies cost a few more calls.
+        self.graphs.capture_all(self.most, self.new_context, self.enqueue)
         save_runtime_cache(self.options, self.gpu, self.manifest)
 
-    def add_graph(self, count: int) -> None:
-        """Capture the CUDA graph of a tick of `count` denoise rows. Where that fails such ticks run without one."""
-        try:
-            context = self.new_context()
-            self.launch(context, (0, count, 0))  # the library's work at first use cannot be captured
-            self.graphs[count] = self.capture(context, (0, count, 0))
-        except EngineDeadError:
-            raise
-        except EngineError as error:
-            log.warning("ticks of %d rows run without a CUDA graph: %s", count, error)
-            return
-        weakref.finalize(self, self.cuda.cudaGraphExecDestroy, self.graphs[count])
-        self.contexts.append(context)
-
-    def capture(self, context: Any, counts: tuple[int, ...]) -> Any:
-        """The CUDA graph of a call with the rows in the buffers. Raises EngineError; the capture has then ended, and no
-        error of it is left for a later call to find."""
-        cuda = self.cuda
-        capturable = getattr(context, "is_stream_capturable", None)  # of tensorrt_rtx
-        if capturable is not None and not capturable(int(self.stream)):
-            raise EngineError(f"{self.trt.__name__} says that this plan cannot be captured; build it again")
-        call(cuda.cudaStreamBeginCapture(self.stream, cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal))
-        graph = None
-        try:
-            try:
-                self.enqueue(context, counts)
-            finally:
-                status, graph = cuda.cudaStreamEndCapture(self.stream)
-            call((status,))
-            return call(cuda.cudaGraphInstantiate(graph, 0))
-        except EngineError:
-            cuda.cudaGetLastError()
-            raise
-        finally:
-            if graph:
-                cuda.cudaGraphDestroy(graph)
-
-    def launch(self, context: Any, counts: tuple[int, ...]) -> None:
-        """Run the rows in the buffers and wait. counts: rows of each kind."""
+    def enqueue(self, context: Any, counts: RowCounts) -> None:
+        """Put a call of the network over the rows in GPU memory in the stream."""
         for name in INPUT_NAMES:
-            shape = (counts[KIND_OF[name]], *self.buffers[name].array.shape[1:])
+            shape = (counts[KIND_OF[name]], *self.buffers[name].shape[1:])
             if not context.set_input_shape(name, shape):
                 raise EngineError(f"the plan rejects {shape[0]} rows in {name}")
-        self.enqueue(context, counts)
-        call(self.cuda.cudaStreamSynchronize(self.stream))
-
-    def enqueue(self, context: Any, counts: tuple[int, ...]) -> None:
-        kind = self.cuda.cudaMemcpyKind
-        for name in INPUT_NAMES:
-            self.copy(name, counts, kind.cudaMemcpyHostToDevice)
         if not context.execute_async_v3(int(self.stream)):
             call(self.cuda.cudaGetLastError())
             raise EngineError("TensorRT could not run the plan")
-        for name in OUTPUT_NAMES:
-            self.copy(name, counts, kind.cudaMemcpyDeviceToHost)
-
-    def copy(self, name: str, counts: tuple[int, ...], kind: Any) -> None:
-        buffer = self.buffers[name]
-        if not (size := counts[KIND_OF[name]] * buffer.row_bytes):
-            return
-        to_device = kind == self.cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
-        target, source = (buffer.device, buffer.pinned) if to_device else (buffer.pinned, buffer.device)
-        call(self.cuda.cudaMemcpyAsync(target, source, size, kind, self.stream))
 
     def run(self, rows: Sequence[Row]) -> list[Array]:
+        return self.start(rows)()
+
+    def start(self, rows: Sequence[Row]) -> Callable[[], list[Array]]:
+        """Begin a pass. Of more rows of a kind than the plan takes all calls but the last are waited for here."""
         call(self.cuda.cudaSetDevice(self.gpu.number))  # a setting of the thread, and the batcher has its own
         results: list[Array | None] = [None] * len(rows)
+        finish: Callable[[], None] | None = None
         for numbers in self.calls(rows):
-            for number, output in zip(numbers, self.run_call([rows[i] for i in numbers]), strict=True):
-                results[number] = output
-        return [result for result in results if result is not None]
+            if finish is not None:
+                finish()
+            finish = self.start_call(rows, numbers, results)
+
+        def wait() -> list[Array]:
+            if finish is not None:
+                finish()
+            return [result for result in results if result is not None]
+
+        return wait
 
     def calls(self, rows: Sequence[Row]) -> Iterator[list[int]]:
         """The numbers of the rows, in lists with at most as many of each kind as the plan allows."""
@@ -215,26 +207,51 @@ class TensorRTEngine:
         for start in range(0, max(map(len, of_kinds)), self.most):
             yield sorted(number for numbers in of_kinds for number in numbers[start : start + self.most])
 
-    def run_call(self, rows: Sequence[Row]) -> list[Array]:
-        counts = tuple(sum(isinstance(row, kind) for row in rows) for kind in KINDS)
-        for name, array in collate(rows, self.config).items():
-            self.buffers[name].array[: len(array)] = array
-        graph = self.padded(counts)
-        if graph is not None:
-            call(self.cuda.cudaGraphLaunch(graph, self.stream))
-            call(self.cuda.cudaStreamSynchronize(self.stream))
-        else:
-            self.launch(self.mixed, counts)
-        outputs = [self.buffers[name].array[: counts[KIND_OF[name]]].copy() for name in OUTPUT_NAMES]
-        return distribute(rows, outputs)
+    def start_call(self, rows: Sequence[Row], numbers: list[int], results: list[Array | None]) -> Callable[[], None]:
+        """Begin a call with the rows of these numbers, and return the function that waits for it and puts its outputs
+        in `results`."""
+        called = [rows[number] for number in numbers]
+        inputs, counts = collate(called, self.config), count_rows(called)
+        if not self.free:
+            raise EngineError(f"{PASSES} passes are under way; wait for the first of them")
+        staging = self.free.pop()
+        try:
+            for name, array in inputs.items():
+                staging.arrays[name][: len(array)] = array
+            self.submit(staging, counts)
+        except BaseException:
+            self.cuda.cudaStreamSynchronize(self.stream)  # its copies may be under way; its status would be the same
+            self.free.append(staging)
+            raise
 
-    def padded(self, counts: tuple[int, ...]) -> Any:
-        """The smallest graph that fits these rows, or None. The padding is rows of earlier ticks, whose outputs are
-        dropped; no row depends on another."""
-        if counts[0] or counts[2]:
-            return None
-        enough = min((size for size in self.graphs if size >= counts[1]), default=None)
-        return None if enough is None else self.graphs[enough]
+        def finish() -> None:
+            try:
+                call(self.cuda.cudaEventSynchronize(staging.event))
+                outputs = [staging.arrays[name][: counts[KIND_OF[name]]].copy() for name in OUTPUT_NAMES]
+            finally:
+                self.free.append(staging)
+            for number, output in zip(numbers, distribute(called, outputs), strict=True):
+                results[number] = output
+
+        return finish
+
+    def submit(self, staging: Staging, counts: RowCounts) -> None:
+        """Put in the stream a call with the rows in `staging`: copies to the GPU, network, copies back and event."""
+        kind = self.cuda.cudaMemcpyKind
+        for name in INPUT_NAMES:
+            self.copy(self.buffers[name].device, staging.pinned[name], name, counts, kind.cudaMemcpyHostToDevice)
+        if (graphs := self.graphs.choose(counts)) is not None:
+            for graph in graphs:
+                self.graphs.launch(graph.executable)
+        else:
+            self.enqueue(staging.context, counts)
+        for name in OUTPUT_NAMES:
+            self.copy(staging.pinned[name], self.buffers[name].device, name, counts, kind.cudaMemcpyDeviceToHost)
+        call(self.cuda.cudaEventRecord(staging.event, self.stream))
+
+    def copy(self, target: Any, source: Any, name: str, counts: RowCounts, kind: Any) -> None:
+        if size := counts[KIND_OF[name]] * self.buffers[name].row_bytes:
+            call(self.cuda.cudaMemcpyAsync(target, source, size, kind, self.stream))
 
     def layers(self) -> str:
         """The layers that TensorRT built, from its inspector, as JSON.
@@ -242,7 +259,7 @@ class TensorRTEngine:
         Of a plan with dynamic shapes it names the types of tensors only in a context whose shapes are set.
         """
         inspector = self.plan.create_engine_inspector()
-        inspector.execution_context = self.mixed
+        inspector.execution_context = self.stagings[0].context
         return str(inspector.get_engine_information(self.trt.LayerInformationFormat.JSON))
 
     def describe(self) -> dict[str, Any]:
@@ -251,7 +268,7 @@ class TensorRTEngine:
             "device": f"cuda:{self.gpu.number}",
             "provider": f"{self.manifest.library} on {self.gpu.name}",
             "precision": self.manifest.precision,
-            "cuda_graphs": ", ".join(map(str, sorted(self.graphs))) or "none",
+            "cuda_graphs": self.graphs.describe(),
             "plan": self.manifest.plan[:12],  # two plans of one graph may give other bits, so an ETag must differ
             "version": self.manifest.library_version,
         }

@@ -1,13 +1,15 @@
 """A test double of a GPU: the CUDA runtime and TensorRT as TensorRTEngine calls them, in this process's memory.
 
-GPU memory is host memory filled with junk. A copy outside an allocation, or of the wrong kind, is an error. Captured
-work runs when the graph is launched. ONNX Runtime runs the network on the addresses that were set. This tests the
-engine's shapes, sizes, addresses and order, and not TensorRT itself.
+GPU memory is host memory filled with junk. A copy outside an allocation, or of the wrong kind, is an error. The device
+does nothing until somebody waits for it, so that what is read too early is junk, and what is overwritten too early is
+noticed. Captured work runs when the graph is launched. ONNX Runtime runs the network on the addresses that were set. This
+tests the engine's shapes, sizes, addresses and order, and not TensorRT itself.
 """
 
 import ctypes
 import enum
 import json
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +29,7 @@ STATUSES = {
 Status = enum.IntEnum("Status", STATUSES)
 Kind = enum.Enum("Kind", ["cudaMemcpyHostToDevice", "cudaMemcpyDeviceToHost"])
 OK = Status.cudaSuccess
+CALL_MS, ROW_MS = 0.7, 0.08  # simulated time of a call of the network, and of each of its rows
 
 
 class Cuda:
@@ -35,12 +38,19 @@ class Cuda:
     cudaMemcpyKind = Kind
     cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
     cudaStreamNonBlocking = 1
+    cudaEventDefault, cudaEventDisableTiming = 0, 2
 
     def __init__(self, name: str = "Double 1", capability: tuple[int, int] = (9, 0), count: int = 1) -> None:
         self.properties = SimpleNamespace(name=name.encode() + b"\0\0", major=capability[0], minor=capability[1])
         self.count = count
         self.memory: dict[int, tuple[str, Any]] = {}
         self.captured: list[Callable[[], None]] | None = None
+        self.queue: deque[Callable[[], None]] = deque()  # work of the stream
+        self.events: dict[int, list[Any]] = {}  # flags, records that are to come, the time of the last
+        self.targets: set[int] = set()  # pinned memory that the device is going to write
+        self.ms = 0.0  # of the device
+        self.host_ms = 5.0  # for which the device waits in a call of the network that is not in a graph
+        self.calls: list[tuple[bool, tuple[int, ...]]] = []  # of the network: in a graph, rows of each input
         self.num_launches = self.num_allocations = 0
         self.last = OK  # of cudaGetLastError, which clears it
         self.broken: Status = OK  # what every call answers from now on, as after an illegal address
@@ -68,6 +78,41 @@ class Cuda:
 
     def cudaStreamSynchronize(self, stream):
         assert self.captured is None, "a stream that is captured cannot be waited for"
+        while self.queue:
+            self.queue.popleft()()
+        return (self.broken,)
+
+    def cudaEventCreateWithFlags(self, flags):
+        self.events[len(self.events) + 100] = [flags, 0, None]
+        return OK, len(self.events) + 99
+
+    def cudaEventRecord(self, event, stream):
+        state = self.events[event]
+
+        def record():
+            state[1:] = state[1] - 1, self.ms
+
+        state[1] += 1
+        self.do(record)
+        return (self.broken,)
+
+    def cudaEventSynchronize(self, event):
+        """Runs what is in the stream before the last record of the event, and no more."""
+        while self.events[event][1]:
+            self.queue.popleft()()
+        return (self.broken,)
+
+    def cudaEventElapsedTime(self, begin, end):
+        (flags, pending, began), (_, also_pending, ended) = self.events[begin], self.events[end]
+        assert flags == self.cudaEventDefault and not pending and not also_pending
+        return OK, ended - began
+
+    def cudaMemGetInfo(self):
+        return OK, 10**9 - self.num_allocations, 10**9
+
+    def cudaMemsetAsync(self, address, value, size, stream):
+        self.within(address, size, "device")
+        self.do(lambda: ctypes.memset(address, value, size))
         return (self.broken,)
 
     def allocate(self, where, size):
@@ -85,7 +130,7 @@ class Cuda:
     def cudaFree(self, address):
         return (OK,)  # memory lives as long as this object, so premature frees are not detected
 
-    cudaFreeHost = cudaGraphDestroy = cudaGraphExecDestroy = cudaFree
+    cudaFreeHost = cudaGraphDestroy = cudaGraphExecDestroy = cudaEventDestroy = cudaFree
 
     def within(self, address, size, where):
         for start, (found, block) in self.memory.items():
@@ -96,16 +141,29 @@ class Cuda:
         raise AssertionError(f"{size} bytes at {address} are not allocated")
 
     def do(self, work):
-        if self.captured is None:
-            work()
-        else:
-            self.captured.append(work)
+        (self.queue if self.captured is None else self.captured).append(work)
 
     def cudaMemcpyAsync(self, target, source, size, kind, stream):
         to_device = kind is Kind.cudaMemcpyHostToDevice
         self.within(target, size, "device" if to_device else "host")
         self.within(source, size, "host" if to_device else "device")
-        self.do(lambda: ctypes.memmove(target, source, size))
+        assert self.captured is None, "the memory of a pass must not be in a graph, which serves others"
+        if to_device:
+            given = ctypes.string_at(source, size)
+
+            def copy():
+                assert ctypes.string_at(source, size) == given, "overwritten before the device has copied it"
+                ctypes.memmove(target, source, size)
+        else:
+            assert target not in self.targets, "a pass under way is to write this memory"
+            self.targets.add(target)
+            ctypes.memset(target, 0xFF, size)
+
+            def copy():
+                self.targets.remove(target)
+                ctypes.memmove(target, source, size)
+
+        self.do(copy)
         return (self.broken,)
 
     def cudaStreamBeginCapture(self, stream, mode):
@@ -126,8 +184,7 @@ class Cuda:
     def cudaGraphLaunch(self, graph, stream):
         self.num_launches += 1
         if not self.broken:
-            for work in graph:
-                work()
+            self.queue.extend(graph)
         return (self.broken,)
 
 
@@ -276,6 +333,7 @@ class Context:
     def __init__(self, plan: Plan, options: Any) -> None:
         self.plan, self.options = plan, options
         self.shapes, self.addresses, self.scratch = {}, {}, None
+        self.pending = 0  # calls that are under way
 
     def is_stream_capturable(self, stream):
         return getattr(self.plan.trt, "user_allocation", True)
@@ -290,6 +348,7 @@ class Context:
         return True
 
     def set_input_shape(self, name, shape):
+        assert not self.pending, "the shapes of a call under way must not change"
         self.shapes[name] = tuple(shape)
         return 0 <= shape[0] <= 64
 
@@ -302,8 +361,14 @@ class Context:
             return False
         shapes = dict(self.shapes)
         fallback = self.compile(str(sorted(shapes.items())))
+        in_graph = cuda.captured is not None
+        rows = tuple(shapes[name][0] for name in ("encode_pixels", "denoise_latents", "decode_latents"))
+        self.pending += not in_graph
 
         def execute():
+            self.pending -= not in_graph
+            cuda.calls.append((in_graph, rows))
+            cuda.ms += CALL_MS + ROW_MS * sum(rows) + (0 if in_graph else cuda.host_ms)
             inputs = {name: self.read(name, shape) for name, shape in shapes.items()}
             names = [output.name for output in self.plan.session.get_outputs()]
             for name, output in zip(names, self.plan.session.run(names, inputs), strict=True):
