@@ -149,7 +149,8 @@ class CudaGraphs:
     def describe(self) -> str:
         """The numbers of rows of each kind that have a graph."""
         sizes = {name: [size for of, size in self.captured if of == kind] for kind, name in enumerate(KINDS)}
-        return "; ".join(f"{name} {', '.join(map(str, of))}" for name, of in sizes.items() if of) or "none"
+        parts = [f"{name} {', '.join(map(str, of))}" for name, of in sizes.items() if of]
+        return "; ".join(parts) or "none"
 
 
 def wanted(most: int) -> Iterator[tuple[int, int]]:

@@ -2,8 +2,8 @@
 
 GPU memory is host memory filled with junk. A copy outside an allocation, or of the wrong kind, is an error. The device
 does nothing until somebody waits for it, so that what is read too early is junk, and what is overwritten too early is
-noticed. Captured work runs when the graph is launched. ONNX Runtime runs the network on the addresses that were set. This
-tests the engine's shapes, sizes, addresses and order, and not TensorRT itself.
+an error. Captured work runs when the graph is launched. ONNX Runtime runs the network on the addresses that were set.
+This tests the engine's shapes, sizes, addresses and order, and not TensorRT itself.
 """
 
 import ctypes
@@ -29,6 +29,7 @@ STATUSES = {
 Status = enum.IntEnum("Status", STATUSES)
 Kind = enum.Enum("Kind", ["cudaMemcpyHostToDevice", "cudaMemcpyDeviceToHost"])
 OK = Status.cudaSuccess
+JUNK = 0x7F  # a byte of labels that do not exist and of numbers near the largest
 CALL_MS, ROW_MS = 0.7, 0.08  # simulated time of a call of the network, and of each of its rows
 
 
@@ -116,7 +117,8 @@ class Cuda:
         return (self.broken,)
 
     def allocate(self, where, size):
-        block = (ctypes.c_ubyte * size)(*([0xFF] * min(size, 64)))
+        block = (ctypes.c_ubyte * size)()
+        ctypes.memset(block, JUNK, size)
         self.num_allocations += 1
         self.memory[ctypes.addressof(block)] = (where, block)
         return OK, ctypes.addressof(block)
@@ -157,7 +159,7 @@ class Cuda:
         else:
             assert target not in self.targets, "a pass under way is to write this memory"
             self.targets.add(target)
-            ctypes.memset(target, 0xFF, size)
+            ctypes.memset(target, JUNK, size)
 
             def copy():
                 self.targets.remove(target)

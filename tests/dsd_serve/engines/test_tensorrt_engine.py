@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 from dsd_serve.checkpoint import read_model_dir, sha256
 from dsd_serve.engines import load_engine, plan, tensorrt_engine
 from dsd_serve.engines.cuda import FATAL, failure, find_gpu
-from dsd_serve.engines.plan import Manifest, manifest_path, plan_path, read_manifest
+from dsd_serve.engines.plan import manifest_path, plan_path, read_manifest
 from dsd_serve.engines.selftest import mixture
 from dsd_serve.errors import CheckpointError, EngineDeadError, EngineError, EngineUnavailableError
 from dsd_serve.precision import PRECISIONS
@@ -19,55 +18,8 @@ from dsd_serve.rows import OUTPUT_NAMES, Denoise
 from export.main import main
 from export.tensorrt import checks
 from export.tensorrt import plans as plan_export
-from tests.support.gpu_double import HOST_CODE, Context, Cuda, Status, TensorRT, TensorRTX
-
-LAYERS = json.dumps({"Layers": [{"Outputs": [{"Format/Datatype": "Row major linear FP32"}]}]})
-PASSED = {name: {"passed": True, "text": ""} for name in checks.NAMES}
-
-
-def put_plan(directory, **changes):
-    """A plan of the double, and a manifest of it."""
-    graph = directory / PRECISIONS["fp32"].plain
-    plan = plan_path(directory, "fp32")
-    plan.write_text(str(graph))
-    manifest = Manifest(
-        precision="fp32",
-        made_from={name: sha256(directory / name) for name in (graph.name, "model.safetensors")},
-        library="tensorrt",
-        library_version=TensorRT.__version__,
-        dsd_version="0.1.0",
-        rows=(0, 8, 64),
-        gpu="Double 1",
-        capability="9.0",
-        plan=sha256(plan),
-        checks=PASSED,
-    )
-    manifest_path(plan).write_text(dataclasses.replace(manifest, **changes).to_json())
-    return plan
-
-
-@pytest.fixture
-def directory(tiny_dir, tmp_path):
-    target = tmp_path / "model"
-    shutil.copytree(tiny_dir, target)
-    put_plan(target)
-    return target
-
-
-@pytest.fixture
-def cuda(monkeypatch):
-    """A GPU, and a TensorRT for it."""
-    cuda = Cuda()
-    trt = TensorRT(cuda, LAYERS)
-    for module in (tensorrt_engine, plan_export):
-        monkeypatch.setattr(module, "import_runtime", lambda: cuda)
-        monkeypatch.setattr(module, "import_library", lambda name: trt)
-    return cuda
-
-
-@pytest.fixture
-def engine(directory, cuda):
-    return load_engine("tensorrt", directory, "cuda")
+from tests.support.gpu_double import HOST_CODE, Context, Cuda, Status, TensorRTX
+from tests.support.plans import LAYERS, put_plan
 
 
 @pytest.mark.parametrize(
@@ -84,17 +36,6 @@ def test_rows_of_any_kinds_and_numbers_are_those_of_onnx_runtime(engine, tiny_di
             assert np.abs(ours.astype(float) - theirs).max() < 1e-5 if theirs.dtype != np.uint8 else 1
 
 
-def test_ticks_of_denoise_rows_are_one_launch_and_allocate_nothing(engine, cuda):
-    assert sorted(engine.graphs) == [1, 2, 4, 8, 16, 32, 64]
-    allocated = cuda.num_allocations
-    for count in (1, 2, 3, 7, 33, 64):
-        before = cuda.num_launches
-        engine.run(mixture(engine.config, (0, count, 0), seed=count))
-        assert cuda.num_launches == before + 1
-    engine.run(mixture(engine.config, (1, 2, 1), seed=0))
-    assert cuda.num_allocations == allocated
-
-
 def test_outputs_are_the_callers_own(engine):
     (row,) = mixture(engine.config, (0, 1, 0), seed=0)
     (first,) = engine.run([row])
@@ -107,7 +48,7 @@ def without_graphs(directory, tiny_dir):
     """The engine of the directory, which has no CUDA graphs, and gives the results of ONNX Runtime all the same."""
     engine = load_engine("tensorrt", directory, "cuda")
     rows = mixture(engine.config, (0, 5, 0), seed=1)
-    assert (engine.graphs, engine.describe()["cuda_graphs"]) == ({}, "none")
+    assert engine.describe()["cuda_graphs"] == "none"
     assert np.abs(engine.run(rows)[4] - load_engine("onnx", tiny_dir).run(rows)[4]).max() < 1e-5
     return engine
 
@@ -116,7 +57,10 @@ def test_a_capture_that_is_invalidated_leaves_an_engine_without_graphs(directory
     cuda.capture_fails = True
     without_graphs(directory, tiny_dir)
     assert cuda.cudaGetLastError() == (Status.cudaSuccess,), "TensorRT would find the error later"
-    assert "ticks of 64 rows run without a CUDA graph: CUDA failed: cudaErrorStreamCaptureInvalidated" in caplog.text
+    assert (
+        "ticks of 1 denoise rows and more run without a CUDA graph: CUDA failed: cudaErrorStreamCaptureInvalidated"
+        in caplog.text
+    )
 
 
 def test_a_library_that_fails_in_a_capture_leaves_an_engine_without_graphs(
@@ -144,7 +88,7 @@ def rtx(directory, monkeypatch, cuda, tmp_path):
 def test_rtx_compiles_before_it_captures_and_gives_the_same_bits_later(directory, cuda, monkeypatch, tmp_path):
     trt = rtx(directory, monkeypatch, cuda, tmp_path)
     engine = load_engine("tensorrt", directory, "cuda")
-    assert engine.describe()["cuda_graphs"] == "1, 2, 4, 8, 16, 32, 64"
+    assert engine.describe()["cuda_graphs"].startswith("encode 1, 2, 4, 8; denoise 1, 2, 3")
     rows = mixture(engine.config, (2, 3, 1), seed=1)
     first, second = engine.run(rows), engine.run(rows)
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
@@ -162,14 +106,14 @@ def test_rtx_without_a_folder_for_its_kernels_makes_them_again(directory, cuda, 
     caplog.set_level("INFO")
     rtx(directory, monkeypatch, cuda, tmp_path)
     (tmp_path / "cache").write_text("in the way")
-    assert load_engine("tensorrt", directory, "cuda").graphs
+    assert load_engine("tensorrt", directory, "cuda").graphs.captured
     assert "kernels are not kept for the next start" in caplog.text
 
 
 def test_a_plan_of_rtx_that_cannot_be_captured_is_named(directory, cuda, tiny_dir, monkeypatch, tmp_path, caplog):
     rtx(directory, monkeypatch, cuda, tmp_path).user_allocation = False
     without_graphs(directory, tiny_dir)
-    assert "tensorrt_rtx says that this plan cannot be captured; build it again" in caplog.text
+    assert "TensorRT says that this plan cannot be captured; build it again" in caplog.text
 
 
 def test_host_code_is_run_only_of_a_plan_that_is_meant_to_hold_it(directory, cuda):

@@ -12,6 +12,7 @@ import pytest
 from tests.support.data import ROOT
 
 FILES = (
+    "dsd_serve/engines/cuda_graphs.py",
     "dsd_serve/engines/tensorrt_engine.py",
     "dsd_serve/engines/runtime_cache.py",
     "export/tensorrt/compile.py",
@@ -28,7 +29,6 @@ CLASSES = {
     "layer": "ILayer",
     "tensor": "ITensor",
     "context": "IExecutionContext",
-    "self.mixed": "IExecutionContext",
     "self.plan": "ICudaEngine",
     "self.runtime": "Runtime",
     "inspector": "EngineInspector",
@@ -105,3 +105,16 @@ def test_nvidias_bindings_have_every_name(version, tmp_path):
 def test_tensorrt_rtx_has_every_name():
     trt = pytest.importorskip("tensorrt_rtx")
     assert missing({name: dir(getattr(trt, name)) for name in dir(trt)}) == set()
+
+
+def test_the_cuda_runtime_has_every_name():
+    runtime = pytest.importorskip("cuda.bindings.runtime")
+    found = set()
+    for file in (ROOT / "dsd_serve/engines").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Attribute) and node.attr.startswith("cuda") and node.attr[4:5].isupper():
+                found.add(node.attr)
+    values = ("cudaMemcpyHostToDevice", "cudaMemcpyDeviceToHost", "cudaStreamCaptureModeThreadLocal")
+    assert {"cudaEventElapsedTime", "cudaGraphLaunch", "cudaMemcpyAsync", *values} <= found
+    members = {*dir(runtime), *dir(runtime.cudaMemcpyKind), *dir(runtime.cudaStreamCaptureMode)}
+    assert found <= members
