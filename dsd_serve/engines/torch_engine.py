@@ -1,11 +1,13 @@
 """The torch engine: the reference for the others in float32, and on a GPU a fast one that needs no other library.
 
 In fp16 and bf16 it computes as the exported graphs do: matrix products and attention of the blocks in the half type,
-norms, conditioning, sums and both borders in float32. On CUDA the ticks of denoise rows are CUDA graphs.
+norms, conditioning, sums and both borders in float32. On CUDA the ticks of denoise rows are CUDA graphs, and two passes
+may be under way.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from dsd_serve.engines.cuda import failure
 from dsd_serve.errors import CheckpointError, EngineDeadError, EngineUnavailableError
 from dsd_serve.network import DSD
 from dsd_serve.precision import PRECISIONS, REFERENCE
-from dsd_serve.rows import Array, Denoise, Row, collate, distribute
+from dsd_serve.rows import Array, Row, collate, distribute
 
 log = logging.getLogger(__name__)
 
@@ -42,16 +44,15 @@ class HalfBlock(nn.Module):
 
 
 class TorchEngine:
-    """A network in torch, on any device that torch supports. graphs: on CUDA, run denoise rows as CUDA graphs."""
+    """A network in torch, on any device that torch supports."""
 
-    def __init__(self, model: DSD, precision: str = REFERENCE, *, graphs: bool = True) -> None:
+    def __init__(self, model: DSD, precision: str = REFERENCE) -> None:
         self.config, self.precision = model.config, precision
         if precision != REFERENCE:
             dtype = getattr(torch, PRECISIONS[precision].dtype)
             model.blocks = nn.ModuleList(HalfBlock(block, dtype) for block in model.blocks)
         self.model = model.eval()
         self.device = model.role_embed.weight.device
-        self.graphs = DenoiseGraphs(model, Capture(self.device)) if graphs and self.device.type == "cuda" else None
 
     @classmethod
     def load(
@@ -63,7 +64,10 @@ class TorchEngine:
         precision: str = REFERENCE,
         graphs: bool = True,
     ) -> "TorchEngine":
-        """Load a model directory. precision: one in which it was exported, and so verified."""
+        """Load a model directory.
+
+        precision: one in which it was exported, and so verified. graphs: on CUDA, run denoise rows as CUDA graphs.
+        """
         if num_threads:
             torch.set_num_threads(num_threads)
         directory = read_model_dir(model_dir)
@@ -77,32 +81,86 @@ class TorchEngine:
         except RuntimeError as error:
             raise CheckpointError(f"{model_dir}: the weights do not fit config.json: {first_words(error)}") from None
         try:
-            return cls(model.to(device), precision, graphs=graphs)
+            model = model.to(device)
+            if model.role_embed.weight.device.type == "cuda":
+                return CudaTorchEngine(model, precision, graphs=graphs)
+            return cls(model, precision)
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise EngineUnavailableError(f"engine 'torch' cannot use device {device!r}: {reason}") from None
 
-    @torch.inference_mode()
     def run(self, rows: Sequence[Row]) -> list[Array]:
         inputs = [torch.from_numpy(array) for array in collate(rows, self.config).values()]
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)  # a setting of the thread, and the batcher has its own
-        try:
-            if self.graphs and all(isinstance(row, Denoise) for row in rows) and self.graphs.fits(len(rows)):
-                return list(self.graphs.run(*inputs[1:4]).numpy())
+        with torch.inference_mode(), named_failures():
             outputs = self.model(*(tensor.to(self.device) for tensor in inputs))
             return distribute(rows, [output.cpu().numpy() for output in outputs])
-        except RuntimeError as error:  # torch.AcceleratorError has the status of CUDA
-            raise failure(f"torch failed: {first_words(error)}", getattr(error, "error_code", 0)) from error
 
     def describe(self) -> dict[str, Any]:
-        described = {
+        return {
             "engine": "torch",
             "device": str(self.device),
             "precision": self.precision,
             "version": torch.__version__,
         }
-        return described | ({} if self.graphs is None else {"cuda_graphs": self.graphs.sizes()})
+
+
+class CudaTorchEngine(TorchEngine):
+    """A network in torch on CUDA, where all passes run in one stream, one after another.
+
+    Each pass has new pinned memory, which torch keeps for later ones, and does not give away while a copy is under way.
+    """
+
+    def __init__(self, model: DSD, precision: str = REFERENCE, *, graphs: bool = True) -> None:
+        super().__init__(model, precision)
+        self.graphs = DenoiseGraphs(self.model, Capture(self.device)) if graphs else None
+
+    def run(self, rows: Sequence[Row]) -> list[Array]:
+        return self.start(rows)()
+
+    def start(self, rows: Sequence[Row]) -> Callable[[], list[Array]]:
+        torch.cuda.set_device(self.device)  # a setting of the thread, and the batcher has its own
+        inputs = [torch.from_numpy(array) for array in collate(rows, self.config).values()]
+        with torch.inference_mode(), named_failures():
+            outputs = [to_host(output) for output in self.forward([pinned(tensor) for tensor in inputs])]
+            event = torch.cuda.Event()
+            event.record()
+
+        def wait() -> list[Array]:
+            with torch.inference_mode(), named_failures():
+                event.synchronize()
+                return distribute(rows, [output.clone().numpy() for output in outputs])  # results may live for long
+
+        return wait
+
+    def forward(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The outputs on the device, of inputs in pinned memory."""
+        pixels, z_t, t, labels, latents = inputs
+        if self.graphs and not len(pixels) and not len(latents) and self.graphs.fits(len(t)):
+            return pixels, self.graphs.run(z_t, t, labels), pixels
+        return self.model(*(tensor.to(self.device, non_blocking=True) for tensor in inputs))
+
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | ({} if self.graphs is None else {"cuda_graphs": self.graphs.sizes()})
+
+
+def pinned(tensor: Tensor) -> Tensor:
+    """A copy of a tensor of the CPU in pinned memory."""
+    return tensor.pin_memory() if tensor.numel() else tensor
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    """A tensor in pinned memory that will hold a copy of `tensor` once the work in the stream is done."""
+    pin = tensor.is_cuda and tensor.numel() > 0
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pin).copy_(tensor, non_blocking=True)
+
+
+@contextmanager
+def named_failures() -> Iterator[None]:
+    """Raises EngineError for the errors of torch, EngineDeadError after those that leave CUDA useless."""
+    try:
+        yield
+    except RuntimeError as error:  # torch.AcceleratorError has the status of CUDA
+        raise failure(f"torch failed: {first_words(error)}", getattr(error, "error_code", 0)) from error
 
 
 class DenoiseGraphs:
@@ -115,11 +173,7 @@ class DenoiseGraphs:
     def __init__(self, model: DSD, record: Recorder) -> None:
         config, device = model.config, model.role_embed.weight.device
         kinds = ((config.latent_shape, torch.float32), ((), torch.float32), ((), torch.int64))
-        self.device = device
         self.inputs = [torch.zeros((SIZES[-1], *shape), dtype=dtype, device=device) for shape, dtype in kinds]
-        pinned = device.type == "cuda"
-        self.staged = [torch.zeros(x.shape, dtype=x.dtype, pin_memory=pinned) for x in self.inputs]
-        self.result = torch.zeros_like(self.staged[0], pin_memory=pinned)
         pixels = torch.zeros((0, *config.pixel_shape), dtype=torch.uint8, device=device)
         self.recorded: dict[int, tuple[Callable[[], Any], Tensor]] = {}
         for size in SIZES:
@@ -138,17 +192,13 @@ class DenoiseGraphs:
         return 0 < count <= max(self.recorded, default=0)
 
     def run(self, *inputs: Tensor) -> Tensor:
-        """z_hat [M, L, C] in the memory of the CPU, of z_t [M, L, C], t [M] and labels [M]."""
+        """z_hat [M, L, C] of z_t [M, L, C], t [M] and labels [M]. The next call overwrites it."""
         count = len(inputs[0])
         replay, output = self.recorded[min(size for size in self.recorded if size >= count)]
-        for given, staged, tensor in zip(inputs, self.staged, self.inputs, strict=True):
-            staged[:count].copy_(given)
-            tensor[:count].copy_(staged[:count], non_blocking=True)
+        for given, tensor in zip(inputs, self.inputs, strict=True):
+            tensor[:count].copy_(given, non_blocking=True)
         replay()  # the padding is rows of earlier ticks; no row depends on another
-        self.result[:count].copy_(output[:count], non_blocking=True)
-        if self.device.type == "cuda":
-            torch.cuda.current_stream().synchronize()
-        return self.result[:count].clone()
+        return output[:count]
 
     def sizes(self) -> str:
         return ", ".join(map(str, self.recorded)) or "none"

@@ -1,4 +1,4 @@
-"""Passes of the TensorRT engine on a simulated GPU: two under way, their order and failures, and the graphs of a tick."""
+"""Passes of the TensorRT engine on a simulated GPU: two under way, their order and failures, and graphs of ticks."""
 
 import dataclasses
 

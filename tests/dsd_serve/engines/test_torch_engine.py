@@ -1,6 +1,7 @@
 """The torch engine in half precision, and the recorded calls of its denoise rows as far as a CPU can run them."""
 
 import shutil
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -9,11 +10,13 @@ from dsd_serve.engines import choose_precision, load_engine
 from dsd_serve.engines.selftest import mixture
 from dsd_serve.errors import CheckpointError, EngineDeadError, EngineError
 from dsd_serve.loading import load
+from dsd_serve.rows import DeviceEngine
 from export.main import main
 from export.verify import verify
 
 torch = pytest.importorskip("torch")
-from dsd_serve.engines.torch_engine import SIZES, DenoiseGraphs, HalfBlock, TorchEngine  # noqa: E402
+from dsd_serve.engines import torch_engine  # noqa: E402
+from dsd_serve.engines.torch_engine import SIZES, CudaTorchEngine, DenoiseGraphs, HalfBlock, TorchEngine  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +63,43 @@ def replaying(call):
     return lambda: output.copy_(call()), output
 
 
+class Event:
+    """A CUDA event, of which the engine records and waits for one in each pass."""
+
+    ended: ClassVar[list["Event"]] = []
+    recorded = False
+
+    def record(self):
+        self.recorded = True
+
+    def synchronize(self):
+        assert self.recorded
+        self.ended.append(self)
+
+
 @pytest.fixture
-def engine(tiny_dir):
-    engine = TorchEngine.load(tiny_dir)
+def engine(tiny_dir, monkeypatch):
+    """The engine for CUDA, with the CPU in its place."""
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch_engine, "pinned", lambda tensor: tensor)
+    monkeypatch.setattr(Event, "ended", [])
+    engine = CudaTorchEngine(TorchEngine.load(tiny_dir).model, graphs=False)
     engine.graphs = DenoiseGraphs(engine.model, replaying)
     return engine
+
+
+def test_passes_are_started_and_waited_for_in_turn(engine):
+    """What torch does with pinned memory needs a GPU; test_gpu.py has that."""
+    assert isinstance(engine, DeviceEngine)
+    ticks = [mixture(engine.config, counts, seed=1) for counts in ((0, 3, 0), (0, 4, 0), (2, 1, 1))]
+    alone = [engine.run(rows) for rows in ticks]
+    Event.ended.clear()
+    waits = [engine.start(rows) for rows in ticks]
+    assert Event.ended == []
+    for number, (wait, expected) in enumerate(zip(waits, alone, strict=True), 1):
+        assert all(np.array_equal(a, b) for a, b in zip(wait(), expected, strict=True))
+        assert len(Event.ended) == number
 
 
 def test_recorded_ticks_are_padded_and_give_the_rows_that_were_asked_for(engine, tiny_dir):
