@@ -43,12 +43,14 @@ class Graph:
 class CudaGraphs:
     """The graphs of one stream.
 
+    compiles: whether kernels are compiled before the first call of each number of rows, which takes longer than any
+    padding.
     captured: by (place of the kind in RowCounts, number of rows). plain_ms: the milliseconds of a call of so many
     denoise rows without a graph.
     """
 
-    def __init__(self, cuda: Any, stream: Any) -> None:
-        self.cuda, self.stream = cuda, stream
+    def __init__(self, cuda: Any, stream: Any, *, compiles: bool = False) -> None:
+        self.cuda, self.stream, self.compiles = cuda, stream, compiles
         self.captured: dict[tuple[int, int], Graph] = {}
         self.plain_ms: dict[int, float] = {}
         self.events = [call(cuda.cudaEventCreateWithFlags(cuda.cudaEventDefault)) for _ in range(2)]
@@ -138,7 +140,9 @@ class CudaGraphs:
             if size is None:
                 return None
             chosen.append(self.captured[kind, size])
-        return chosen if sum(graph.ms for graph in chosen) <= MOST_TIME * self.plain(sum(counts)) else None
+        if self.compiles or sum(graph.ms for graph in chosen) <= MOST_TIME * self.plain(sum(counts)):
+            return chosen
+        return None
 
     def plain(self, rows: int) -> float:
         """The milliseconds of a call without a graph, estimated from the calls that were measured."""

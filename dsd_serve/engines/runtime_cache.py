@@ -20,11 +20,16 @@ log = logging.getLogger(__name__)
 MOST_BYTES = 1 << 30  # of a cache file
 
 
+def compiles(trt: Any) -> bool:
+    """Whether the library compiles kernels for each new shape of a call."""
+    return hasattr(trt, "DynamicShapesKernelSpecializationStrategy")
+
+
 def context_options(trt: Any, cuda_engine: Any, gpu: Gpu, manifest: Manifest) -> Any:
     """What `create_execution_context` takes, so that the engine owns all memory: a strategy, or with TensorRT-RTX a
     configuration with the cache of earlier starts."""
     strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-    if not hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
+    if not compiles(trt):
         return strategy
     runtime_config = cuda_engine.create_runtime_config()
     runtime_config.set_execution_context_allocation_strategy(strategy)

@@ -19,7 +19,7 @@ from dsd_serve.config import ModelConfig
 from dsd_serve.engines.cuda import Gpu, call, find_gpu, import_runtime
 from dsd_serve.engines.cuda_graphs import CudaGraphs
 from dsd_serve.engines.plan import Manifest, check_bytes, check_plan, import_library, plan_path, read_manifest
-from dsd_serve.engines.runtime_cache import context_options, save_runtime_cache
+from dsd_serve.engines.runtime_cache import compiles, context_options, save_runtime_cache
 from dsd_serve.errors import CheckpointError, EngineError
 from dsd_serve.precision import check_runs
 from dsd_serve.rows import (
@@ -102,7 +102,7 @@ class TensorRTEngine:
         self.options = context_options(trt, self.plan, gpu, manifest)
         self.stagings = [Staging(cuda, self.buffers, self.new_context()) for _ in range(PASSES)]
         self.free = list(self.stagings)
-        self.graphs = CudaGraphs(cuda, self.stream)
+        self.graphs = CudaGraphs(cuda, self.stream, compiles=compiles(trt))
         self.warm_up()
 
     @classmethod

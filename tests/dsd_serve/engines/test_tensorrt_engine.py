@@ -102,6 +102,17 @@ def test_rtx_compiles_before_it_captures_and_gives_the_same_bits_later(directory
     assert cache.read_bytes().startswith(b"kernels of the double")
 
 
+def test_rtx_compiles_nothing_for_a_tick_that_graphs_can_run(directory, cuda, monkeypatch, tmp_path):
+    """Compiling takes seconds, so all padding is cheaper."""
+    cuda.host_ms = 0.0
+    trt = rtx(directory, monkeypatch, cuda, tmp_path)
+    engine = load_engine("tensorrt", directory, "cuda")
+    compiled = len(trt.compiled)
+    for counts in ((0, 33, 0), (2, 2, 3), (0, 1, 1)):
+        engine.run(mixture(engine.config, counts, seed=1))
+    assert len(trt.compiled) == compiled
+
+
 def test_rtx_without_a_folder_for_its_kernels_makes_them_again(directory, cuda, monkeypatch, tmp_path, caplog):
     caplog.set_level("INFO")
     rtx(directory, monkeypatch, cuda, tmp_path)
