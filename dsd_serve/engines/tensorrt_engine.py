@@ -159,9 +159,8 @@ class TensorRTEngine:
 
     def warm_up(self) -> None:
         """Run each kind of row once and capture the graphs, so that the first request pays for nothing."""
-        for (
-            buffer
-        ) in self.buffers.values():  # padding is read before rows have been in its place, and labels must exist
+        # Padding may be read before any row was in its place, and its labels must exist.
+        for buffer in self.buffers.values():
             call(self.cuda.cudaMemsetAsync(buffer.device, 0, buffer.size, self.stream))
         for staging in self.stagings:
             self.enqueue(staging.context, RowCounts(1, 1, 1))
