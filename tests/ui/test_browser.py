@@ -116,7 +116,7 @@ def test_generate_shows_previews_then_images_with_their_settings(page):
     page.fill("#class-search textarea, #class-search input", "")
     page.wait_for_function("document.querySelectorAll('#picker [aria-pressed=true]').length === 2")
     fill_number(page, "n", 2)
-    steps(page, 100)
+    steps(page, 250)
     assert width(page) == 1240  # as below: nothing jumps when the images arrive
     page.click("#generate-go")
     page.wait_for_selector("#board .drawing img")  # a preview
@@ -166,7 +166,7 @@ def test_stop_and_leaving_cancel_the_work_of_the_server(page, running):
     for leave in (page.locator("#generate-stop").click, page.close):
         wait_until_idle(running)
         before = cancelled(running)
-        fill_number(page, "n", 8)
+        fill_number(page, "n", 16)
         steps(page, 250)
         page.click("#generate-go")
         page.wait_for_selector("#board .drawing img")
@@ -336,7 +336,8 @@ def test_keyboard_and_a_phone_in_the_dark(opened):
     page.keyboard.press("Enter")
     page.wait_for_selector("#board button.card[data-value='1'][aria-pressed=true]")
     assert page.evaluate("document.documentElement.scrollWidth") == 390
-    steps(page, 100)
+    fill_number(page, "n", 8)
+    steps(page, 250)
     page.evaluate("scrollTo(0, 0)")
     page.tap("#generate-go")
     page.wait_for_selector("#board .drawing")
