@@ -41,7 +41,7 @@ def write_card(
         ("network", f"{num_parameters / 1e6:.2f}M parameters: width {config.hidden_size}, {config.depth} blocks"),
         ("weights", f"EMA, stored as {store}, computed in float32"),
         *training,
-        ("sampling", f"{defaults.sampler}, {defaults.num_steps} steps, guidance {defaults.guidance_scale:g}"),
+        ("sampling", recommended(defaults)),
     ]
     lines = [
         f"# {name}",
@@ -61,6 +61,15 @@ def write_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def recommended(defaults: SamplingParams) -> str:
+    return f"{defaults.sampler}, {defaults.num_steps} steps, guidance {defaults.guidance_scale:g}"
+
+
+def with_sampling(card: str, defaults: SamplingParams) -> str:
+    """The card with other recommended settings in its table; a card without that row stays as it is."""
+    return re.sub(r"^\| sampling \| .* \|$", f"| sampling | {recommended(defaults)} |", card, count=1, flags=re.M)
 
 
 def with_measurements(card: str, reports: Sequence[Report], sizes: dict[str, int]) -> str:

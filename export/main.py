@@ -43,7 +43,7 @@ from dsd_serve.hub import PREFIX, model_dir
 from dsd_serve.params import SAMPLER_NAMES, SamplingParams, from_api
 from dsd_serve.precision import AUTO, PRECISIONS, REFERENCE, check_runs
 from export.build import export
-from export.card import training_rows, write_card
+from export.card import training_rows, with_sampling, write_card
 from export.commit import Stoppable
 from export.push import check_place, push
 from export.source import Network, directory_network, ema_weights, random_values
@@ -64,7 +64,9 @@ def read_network(options: argparse.Namespace, target: Path) -> Network:
         directory.check([directory.weights])
         defaults = from_api(vars(options), directory.defaults)
         check_sampling(directory.config, defaults)
-        return replace(directory_network(directory), name=options.name or directory.name, defaults=defaults)
+        network = directory_network(directory)
+        card = with_sampling(network.card, defaults)
+        return replace(network, name=options.name or directory.name, defaults=defaults, card=card)
     values = read_checkpoint(source) if source else random_values(options.untrained)
     store, notes = options.store or REFERENCE, options.notes.read_text(encoding="utf-8") if options.notes else ""
     config, state = ema_weights(values, source or options.untrained, store)

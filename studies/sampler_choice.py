@@ -163,7 +163,8 @@ def measure_missing(study: Study, values: dict[str, Any], minutes: float) -> int
     parts = settings_of(values["model"]["defaults"], values["conditions"]["samplers"])
     values["parts"] = {name: [setting.key for setting in settings] for name, settings in parts.items()}
     compared = {setting for name in COMPARED for setting in parts[name]}
-    missing = [s for s in dict.fromkeys(s for part in parts.values() for s in part) if s.key not in values["results"]]
+    settings = {s for part in parts.values() for s in part if s.key not in values["results"]}
+    missing = sorted(settings, key=lambda s: (s.rows, s.key))  # cheap ones first: a stopped study has more of them
     deadline = time.monotonic() + 60 * minutes
     for number, setting in enumerate(missing):
         if time.monotonic() > deadline:
