@@ -121,7 +121,7 @@ def small_study(monkeypatch):
     for name, value in {"EVALUATIONS": (3, 25), "FEW": (2, 3), "SHIFTS": (2.0,), "GUIDANCE": (1.0,)}.items():
         monkeypatch.setattr(sampler_settings, name, value)
     monkeypatch.setattr(sampler_settings, "INTERVALS", ((0.0, 0.5),))
-    monkeypatch.setattr(sampler_settings, "MANY", 7)
+    monkeypatch.setattr(sampler_settings, "ENOUGH", 7)
     monkeypatch.setattr(sampler_settings, "REFERENCE_STEPS", 40)
 
 
