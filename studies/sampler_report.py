@@ -7,7 +7,7 @@ from typing import Any
 
 from dsd_serve.files import atomic
 from export.markdown import markdown_table
-from studies.sampler_rule import ERRORS, SLACK, difference
+from studies.sampler_rule import ERRORS, SLACK, candidates, difference
 
 MARKERS = "os^DvP"  # of the samplers, in their order
 TITLES = {
@@ -48,6 +48,9 @@ def draw(values: Mapping[str, Any], path: Path) -> None:
     draw_intervals(axes[1][1], values)
     for axis in (axes[0][0], axes[0][1]):
         axis.set_xscale("log")
+        axis.set_xticks(sorted({r["evaluations"] for r in results_of(values, "samplers")} | {2, 3}))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.minorticks_off()
         if axis.lines:
             axis.legend(fontsize=7)
     for axis in axes.flat:
@@ -125,45 +128,45 @@ def document(values: Mapping[str, Any]) -> str:
     if missing := num_missing(values):
         lines += [f"**Unfinished**: {missing} settings are not measured yet."]
     else:
-        lines += recommendation(values["recommended"], results_of(values, "default")[0], model["defaults"])
+        lines += recommendation(values)
     for part, title in TITLES.items():
         lines += ["", f"## {title}", "", *table(results_of(values, part))]
     return "\n".join([*lines, ""])
 
 
-def recommendation(best: Mapping[str, Any], default: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
+def recommendation(values: Mapping[str, Any]) -> list[str]:
+    chosen, default = values["recommended"], results_of(values, "default")[0]
+    nearest = candidates(results_of(values, *values["parts"]))[0]
     lines = [
         "## Recommended",
         "",
-        f"**{describe(best)}**: {best['rows']} rows, frechet_lite0 {plus_minus(best, 'frechet_lite0', '.1f')}, top1 "
-        f"{plus_minus(best, 'top1_lite0', '.1%')}.",
+        f"{described(chosen)}.",
         "",
         "The cheapest of the settings that a model directory can recommend (even steps, guidance throughout)",
         f"whose frechet_lite0 exceeds that of real images by at most {SLACK - 1:.0%} more than the smallest one does,",
         "and whose top1 is not below the highest of those. Two settings differ if the mean difference of their seeds",
         f"is more than {ERRORS} standard errors of that difference, which are smaller than the ± of either setting:",
         "both draw from the same noise.",
-        "",
     ]
-    setting = f"{defaults['sampler']}, {defaults['num_steps']} steps, guidance {defaults['guidance_scale']:g}"
-    if all(best[key] == default[key] for key in ("sampler", "num_steps", "guidance_scale")):
-        return [*lines, "The model recommends this setting."]
-    mean, error = difference(best["of_seeds"]["frechet_lite0"], default["of_seeds"]["frechet_lite0"])
-    return [
-        *lines,
-        f"The model recommends {setting}: {default['rows']} rows, frechet_lite0 "
-        f"{plus_minus(default, 'frechet_lite0', '.1f')}, top1 {plus_minus(default, 'top1_lite0', '.1%')}.",
-        f"The difference of frechet_lite0 is {mean:.1f} ± {error:.1f}.",
-    ]
+    for title, other in (("The smallest frechet_lite0", nearest), ("The model recommends", default)):
+        if other["of_seeds"] != chosen["of_seeds"]:
+            mean, error = difference(chosen["of_seeds"]["frechet_lite0"], other["of_seeds"]["frechet_lite0"])
+            lines += ["", f"{title}: {described(other)}.", f"The setting above has {mean:+.1f} ± {error:.1f}."]
+    return lines
+
+
+def described(result: Mapping[str, Any]) -> str:
+    """A setting with its cost and its metrics."""
+    return (
+        f"**{result['sampler']}, {result['num_steps']} steps, guidance {result['guidance_scale']:g}**, "
+        f"{result['rows']} rows, frechet_lite0 {plus_minus(result, 'frechet_lite0', '.1f')}, "
+        f"top1 {plus_minus(result, 'top1_lite0', '.1%')}"
+    )
 
 
 def plus_minus(result: Mapping[str, Any], name: str, form: str) -> str:
     """A metric with its standard error: 554.6 ± 1.2, or 80.0 ± 0.9%."""
     return f"{result[name]:{form}}".rstrip("%") + f" ± {result[f'{name}_error']:{form}}"
-
-
-def describe(result: Mapping[str, Any]) -> str:
-    return f"{result['sampler']}, {result['num_steps']} steps, guidance {result['guidance_scale']:g}"
 
 
 def table(results: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -42,17 +42,21 @@ def summarised(of_seeds: Mapping[str, Sequence[float]], digits: Mapping[str, int
     return {**numbers, "of_seeds": rounded}
 
 
-def recommend(results: Iterable[Mapping[str, Any]], floor: float) -> dict[str, Any]:
-    """The cheapest setting whose quality cannot be told from the best one's.
+def candidates(results: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The settings that a model directory can recommend, nearest first: even steps, guidance from start to end."""
+    even = [r for r in results if r["shift"] == 1 and (r["guidance_start"], r["guidance_stop"]) == (0, 1)]
+    return sorted(even, key=lambda r: r["frechet_lite0"])
 
-    floor: frechet_lite0 of as many real images. Candidates are the settings that a model directory can recommend: even
-    steps, and guidance from start to end. Those are near whose distance, above the floor, is not `above` SLACK times
-    that of the candidate with the smallest. Of these, the class accuracy must not be below the highest.
+
+def recommend(results: Iterable[Mapping[str, Any]], floor: float) -> dict[str, Any]:
+    """The cheapest candidate whose quality cannot be told from the best one's.
+
+    floor: frechet_lite0 of as many real images. Candidates are near if their distance is not `above` SLACK times the
+    smallest one, both counted from the floor. Of these, the class accuracy must not be below the highest.
     """
-    candidates = [r for r in results if r["shift"] == 1 and (r["guidance_start"], r["guidance_stop"]) == (0, 1)]
-    best = min(candidates, key=lambda r: r["frechet_lite0"])
+    best, *others = candidates(results)
     limit = [floor + SLACK * max(value - floor, 0) for value in best["of_seeds"]["frechet_lite0"]]
-    near = [r for r in candidates if r is best or not above(r["of_seeds"]["frechet_lite0"], limit)]
+    near = [best, *(r for r in others if not above(r["of_seeds"]["frechet_lite0"], limit))]
     highest = max(near, key=lambda r: r["top1_lite0"])["of_seeds"]["top1_lite0"]
     good = [r for r in near if not above(highest, r["of_seeds"]["top1_lite0"])]
     return dict(min(good, key=lambda r: (r["rows"], r["frechet_lite0"])))
