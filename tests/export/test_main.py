@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 from dsd_serve.checkpoint import read_checkpoint, read_model_dir
 from dsd_serve.engines import load_engine
 from dsd_serve.errors import CheckpointError
-from dsd_serve.rows import INPUT_NAMES, OUTPUT_NAMES
+from dsd_serve.rows import OUTPUT_NAMES, inputs_of
 from export.card import write_card
 from export.commit import Stoppable, commit, drafting
 from export.main import main
@@ -50,7 +50,9 @@ def test_the_weights_are_the_ema_rounded_to_what_is_stored(checkpoint, tiny_dir)
 
 def test_the_graph_has_the_promised_signature_and_shares_the_weights(demo_dir):
     graph = onnx.load(demo_dir / "model.onnx", load_external_data=False).graph
-    assert tuple(value.name for value in graph.input) == INPUT_NAMES
+    assert tuple(value.name for value in graph.input) == tuple(
+        one.name for one in inputs_of(read_model_dir(demo_dir).config)
+    )
     assert tuple(value.name for value in graph.output) == OUTPUT_NAMES
     inline = sum(len(tensor.raw_data) for tensor in graph.initializer)
     assert inline < 100_000

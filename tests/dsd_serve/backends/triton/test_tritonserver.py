@@ -245,7 +245,7 @@ def test_tritons_own_http_api_draws(triton, embedded):
         (False, True),
     ]
     wrong = httpx.post(f"{url}/generate", json={**asked, "sampler": "magic"}, timeout=10)
-    assert "sampler must be one of euler, heun, dpmpp_2m, got 'magic'" in wrong.json()["error"]
+    assert "sampler must be one of euler, heun, dpmpp_2m, flow_map, got 'magic'" in wrong.json()["error"]
     config = httpx.get(f"{url}/config").json()
     assert config["model_transaction_policy"] == {"decoupled": True}
 
