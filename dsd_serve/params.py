@@ -71,8 +71,7 @@ class SamplingParams:
     )
     sampler: str = setting(
         "heun",
-        "euler, heun or dpmpp_2m, and flow_map of a model that has a flow map; heun evaluates the network twice per "
-        "step",
+        "euler, heun, dpmpp_2m, or flow_map if the model has one; heun evaluates the network twice per step",
         choices=SAMPLER_NAMES,
         recommended=True,
         header=True,

@@ -8,6 +8,7 @@ from dsd_serve.config import ModelConfig
 from dsd_serve.labels import table_of
 from dsd_serve.params import SamplingParams
 from dsd_serve.precision import PRECISIONS, listed
+from dsd_serve.programs import Generate
 from export.markdown import markdown_table
 from export.verify import Report
 
@@ -42,6 +43,7 @@ def write_card(
         ("weights", f"EMA, stored as {store}, computed in float32"),
         *training,
         ("sampling", recommended(defaults)),
+        *([("flow map", flow_map_sentence(defaults))] if config.flow_map else []),
     ]
     lines = [
         f"# {name}",
@@ -139,6 +141,15 @@ def training_rows(checkpoint: dict[str, Any]) -> list[tuple[str, str]]:
         ("objective", str(training["loss"]["objective"])),
         ("training", f"{images}, {num_draws} noise draws each{started}"),
     ]
+
+
+def flow_map_sentence(defaults: SamplingParams) -> str:
+    """What a flow map is, and how many rows an image needs with the recommended settings."""
+    rows = Generate(0, defaults).cost.rows
+    return (
+        "the network takes the time to jump to; an image with these settings is "
+        f"{rows} rows, {rows - 1} to denoise and 1 to decode"
+    )
 
 
 def classes_sentence(config: ModelConfig) -> str:

@@ -70,7 +70,8 @@ def read_network(options: argparse.Namespace, target: Path) -> Network:
     values = read_checkpoint(source) if source else random_values(options.untrained)
     store, notes = options.store or REFERENCE, options.notes.read_text(encoding="utf-8") if options.notes else ""
     config, state = ema_weights(values, source or options.untrained, store)
-    defaults = from_api(vars(options), SamplingParams(num_steps=25, sampler="heun"))
+    usual = ("flow_map", 2) if config.flow_map else ("heun", 25)
+    defaults = from_api(vars(options), SamplingParams(sampler=usual[0], num_steps=usual[1]))
     check_sampling(config, defaults)
     name = options.name or (target.resolve().name if options.output else target.resolve().parent.name)
     size = sum(array.size for array in state.values())
@@ -242,8 +243,10 @@ def arguments_parser() -> argparse.ArgumentParser:
         choices=tuple(name for name, row in PRECISIONS.items() if row.storable),
         help="type of the weights in model.safetensors (default fp32)",
     )
-    parser.add_argument("--steps", type=int, help="recommended number of steps (default 25)")
-    parser.add_argument("--sampler", choices=SAMPLER_NAMES, help="recommended sampler (default heun)")
+    parser.add_argument("--steps", type=int, help="recommended number of steps (default 25, of a flow map 2)")
+    parser.add_argument(
+        "--sampler", choices=SAMPLER_NAMES, help="recommended sampler (default heun, of a flow map flow_map)"
+    )
     parser.add_argument("--guidance", type=float, help="recommended guidance scale (default 1, off)")
     parser.add_argument("--notes", type=Path, metavar="FILE", help="Markdown to put into the card")
     return parser

@@ -34,7 +34,7 @@ from dsd_serve.engines import Engine, load_engine
 from dsd_serve.errors import DSDError, InputError
 from dsd_serve.files import atomic
 from dsd_serve.labels import table_of
-from dsd_serve.params import SAMPLER_NAMES, SamplingParams, to_config
+from dsd_serve.params import SamplingParams, samplers_of, to_config
 from dsd_serve.programs import run_all
 from dsd_serve.rows import Decode, Program
 from dsd_serve.samplers import SAMPLERS, guided, initial_noise
@@ -130,7 +130,7 @@ def conditions_of(options: argparse.Namespace, model: ModelDir, engine: Engine, 
     return {
         "network": replace(model, defaults=SamplingParams()).fingerprint(),
         "engine": engine.describe(),
-        "samplers": list(SAMPLER_NAMES),
+        "samplers": list(samplers_of(engine.config.flow_map)),
         "seeds": list(SEEDS),
         "samples": options.samples,
         "compared": options.compared,

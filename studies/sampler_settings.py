@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dsd_serve.params import SAMPLER_NAMES, SamplingParams
+from dsd_serve.params import SamplingParams
 from dsd_serve.samplers import num_rows, timesteps
 
 REFERENCE_STEPS = 500
@@ -75,7 +75,7 @@ def default_setting(defaults: Mapping[str, Any]) -> Setting:
     return Setting(defaults["sampler"], evaluations, defaults["guidance_scale"])
 
 
-def settings_of(defaults: Mapping[str, Any], samplers: Sequence[str] = SAMPLER_NAMES) -> dict[str, list[Setting]]:
+def settings_of(defaults: Mapping[str, Any], samplers: Sequence[str]) -> dict[str, list[Setting]]:
     """The settings of each part of the study. A setting in several parts is measured once.
 
     defaults: the model's recommendation. samplers: those that the model can run.

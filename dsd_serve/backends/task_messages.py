@@ -11,9 +11,10 @@ encode, decode and denoise take M rows, the first axis of their tensors.
     interpolate   label, to_label, fraction; to_seed, to_index, settings   image
     encode        pixels                                                   latents
     decode        latents                                                  image
-    denoise       latents, t, labels                                       latents
+    denoise       latents, t, labels; r                                    latents
     describe                                                               text, JSON: the model, and its queue
 
+r, the time to jump to, is for models with a flow map; without it r = t.
 Settings are the fields of SamplingParams, by default the model's recommendation, and max_seconds. A label is an index,
 a wnid or a name, or the number of classes for no class; a model without classes needs none. A preview is a response of
 its own, with `preview` and `step`. The last response has `seconds`: in the queue, and from the first tick to the end.
@@ -45,11 +46,14 @@ Message = tuple[dict[str, Array], dict[str, Any]]  # input tensors and parameter
 
 def input_shapes(config: ModelConfig) -> dict[str, tuple[type[np.generic], tuple[int, ...]]]:
     """Type and shape of each input tensor; -1 is M, any number of rows."""
+    times: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
+        name: (np.float64, (-1,)) for name in (("t", "r") if config.flow_map else ("t",))
+    }
     return {
         "pixels": (np.uint8, (-1, *config.pixel_shape)),
         "mask": (np.uint8, config.pixel_shape[1:]),  # nonzero where to draw
         "latents": (np.float32, (-1, *config.latent_shape)),
-        "t": (np.float64, (-1,)),
+        **times,
         "labels": (np.int64, (-1,)),
     }
 
@@ -179,16 +183,19 @@ def read_interpolate(reader: RequestReader) -> list[Task]:
 
 def read_denoise(reader: RequestReader) -> list[Task]:
     latents, ts, numbers = reader.rows("latents"), reader.rows("t"), reader.rows("labels")
-    if not len(latents) == len(ts) == len(numbers):
-        raise InputError(
-            f"latents, t and labels must have as many rows, got {len(latents)}, {len(ts)} and {len(numbers)}"
-        )
-    for t, label in zip(ts, numbers, strict=True):
+    jumps = "r" in reader.inputs and reader.config.flow_map
+    rs: list[float | None] = [float(r) for r in reader.rows("r")] if jumps else [None] * len(ts)
+    if not len(latents) == len(ts) == len(numbers) == len(rs):
+        counts = f"{len(latents)}, {len(ts)} and {len(numbers)}{f', and {len(rs)} of r' if jumps else ''}"
+        raise InputError(f"latents, t and labels must have as many rows, got {counts}")
+    for t, label, r in zip(ts, numbers, rs, strict=True):
         if not 0 <= t < 1 or not 0 <= label <= reader.config.null_label:
             raise InputError(
                 f"t must be from 0 to below 1 and labels from 0 to {reader.config.null_label}, got {t} and {label}"
             )
-    return [Denoise(z, float(t), int(label)) for z, t, label in zip(latents, ts, numbers, strict=True)]
+        if r is not None and not t <= r <= 1:
+            raise InputError(f"r must be from t to 1, got {r} for t = {t}")
+    return [Denoise(z, float(t), int(y), r) for z, t, y, r in zip(latents, ts, numbers, rs, strict=True)]
 
 
 def write_edit(task: Edit) -> Message:
@@ -205,7 +212,8 @@ def write_interpolate(task: Interpolate) -> Message:
 
 
 def write_denoise(row: Denoise) -> Message:
-    return {"latents": row.z_t[None], "t": np.array([row.t]), "labels": np.array([row.label], np.int64)}, {}
+    times = {"t": np.array([row.t]), **({} if row.r is None else {"r": np.array([row.r])})}
+    return {"latents": row.z_t[None], **times, "labels": np.array([row.label], np.int64)}, {}
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,13 @@ from studies.sampler_choice import latent_psnr, main, program, split
 from studies.sampler_rule import above, mean_and_error, recommend
 from studies.sampler_settings import SEEDS, Setting, settings_of, shifted
 
+SAMPLERS = ("euler", "heun", "dpmpp_2m")
 DEFAULTS = {"sampler": "heun", "num_steps": 25, "guidance_scale": 3.0}
 
 
 def test_samplers_are_compared_at_equal_cost():
     for evaluations in sampler_settings.EVALUATIONS:
-        costs = {Setting(sampler, evaluations, 3.0).rows for sampler in ("euler", "heun", "dpmpp_2m")}
+        costs = {Setting(sampler, evaluations, 3.0).rows for sampler in SAMPLERS}
         assert costs == {2 * evaluations}
     assert Setting("heun", 19, 1.0).rows == 19
     assert Setting("euler", 4, 3.0, 0.5, 1.0).rows == 6, "a step without guidance costs one row"
@@ -34,15 +35,15 @@ def test_the_shift_keeps_the_ends_and_moves_steps_towards_noise():
 
 
 def test_the_study_has_the_default_and_measures_nothing_twice():
-    parts = settings_of(DEFAULTS)
+    parts = settings_of(DEFAULTS, SAMPLERS)
     assert parts["default"] == [Setting("heun", 49, 3.0)]
     keys = [setting.key for part in parts.values() for setting in part]
     assert len(set(keys)) == len({setting for part in parts.values() for setting in part})
 
 
 def test_few_steps_are_measured_for_all_samplers_that_can_take_them():
-    few = settings_of(DEFAULTS)["few"]
-    counts = {s: sorted({x.evaluations for x in few if x.sampler == s}) for s in ("euler", "heun", "dpmpp_2m")}
+    few = settings_of(DEFAULTS, SAMPLERS)["few"]
+    counts = {s: sorted({x.evaluations for x in few if x.sampler == s}) for s in SAMPLERS}
     assert counts["euler"] == counts["dpmpp_2m"] == [2, 3, 4, 5, 6, 8, 9]
     assert counts["heun"] == [3, 5, 9], "heun evaluates an odd number of times"
     assert {setting.guidance_scale for setting in few} == {1.0, 3.0}
