@@ -24,7 +24,7 @@ from export.commit import Stoppable, commit, drafting
 from export.main import main
 from export.verify import Report, verify
 from tests.support.data import ROOT
-from tests.support.processor import needs_int8
+from tests.support.processor import has_int8, needs_int8
 
 
 def test_the_model_directory_is_complete(tiny_dir):
@@ -39,6 +39,18 @@ def test_the_model_directory_is_complete(tiny_dir):
     assert "Golden Retriever (207)" in card
     assert "research and education" in card
     assert "| fp32 | 0.2 MB |" in card
+
+
+def test_a_flow_map_is_exported_in_every_precision(flow_map_dir, tmp_path):
+    """The export would refuse a graph that is not the network, of which the rows that are compared jump."""
+    target = tmp_path / "model"
+    shutil.copytree(flow_map_dir, target)
+    main([str(target), "--precision", "fp16", "bf16", *(["int8"] if has_int8() else [])])
+    graphs = sorted(target.glob("*.onnx"))
+    assert len(graphs) == (7 if has_int8() else 6)
+    for file in graphs:
+        assert [i.name for i in onnx.load(file, load_external_data=False).graph.input][-1] == "denoise_r"
+    assert (read_model_dir(target).defaults.sampler, read_model_dir(target).defaults.num_steps) == ("flow_map", 2)
 
 
 def test_the_weights_are_the_ema_rounded_to_what_is_stored(checkpoint, tiny_dir):
