@@ -11,14 +11,17 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import dsd_serve
-from dsd_serve.checkpoint import read_model_dir
+from dsd_serve.checkpoint import read_model_dir, read_weights
 from dsd_serve.engines import load_engine
+from dsd_serve.engines.torch_engine import TorchEngine
 from dsd_serve.errors import CheckpointError, InputError
 from dsd_serve.flow import jump
 from dsd_serve.imaging.codec import write_image
+from dsd_serve.network import DSD
 from dsd_serve.params import SamplingParams
 from dsd_serve.programs import Interpolate, WalkEnd, edit, generate, run
 from dsd_serve.rows import Decode, Denoise
@@ -27,7 +30,7 @@ from dsd_serve.shell import generate_command, verify_command
 from server.openapi_model import name_samplers
 from tests.support.answers import events_of, problem
 from tests.support.data import sample_image
-from tests.support.models import FLOW_MAP, export_model
+from tests.support.models import FLOW_MAP
 from tests.support.servers import serving
 
 PHOTO = write_image(sample_image(1, 1))
@@ -81,8 +84,10 @@ def test_the_default_is_three_rows(http, engine, flow_map_dir):
     )
 
 
-def test_the_other_samplers_draw_as_with_the_same_weights_in_a_model_without_a_flow_map(http, engine, tmp_path):
-    twin = load_engine("onnx", export_model(replace(FLOW_MAP, flow_map=False), tmp_path), num_threads=1)
+def test_the_other_samplers_draw_as_with_the_same_weights_in_a_model_without_a_flow_map(http, flow_map_dir):
+    network = DSD(replace(FLOW_MAP, flow_map=False))
+    network.load_state_dict({name: torch.from_numpy(array) for name, array in read_weights(flow_map_dir).items()})
+    twin = TorchEngine(network)
     for sampler in ("euler", "heun", "dpmpp_2m"):
         params = SamplingParams(seed=2, num_steps=4, sampler=sampler, guidance_scale=2.0)
         query = {"class": 1, "seed": 2, "steps": 4, "sampler": sampler, "guidance": 2}
@@ -117,15 +122,15 @@ def test_a_model_without_a_flow_map_says_which_samplers_it_has(http, own_dir, tm
         read_model_dir(tmp_path)
 
 
-def test_the_document_has_the_samplers_of_the_models(http, own_dir):
+def test_the_document_has_the_samplers_of_the_models(http):
     def listed(document):
         (query,) = (p for p in document["paths"]["/generate"]["get"]["parameters"] if p["name"] == "sampler")
         return query["schema"]["enum"], document["components"]["schemas"]["ModelAnswer"]["properties"]["samplers"]
 
-    enum, of_model = listed(http.get("/openapi.json").json())
+    document = http.get("/openapi.json").json()
+    enum, of_model = listed(document)
     assert enum == ["euler", "heun", "dpmpp_2m", "flow_map", None]
     assert of_model["items"]["enum"] == enum[:-1]
-    document = http.get("/openapi.json").json()
     name_samplers(document, ("euler", "heun", "dpmpp_2m"))
     assert listed(document)[0] == ["euler", "heun", "dpmpp_2m", None]
     assert '"flow_map"' not in json.dumps(document)
