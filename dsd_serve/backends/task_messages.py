@@ -31,7 +31,7 @@ from dsd_serve import errors
 from dsd_serve.config import ModelConfig
 from dsd_serve.errors import DSDError, EngineError, InputError, QueueFullError, shown
 from dsd_serve.labels import table_of
-from dsd_serve.params import FIELDS, SamplingParams, to_fields
+from dsd_serve.params import FIELDS, SamplingParams, check_sampler, to_fields
 from dsd_serve.programs import Edit, Generate, Interpolate, Reconstruct, Task, WalkEnd
 from dsd_serve.rows import Array, Decode, Denoise, Encode, stack
 
@@ -132,6 +132,7 @@ class RequestReader:
             }
         )
         table_of(self.config).check_has_classes("guidance_scale", params.guidance_scale)
+        check_sampler(params.sampler, self.config.flow_map)
         return params
 
     def rows(self, name: str) -> list[Array]:

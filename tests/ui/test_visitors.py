@@ -21,13 +21,15 @@ from dsd_serve.calls import Event
 from dsd_serve.client import AsyncClient
 from dsd_serve.errors import InputError, ServerError
 from dsd_serve.imaging.codec import write_image
+from dsd_serve.params import SAMPLER_NAMES
 
-pytest.importorskip("gradio", reason="the page needs gradio: pip install '.[ui]'")
+gr = pytest.importorskip("gradio", reason="the page needs gradio: pip install '.[ui]'")
 
 from tests.support.page_events import click_of, generate_inputs
 from tests.support.servers import Server
 from ui import requests, visitors
 from ui.app import MAX_WAITING, Thumbnails, create_page
+from ui.controls import Sampling
 from ui.fair_limit import IN_FLIGHT, PER_CLICK, PER_VISITOR, TOTAL, VISITOR, FairLimit, LimitedClient, images_of
 from ui.requests import Drawing, DrawnImage, DrawRequest, draw
 from ui.server_info import ModelFacts, ServerInfo
@@ -506,6 +508,24 @@ def test_a_visitor_costs_kilobytes_and_an_expired_session_says_so(inside):
 
 
 # Values
+
+
+def test_the_menu_has_the_samplers_of_the_model(server_url):
+    async def run():
+        client = AsyncClient(server_url)
+        info = ServerInfo(LimitedClient(client))
+        with gr.Blocks():
+            sampling = Sampling.build("test")
+        await info.refresh()
+        without = sampling.fitted(info)[sampling.sampler]
+        model = {**info.model, "samplers": list(SAMPLER_NAMES)}
+        info.facts[""] = ModelFacts(model={**model, "defaults": {**model["defaults"], "sampler": "flow_map"}})
+        await client.close()
+        return without, sampling.fitted(info)[sampling.sampler]
+
+    without, with_flow_map = asyncio.run(run())
+    assert without["choices"] == ["euler", "heun", "dpmpp_2m"]
+    assert (with_flow_map["choices"][-1], with_flow_map["value"]) == ("flow_map", "flow_map")
 
 
 def test_too_many_classes_get_an_error(server_url):

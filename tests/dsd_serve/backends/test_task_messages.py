@@ -106,6 +106,7 @@ def test_each_row_is_a_task(directory):
         ({"label": "金"}, "label must be an index, a wnid"),
         ({"operation": "interpolate", "fraction": 0.5, "to_label": "²"}, "to_label must be an index, a wnid"),
         ({"sampler": "x" * 1_000_000}, "sampler must be one of"),
+        ({"sampler": "flow_map"}, "sampler must be one of euler, heun, dpmpp_2m with this model, got 'flow_map'"),
         ({"x" * 1_000_000: 1}, "generate does not take x"),
         ({"guidance_scale": float("nan")}, "guidance_scale must be between 0"),
         ({"guidence": 2.0}, "generate does not take guidence; is it misspelt?"),
