@@ -23,7 +23,9 @@ from dsd_serve.errors import InputError, ServerError
 from dsd_serve.imaging.codec import write_image
 from dsd_serve.params import SAMPLER_NAMES
 
-gr = pytest.importorskip("gradio", reason="the page needs gradio: pip install '.[ui]'")
+pytest.importorskip("gradio", reason="the page needs gradio: pip install '.[ui]'")
+
+import gradio as gr
 
 from tests.support.page_events import click_of, generate_inputs
 from tests.support.servers import Server
