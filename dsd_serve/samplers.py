@@ -98,7 +98,7 @@ def euler(z: Latents, ts: list[float], denoise: Denoiser) -> Rows:
 
 
 def flow_map(z: Latents, ts: list[float], denoise: Denoiser) -> Rows:
-    """The jumps of a model with a flow map (arXiv 2510.24474), one evaluation a step; few steps are enough."""
+    """The jumps of a model with a flow map (arXiv 2510.24474), one evaluation a step: made for few steps."""
     for t, t_next in pairwise(ts):
         z_hat = yield from denoise(z, t, t_next)
         z = jump(z_hat, z, t, t_next)

@@ -70,8 +70,8 @@ def read_network(options: argparse.Namespace, target: Path) -> Network:
     values = read_checkpoint(source) if source else random_values(options.untrained)
     store, notes = options.store or REFERENCE, options.notes.read_text(encoding="utf-8") if options.notes else ""
     config, state = ema_weights(values, source or options.untrained, store)
-    usual = ("flow_map", 2) if config.flow_map else ("heun", 25)
-    defaults = from_api(vars(options), SamplingParams(sampler=usual[0], num_steps=usual[1]))
+    sampler, steps = ("flow_map", 2) if config.flow_map else ("heun", 25)
+    defaults = from_api(vars(options), SamplingParams(num_steps=steps, sampler=sampler))
     check_sampling(config, defaults)
     name = options.name or (target.resolve().name if options.output else target.resolve().parent.name)
     size = sum(array.size for array in state.values())

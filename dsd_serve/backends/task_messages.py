@@ -14,10 +14,10 @@ encode, decode and denoise take M rows, the first axis of their tensors.
     denoise       latents, t, labels; r                                    latents
     describe                                                               text, JSON: the model, and its queue
 
-r, the time to jump to, is for models with a flow map; without it r = t.
 Settings are the fields of SamplingParams, by default the model's recommendation, and max_seconds. A label is an index,
-a wnid or a name, or the number of classes for no class; a model without classes needs none. A preview is a response of
-its own, with `preview` and `step`. The last response has `seconds`: in the queue, and from the first tick to the end.
+a wnid or a name, or the number of classes for no class; a model without classes needs none. r, the time to jump to, is
+for models with a flow map; by default it is t. A preview is a response of its own, with `preview` and `step`. The last
+response has `seconds`: in the queue, and from the first tick to the end.
 """
 
 import re
@@ -46,16 +46,14 @@ Message = tuple[dict[str, Array], dict[str, Any]]  # input tensors and parameter
 
 def input_shapes(config: ModelConfig) -> dict[str, tuple[type[np.generic], tuple[int, ...]]]:
     """Type and shape of each input tensor; -1 is M, any number of rows."""
-    times: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
-        name: (np.float64, (-1,)) for name in (("t", "r") if config.flow_map else ("t",))
-    }
-    return {
+    shapes: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
         "pixels": (np.uint8, (-1, *config.pixel_shape)),
         "mask": (np.uint8, config.pixel_shape[1:]),  # nonzero where to draw
         "latents": (np.float32, (-1, *config.latent_shape)),
-        **times,
+        "t": (np.float64, (-1,)),
         "labels": (np.int64, (-1,)),
     }
+    return {**shapes, "r": shapes["t"]} if config.flow_map else shapes
 
 
 def output_shapes(config: ModelConfig) -> dict[str, tuple[type[np.generic], tuple[int, ...]]]:
@@ -184,11 +182,15 @@ def read_interpolate(reader: RequestReader) -> list[Task]:
 
 def read_denoise(reader: RequestReader) -> list[Task]:
     latents, ts, numbers = reader.rows("latents"), reader.rows("t"), reader.rows("labels")
-    jumps = "r" in reader.inputs and reader.config.flow_map
-    rs: list[float | None] = [float(r) for r in reader.rows("r")] if jumps else [None] * len(ts)
-    if not len(latents) == len(ts) == len(numbers) == len(rs):
-        counts = f"{len(latents)}, {len(ts)} and {len(numbers)}{f', and {len(rs)} of r' if jumps else ''}"
-        raise InputError(f"latents, t and labels must have as many rows, got {counts}")
+    if not len(latents) == len(ts) == len(numbers):
+        raise InputError(
+            f"latents, t and labels must have as many rows, got {len(latents)}, {len(ts)} and {len(numbers)}"
+        )
+    rs: list[float | None] = [None] * len(ts)
+    if "r" in reader.inputs and reader.config.flow_map:
+        rs = [float(r) for r in reader.rows("r")]
+    if len(rs) != len(ts):
+        raise InputError(f"r must have as many rows as t, got {len(rs)} and {len(ts)}")
     for t, label, r in zip(ts, numbers, rs, strict=True):
         if not 0 <= t < 1 or not 0 <= label <= reader.config.null_label:
             raise InputError(

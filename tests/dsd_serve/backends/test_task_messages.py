@@ -72,7 +72,7 @@ def test_a_denoise_row_of_a_flow_map_may_have_the_time_to_jump_to(directory):
     for r in (0.25, 1.25, np.nan):
         with pytest.raises(InputError, match=f"r must be from t to 1, got {r} for t = 0.5"):
             from_wire({**inputs, "r": np.array([r])}, parameters, flow_map, directory.defaults)
-    with pytest.raises(InputError, match="must have as many rows, got 1, 1 and 1, and 2 of r"):
+    with pytest.raises(InputError, match="r must have as many rows as t, got 2 and 1"):
         from_wire({**inputs, "r": np.ones(2)}, parameters, flow_map, directory.defaults)
 
 
