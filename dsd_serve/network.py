@@ -243,8 +243,8 @@ class DSD(nn.Module):
         """Estimate the clean latents behind noised ones.
 
         z_t: [M, L, C], t: [M] in [0, 1) (0 = noise), labels: [M] in [0, num_classes], num_classes = no class.
-        r: [M] in [t, 1], for flow maps alone: the velocity of the estimate is then the one that carries z_t to time r in
-        one jump; None is r = t.
+        r: [M] in [t, 1], for flow maps alone: the velocity of the estimate then carries z_t to time r in one jump. None
+        is r = t.
         Returns z_hat [M, L, C]; the velocity is (z_hat - z_t) / (1 - t), see flow.py.
         """
         hidden, _ = self.trunk(*self.embed_noised(z_t, t, labels, r))
