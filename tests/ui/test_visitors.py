@@ -31,11 +31,12 @@ from tests.support.page_events import click_of, generate_inputs
 from tests.support.servers import Server
 from ui import requests, visitors
 from ui.app import MAX_WAITING, Thumbnails, create_page
-from ui.controls import Sampling
+from ui.controls import Sampling, Stop
 from ui.fair_limit import IN_FLIGHT, PER_CLICK, PER_VISITOR, TOTAL, VISITOR, FairLimit, LimitedClient, images_of
 from ui.requests import Drawing, DrawnImage, DrawRequest, draw
 from ui.server_info import ModelFacts, ServerInfo
 from ui.tabs.generate import MAX_CHOSEN, check_count, chooser
+from ui.tabs.inside import watching
 from ui.values import number_of, whole
 
 
@@ -528,6 +529,22 @@ def test_the_menu_has_the_samplers_of_the_model(server_url):
     without, with_flow_map = asyncio.run(run())
     assert without["choices"] == ["euler", "heun", "dpmpp_2m"]
     assert (with_flow_map["choices"][-1], with_flow_map["value"]) == ("flow_map", "flow_map")
+
+
+def test_a_sample_of_one_step_is_shown_from_noise_to_image(server_url):
+    async def run():
+        client = AsyncClient(server_url)
+        info = ServerInfo(LimitedClient(client))
+        with gr.Blocks():
+            way, stop = gr.HTML(), Stop(gr.Button())
+        await info.refresh()
+        shown = [update[way] async for update in watching(info, way, stop)(207, 1, 0, 1) if way in update]
+        await client.close()
+        return shown
+
+    shown = asyncio.run(run())
+    assert len(shown) == 2
+    assert [shown[-1].count(f">{words}<") for words in ("noise", "image")] == [1, 1]
 
 
 def test_too_many_classes_get_an_error(server_url):
