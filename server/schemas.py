@@ -110,7 +110,7 @@ ClassName = Annotated[  # the texts and examples are those of ImageNet-1k; serve
     ),
 ]
 SamplerName = Annotated[str, Field(json_schema_extra={"enum": list(SAMPLER_NAMES)})]
-SamplerChoice = str | None  # the model decides which samplers it has
+SamplerChoice = Annotated[str, StringConstraints(max_length=MAX_TEXT)] | None  # the model decides which it has
 Seed = Annotated[
     int | None,
     Field(
