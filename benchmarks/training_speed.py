@@ -149,7 +149,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown := sorted(set(options.cases) - set(CASES)):
         sys.exit(f"training_speed: --cases must be of {', '.join(CASES)}; got {unknown[0]!r}")
     try:
-        where = choose_device(configured("demo", 64, ("run.compile=off",)))
+        config = configured("demo", 64, ("run.compile=off",))
+        where = choose_device(config, config.network_config())
         rates = {"fp32": matmul_rate(where, torch.float32), "bf16": matmul_rate(where, torch.bfloat16)}
         cases = {}
         for name in options.cases:

@@ -187,7 +187,7 @@ def proc_bytes(path: str, name: str) -> int:
 
 def dry_run(config: TrainConfig) -> Iterator[str]:
     """The lines of the report, each as soon as it is measured."""
-    where = choose_device(config)
+    where = choose_device(config, config.network_config())
     loss, optim, network = config.loss, config.optim, config.network_config()
     state = new_state(config, where.device)
     trained = sum(p.numel() for p in state.objective.model.parameters())

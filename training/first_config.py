@@ -226,7 +226,7 @@ def lines(options: argparse.Namespace) -> Iterator[str]:
     yield from images.source.remarks
     if options.validation:
         Images(options.validation, 32, data=data, table=images.table).look()
-    where = choose_device(TrainConfig())
+    where = choose_device(TrainConfig(), TrainConfig().network_config())
     cuda = where.device.type == "cuda"
     if options.start_from:
         shape = shape_like(read_model_dir(start_place(options.start_from)).config, side)

@@ -14,7 +14,7 @@ from dsd_serve.network import to_images
 from training.augmentation import augment
 from training.device import Device
 from training.loss import Draws
-from training.run_config import OptimSection, TrainConfig
+from training.run_config import OptimSection, RunConfig, TrainConfig
 from training.state import State
 
 SEED_STREAM = 0x0D5D  # separates the draws of training from other uses of the same seed
@@ -85,7 +85,7 @@ def add_gradient(
     return {name: value.detach() for name, value in {"loss": total, **parts}.items()}
 
 
-def update(state: State, config: TrainConfig) -> Tensor:
+def update(state: State, config: RunConfig) -> Tensor:
     """Step the optimisers and the EMA copy; returns the norm of the gradient before clipping."""
     for optimizer in state.optimizers:
         for group in optimizer.param_groups:
