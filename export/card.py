@@ -137,7 +137,10 @@ def training_rows(checkpoint: dict[str, Any]) -> list[tuple[str, str]]:
     if distilled := checkpoint.get("distilled"):
         batch = training["optim"]["batch_size"]
         return [
-            ("distilled from", f"{distilled['name']} ({distilled['fingerprint'][:8]}), guidance {distilled['guidance']:g}"),
+            (
+                "distilled from",
+                f"{distilled['name']} ({distilled['fingerprint'][:8]}), guidance {distilled['guidance']:g}",
+            ),
             ("training", f"{step:,} steps of {batch} trajectories ({step * batch:,} in all)"),
         ]
     batch, num_draws = training["optim"]["batch_size"], training["loss"]["num_draws"]

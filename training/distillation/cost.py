@@ -41,7 +41,9 @@ def item_of(config: DistillConfig, teacher: Teacher) -> Item:
     )
 
 
-def micro_batches(state: State, forward: Any, config: DistillConfig, where: Device, teacher: Teacher, fast: bool) -> Micro:
+def micro_batches(
+    state: State, forward: Any, config: DistillConfig, where: Device, teacher: Teacher, fast: bool
+) -> Micro:
     """Real micro-batches of so many trajectories."""
     room = Classroom(teacher, state.objective.model, fast)
 

@@ -69,7 +69,9 @@ def check_same_teacher(path: Path, teacher: Teacher) -> None:
             )
 
 
-def distill_step(state: State, forward: Any, config: DistillConfig, where: Device, room: Classroom) -> dict[str, Tensor]:
+def distill_step(
+    state: State, forward: Any, config: DistillConfig, where: Device, room: Classroom
+) -> dict[str, Tensor]:
     """One optimiser step over this process's micro-batches; returns as `train_step`."""
     return accumulated_step(
         state,

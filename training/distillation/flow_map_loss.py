@@ -20,7 +20,7 @@ from dsd_serve.flow import add_noise, from_velocity, jump
 from dsd_serve.network import DSD
 from training.augmentation import augment
 from training.distillation.distill_config import DistillLossSection, JumpSection
-from training.distillation.teacher import Teacher, Trajectories, column, draw_trajectories, even_times
+from training.distillation.teacher import Teacher, column, draw_trajectories, even_times
 from training.loss import NetworkObjective, distance, pyramid_distance
 from training.run_config import DataSection
 

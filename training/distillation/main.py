@@ -69,7 +69,9 @@ def arguments_parser() -> argparse.ArgumentParser:
         prog="dsd-distill", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    parser.add_argument("model", metavar="MODEL", help="the teacher: a model directory, hf:org/name, demo, or a .pt file")
+    parser.add_argument(
+        "model", metavar="MODEL", help="the teacher: a model directory, hf:org/name, demo, or a .pt file"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that replace the file's")
     parser.add_argument("-o", "--output", type=Path, metavar="FAST", help="the model directory to write")
     parser.add_argument("--config", type=Path, metavar="FILE.toml", help="see training/configs/distill-*.toml")

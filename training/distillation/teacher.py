@@ -136,7 +136,9 @@ def draw_trajectories(
         points.append(jump(estimate, z, column(t), column(r)))
         estimates.append(z_hat)
         null_estimates.append(of_null)
-    return Trajectories(times, torch.stack(points, 1), labels, torch.stack(estimates, 1), torch.stack(null_estimates, 1))
+    return Trajectories(
+        times, torch.stack(points, 1), labels, torch.stack(estimates, 1), torch.stack(null_estimates, 1)
+    )
 
 
 def log_snr(t: Tensor) -> Tensor:

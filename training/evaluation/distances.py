@@ -42,12 +42,12 @@ def latent_psnr(latents: NDArray[Any], reference: NDArray[Any]) -> NDArray[np.fl
     return np.minimum(120.0, 10 * np.log10(np.square(exact).mean((1, 2)) / np.maximum(error, 1e-300)))
 
 
-def spread(features: Features, labels: NDArray[np.int64]) -> float:
+def spread(features: Features, labels: NDArray[np.int64]) -> float | None:
     """How far images of a class differ: root of the mean over classes of their unbiased mean square distance from the
-    mean of the class. NaN unless a class has two images or more."""
+    mean of the class. None unless a class has two images or more."""
     groups = [np.asarray(features[labels == label], np.float64) for label in np.unique(labels)]
     variances = [group.var(0, ddof=1).sum() for group in groups if len(group) > 1]
-    return float(np.sqrt(np.mean(variances))) if variances else float("nan")
+    return float(np.sqrt(np.mean(variances))) if variances else None
 
 
 def frechet(a: Moments, b: Moments) -> float:

@@ -12,10 +12,10 @@ import torch
 import dsd_serve
 from dsd_serve.checkpoint import read_checkpoint, read_model_dir, write_checkpoint
 from dsd_serve.config import ModelConfig
+from dsd_serve.engines.torch_engine import TorchEngine
 from dsd_serve.network import DSD
 from dsd_serve.params import SamplingParams
 from dsd_serve.programs import generate, run_all
-from dsd_serve.engines.torch_engine import TorchEngine
 from dsd_serve.samplers import initial_noise
 from tests.support.data import ROOT
 from tests.support.runs import assert_same
@@ -24,7 +24,14 @@ from training.distillation.main import main
 from training.distillation.teacher import draw_trajectories, even_times, read_teacher
 
 NETWORK = ModelConfig(
-    image_size=16, patch_size=8, latent_dim=8, hidden_size=32, depth=3, num_heads=2, num_classes=3, class_names=("a", "b", "c")
+    image_size=16,
+    patch_size=8,
+    latent_dim=8,
+    hidden_size=32,
+    depth=3,
+    num_heads=2,
+    num_classes=3,
+    class_names=("a", "b", "c"),
 )
 QUICK = [
     "optim.batch_size=16",
@@ -48,7 +55,7 @@ def teacher_file(tmp_path_factory):
     torch.manual_seed(0)
     model = DSD(NETWORK)
     with torch.no_grad():
-        model.adaLN_modulation.weight.normal_(std=0.3)
+        model.adaLN_modulation.weight.normal_(std=0.05)
         model.y_embed.embedding.weight.normal_(std=1.0)
     path = tmp_path_factory.mktemp("teacher") / "checkpoint.pt"
     values = {"step": 0, "network": NETWORK.to_dict(), "ema": model.state_dict(), "config": None}
@@ -77,21 +84,22 @@ def journal(folder):
 
 @pytest.fixture(scope="module")
 def fast(teacher_file, tmp_path_factory):
-    """The folder of a distillation of sixty steps."""
+    """The folder of a distillation of forty steps."""
     folder = tmp_path_factory.mktemp("distilled")
-    distilled(teacher_file, folder, "optim.steps=60", "run.eval_every=30", "run.save_every=20")
+    distilled(teacher_file, folder, "optim.steps=40", "run.eval_every=20", "run.save_every=20")
     return folder
 
 
 def test_a_student_comes_closer_to_the_images_of_its_teacher(fast):
     """By the latents of held-out seeds, in one jump and in two, while it encodes and decodes as before."""
     evaluations = [line for line in journal(fast) if "latent_psnr_1" in line]
-    assert [line["step"] for line in evaluations] == [0, 30, 60]
+    assert [line["step"] for line in evaluations] == [0, 20, 40]
     before, after = evaluations[0], evaluations[-1]
-    assert after["latent_psnr_1"] > before["latent_psnr_1"] + 1.5
-    assert after["latent_psnr_2"] > before["latent_psnr_2"] + 1
-    assert after["encode_psnr"] > 20 and after["decode_psnr"] > 30
-    assert (fast / "run/samples-0000060.png").exists()
+    assert before["encode_psnr"] == before["decode_psnr"] == pytest.approx(120, abs=1e-3)
+    assert after["latent_psnr_1"] > before["latent_psnr_1"] + 5
+    assert after["latent_psnr_2"] > before["latent_psnr_2"] + 3
+    assert after["encode_psnr"] > 25 and after["decode_psnr"] > 40
+    assert (fast / "run/samples-0000040.png").exists()
 
 
 def test_the_model_recommends_jumps_and_draws_in_any_number_of_them(fast):
@@ -130,7 +138,8 @@ def test_resuming_is_bit_exact(teacher_file, tmp_path, monkeypatch):
     assert_same(tmp_path / "whole/run/checkpoint.pt", tmp_path / "part/run/checkpoint.pt")
     assert (tmp_path / "part/fast/config.json").exists()
     losses = [
-        {line["step"]: line["loss"] for line in journal(tmp_path / name) if "loss" in line} for name in ("whole", "part")
+        {line["step"]: line["loss"] for line in journal(tmp_path / name) if "loss" in line}
+        for name in ("whole", "part")
     ]
     assert losses[0] == losses[1] and len(losses[0]) == 7
 
@@ -154,7 +163,9 @@ def test_trajectories_are_those_of_the_sampler(teacher_file):
 
 
 def test_a_model_without_classes_is_distilled_without_guidance(tmp_path):
-    network = ModelConfig(image_size=16, patch_size=8, latent_dim=8, hidden_size=32, depth=3, num_heads=2, num_classes=0)
+    network = ModelConfig(
+        image_size=16, patch_size=8, latent_dim=8, hidden_size=32, depth=3, num_heads=2, num_classes=0
+    )
     path = tmp_path / "checkpoint.pt"
     write_checkpoint(path, {"step": 0, "network": network.to_dict(), "ema": DSD(network).state_dict(), "config": None})
     distilled(path, tmp_path, "optim.steps=2", "teacher.guidance=2", expected=r"teacher\.guidance must be 1.*got 2")
