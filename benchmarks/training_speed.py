@@ -28,6 +28,7 @@ from export.markdown import markdown_table
 from training.dataset import Images
 from training.device import Device, choose_device
 from training.estimate import flops_per_image, random_batch
+from training.loss import Objective
 from training.order import Order, micro_batches
 from training.run_config import TrainConfig, load_config
 from training.state import new_state
@@ -96,6 +97,7 @@ def time_case(
     source = random_batches(config) if batches is None else batches
     seconds = best(lambda: train_step(state, forward, config, where, source), where)
     rate = config.optim.batch_size / seconds
+    assert isinstance(state.objective, Objective)
     flops = rate * flops_per_image(config.network_config(), config.loss, state.objective)
     share = flops / rates["bf16" if where.bf16 else "fp32"]
     return {"pictures_per_second": rate, "tflops": flops / 1e12, "share_of_matmul": share}

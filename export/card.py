@@ -135,11 +135,11 @@ def training_rows(checkpoint: dict[str, Any]) -> list[tuple[str, str]]:
     if training is None:
         return [("training", "none: the weights are random, for benchmarks only")]
     if distilled := checkpoint.get("distilled"):
-        batch = training["optim"]["batch_size"]
+        batch, teacher = training["optim"]["batch_size"], f"{distilled['name']} ({distilled['fingerprint'][:8]})"
         return [
             (
                 "distilled from",
-                f"{distilled['name']} ({distilled['fingerprint'][:8]}), guidance {distilled['guidance']:g}",
+                f"{teacher}, guidance {distilled['guidance']:g}",
             ),
             ("training", f"{step:,} steps of {batch} trajectories ({step * batch:,} in all)"),
         ]

@@ -198,8 +198,10 @@ def proc_bytes(path: str, name: str) -> int:
 
 @dataclass(frozen=True)
 class Item:
-    """What a step takes a batch of. name: "image" or the like. rows: of the network, in a step. flops: of these, forward
-    and backward."""
+    """What a step takes a batch of.
+
+    name: image or trajectory. rows: of the network, in a step. flops: of these, forward and backward.
+    """
 
     name: str
     rows: float
@@ -236,7 +238,8 @@ def cost_lines(
     name = {"image": "images", "trajectory": "trajectories"}[item.name]
     yield f"run: {optim.steps} steps of {optim.batch_size} {name}, {items / 1e6:.1f}M {name}"
     article = "an" if item.name == "image" else "a"
-    yield f"{article} {item.name}: {item.rows:g} rows of {tokens} tokens, {item.flops / 1e9:.0f} GFLOP forward and backward"
+    cost = f"{item.flops / 1e9:.0f} GFLOP forward and backward"
+    yield f"{article} {item.name}: {item.rows:g} rows of {tokens} tokens, {cost}"
 
     parts = state_bytes(state)
     each, extra = kept_for_backward(state, plain)

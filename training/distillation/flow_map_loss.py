@@ -115,7 +115,7 @@ class Classroom:
 
     @torch.no_grad()
     def lesson(self, batch: int, steps: int, jumps: JumpSection, generator: torch.Generator) -> Lesson:
-        """`batch` trajectories of so many steps, and rows on them; a pure function of the networks and the generator."""
+        """`batch` trajectories of so many steps, and rows on them: a function of the networks and the generator."""
         device, classes = generator.device, torch.tensor(self.config.drawable_labels, device=generator.device)
 
         def uniform(*shape: int) -> Tensor:

@@ -79,7 +79,7 @@ class HeldOutSeeds:
 
     @torch.no_grad()
     def write_images(self, path: Path, student: DSD) -> None:
-        """A grid: a row for each of the first seeds, with the student's images in 1, 2 and 4 jumps and the teacher's."""
+        """A grid, a row for each of the first seeds: the student's images in 1, 2 and 4 jumps, and the teacher's."""
         if not self.shown:
             return
         count = min(SHOWN, len(self.labels))

@@ -2,9 +2,9 @@
 
 dsd-distill MODEL -o FAST [--config FILE.toml] [section.key=value ...]
 
-MODEL is a model directory, hf:org/name, demo, or a checkpoint.pt of dsd-train. FAST becomes a model directory with a flow
-map: its network takes the time to jump to, its sampler flow_map needs one row a step, and its guidance is learnt. It
-encodes and decodes as MODEL does. No images are needed: the inputs are noise and classes, the targets are MODEL's.
+MODEL is a model directory, hf:org/name, demo, or a checkpoint.pt of dsd-train. FAST becomes a model directory with a
+flow map: its network takes the time to jump to, its sampler flow_map needs one row a step, and its guidance is learnt.
+It encodes and decodes as MODEL does. No images are needed: the inputs are noise and classes, the targets are MODEL's.
 
 The run folder (run.dir, by default runs/FAST) holds checkpoint.pt, metrics.jsonl, TensorBoard events and PNG grids.
 Ctrl-C or SIGTERM saves a checkpoint and exits; rerun the same command to resume from it, bit-exact on a CPU.
@@ -69,9 +69,7 @@ def arguments_parser() -> argparse.ArgumentParser:
         prog="dsd-distill", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    parser.add_argument(
-        "model", metavar="MODEL", help="the teacher: a model directory, hf:org/name, demo, or a .pt file"
-    )
+    parser.add_argument("model", metavar="MODEL", help="the teacher: a directory, hf:org/name, demo or a .pt file")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that replace the file's")
     parser.add_argument("-o", "--output", type=Path, metavar="FAST", help="the model directory to write")
     parser.add_argument("--config", type=Path, metavar="FILE.toml", help="see training/configs/distill-*.toml")

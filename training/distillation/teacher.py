@@ -120,7 +120,7 @@ def draw_trajectories(
     """
     batch, steps = len(noise), times.shape[1] - 1
     null = torch.full_like(labels, null_label)
-    points, estimates, null_estimates = [noise], [], []
+    points, estimates, null_estimates = [noise], list[Tensor](), list[Tensor]()
     for i in range(steps):
         t, r, z = times[:, i], times[:, i + 1], points[-1]
         if null_label:

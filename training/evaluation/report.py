@@ -123,7 +123,7 @@ def closeness(numbers: Mapping[str, Any]) -> list[str]:
         return []
     return [
         f"for the same seeds the samples of {column_name(first)} are {seeds['latent_psnr']:.2f} dB from those of "
-        f"{column_name(second)} (latent PSNR, encoded by the latter; a tenth below {seeds['latent_psnr_tenth']:.2f} dB), "
+        f"{column_name(second)} (latent PSNR, encoded by the latter; a tenth below {seeds['latent_psnr_tenth']:.2f}), "
         f"in pixels {seeds['psnr']:.2f} dB"
     ]
 

@@ -23,16 +23,8 @@ from training.distillation import distill as module
 from training.distillation.main import main
 from training.distillation.teacher import draw_trajectories, even_times, read_teacher
 
-NETWORK = ModelConfig(
-    image_size=16,
-    patch_size=8,
-    latent_dim=8,
-    hidden_size=32,
-    depth=3,
-    num_heads=2,
-    num_classes=3,
-    class_names=("a", "b", "c"),
-)
+SHAPE = {"image_size": 16, "patch_size": 8, "latent_dim": 8, "hidden_size": 32, "depth": 3, "num_heads": 2}
+NETWORK = ModelConfig(**SHAPE, num_classes=3, class_names=("a", "b", "c"))
 QUICK = [
     "optim.batch_size=16",
     "optim.micro_batch_size=8",
@@ -95,7 +87,7 @@ def test_a_student_comes_closer_to_the_images_of_its_teacher(fast):
     evaluations = [line for line in journal(fast) if "latent_psnr_1" in line]
     assert [line["step"] for line in evaluations] == [0, 20, 40]
     before, after = evaluations[0], evaluations[-1]
-    assert before["encode_psnr"] == before["decode_psnr"] == pytest.approx(120, abs=1e-3)
+    assert before["encode_psnr"] > 119 and before["decode_psnr"] > 119, "it begins as the teacher"
     assert after["latent_psnr_1"] > before["latent_psnr_1"] + 5
     assert after["latent_psnr_2"] > before["latent_psnr_2"] + 3
     assert after["encode_psnr"] > 25 and after["decode_psnr"] > 40
@@ -137,11 +129,11 @@ def test_resuming_is_bit_exact(teacher_file, tmp_path, monkeypatch):
     distilled(teacher_file, tmp_path / "part", *options)
     assert_same(tmp_path / "whole/run/checkpoint.pt", tmp_path / "part/run/checkpoint.pt")
     assert (tmp_path / "part/fast/config.json").exists()
-    losses = [
+    whole, part = (
         {line["step"]: line["loss"] for line in journal(tmp_path / name) if "loss" in line}
         for name in ("whole", "part")
-    ]
-    assert losses[0] == losses[1] and len(losses[0]) == 7
+    )
+    assert whole == part and len(whole) == 7
 
 
 def test_trajectories_are_those_of_the_sampler(teacher_file):
@@ -163,9 +155,7 @@ def test_trajectories_are_those_of_the_sampler(teacher_file):
 
 
 def test_a_model_without_classes_is_distilled_without_guidance(tmp_path):
-    network = ModelConfig(
-        image_size=16, patch_size=8, latent_dim=8, hidden_size=32, depth=3, num_heads=2, num_classes=0
-    )
+    network = ModelConfig(**SHAPE, num_classes=0)
     path = tmp_path / "checkpoint.pt"
     write_checkpoint(path, {"step": 0, "network": network.to_dict(), "ema": DSD(network).state_dict(), "config": None})
     distilled(path, tmp_path, "optim.steps=2", "teacher.guidance=2", expected=r"teacher\.guidance must be 1.*got 2")
