@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 
 import numpy as np
@@ -20,6 +19,7 @@ from dsd_serve.samplers import initial_noise
 from tests.support.data import ROOT
 from tests.support.runs import assert_same
 from training.distillation import distill as module
+from training.distillation.distill_config import load_distill_config
 from training.distillation.main import main
 from training.distillation.teacher import draw_trajectories, even_times, read_teacher
 
@@ -70,6 +70,10 @@ def distilled(teacher_file, folder, *overrides, expected=None):
             signal.signal(number, handler)
 
 
+def with_folder(config, folder):
+    return config.model_copy(update={"run": config.run.model_copy(update={"dir": str(folder)})})
+
+
 def journal(folder):
     return [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
 
@@ -108,7 +112,8 @@ def test_the_model_recommends_jumps_and_draws_in_any_number_of_them(fast):
 
 def test_resuming_is_bit_exact(teacher_file, tmp_path, monkeypatch):
     options = ["optim.steps=7", "run.eval_every=3", "run.save_every=2", "loss.feature_weight=1"]
-    distilled(teacher_file, tmp_path / "whole", *options)
+    config = load_distill_config(None, [*QUICK, *options, f"run.start_from={teacher_file}"], f"{tmp_path}/whole/run")
+    module.distill(config)
     original = module.distill_step
 
     def until(last):
@@ -126,9 +131,8 @@ def test_resuming_is_bit_exact(teacher_file, tmp_path, monkeypatch):
         assert read_checkpoint(tmp_path / "part/run/checkpoint.pt")["step"] == last
         assert not (tmp_path / "part/fast").exists()
     monkeypatch.setattr(module, "distill_step", original)
-    distilled(teacher_file, tmp_path / "part", *options)
+    module.distill(with_folder(config, tmp_path / "part/run"))
     assert_same(tmp_path / "whole/run/checkpoint.pt", tmp_path / "part/run/checkpoint.pt")
-    assert (tmp_path / "part/fast/config.json").exists()
     whole, part = (
         {line["step"]: line["loss"] for line in journal(tmp_path / name) if "loss" in line}
         for name in ("whole", "part")
@@ -168,13 +172,12 @@ def test_a_model_without_classes_is_distilled_without_guidance(tmp_path):
     ("overrides", "sentence"),
     [
         (["teacher.steps=1"], r"teacher\.steps must be between 2 and 100, got 1"),
-        (["teacher.guidance=-1"], r"teacher\.guidance must be between 0.* and 100.*, got -1"),
+        (["teacher.guidance=-1"], r"teacher\.guidance must be 0 or more, got -1"),
         (["jumps.rolled_out=2"], r"jumps\.rolled_out must be between 0 and 1, got 2"),
         (["loss.jump_weight=0", "loss.end_weight=0"], "otherwise no jump is learnt"),
         (["run.start_from=demo"], r"run\.start_from must be left out"),
         (["loss.colour=1"], "unknown key loss.'colour'; known are"),
         (["run.sample_steps=0"], r"run\.sample_steps must be between 1 and 100, got 0"),
-        (["optim.frozen=['blocks.9']"], r"optim\.frozen must be names of"),
         (["-o", "FILE"], "-o must be a folder"),
         (["-o", "TEACHER"], "-o must be another folder than the teacher"),
     ],
@@ -197,6 +200,7 @@ def test_teachers_that_cannot_be_distilled_get_a_sentence(teacher_file, tiny_dir
         (str(tmp_path / "none.pt"), "there is no checkpoint"),
     ):
         distilled(teacher, tmp_path, "optim.steps=2", expected=sentence)
+    distilled(teacher_file, tmp_path, "optim.frozen=['blocks.9']", expected=r"optim\.frozen must be names of")
     run = f"run.dir={fast}/run"
     distilled(teacher_file, tmp_path, "teacher.guidance=3", run, expected="with guidance 2.0, this teacher has 3.0")
     distilled(teacher_file, tmp_path, f"run.dir={checkpoint.parent}", expected="is a checkpoint of dsd-train")
@@ -206,16 +210,13 @@ def test_a_dry_run_prints_the_cost_and_writes_nothing(teacher_file, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     main([str(teacher_file), "--dry-run", *QUICK])
     printed = capsys.readouterr().out
-    for named in ("a trajectory: 20 rows of 4 tokens", "memory held", "trajectories/s", "the whole run here"):
+    for named in ("a trajectory: 22 rows of 4 tokens", "memory held", "trajectories/s", "the whole run here"):
         assert named in printed, printed
     assert list(tmp_path.iterdir()) == []
 
 
 def test_configurations_are_valid():
-    from training.distillation.distill_config import load_distill_config
-
     files = sorted((ROOT / "training/configs").glob("distill-*.toml"))
     assert len(files) >= 2
     for file in files:
         assert load_distill_config(file, [], "runs/x").optim.name == "muon"
-    assert re.search("distill", files[0].name)
