@@ -26,7 +26,8 @@ import torch.distributed as dist
 from dsd_serve import __version__
 from dsd_serve.checkpoint import read_model_dir
 from dsd_serve.config import PRESETS
-from dsd_serve.errors import CheckpointError, ConfigError, DSDError
+from dsd_serve.errors import CheckpointError, ConfigError, DSDError, EngineUnavailableError
+from dsd_serve.export_process import export_command, export_environment, missing_packages
 from training.distillation.distill import distill
 from training.distillation.distill_config import DistillConfig, load_distill_config
 
@@ -45,7 +46,11 @@ def configuration(options: argparse.Namespace) -> DistillConfig:
 
 
 def check_output(folder: Path | None, model: str) -> Path:
-    """The model directory to write. Raises ConfigError or CheckpointError before the long work."""
+    """The model directory to write. Raises DSDError before the long work."""
+    if missing := missing_packages():
+        raise EngineUnavailableError(
+            f"the last step, dsd-export, needs {', '.join(missing)}: pip install 'dsd-serve[export]'"
+        )
     if folder is None:
         raise ConfigError("give the model directory to write: dsd-distill MODEL -o FAST")
     if folder.exists() and not folder.is_dir():
@@ -59,8 +64,7 @@ def check_output(folder: Path | None, model: str) -> Path:
 
 def export(checkpoint: Path, folder: Path) -> None:
     """Run dsd-export, an application of its own, as dsd-serve --watch does. Raises CheckpointError."""
-    command = [sys.executable, "-P", "-m", "export", str(checkpoint), "-o", str(folder)]
-    if subprocess.run(command, check=False).returncode:
+    if subprocess.run(export_command(checkpoint, folder), env=export_environment(), check=False).returncode:
         raise CheckpointError(f"the export failed; {checkpoint} is kept: dsd-export {checkpoint} -o {folder}")
 
 
