@@ -12,7 +12,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from dsd_serve.errors import ConfigError
 from dsd_serve.params import MAX_GUIDANCE
 from training.config_file import Section, read_config
-from training.run_config import RunConfig, RunSection, Share
+from training.run_config import OptimSection, RunConfig, RunSection, Share
 
 Guidance = Annotated[float, Field(ge=0, le=MAX_GUIDANCE)]
 MAX_TEACHER_STEPS = 100
@@ -28,7 +28,7 @@ class TeacherSection(Section):
 class JumpSection(Section):
     """Which jumps (t, r) the student learns on the trajectories, times being those of their points."""
 
-    per_trajectory: PositiveInt = 4  # pairs of points t < r
+    per_trajectory: PositiveInt = 6  # pairs of points t < r
     from_noise: Share = 0.25  # share of the jumps that begin at t = 0, beside those that do by chance
     rolled_out: Share = 0.5  # share of the jumps to r = 1 that begin where a jump of the student ended
     class_dropout: Share = 0.1  # share of trajectories without a class, and so without guidance
@@ -46,6 +46,18 @@ class DistillLossSection(Section):
     decode_weight: NonNegativeFloat = 8.0  # l1 of images, so that it decodes as its teacher
 
 
+class DistillOptimSection(OptimSection):
+    """As in training. Batches are of trajectories; a student that starts as its teacher needs no long warm-up and no
+    weight decay."""
+
+    steps: PositiveInt = 2000
+    batch_size: PositiveInt = 32
+    micro_batch_size: PositiveInt = 32
+    warmup_steps: int = 50
+    weight_decay: float = 0.0
+    ema_decay: Share = 0.99
+
+
 class DistillRunSection(RunSection):
     """Where and how it runs. start_from: the teacher, which the command line names; also a checkpoint."""
 
@@ -56,6 +68,7 @@ class DistillRunSection(RunSection):
 class DistillConfig(RunConfig):
     teacher: TeacherSection = TeacherSection()
     jumps: JumpSection = JumpSection()
+    optim: DistillOptimSection = DistillOptimSection()
     loss: DistillLossSection = DistillLossSection()
     run: DistillRunSection = DistillRunSection()
 

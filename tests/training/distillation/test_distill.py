@@ -210,7 +210,7 @@ def test_a_dry_run_prints_the_cost_and_writes_nothing(teacher_file, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     main([str(teacher_file), "--dry-run", *QUICK])
     printed = capsys.readouterr().out
-    for named in ("a trajectory: 22 rows of 4 tokens", "memory held", "trajectories/s", "the whole run here"):
+    for named in ("a trajectory: 24 rows of 4 tokens", "memory held", "trajectories/s", "the whole run here"):
         assert named in printed, printed
     assert list(tmp_path.iterdir()) == []
 
