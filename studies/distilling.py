@@ -70,7 +70,7 @@ def measure(model: str, data: str, samples: int, jumps: Sequence[int]) -> dict[s
     measures = make_evaluator(eval_parser().parse_args([model, "--real", real, "--reference", data]), [subject])
     numbers = {"psnr": measures.reconstruction_and_latents(subject)["reconstruction"]["psnr"]}
     for count in jumps:
-        params = replace(subject.defaults, seed=SEED, **({"num_steps": count} if count else {}))
+        params = replace(subject.defaults, seed=SEED, num_steps=count or subject.defaults.num_steps)
         found, _ = measures.sample_metrics(subject, samples, params)
         numbers |= {f"{name}_{count}": found[name] for name in METRICS if name in found}
     return {name: round(value, 5) for name, value in numbers.items()}
