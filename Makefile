@@ -9,6 +9,7 @@
 # make audit  checks dependencies for known vulnerabilities      make locks  updates locks/ after a change of constraints.txt
 # make ci     lint, docs, audit and all tests except the slow ones, as in CI
 # make demo   retrains the demo model; DATA=/path/to/tiny-imagenet-200
+# make distill  a model that draws in two rows, from TEACHER=demo into FAST=runs/fast; ARGS=optim.steps=2000
 # make study  the collapse studies; DATA= as above
 # make eval   evaluates the demo model, with BESIDE=DIR a second one too; DATA= as above
 # make samplers  the sampler study; DATA= as above
@@ -21,6 +22,8 @@
 PYTHON ?= python3
 TARGET ?= cpu
 DATA ?= tiny-imagenet-200
+TEACHER ?= demo
+FAST ?= runs/fast
 RUN := .venv
 DEV := .venv-dev
 LINT := .venv-lint
@@ -38,7 +41,7 @@ VENV = $(PYTHON) -m venv $(1) || { echo "make: Python 3.11 or later with venv is
 TRY = OMP_NUM_THREADS=1 $(DEV)/bin/python -m pytest $(1) $(2) || { echo "make: running the failed tests once more"; \
 	$(DEV)/bin/python -m pytest $(1) --last-failed --last-failed-no-failures none; }
 
-.PHONY: run ui test test-thorough coverage test-slow test-ui test-triton test-clients triton lint docs audit locks fmt ci demo study eval samplers bench bench-serving measure-ui gpu image deploy-lint clean
+.PHONY: run ui test test-thorough coverage test-slow test-ui test-triton test-clients triton lint docs audit locks fmt ci demo distill study eval samplers bench bench-serving measure-ui gpu image deploy-lint clean
 
 run: $(RUN)/.done
 	$(RUN)/bin/dsd-serve $(ARGS)
@@ -107,6 +110,9 @@ demo: $(DEV)/.done
 	$(DEV)/bin/dsd-export runs/demo/checkpoint.pt
 	$(DEV)/bin/dsd-train training/configs/demo-sharper.toml run.start_from=runs/demo/model data.path=$(DATA) \
 		data.validation=$(DATA)/validation-00000-of-00001.parquet
+
+distill: $(DEV)/.done
+	$(DEV)/bin/dsd-distill $(TEACHER) -o $(FAST) --config training/configs/distill-demo.toml run.dir=$(FAST)-run $(ARGS)
 
 study: $(DEV)/.done
 	$(DEV)/bin/python -m studies.collapse --data $(DATA) --seeds 0 1 2

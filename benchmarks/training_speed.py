@@ -28,6 +28,7 @@ from export.markdown import markdown_table
 from training.dataset import Images
 from training.device import Device, choose_device
 from training.estimate import flops_per_image, random_batch
+from training.loss import Objective
 from training.order import Order, micro_batches
 from training.run_config import TrainConfig, load_config
 from training.state import new_state
@@ -96,6 +97,7 @@ def time_case(
     source = random_batches(config) if batches is None else batches
     seconds = best(lambda: train_step(state, forward, config, where, source), where)
     rate = config.optim.batch_size / seconds
+    assert isinstance(state.objective, Objective)
     flops = rate * flops_per_image(config.network_config(), config.loss, state.objective)
     share = flops / rates["bf16" if where.bf16 else "fp32"]
     return {"pictures_per_second": rate, "tflops": flops / 1e12, "share_of_matmul": share}
@@ -149,7 +151,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown := sorted(set(options.cases) - set(CASES)):
         sys.exit(f"training_speed: --cases must be of {', '.join(CASES)}; got {unknown[0]!r}")
     try:
-        where = choose_device(configured("demo", 64, ("run.compile=off",)))
+        config = configured("demo", 64, ("run.compile=off",))
+        where = choose_device(config, config.network_config())
         rates = {"fp32": matmul_rate(where, torch.float32), "bf16": matmul_rate(where, torch.bfloat16)}
         cases = {}
         for name in options.cases:

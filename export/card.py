@@ -134,6 +134,15 @@ def training_rows(checkpoint: dict[str, Any]) -> list[tuple[str, str]]:
     training, step = checkpoint["config"], checkpoint["step"]
     if training is None:
         return [("training", "none: the weights are random, for benchmarks only")]
+    if distilled := checkpoint.get("distilled"):
+        batch, teacher = training["optim"]["batch_size"], f"{distilled['name']} ({distilled['fingerprint'][:8]})"
+        return [
+            (
+                "distilled from",
+                f"{teacher}, guidance {distilled['guidance']:g}",
+            ),
+            ("training", f"{step:,} steps of {batch} trajectories ({step * batch:,} in all)"),
+        ]
     batch, num_draws = training["optim"]["batch_size"], training["loss"]["num_draws"]
     started = ", starting from the weights of another model" if training["run"].get("start_from") else ""
     images = f"{step:,} steps of {batch} images ({step * batch:,} in all)"

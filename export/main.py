@@ -40,7 +40,7 @@ from dsd_serve.config import PRESETS
 from dsd_serve.engines.plan import HARDWARE
 from dsd_serve.errors import CheckpointError, DSDError, EngineUnavailableError
 from dsd_serve.hub import PREFIX, model_dir
-from dsd_serve.params import SAMPLER_NAMES, SamplingParams, from_api
+from dsd_serve.params import SAMPLER_NAMES, SamplingParams, from_api, with_values
 from dsd_serve.precision import AUTO, PRECISIONS, REFERENCE, check_runs
 from export.build import export
 from export.card import training_rows, with_sampling, write_card
@@ -71,7 +71,8 @@ def read_network(options: argparse.Namespace, target: Path) -> Network:
     store, notes = options.store or REFERENCE, options.notes.read_text(encoding="utf-8") if options.notes else ""
     config, state = ema_weights(values, source or options.untrained, store)
     sampler, steps = ("flow_map", 2) if config.flow_map else ("heun", 25)
-    defaults = from_api(vars(options), SamplingParams(num_steps=steps, sampler=sampler))
+    recommended = with_values(SamplingParams(num_steps=steps, sampler=sampler), values.get("sampling") or {})
+    defaults = from_api(vars(options), recommended)
     check_sampling(config, defaults)
     name = options.name or (target.resolve().name if options.output else target.resolve().parent.name)
     size = sum(array.size for array in state.values())

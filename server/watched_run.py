@@ -1,12 +1,10 @@
 """--watch RUN: follows a training run; each new checkpoint is exported, served, and draws the seeds of the strip."""
 
 import contextlib
-import importlib.util
 import logging
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable
@@ -15,6 +13,7 @@ from pathlib import Path
 
 from dsd_serve.checkpoint import read_model_dir
 from dsd_serve.errors import CheckpointError, ClosedError, ConfigError, DSDError, EngineUnavailableError
+from dsd_serve.export_process import export_command, export_environment, missing_packages
 from dsd_serve.precision import AUTO, FASTEST_ON_GPU, REFERENCE
 from server.checkpoint_strip import CheckpointStrip
 from server.model_slot import ENDS, Served, Slot
@@ -26,7 +25,6 @@ log = logging.getLogger(__name__)
 CHECK_EVERY = 1.0  # seconds between two looks at the checkpoint
 NICENESS = 5  # of an export: requests come first
 STOP_WITHIN = 3.0  # seconds for an export to end when the server does
-NEEDED = ("torch", "onnx", "onnxscript", "ml_dtypes", "safetensors")  # by dsd-export
 ENGINES = ("onnx", "torch")  # the others need plans, which take too long to build
 
 
@@ -90,16 +88,15 @@ class WatchedRun:
         """Make a model directory of the checkpoint, in a process of its own. Raises CheckpointError."""
         log.info("%s: exporting a new checkpoint", self.run)
         target.parent.mkdir()
-        # -P: never the modules of the folder that the server happens to be in, but those that it has itself.
-        command = [sys.executable, "-P", "-m", "export", str(self.checkpoint), "-o", str(target), "--name", self.name]
+        options = ("--name", self.name, "--precision", self.precision)
         output = target.parent / "output"
         with output.open("wb") as file:
             process = subprocess.Popen(
-                [*command, "--precision", self.precision],
+                export_command(self.checkpoint, target, *options),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
+                env=export_environment(),
             )
             try:
                 os.setpriority(os.PRIO_PROCESS, process.pid, NICENESS)
@@ -167,7 +164,7 @@ def check(settings: Settings, run: Path) -> None:
         raise ConfigError(f"{run} is a model directory, not a run: dsd-serve --model {run} --watch")
     if settings.engine not in ENGINES:
         raise ConfigError(f"watch of a run needs engine {' or '.join(ENGINES)}, got {settings.engine}")
-    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+    if missing := missing_packages():
         raise EngineUnavailableError(
             f"watch exports the checkpoints of {run}, which needs {', '.join(missing)}: pip install 'dsd-serve[export]'"
         )

@@ -1,1 +1,1 @@
-"""dsd-train: configuration, data, losses, training loop and metrics."""
+"""dsd-train, dsd-distill and dsd-eval: configuration, data, losses, training loop and metrics."""

@@ -1,4 +1,4 @@
-"""Entry points of dsd-train, also as `python -m training` for torchrun, and of dsd-eval."""
+"""Entry points of dsd-train, also as `python -m training` for torchrun, of dsd-distill and of dsd-eval."""
 
 import sys
 
@@ -9,6 +9,15 @@ def main() -> None:
     except ImportError as error:
         sys.exit(f"dsd-train: a package for training is missing ({error}): pip install 'dsd-serve[train]'")
     train_main()
+
+
+def distill() -> None:
+    """dsd-distill."""
+    try:
+        from training.distillation.main import main as distill_main
+    except ImportError as error:
+        sys.exit(f"dsd-distill: a package for training is missing ({error}): pip install 'dsd-serve[train]'")
+    distill_main()
 
 
 def evaluate() -> None:

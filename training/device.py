@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
+from dsd_serve.config import ModelConfig
 from dsd_serve.errors import CheckpointError, ConfigError
-from training.run_config import TrainConfig
+from training.run_config import RunConfig
 
 DRIVER = Path("/proc/driver/nvidia/version")
 FEW_TOKENS = 64  # below this plain attention is faster on a CPU: 1.6 times at 16 tokens; at 256 it is slower
@@ -77,8 +78,10 @@ def averaged(losses: dict[str, Tensor], where: Device) -> dict[str, float]:
     return dict(zip(losses, values.tolist(), strict=True))
 
 
-def choose_device(config: TrainConfig) -> Device:
-    """The device of this process; joins the process group under torchrun. Raises ConfigError if it is unavailable."""
+def choose_device(config: RunConfig, network: ModelConfig) -> Device:
+    """The device of this process, for a run with this network; joins the process group under torchrun. Raises
+    ConfigError if it is unavailable.
+    """
     name = config.run.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -116,7 +119,7 @@ def choose_device(config: TrainConfig) -> Device:
     native = gpu_multiplies_bf16() if device.type == "cuda" else cpu_multiplies_bf16()
     bf16 = config.run.precision == "bf16" or (config.run.precision == "auto" and native)
     compiled = config.run.compile == "on" or (config.run.compile == "auto" and device.type == "cuda")
-    num_tokens, _ = config.network_config().latent_shape
+    num_tokens, _ = network.latent_shape
     plain_attention = device.type == "cpu" and num_tokens < FEW_TOKENS
     return Device(device, bf16, compiled, rank, world, plain_attention)
 

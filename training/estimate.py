@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dsd_serve.config import ModelConfig
 from training.device import Device, choose_device
 from training.loss import Objective
-from training.run_config import LossSection, OptimSection, TrainConfig
+from training.run_config import LossSection, OptimSection, RunConfig, TrainConfig
 from training.state import State, new_state
 from training.step import Batch, add_gradient, update
 
@@ -91,7 +91,20 @@ def random_batch(network: ModelConfig, number: int, step: int) -> Batch:
     return step, 0, pixels, torch.randint(0, max(1, network.num_classes), (number,), generator=generator)
 
 
-def saved_bytes(state: State, forward: Any, config: TrainConfig, where: Device, number: int) -> int:
+Micro = Callable[[int, bool], Any]  # forward over a micro-batch of so many images, and backward if asked
+
+
+def micro_batches(state: State, forward: Any, config: TrainConfig, where: Device) -> Micro:
+    """Micro-batches of random images."""
+
+    def micro(number: int, backward: bool) -> None:
+        batch = random_batch(state.ema.config, number, state.step)
+        add_gradient(state, forward, config, where, batch, 1.0, backward=backward)
+
+    return micro
+
+
+def saved_bytes(state: State, micro: Micro, number: int) -> int:
     """Bytes that the forward pass of a micro-batch keeps for the backward one, parameters not counted."""
     own = {p.untyped_storage().data_ptr() for p in state.objective.parameters()}
     kept: dict[int, int] = {}
@@ -105,17 +118,17 @@ def saved_bytes(state: State, forward: Any, config: TrainConfig, where: Device, 
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        add_gradient(state, forward, config, where, random_batch(state.ema.config, number, 0), 1.0, backward=False)
+        micro(number, False)
     return sum(kept.values())
 
 
-def kept_for_backward(state: State, config: TrainConfig, where: Device) -> tuple[int, int]:
+def kept_for_backward(state: State, micro: Micro) -> tuple[int, int]:
     """Bytes that the backward pass needs: of each image, and in any case, as weights cast to bf16.
 
-    Measured by the forward passes of micro-batches of one image and of two.
+    Measured by the forward passes of micro-batches of two images and of four. micro: not compiled.
     """
-    one, two = (saved_bytes(state, state.objective, config, where, number) for number in (1, 2))
-    return two - one, max(0, 2 * one - two)
+    two, four = (saved_bytes(state, micro, number) for number in (2, 4))
+    return (four - two) // 2, max(0, 2 * two - four)
 
 
 def seconds(where: Device, run: Callable[[], Any]) -> float:
@@ -126,35 +139,33 @@ def seconds(where: Device, run: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def measure_speed(state: State, forward: Any, config: TrainConfig, where: Device, number: int) -> Speed:
+def measure_speed(state: State, micro: Micro, config: RunConfig, where: Device, number: int) -> Speed:
     """Time real micro-batches of `number` images and real updates.
 
     The first of each is not counted: it compiles the network, or allocates the state of the optimiser.
     """
-    network = state.ema.config
 
-    def micro() -> None:
-        add_gradient(state, forward, config, where, random_batch(network, number, state.step), 1.0)
+    def once() -> None:
+        micro(number, True)
 
-    micro()
-    times = [seconds(where, micro)]
+    once()
+    times = [seconds(where, once)]
     rounds = 1 if times[0] > SLOW else 2
-    times += [seconds(where, micro) for _ in range(rounds if rounds > 1 else 0)]
+    times += [seconds(where, once) for _ in range(rounds if rounds > 1 else 0)]
     update(state, config)
     updates = []
     for _ in range(rounds):
-        micro()  # an update needs gradients
+        once()  # an update needs gradients
         updates.append(seconds(where, lambda: update(state, config)))
     return Speed(number, min(times), min(updates))
 
 
-def speed_here(state: State, config: TrainConfig, where: Device, most: int) -> Speed:
+def speed_here(state: State, micro: Micro, config: RunConfig, where: Device, most: int) -> Speed:
     """The speed on this device, in micro-batches of at most `most` images."""
     number = min(config.optim.micro_batch_size, most)
     if where.device.type == "cpu":
         number = min(number, max(1, 256 // state.ema.config.latent_shape[0]))  # larger batches are no faster there
-    forward: Any = torch.compile(state.objective) if where.compiled else state.objective
-    return measure_speed(state, forward, config, where, number)
+    return measure_speed(state, micro, config, where, number)
 
 
 def reset_peak(where: Device) -> None:
@@ -185,47 +196,72 @@ def proc_bytes(path: str, name: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
+@dataclass(frozen=True)
+class Item:
+    """What a step takes a batch of.
+
+    name: image or trajectory. rows: of the network, in a step. flops: of these, forward and backward.
+    """
+
+    name: str
+    rows: float
+    flops: float
+
+
 def dry_run(config: TrainConfig) -> Iterator[str]:
     """The lines of the report, each as soon as it is measured."""
-    where = choose_device(config)
-    loss, optim, network = config.loss, config.optim, config.network_config()
+    network = config.network_config()
+    where = choose_device(config, network)
     state = new_state(config, where.device)
+    assert isinstance(state.objective, Objective)
+    item = Item("image", rows_per_image(config.loss), flops_per_image(network, config.loss, state.objective))
+    forward: Any = torch.compile(state.objective) if where.compiled else state.objective
+    yield from cost_lines(
+        state,
+        config,
+        where,
+        item,
+        micro_batches(state, state.objective, config, where),
+        micro_batches(state, forward, config, where),
+    )
+
+
+def cost_lines(
+    state: State, config: RunConfig, where: Device, item: Item, plain: Micro, compiled: Micro
+) -> Iterator[str]:
+    """The lines of a report: counts, memory, and the speed of steps. plain, compiled: the same micro-batches."""
+    optim, tokens = config.optim, state.ema.config.latent_shape[0]
     trained = sum(p.numel() for p in state.objective.model.parameters())
     heads = sum(p.numel() for p in state.objective.parameters()) - trained
-    flops = flops_per_image(network, loss, state.objective)
-    images, rows, tokens = optim.steps * optim.batch_size, rows_per_image(loss), network.latent_shape[0]
+    items = optim.steps * optim.batch_size
     yield f"network: {trained / 1e6:.1f}M parameters, and {heads / 1e6:.1f}M in heads for training only"
-    yield f"run: {optim.steps} steps of {optim.batch_size} images, {images / 1e6:.1f}M images"
-    yield f"an image: {rows:g} rows of {tokens} tokens, {flops / 1e9:.0f} GFLOP forward and backward"
+    name = {"image": "images", "trajectory": "trajectories"}[item.name]
+    yield f"run: {optim.steps} steps of {optim.batch_size} {name}, {items / 1e6:.1f}M {name}"
+    article = "an" if item.name == "image" else "a"
+    cost = f"{item.flops / 1e9:.0f} GFLOP forward and backward"
+    yield f"{article} {item.name}: {item.rows:g} rows of {tokens} tokens, {cost}"
 
     parts = state_bytes(state)
-    each, extra = kept_for_backward(state, config, where)
+    each, extra = kept_for_backward(state, plain)
     fixed = sum(parts.values()) + extra
     yield "memory held: " + ", ".join(f"{name} {size(number)}" for name, number in parts.items())
     yield (
-        f"memory kept for the backward pass: {size(each)} an image in {'bf16' if where.bf16 else 'fp32'}; "
+        f"memory kept for the backward pass: {size(each)} {article} {item.name} in {'bf16' if where.bf16 else 'fp32'}; "
         f"{size(fixed + each * optim.micro_batch_size)} in all with micro-batches of {optim.micro_batch_size}"
     )
-    if fixed + each > free_bytes(where):
+    if fixed + 4 * each > free_bytes(where):
         yield f"speed: not measured: only {size(free_bytes(where))} are free here"
-    else:
-        yield from on_this_device(state, config, where, flops, max(1, int((0.7 * free_bytes(where) - fixed) // each)))
-
-
-def on_this_device(state: State, config: TrainConfig, where: Device, flops: float, most: int) -> Iterator[str]:
-    """The lines about real steps, in micro-batches of at most `most` images."""
-    rows, tokens = rows_per_image(config.loss), state.ema.config.latent_shape[0]
+        return
     reset_peak(where)
-    speed = speed_here(state, config, where, most)
-    number = speed.images
+    speed = speed_here(state, compiled, config, where, max(1, int((0.7 * free_bytes(where) - fixed) // each)))
     peak, of_what = peak_bytes(where)
-    rate = config.optim.batch_size / speed.step_seconds(config.optim)
+    rate = optim.batch_size / speed.step_seconds(optim)
     yield (
-        f"measured on {where.device}, micro-batches of {number}: {rate:.2f} images/s, {rate * rows * tokens:.0f} "
-        f"tokens/s, {rate * flops / 1e12:.2f} TFLOP/s; an update takes {speed.update_seconds:.2f} s; "
-        f"peak memory {size(peak)} {of_what}"
+        f"measured on {where.device}, micro-batches of {speed.images}: {rate:.2f} {name}/s, "
+        f"{rate * item.rows * tokens:.0f} tokens/s, {rate * item.flops / 1e12:.2f} TFLOP/s; an update takes "
+        f"{speed.update_seconds:.2f} s; peak memory {size(peak)} {of_what}"
     )
-    whole = duration(config.optim.steps * config.optim.batch_size / rate)
+    whole = duration(items / rate)
     yield f"the whole run here: {whole}, without reading images and evaluations"
 
 

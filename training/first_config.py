@@ -17,9 +17,10 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
+import torch
 
 from dsd_serve.checkpoint import read_model_dir
 from dsd_serve.config import ModelConfig
@@ -29,7 +30,7 @@ from dsd_serve.imaging import codec
 from training.classes import NO_CLASSES
 from training.dataset import HELD_OUT, LOOKED_AT, MAX_PIXELS, Images
 from training.device import Device, choose_device
-from training.estimate import duration, free_bytes, kept_for_backward, size, speed_here, state_bytes
+from training.estimate import duration, free_bytes, kept_for_backward, micro_batches, size, speed_here, state_bytes
 from training.inventory import classes_line
 from training.run_config import DataSection, TrainConfig
 from training.state import new_state
@@ -193,15 +194,14 @@ sample_guidance = {2.0 if has_classes else 1.0}  # of the images at evaluations;
 
 def free_memory() -> float:
     """Free memory of the machine in GB."""
-    import torch
-
     return free_bytes(Device(torch.device("cpu"), False, False)) / 1e9
 
 
 def measure(config: TrainConfig, where: Device) -> tuple[int, float, str]:
     """(images that fit into a micro-batch, seconds of a step, the memory of a run as text), measured here."""
     state = new_state(config, where.device)
-    each, extra = kept_for_backward(state, config, where)
+    forward: Any = torch.compile(state.objective) if where.compiled else state.objective
+    each, extra = kept_for_backward(state, micro_batches(state, state.objective, config, where))
     fixed = sum(state_bytes(state).values()) + extra
     most = int((USED * free_bytes(where) - fixed) // each)
     if most < 1:
@@ -211,7 +211,7 @@ def measure(config: TrainConfig, where: Device) -> tuple[int, float, str]:
     micro = config.optim.batch_size
     while micro > most:
         micro //= 2
-    speed = speed_here(state, config, where, micro)
+    speed = speed_here(state, micro_batches(state, forward, config, where), config, where, micro)
     return micro, speed.step_seconds(config.optim), size(fixed + each * micro)
 
 
@@ -226,7 +226,7 @@ def lines(options: argparse.Namespace) -> Iterator[str]:
     yield from images.source.remarks
     if options.validation:
         Images(options.validation, 32, data=data, table=images.table).look()
-    where = choose_device(TrainConfig())
+    where = choose_device(TrainConfig(), TrainConfig().network_config())
     cuda = where.device.type == "cuda"
     if options.start_from:
         shape = shape_like(read_model_dir(start_place(options.start_from)).config, side)

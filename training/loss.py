@@ -72,7 +72,13 @@ def projector(hidden_size: int, width: int | None = None) -> nn.Sequential:
     return nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.SiLU(), nn.Linear(hidden_size, width or hidden_size))
 
 
-class Objective(nn.Module):
+class NetworkObjective(nn.Module):
+    """An objective: a loss and what it trains. model: the network, beside which there may be heads."""
+
+    model: DSD
+
+
+class Objective(NetworkObjective):
     """The online network and the heads that only training needs; `forward` gives the loss and its parts.
 
     perceptual: LPIPS or the like, images x images -> distances; neither trained nor saved. features: width F of the

@@ -3,54 +3,30 @@
 The comment at each value says whether the paper (arXiv 2511.14716) states it or we chose it.
 """
 
-import tomllib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from annotated_types import Ge, Le
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     Strict,
-    ValidationError,
     field_validator,
     model_validator,
 )
-from pydantic.fields import FieldInfo
 
 from dsd_serve.config import IMAGENET_CLASSES, PRESETS, ModelConfig
-from dsd_serve.errors import ConfigError, rule_of
+from dsd_serve.errors import ConfigError
+from training.config_file import Section, read_config
 
 FromList = Strict(False)  # of a tuple: TOML has lists; the items stay strict
 Share = Annotated[float, Field(ge=0, le=1)]
 Objective = Literal["dsd", "stop_gradient", "naive"]
 OBJECTIVES: tuple[str, ...] = get_args(Objective)
-RULES = {  # errors of pydantic, as they read after "must be"
-    "bool_type": "of type bool",
-    "float_type": "of type float",
-    "int_type": "of type int",
-    "string_type": "of type str",
-    "tuple_type": "a list",
-    "model_type": "a section with keys",
-    "too_short": "{min_length} numbers",
-    "too_long": "{max_length} numbers",
-    "greater_than": "above {gt:g}",
-    "greater_than_equal": "{ge:g} or more",
-    "less_than_equal": "at most {le:g}",
-}
-
-
-class Section(BaseModel):
-    """Strict: no strings for numbers and no bools for them, but whole numbers for floats."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class ModelSection(Section):
@@ -195,7 +171,7 @@ class OptimSection(Section):
 
 
 class RunSection(Section):
-    """Where and how it runs."""
+    """Where and how it runs, whatever it trains."""
 
     dir: str = ""  # empty: runs/NAME of the configuration file
     # A model directory or hf:org/name whose weights a new run begins with, both the network's and the EMA copy's.
@@ -207,8 +183,13 @@ class RunSection(Section):
     log_every: PositiveInt = 20
     eval_every: PositiveInt = 500
     save_every: PositiveInt = 500
-    eval_images: PositiveInt = 512
     samples_per_class: NonNegativeInt = 8  # images of each of the first ten classes at every evaluation; 0: none
+
+
+class TrainRunSection(RunSection):
+    """Where and how it runs, and what is measured on held-out images."""
+
+    eval_images: PositiveInt = 512
     sample_steps: PositiveInt = 25
     sample_guidance: float = 1.0
 
@@ -227,12 +208,18 @@ class MonitorSection(Section):
     overfit_drop: NonNegativeFloat = 0.2  # dB that held-out images must have lost over them (psnr_0.5)
 
 
-class TrainConfig(Section):
+class RunConfig(Section):
+    """What every run is configured by."""
+
+    optim: OptimSection = OptimSection()
+    run: RunSection = RunSection()
+
+
+class TrainConfig(RunConfig):
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
     loss: LossSection = LossSection()
-    optim: OptimSection = OptimSection()
-    run: RunSection = RunSection()
+    run: TrainRunSection = TrainRunSection()
     monitor: MonitorSection = MonitorSection()
 
     @model_validator(mode="after")
@@ -266,66 +253,7 @@ class TrainConfig(Section):
         }
         return self.from_dict({**self.to_dict(), **sections})
 
-    def to_dict(self) -> dict[str, Any]:
-        return self.model_dump()
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "TrainConfig":
-        """Build from nested mappings. ConfigError names a section or key that is unknown or has a wrong value."""
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            raise ConfigError(sentence(error.errors(include_url=False)[0])) from None
-
-
-def sentence(item: Any) -> str:
-    """One error of pydantic as text: the key, its rule and the value."""
-    if item["type"] == "value_error":
-        return str(item["ctx"]["error"])  # the validators above write whole sentences
-    *sections, key = (part for part in item["loc"] if isinstance(part, str))  # without list indices
-    model: Any = TrainConfig
-    for name in sections:
-        model = model.model_fields[name].annotation
-    known: dict[str, FieldInfo] = model.model_fields
-    place = "".join(f"{name}." for name in sections)
-    if item["type"] == "extra_forbidden":
-        return f"unknown key {place}{key!r}; known are {', '.join(sorted(known))}"
-    lowest = [limit.ge for limit in known[key].metadata if isinstance(limit, Ge)]
-    highest = [limit.le for limit in known[key].metadata if isinstance(limit, Le)]
-    if item["type"] == "literal_error":
-        rule = f"one of {', '.join(get_args(known[key].annotation))}"
-    elif item["type"] in ("greater_than_equal", "less_than_equal") and lowest and highest:
-        rule = f"between {lowest[0]} and {highest[0]}"
-    else:
-        rule = rule_of(item, RULES)
-    return f"{place}{key} must be {rule}, got {item['input']!r}"
-
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """Read a TOML file and apply overrides like `optim.lr=3e-4` or `data.classes=[1,207]` (values as in TOML)."""
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"there is no configuration file {path}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        section, dot, name = key.partition(".")
-        if not (equals and dot and name):
-            raise ConfigError(f"an override reads section.key=value, got {override!r}")
-        values.setdefault(section, {})
-        if not isinstance(values[section], dict):
-            raise ConfigError(f"{section} must be a section with keys, got {values[section]!r}")
-        values[section][name] = parse_value(text)
-    values.setdefault("run", {})
-    if isinstance(values["run"], dict):
-        values["run"].setdefault("dir", f"runs/{path.stem}")
-    return TrainConfig.from_dict(values)
-
-
-def parse_value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text  # a bare word is a string, so that shells need no second pair of quotes
+    """Read a TOML file and apply overrides like `optim.lr=3e-4` (values as in TOML)."""
+    return read_config(TrainConfig, path, overrides, f"runs/{path.stem}")

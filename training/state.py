@@ -14,9 +14,9 @@ from dsd_serve.checkpoint import read_checkpoint, read_model_dir, read_weights, 
 from dsd_serve.errors import CheckpointError, ConfigError
 from dsd_serve.network import DSD
 from training.classes import IMAGENET, ClassNames, some
-from training.loss import Objective
+from training.loss import NetworkObjective, Objective
 from training.muon import BatchedMuon
-from training.run_config import OptimSection, TrainConfig
+from training.run_config import OptimSection, RunConfig, TrainConfig
 from training.teachers import Lpips, VisionModel
 from training.transfer import fitted, known_classes
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 class State:
     """Networks and optimisers after `step` optimiser steps; a checkpoint holds all but `vision`."""
 
-    objective: Objective
+    objective: NetworkObjective
     ema: DSD
     optimizer: torch.optim.Optimizer
     muon: torch.optim.Optimizer | None = None  # for the matrices of the blocks; the rest is AdamW's
@@ -66,7 +66,7 @@ def freeze(model: DSD, frozen: Sequence[str]) -> None:
 
 
 def new_optimizers(
-    objective: Objective, config: OptimSection
+    objective: NetworkObjective, config: OptimSection
 ) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer | None]:
     """AdamW for everything; or Muon for the matrices of the blocks and AdamW for the rest."""
     blocks = objective.model.blocks.parameters() if config.name == "muon" else ()
@@ -110,7 +110,8 @@ def start_from(state: State, path: Path) -> None:
         log.info("starts with the weights of %s, which knows %d of the %d classes", path, len(known), len(labels))
 
 
-def save(state: State, config: TrainConfig, path: Path) -> None:
+def save(state: State, config: RunConfig, path: Path, **more: Any) -> None:
+    """Write a checkpoint. more: plain values to keep beside the state."""
     write_checkpoint(
         path,
         {
@@ -122,14 +123,15 @@ def save(state: State, config: TrainConfig, path: Path) -> None:
             "ema": state.ema.state_dict(),
             "optimizer": state.optimizer.state_dict(),
             **({} if state.muon is None else {"muon": state.muon.state_dict()}),
+            **more,
         },
     )
 
 
-def restore(state: State, config: TrainConfig, path: Path) -> None:
+def restore(state: State, path: Path) -> None:
     """Load a checkpoint into a new state. Raises CheckpointError for another network or objective."""
     values = read_checkpoint(path)
-    ours, stored = config.network_config().to_dict(), values["network"]
+    ours, stored = state.ema.config.to_dict(), values["network"]
     table, other = (class_table(network) for network in (ours, stored))
     if table != other:
         raise CheckpointError(f"{path} was trained {difference(other, table)}; use another run.dir or the same images")

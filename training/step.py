@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from dsd_serve.network import to_images
 from training.augmentation import augment
 from training.device import Device
 from training.loss import Draws
-from training.run_config import OptimSection, TrainConfig
+from training.run_config import OptimSection, RunConfig, TrainConfig
 from training.state import State
 
 SEED_STREAM = 0x0D5D  # separates the draws of training from other uses of the same seed
@@ -49,14 +49,27 @@ def train_step(
 
     Returns the loss and its parts, averaged over them, and grad_norm, that of the whole batch.
     """
+
+    def add(number: int, share: float) -> dict[str, Tensor]:
+        batch = next(batches)
+        assert batch[:2] == (state.step, number), "the data must come in the order of the steps"
+        return add_gradient(state, forward, config, where, batch, share)
+
+    return accumulated_step(state, forward, config, where, add)
+
+
+def accumulated_step(
+    state: State, forward: Any, config: RunConfig, where: Device, add: Callable[[int, float], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """One optimiser step. add: the gradient of a micro-batch, by its number in the step and its share of this process's
+    part; the micro-batches go to the processes in turn. Returns as `train_step`.
+    """
     per_process = config.optim.batch_size // config.optim.micro_batch_size // where.world
     sums: dict[str, Tensor] = {}
-    for number in range(per_process):
-        batch = next(batches)
-        assert batch[0] == state.step, "the data must come in the order of the steps"
-        alone = isinstance(forward, DistributedDataParallel) and number < per_process - 1
+    for turn in range(per_process):
+        alone = isinstance(forward, DistributedDataParallel) and turn < per_process - 1
         with forward.no_sync() if alone else contextlib.nullcontext():
-            losses = add_gradient(state, forward, config, where, batch, 1 / per_process)
+            losses = add(where.rank + turn * where.world, 1 / per_process)
         for name, value in losses.items():
             sums[name] = sums.get(name, 0) + value / per_process
     return {**sums, "grad_norm": update(state, config)}
@@ -85,7 +98,7 @@ def add_gradient(
     return {name: value.detach() for name, value in {"loss": total, **parts}.items()}
 
 
-def update(state: State, config: TrainConfig) -> Tensor:
+def update(state: State, config: RunConfig) -> Tensor:
     """Step the optimisers and the EMA copy; returns the norm of the gradient before clipping."""
     for optimizer in state.optimizers:
         for group in optimizer.param_groups:

@@ -14,54 +14,28 @@ The cost of a run, before there are any images: dsd-train CONFIG --dry-run
 import argparse
 import logging
 import os
-import signal
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
-from tqdm import tqdm
 
 from dsd_serve import __version__
-from dsd_serve.checkpoint import read_checkpoint
-from dsd_serve.errors import ConfigError, DSDError
+from dsd_serve.errors import DSDError
 from training.dataset import Images, load_images, sample_of
-from training.device import Device, agree_on_step, averaged, choose_device, distributed
+from training.device import Device, agree_on_step, choose_device, distributed
 from training.inventory import added_or_removed, lines, report_broken
 from training.journal import Journal, evaluate, report
+from training.loop import Work, leave_group, remove_unfinished, run_loop
 from training.monitor import Monitor
 from training.order import open_batches
 from training.run_config import TrainConfig, load_config
 from training.state import State, new_state, restore, save, start_from
-from training.step import lr_at, train_step
+from training.step import train_step
 from training.transfer import start_place
 
 log = logging.getLogger(__name__)
-
-
-class StopSignal:
-    """A flag that SIGINT or SIGTERM sets; a second signal exits at once."""
-
-    def __init__(self) -> None:
-        self.caught = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.catch)
-
-    def catch(self, number: int, _: Any) -> None:
-        if self.caught:
-            sys.exit(128 + number)
-        self.caught = True
-
-    def caught_anywhere(self, where: Device) -> bool:
-        """Whether any process caught a signal: all must stop after the same step. Does not wait for a GPU."""
-        if where.world == 1:
-            return self.caught
-        flag = torch.tensor([self.caught], dtype=torch.int32)
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return bool(flag.item())
 
 
 def announce(state: State, config: TrainConfig, where: Device, training: Images, held: Images) -> None:
@@ -84,19 +58,18 @@ def announce(state: State, config: TrainConfig, where: Device, training: Images,
 
 def train(config: TrainConfig) -> State:
     """Train, and return the state after the last step or where a signal stopped the run."""
-    where = choose_device(config)
+    where = choose_device(config, config.network_config())
     first = where.rank == 0
     folder = Path(config.run.dir)
     folder.mkdir(parents=True, exist_ok=True)
     if first:
-        for unfinished in folder.glob(".checkpoint.pt.*.tmp"):  # of a process that was killed while it saved
-            unfinished.unlink()
+        remove_unfinished(folder)
     training, held = load_images(config)
     config = config.with_classes(training.table.num_classes, training.table.names, training.classes)
     state = new_state(config, where.device)
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
-        restore(state, config, checkpoint)
+        restore(state, checkpoint)
     elif config.run.start_from:
         start_from(state, start_place(config.run.start_from))
     agree_on_step(state.step, where)
@@ -109,57 +82,22 @@ def train(config: TrainConfig) -> State:
     journal = Journal(folder, first, state.step)
     monitor = Monitor(config.monitor, state.ema.config.latent_dim, journal.past)
     seen = sample_of(training, len(held)) if first else None
-    bar = tqdm(total=config.optim.steps, initial=state.step, unit="step", disable=not first, dynamic_ncols=True)
-    began, began_step, stop = time.perf_counter(), state.step, StopSignal()
-    while True:
-        done = state.step >= config.optim.steps
-        stopping = stop.caught_anywhere(where)
-        evaluating = done or (state.step % config.run.eval_every == 0 and not stopping)
-        saving = done or stopping or (state.step % config.run.save_every == 0 and state.step > 0)
-        if where.device.type == "cpu" or evaluating or saving:  # on a GPU the check waits for the device
-            check_finite(state, checkpoint)
-        if first and evaluating:
-            assert seen is not None
-            numbers = evaluate(state, config, held, seen, folder)
-            report(state.step, numbers, journal, monitor, bar)
-            began, began_step = time.perf_counter(), state.step
-        if first and saving:
-            save(state, config, checkpoint)
-        if saving and training.pixels is None:
-            report_broken((training, held), folder, where)
-        if done or stopping:
-            break
 
-        losses = train_step(state, forward, config, where, batches)
+    def measure(bar: Any) -> None:
+        assert seen is not None
+        report(state.step, evaluate(state, config, held, seen, folder), journal, monitor, bar)
 
-        bar.update()
-        if state.step % config.run.log_every == 0:
-            check_finite(state, checkpoint)
-            values = averaged(losses, where)
-            rate = (state.step - began_step) * config.optim.batch_size / (time.perf_counter() - began)
-            journal.write(state.step, {**values, "lr": lr_at(state.step, config.optim), "pictures_per_second": rate})
-            bar.set_postfix_str(f"loss {values['loss']:.3f}, {rate:.0f} images/s")
-    bar.close()
-    if first:
-        log.info(
-            "%s after step %d; checkpoint %s", "stopped" if stopping and not done else "done", state.step, checkpoint
-        )
-    if where.world > 1:
-        dist.barrier()
-        dist.destroy_process_group()
-    return state
-
-
-def check_finite(state: State, checkpoint: Path) -> None:
-    """Raise ConfigError if a gradient was infinite or NaN. Called before every save."""
-    if state.finite is None or bool(state.finite):
-        return
-    kept = "nothing was saved yet"
-    if checkpoint.exists():
-        kept = f"{checkpoint} of step {read_checkpoint(checkpoint)['step']} is from before and is kept"
-    raise ConfigError(
-        f"the gradient is not finite at step {state.step}; {kept}; go on with a lower optim.lr, or run.precision=fp32"
+    work = Work(
+        step=lambda: train_step(state, forward, config, where, batches),
+        evaluate=measure,
+        save=lambda: save(state, config, checkpoint),
+        saved=lambda: report_broken((training, held), folder, where) if training.pixels is None else None,
     )
+    stopped = run_loop(state, config, where, journal, checkpoint, work)
+    if first:
+        log.info("%s after step %d; checkpoint %s", "stopped" if stopped else "done", state.step, checkpoint)
+    leave_group(where)
+    return state
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

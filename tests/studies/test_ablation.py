@@ -54,7 +54,7 @@ def test_speed_is_a_share_of_the_matrix_product_rate(train_config, monkeypatch):
     monkeypatch.setattr(training_speed, "MIN_SECONDS", 0.0)
     monkeypatch.setattr(training_speed, "SIDE", 64)
     config = train_config()
-    where = training_speed.choose_device(config)
+    where = training_speed.choose_device(config, config.network_config())
     rates = {"fp32": 1e12, "bf16": 1e12}
     assert training_speed.matmul_rate(where, training_speed.torch.float32) > 1e6
     row = training_speed.time_case(where, config, rates)

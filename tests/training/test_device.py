@@ -3,9 +3,12 @@ import torch
 import torch.distributed as dist
 from torch._dynamo.testing import CompileCounter
 
+from dsd_serve.config import PRESETS
 from dsd_serve.errors import ConfigError
 from training import device
 from training.device import Device, choose_device, distributed
+
+NETWORK = PRESETS["demo"]
 
 
 def test_a_driver_that_torch_cannot_use_is_not_passed_over(train_config, monkeypatch, tmp_path):
@@ -19,17 +22,17 @@ def test_a_driver_that_torch_cannot_use_is_not_passed_over(train_config, monkeyp
     monkeypatch.setattr(torch.cuda, "init", too_old)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     with pytest.raises(ConfigError, match=r"too old .*; update the driver .* or set run\.device=cpu"):
-        choose_device(train_config("run.device=auto"))
-    assert choose_device(train_config("run.device=cpu")).device.type == "cpu"
+        choose_device(train_config("run.device=auto"), NETWORK)
+    assert choose_device(train_config("run.device=cpu"), NETWORK).device.type == "cpu"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert choose_device(train_config("run.device=auto")).device.type == "cpu"
+    assert choose_device(train_config("run.device=auto"), NETWORK).device.type == "cpu"
 
 
 def test_processes_of_a_machine_do_not_share_a_gpu(train_config, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match=r"run\.device must be cuda for the 2 processes .* got 'cuda:1'"):
-        choose_device(train_config("run.device=cuda:1"))
+        choose_device(train_config("run.device=cuda:1"), NETWORK)
 
 
 def test_bf16_that_is_emulated_is_not_chosen(monkeypatch):

@@ -15,6 +15,7 @@ from training.estimate import (
     flops_per_image,
     kept_for_backward,
     measure_speed,
+    micro_batches,
     peak_bytes,
     random_batch,
     reset_peak,
@@ -78,7 +79,8 @@ def test_neither_compilation_nor_the_first_update_is_timed(train_config, monkeyp
     monkeypatch.setattr(estimate, "add_gradient", takes("micro", 100.0, 0.5))
     monkeypatch.setattr(estimate, "update", takes("update", 10.0, 0.25))
     config = train_config()
-    speed = measure_speed(new_state(config, CPU.device), None, config, CPU, 4)
+    state = new_state(config, CPU.device)
+    speed = measure_speed(state, micro_batches(state, None, config, CPU), config, CPU, 4)
     assert (speed.micro_seconds, speed.update_seconds) == (0.5, 0.25)
     assert done["micro"] >= 4 and done["update"] >= 3, "compiled micro-batches are fast, so several are timed"
 
@@ -87,7 +89,8 @@ def test_neither_compilation_nor_the_first_update_is_timed(train_config, monkeyp
 def test_memory_kept_grows_with_the_network_and_speed_is_of_real_steps(train_config):
     def kept(*changes):
         config = train_config(*changes)
-        return kept_for_backward(new_state(config, CPU.device), config, CPU)[0]
+        state = new_state(config, CPU.device)
+        return kept_for_backward(state, micro_batches(state, state.objective, config, CPU))[0]
 
     def peak(megabytes):
         reset_peak(CPU)
@@ -100,7 +103,7 @@ def test_memory_kept_grows_with_the_network_and_speed_is_of_real_steps(train_con
     config = train_config()
     state = new_state(config, CPU.device)
     before = state.ema.pixel_head.weight.clone()
-    speed = measure_speed(state, state.objective, config, CPU, 4)
+    speed = measure_speed(state, micro_batches(state, state.objective, config, CPU), config, CPU, 4)
     assert speed.micro_seconds > 0 and speed.update_seconds > 0 and state.step == 3
     assert not torch.equal(before, state.ema.pixel_head.weight)
     assert speed.step_seconds(config.optim) == pytest.approx(2 * speed.micro_seconds + speed.update_seconds)

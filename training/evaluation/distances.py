@@ -34,6 +34,22 @@ def moments(features: Features) -> Moments:
     return Moments(exact.mean(0), np.atleast_2d(np.cov(exact, rowvar=False)))
 
 
+def latent_psnr(latents: NDArray[Any], reference: NDArray[Any]) -> NDArray[np.float64]:
+    """How close each of N latents [N, L, C] is to the reference's, [N] in dB: 10 log10 of the reference's mean square
+    over that of the difference; at most 120."""
+    exact = np.asarray(reference, np.float64)
+    error = np.square(latents - exact).mean((1, 2))
+    return np.minimum(120.0, 10 * np.log10(np.square(exact).mean((1, 2)) / np.maximum(error, 1e-300)))
+
+
+def spread(features: Features, labels: NDArray[np.int64]) -> float | None:
+    """How far images of a class differ: root of the mean over classes of their unbiased mean square distance from the
+    mean of the class. None unless a class has two images or more."""
+    groups = [np.asarray(features[labels == label], np.float64) for label in np.unique(labels)]
+    variances = [group.var(0, ddof=1).sum() for group in groups if len(group) > 1]
+    return float(np.sqrt(np.mean(variances))) if variances else None
+
+
 def frechet(a: Moments, b: Moments) -> float:
     """|mu_a - mu_b|^2 + tr(A + B - 2 (A B)^(1/2)), the squared Frechet distance of two Gaussians.
 

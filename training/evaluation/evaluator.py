@@ -15,7 +15,18 @@ from dsd_serve.labels import all_classes
 from dsd_serve.params import SamplingParams
 from training.dataset import Images
 from training.evaluation.classifier import Features, Lite0
-from training.evaluation.distances import KernelSet, blur, class_score, frechet_to, kid, moments, precision_recall, ssim
+from training.evaluation.distances import (
+    KernelSet,
+    blur,
+    class_score,
+    frechet_to,
+    kid,
+    latent_psnr,
+    moments,
+    precision_recall,
+    spread,
+    ssim,
+)
 from training.evaluation.inception import Inception
 from training.evaluation.probe import latent_statistics, probe_accuracy, split_every
 from training.evaluation.subject import Subject, described_sampling
@@ -71,6 +82,7 @@ class Evaluator:
             "kid_lite0": kid(KernelSet(features), self.kernel),
             "precision_lite0": precision,
             "recall_lite0": recall,
+            "spread_lite0": spread(features, labels),
             "class_score_lite0": class_score(self.classifier.log_probabilities(features)),
             **self.accuracy(features, labels),
         }
@@ -106,9 +118,17 @@ class Evaluator:
             **self.accuracy(features, labels),
         }
 
-    def evaluate(self, subject: Subject, samples: int, params: SamplingParams) -> dict[str, Any]:
-        """All metrics of one model, with its name and sampling settings. samples: images to draw, classes in turn."""
-        of_samples, by_class = self.sample_metrics(subject, samples, params)
+    def sample_labels(self, samples: int) -> NDArray[np.int64]:
+        """The label of each sample: the classes in turn."""
+        return np.array([self.classes[i % len(self.classes)] for i in range(samples)], np.int64)
+
+    def draw(self, subject: Subject, samples: int, params: SamplingParams) -> NDArray[np.uint8]:
+        """Images uint8 [samples, 3, S, S] in the model's own size, classes in turn."""
+        return subject.draw(self.sample_labels(samples).tolist(), params)
+
+    def evaluate(self, subject: Subject, drawn: NDArray[np.uint8], params: SamplingParams) -> dict[str, Any]:
+        """All metrics of one model, with its name and sampling settings. drawn: its samples, see `draw`."""
+        of_samples, by_class = self.metrics_of(drawn)
         return {
             "name": subject.name,
             "fingerprint": subject.fingerprint,
@@ -123,9 +143,13 @@ class Evaluator:
     def sample_metrics(
         self, subject: Subject, samples: int, params: SamplingParams
     ) -> tuple[dict[str, Any], dict[str, float] | None]:
-        """The metrics of `samples` images that a model draws, classes in turn, and the class accuracy of each class."""
-        labels = np.array([self.classes[i % len(self.classes)] for i in range(samples)], np.int64)
-        drawn = resized(subject.draw(labels.tolist(), params), self.size)
+        """`metrics_of` images that a model draws for it."""
+        return self.metrics_of(self.draw(subject, samples, params))
+
+    def metrics_of(self, drawn: NDArray[np.uint8]) -> tuple[dict[str, Any], dict[str, float] | None]:
+        """The metrics of samples, see `draw`, and the class accuracy of each class."""
+        samples = len(drawn)
+        labels, drawn = self.sample_labels(samples), resized(drawn, self.size)
         features = self.classifier.features(drawn, "features of samples")
         numbers, correct = self.compare(drawn, features, labels), self.correct(features, labels)
         if correct is None:
@@ -166,6 +190,22 @@ class Evaluator:
             train, test = ((latents[part], held.labels[part]) for part in split_every(len(latents)))
         accuracy = probe_accuracy(*train, *test)
         return {"probe_top1": accuracy, "probe_train": len(train[0]), "probe_test": len(test[0])}
+
+
+def at_equal_seeds(ours: NDArray[np.uint8], theirs: NDArray[np.uint8], other: Subject) -> dict[str, float]:
+    """How close the samples uint8 [N, 3, S, S] of a model are to those of another one, drawn for the same seeds.
+
+    latent_psnr: both encoded by the other model, mean over the samples in dB; latent_psnr_tenth: of the tenth of them
+    that is farthest, the closest; psnr: of pixels. Empty if the models draw in different sizes.
+    """
+    if ours.shape != theirs.shape:
+        return {}
+    distances = latent_psnr(other.encode(ours), other.encode(theirs))
+    return {
+        "latent_psnr": float(distances.mean()),
+        "latent_psnr_tenth": float(np.quantile(distances, 0.1)),
+        "psnr": codec.psnr(ours, theirs),
+    }
 
 
 def resized(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:

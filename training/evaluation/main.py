@@ -18,7 +18,8 @@ Features are those of EfficientNet-Lite0, hence the suffix _lite0: this is not F
 Inception score, precision and recall by torch-fidelity. The table also has the metrics of the real images of --real:
 the floor, which no model can be expected to beat at the same count. Without MODEL only the floor is measured.
 
---beside measures a second model on the same images, at the larger size of the two and on their common classes.
+--beside measures a second model on the same images, at the larger size of the two and on their common classes; and how
+far the samples of the first are from those of the second for the same seeds, as of a distilled model from its teacher.
 
 --statistics gives FID, sFID and Inception score as papers state them, against mean and covariance of Inception features
 (mu and sigma, or a reference batch of ADM). The samples are those of any model: a folder of images, an .npz file with
@@ -46,7 +47,14 @@ from training.classes import IMAGENET
 from training.dataset import Images
 from training.evaluation import against_statistics
 from training.evaluation.classifier import FeatureCache, default_cache, lite0
-from training.evaluation.evaluator import LIMIT, Evaluator, common_classes, imagenet_labels, read_images
+from training.evaluation.evaluator import (
+    LIMIT,
+    Evaluator,
+    at_equal_seeds,
+    common_classes,
+    imagenet_labels,
+    read_images,
+)
 from training.evaluation.inception import Inception
 from training.evaluation.report import table
 from training.evaluation.sample_files import open_samples
@@ -116,6 +124,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     evaluator = make_evaluator(options, subjects)
     held, reference = evaluator.held_out, evaluator.reference
     samples = options.samples or len(held.labels)
+    drawn = [evaluator.draw(subject, samples, p) for subject, p in zip(subjects, params, strict=True)]
     return {
         "size": evaluator.size,
         "classes": [] if any(None in subject.classes.values() for subject in subjects) else list(evaluator.classes),
@@ -123,7 +132,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "held_out": {"name": held.name, "pictures": len(held.labels), "blur": options.blur},
         "reference": {"name": reference.name, "pictures": len(reference.labels)},
         "real": evaluator.real(samples),
-        "models": [evaluator.evaluate(subject, samples, p) for subject, p in zip(subjects, params, strict=True)],
+        "models": [evaluator.evaluate(*one) for one in zip(subjects, drawn, params, strict=True)],
+        **({"equal_seeds": at_equal_seeds(drawn[0], drawn[1], subjects[1])} if len(subjects) > 1 else {}),
     }
 
 

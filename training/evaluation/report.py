@@ -21,6 +21,7 @@ MEASURES = (
     Measure("samples", "kid_lite0", "samples: kid_lite0", ".4f", False),
     Measure("samples", "precision_lite0", "samples: precision_lite0"),
     Measure("samples", "recall_lite0", "samples: recall_lite0"),
+    Measure("samples", "spread_lite0", "samples: spread_lite0", ".2f", None),
     Measure("samples", "class_score_lite0", "samples: class_score_lite0", ".1f"),
     Measure("samples", "top1_lite0", "samples: top1_lite0", ".1%"),
     Measure("inception", "fid", "samples: FID", ".2f", False),
@@ -58,7 +59,7 @@ def table(numbers: Mapping[str, Any]) -> str:
         values = [value_of(sections, measure) for _, sections in columns]
         if any(value is not None for value in values):
             lines.append([measure.title, direction(measure), *(format_value(value, measure) for value in values)])
-    verdict = [comparison(*models)] if len(models) == 2 else []
+    verdict = [comparison(*models), *closeness(numbers)] if len(models) == 2 else []
     return "\n".join([conditions(numbers), "", *aligned(lines), *verdict])
 
 
@@ -113,6 +114,18 @@ def comparison(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
             behind.append(measure.title)
     names = f"{column_name(first)} is better than {column_name(second)}"
     return f"\n{names} on {counted - len(behind)} of {counted}" + (f"; not on {', '.join(behind)}" if behind else "")
+
+
+def closeness(numbers: Mapping[str, Any]) -> list[str]:
+    """A sentence: how close the samples of two models are for the same seeds, if they draw in the same size."""
+    seeds, (first, second) = numbers.get("equal_seeds"), numbers["models"]
+    if not seeds:
+        return []
+    return [
+        f"for the same seeds the samples of {column_name(first)} are {seeds['latent_psnr']:.2f} dB from those of "
+        f"{column_name(second)} (latent PSNR, encoded by the latter; a tenth below {seeds['latent_psnr_tenth']:.2f}), "
+        f"in pixels {seeds['psnr']:.2f} dB"
+    ]
 
 
 def aligned(lines: list[list[str]]) -> list[str]:

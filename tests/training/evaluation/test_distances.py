@@ -12,8 +12,10 @@ from training.evaluation.distances import (
     frechet,
     frechet_to,
     kid,
+    latent_psnr,
     moments,
     precision_recall,
+    spread,
     ssim,
 )
 
@@ -106,6 +108,20 @@ def test_ssim_of_one_window_is_its_formula(rng):
     expected = (2 * mean_a * mean_b + c1) * (2 * both + c2)
     expected /= (mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2)
     assert ssim(x.repeat(3, 1), y.repeat(3, 1)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_latent_psnr_is_of_each_sample(rng):
+    latents = rng.normal(size=(2, 4, 3))
+    off = latents + np.array([0.1, 0.0])[:, None, None] * np.sqrt(np.square(latents).mean((1, 2)))[:, None, None]
+    np.testing.assert_allclose(latent_psnr(off, latents), [20, 120])
+
+
+def test_spread_is_within_classes(rng):
+    """Two classes far apart, of which one does not vary: the root of half of the other's variance."""
+    features, labels = np.zeros((400, 3)), np.repeat([5, 9], 200)
+    features[:200] = rng.normal(size=(200, 3)) * 2 + 50
+    assert spread(features, labels) == pytest.approx(np.sqrt(0.5 * 3 * 4), rel=0.1)
+    assert spread(features[:3], np.arange(3)) is None
 
 
 def test_blur_keeps_the_mean_and_lowers_the_contrast(rng):

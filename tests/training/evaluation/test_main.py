@@ -12,6 +12,7 @@ from dsd_serve.imaging import codec
 from dsd_serve.imaging.codec import psnr
 from dsd_serve.params import SamplingParams
 from dsd_serve.programs import generate, reconstruct, run, run_all
+from export.main import main as export_main
 from tests.support.inception_double import write_random_weights
 from tests.support.odd_images import cats_and_dogs
 from training.dataset import Images
@@ -175,8 +176,22 @@ def test_two_models_are_measured_on_the_same_images(tiny_dir, demo_dir, image_fo
     assert numbers["real"]["pictures"] == tiny["samples"]["pictures"] == demo["samples"]["pictures"] == 6
     assert demo["reconstruction"]["psnr"] > tiny["reconstruction"]["psnr"]
     assert "is better than dsd-demo" in capsys.readouterr().out
+    assert numbers["equal_seeds"] == {}, "images of other sizes are not compared one by one"
     numbers["models"] = [demo, demo]
     assert "better than dsd-demo (423c1e45) on 0 of 11" in table(numbers).replace(demo["fingerprint"][:8], "423c1e45")
+
+
+def test_samples_of_two_models_are_compared_seed_by_seed(tiny_dir, image_folder, checkpoint, tmp_path, capsys):
+    """Of a model and its copy without guidance: equal without it, and then not."""
+    other = tmp_path / "unguided"
+    export_main([str(checkpoint), "-o", str(other), "--steps", "4", "--guidance", "1", "--store", "fp16"])
+    arguments = ["--beside", tiny_dir, "--real", image_folder, "--samples", 6]
+    same = numbers_of(tmp_path, other, *arguments, "--guidance", 1)["equal_seeds"]
+    assert same == {"latent_psnr": 120, "latent_psnr_tenth": 120, "psnr": pytest.approx(same["psnr"])}
+    numbers = numbers_of(tmp_path, other, *arguments)
+    assert 0 < numbers["equal_seeds"]["latent_psnr_tenth"] <= numbers["equal_seeds"]["latent_psnr"] < 60
+    assert all(model["samples"]["spread_lite0"] > 0 for model in numbers["models"])
+    assert "for the same seeds the samples of unguided" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
