@@ -78,13 +78,9 @@
  * @property {number|bigint|string} [index]
  */
 
-export class DSDError extends Error {
-  /** @param {string} name the kind of error  @param {string} message a sentence for the user */
-  constructor(name, message) {
-    super(message);
-    this.name = name;
-  }
-}
+import { DSDError } from "./errors.js";
+
+export { DSDError };
 
 class Network {
   #worker;
@@ -173,8 +169,8 @@ class Network {
   }
 
   /** Carry out "load"; for `DSD.load`. */
-  async load(url, onProgress) {
-    this.info = await this.#call("load", { url }, { progress: onProgress });
+  async load(options, onProgress) {
+    this.info = await this.#call("load", options, { progress: onProgress });
     return this;
   }
 
@@ -215,13 +211,14 @@ export const DSD = {
    * Start a worker, which loads the network of a folder that dsd-export --web wrote.
    * @param {string|URL} [url]  the folder, relative to this module
    * @param {function(Progress): void} [onProgress]
+   * @param {{provider: "auto"|"wasm"|"webgpu"}} [options]  auto: WebGPU where it is there, right and faster
    * @returns {Promise<Network>}
    */
-  async load(url = "./", onProgress = undefined) {
+  async load(url = "./", onProgress = undefined, { provider = "auto" } = {}) {
     const worker = new Worker(new URL("worker.js", import.meta.url), { type: "module", name: "dsd" });
     const network = new Network(worker);
     try {
-      return await network.load(new URL(url, import.meta.url).href, onProgress);
+      return await network.load({ url: new URL(url, import.meta.url).href, provider }, onProgress);
     } catch (error) {
       network.close();
       throw error;
