@@ -12,6 +12,7 @@ import json
 import logging
 import shutil
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def write_web(model_dir: Path, target: Path, runtime: Path | None = None) -> Non
     with drafting(target) as draft:
         files = copy_model(directory, draft / MODEL) | copy_runtime(package, draft / RUNTIME)
         for page in resources.files("export").joinpath("web").iterdir():
-            (draft / page.name).write_bytes(page.read_bytes())
+            copy_page(page, draft / page.name)
         sprite = write_sprite(directory, draft / MODEL / SPRITE)
         values = description(directory, files, sprite)
         (draft / DESCRIPTION).write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
@@ -80,6 +81,16 @@ def check_target(target: Path) -> None:
         written = False
     if not written and any(not name.name.startswith(".") for name in target.iterdir()):
         raise CheckpointError(f"--web must be a new folder, or one that --web wrote, and {target} has other files")
+
+
+def copy_page(source: Traversable, target: Path) -> None:
+    """Copy a file of the page, or a folder of them."""
+    if source.is_dir():
+        target.mkdir()
+        for inner in source.iterdir():
+            copy_page(inner, target / inner.name)
+    else:
+        target.write_bytes(source.read_bytes())
 
 
 def copy_model(directory: ModelDir, folder: Path) -> dict[str, dict[str, Any]]:

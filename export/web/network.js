@@ -53,7 +53,7 @@ export class Network {
     const open = async (provider) => {
       const session = await ort.InferenceSession.create(contents[graph], {
         executionProviders: [provider],
-        externalData: [{ path: weights, data: contents[weights] }],
+        externalData: [{ path: weights.split("/").at(-1), data: contents[weights] }],
         logSeverityLevel: 3,
       });
       return new Network(ort, session, provider, config);
