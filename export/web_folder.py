@@ -18,11 +18,12 @@ from typing import Any
 
 from dsd_serve import __version__
 from dsd_serve.checkpoint import ModelDir, read_model_dir, read_text, sha256
+from dsd_serve.config import ModelConfig
 from dsd_serve.engines.onnx_engine import OnnxEngine
 from dsd_serve.errors import CheckpointError, DSDError
 from dsd_serve.imaging.codec import encode, sheet, sheet_shape
 from dsd_serve.labels import table_of
-from dsd_serve.params import API_NAMES, SETTINGS, SHOWN_WITH_IMAGE, Setting
+from dsd_serve.params import API_NAMES, SETTINGS, SHOWN_WITH_IMAGE, SamplingParams
 from dsd_serve.programs import Generate, run_all
 from export.commit import drafting, move
 from export.source import CARD
@@ -166,16 +167,9 @@ def description(directory: ModelDir, files: dict[str, Any], sprite: dict[str, An
         "format": FORMAT,
         "name": directory.name,
         "version": __version__,
-        "config": {
-            "imageSize": config.image_size,
-            "patchSize": config.patch_size,
-            "latentShape": list(config.latent_shape),
-            "nullLabel": config.null_label,
-        },
+        "config": shape_of(config),
         "classes": [one.to_dict() for one in table_of(config).trained],
-        "settings": {
-            API_NAMES[name]: setting_of(SETTINGS[name], getattr(directory.defaults, name)) for name in SHOWN_WITH_IMAGE
-        },
+        "settings": settings_of(config, directory.defaults),
         "files": files,
         "graph": graph,
         "weights": weights,
@@ -184,10 +178,33 @@ def description(directory: ModelDir, files: dict[str, Any], sprite: dict[str, An
     }
 
 
-def setting_of(setting: Setting, default: Any) -> dict[str, Any]:
-    """A setting as params.js reads it. Limits beyond 2^53 are texts, which are read exactly."""
-    if setting.choices:
-        return {"about": setting.about, "default": default, "choices": list(setting.choices)}
-    most = setting.most if setting.most <= EXACT else str(setting.most)
-    kind = {"big": True} if setting.most > EXACT else {"whole": True} if isinstance(setting.default, int) else {}
-    return {"about": setting.about, "default": default, "least": setting.least, "most": most, **kind}
+def shape_of(config: ModelConfig) -> dict[str, Any]:
+    """The network as programs.js and network.js read it."""
+    return {
+        "imageSize": config.image_size,
+        "patchSize": config.patch_size,
+        "latentShape": list(config.latent_shape),
+        "nullLabel": config.null_label,
+        "flowMap": has_flow_map(config),
+    }
+
+
+def has_flow_map(config: ModelConfig) -> bool:
+    return bool(config.to_dict().get("flow_map"))
+
+
+def settings_of(config: ModelConfig, defaults: SamplingParams) -> dict[str, Any]:
+    """The settings of a call, by their names in the HTTP API, as params.js reads them.
+
+    Limits beyond 2^53 are texts, which are read exactly.
+    """
+    found = {}
+    for name in SHOWN_WITH_IMAGE:
+        setting, values = SETTINGS[name], {"about": SETTINGS[name].about, "default": getattr(defaults, name)}
+        if setting.choices:
+            values["choices"] = [choice for choice in setting.choices if choice != "flow_map" or has_flow_map(config)]
+        else:
+            most = setting.most if setting.most <= EXACT else str(setting.most)
+            values |= {"least": setting.least, "most": most, "whole": isinstance(setting.default, int)}
+        found[API_NAMES[name]] = values
+    return found

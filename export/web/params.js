@@ -22,14 +22,15 @@ function checked(name, value, setting) {
     if (setting.choices.includes(value)) return value;
     throw inputError(`${name} must be one of ${setting.choices.join(", ")}, got ${shown(value)}`);
   }
-  if (setting.big) return bigWhole(name, value, setting);
+  if (typeof setting.most === "string") return bigWhole(name, value, setting);
   if (setting.whole) return whole(name, value, setting.least, setting.most);
   return number(name, value, setting.least, setting.most);
 }
 
 /** A seed or an index as a BigInt: beyond 2^53 a number has lost digits, so a BigInt or a text is needed there. */
 function bigWhole(name, value, { most }) {
-  const isExact = typeof value === "bigint" || Number.isSafeInteger(value) || /^[0-9]{1,20}$/.test(value);
+  const isDigits = typeof value === "string" && /^[0-9]{1,20}$/.test(value);
+  const isExact = isDigits || typeof value === "bigint" || Number.isSafeInteger(value);
   if (isExact && BigInt(value) >= 0n && BigInt(value) <= BigInt(most)) return BigInt(value);
   throw inputError(
     `${name} must be a whole number from 0 to ${most}, beyond 2^53 a BigInt or a text of digits, got ${shown(value)}`,

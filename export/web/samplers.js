@@ -106,8 +106,8 @@ function* dpmpp2m(z, ts, denoise) {
     let estimate = zHat;
     if (previous !== null && previous.t > 0 && next < 1) {
       const ratio = (logSNR(t) - logSNR(previous.t)) / (logSNR(next) - logSNR(t));
-      const { zHat: before } = previous;
-      estimate = zHat.map((value, i) => value + fround(value - before[i]) / fround(2 * ratio));
+      const [before, by] = [previous.zHat, fround(2 * ratio)];
+      estimate = zHat.map((value, i) => value + fround(fround(value - before[i]) / by));
     }
     z = along(z, next - t, velocity(estimate, z, t));
     previous = { t, zHat };
