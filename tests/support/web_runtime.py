@@ -8,13 +8,13 @@ import pytest
 from export.web_runtime import BUILDS, PACKAGE, pinned_version
 from tests.support.data import ROOT
 
-INSTALLED = ROOT / "build/npm"
+INSTALLED = ROOT / "export/npm"
 
 
 def installed_runtime() -> Path:
     """The folder that `make web` installs it into, or a skipped test without it."""
     if not (INSTALLED / "node_modules" / PACKAGE).exists():
-        pytest.skip("the tests of the web page need onnxruntime-web: make build/npm/.done")
+        pytest.skip("the tests of the web page need onnxruntime-web: make export/npm/node_modules/.done")
     return INSTALLED
 
 
