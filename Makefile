@@ -27,6 +27,7 @@ DEV := .venv-dev
 LINT := .venv-lint
 DOCS := .venv-docs
 NPM := export/npm
+NPM_OF_TESTS := $(patsubst %/package-lock.json,%/node_modules/.done,$(wildcard $(NPM)/package-lock.json tests/support/npm/package-lock.json))
 PIP := -m pip install --quiet --disable-pip-version-check
 PINNED := $(PIP) -c constraints.txt
 # Packages that pip cannot resolve together with the others; see overrides.txt.
@@ -70,7 +71,7 @@ test-slow: $(DEV)/.done
 	$(DEV)/bin/python -m pytest -m slow
 
 test-ui: $(DEV)/.done
-	@$(MAKE) --no-print-directory $(NPM)/node_modules/.done || echo "make: without npm the tests of the page without a server are skipped"
+	@$(MAKE) --no-print-directory $(NPM_OF_TESTS) || echo "make: without npm the tests of the page without a server are skipped"
 	$(call TRY,-m browser -rs tests/ui tests/export tests/server/test_web_browser.py)
 
 test-triton: $(DEV)/.done
@@ -162,8 +163,8 @@ deploy-lint: $(LINT)/.done
 # Node trusts a list of its own; this machine may trust more, such as the certificate of a company's proxy.
 SYSTEM_CERTS := $(wildcard /etc/ssl/certs/ca-certificates.crt)
 
-$(NPM)/node_modules/.done: $(NPM)/package-lock.json
-	cd $(NPM) && NODE_EXTRA_CA_CERTS="$${NODE_EXTRA_CA_CERTS:-$(SYSTEM_CERTS)}" npm ci --ignore-scripts --loglevel=error
+%/node_modules/.done: %/package-lock.json
+	cd $* && NODE_EXTRA_CA_CERTS="$${NODE_EXTRA_CA_CERTS:-$(SYSTEM_CERTS)}" npm ci --ignore-scripts --loglevel=error
 	@touch $@
 
 $(LINT)/.done: Makefile

@@ -158,9 +158,7 @@ def description(directory: ModelDir, files: dict[str, Any], sprite: dict[str, An
     config = directory.config
     graph, weights = (f"{MODEL}/{file.name}" for file in graph_and_weights(directory))
     builds = {
-        name: {
-            part: f"{RUNTIME}/{script_name(getattr(build, part))}" for part in ("script", "loader", "binary")
-        }
+        name: {part: f"{RUNTIME}/{script_name(getattr(build, part))}" for part in ("script", "loader", "binary")}
         for name, build in BUILDS.items()
     }
     return {

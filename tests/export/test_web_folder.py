@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dsd_serve.checkpoint import read_model_dir
 from dsd_serve.engines.onnx_engine import OnnxEngine
 from dsd_serve.errors import CheckpointError, EngineUnavailableError
-from dsd_serve.checkpoint import read_model_dir
 from dsd_serve.programs import Generate, run
 from export.main import main
 from export.web_folder import write_web

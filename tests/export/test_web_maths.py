@@ -10,9 +10,9 @@ import pytest
 from dsd_serve.config import ModelConfig
 from dsd_serve.params import SAMPLER_NAMES, SamplingParams, to_api
 from dsd_serve.programs import Edit, Generate, Interpolate, Reconstruct, WalkEnd
-from dsd_serve.rows import Decode, Denoise, Encode
+from dsd_serve.rows import Decode, Encode
 from dsd_serve.samplers import initial_noise
-from export.web_folder import shape_of, settings_of
+from export.web_folder import settings_of, shape_of
 from tests.support.data import ROOT
 from tests.support.models import TINY
 
@@ -71,8 +71,10 @@ class StandIn:
 
     def output(self, row):
         if isinstance(row, Encode):
-            return (row.pixels.ravel()[: np.prod(self.config.latent_shape)] / 64 - 2).astype(np.float32).reshape(
-                self.config.latent_shape
+            return (
+                (row.pixels.ravel()[: np.prod(self.config.latent_shape)] / 64 - 2)
+                .astype(np.float32)
+                .reshape(self.config.latent_shape)
             )
         if isinstance(row, Decode):
             values = np.clip(np.floor(row.z.ravel() * 32) + 128, 0, 255).astype(np.uint8)
@@ -162,7 +164,10 @@ WRONG = [
     ({"sampler": "ddim"}, 'sampler must be one of euler, heun, dpmpp_2m, got "ddim"'),
     ({"guidance": "4"}, 'guidance must be a number from 0 to 100, got "4"'),
     ({"guidance_start": 0.9, "guidance_stop": 0.1}, "must be times from 0 to 1 in this order, got 0.9 and 0.1"),
-    ({"seed": -1}, "seed must be a whole number from 0 to 9223372036854775807, beyond 2^53 a BigInt or a text of digits"),
+    (
+        {"seed": -1},
+        "seed must be a whole number from 0 to 9223372036854775807, beyond 2^53 a BigInt or a text of digits",
+    ),
     ({"seed": 2**53 + 2}, "got 9007199254740994"),
     ({"seed": str(2**63)}, 'got "9223372036854775808"'),
     ({"seed": "1e3"}, 'got "1e3"'),
