@@ -28,8 +28,8 @@ class Build:
     binary: str
 
 
-# The plain build has no GPU code and is the smallest. Of those with WebGPU, the one that waits for the GPU by JavaScript
-# Promise Integration is 10 MB smaller than the one that every browser runs.
+# The plain build has no GPU code and is the smallest. Of those with WebGPU, the one that waits for the GPU by
+# JavaScript Promise Integration is 10 MB smaller than the one that every browser runs.
 BUILDS = {
     "wasm": Build("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"),
     "webgpu": Build("ort.jspi.min.mjs", "ort-wasm-simd-threaded.jspi.mjs", "ort-wasm-simd-threaded.jspi.wasm"),
