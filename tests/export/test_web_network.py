@@ -20,7 +20,7 @@ from export.web_folder import write_web
 from tests.support.data import sample_image
 from tests.support.firefox import firefox
 from tests.support.web_runtime import installed_runtime
-from tests.ui.conftest import browser  # noqa: F401
+from tests.ui.conftest import FLAGS, browser  # noqa: F401
 
 pytestmark = pytest.mark.browser
 
@@ -29,8 +29,12 @@ BLANK = "<!doctype html><title>A page of nothing</title>"
 OPEN = "const { DSD } = await import(url + 'client.js'); const network = await DSD.load('./');"
 
 
+POLICY = "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'"
+SOFTWARE_GPU = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan"]
+
+
 class Site:
-    """A folder on a static host, below a path."""
+    """A folder on a static host, below a path, with a strict content security policy."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.requests = folder, []
@@ -38,6 +42,10 @@ class Site:
         class Handler(SimpleHTTPRequestHandler):
             def log_message(handler, *_: object) -> None:
                 self.requests.append(handler.path)
+
+            def end_headers(handler) -> None:
+                handler.send_header("Content-Security-Policy", POLICY)
+                SimpleHTTPRequestHandler.end_headers(handler)
 
         make = functools.partial(Handler, directory=folder.parent)
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), make)
@@ -275,6 +283,42 @@ def test_what_a_visitor_fetches(browser, site):  # noqa: F811
     sizes = {file.name: file.stat().st_size for file in site.folder.rglob("*") if file.is_file()}
     assert sum(sizes[name] for name in names) < MOST_BYTES
     assert not [name for name in names if "jspi" in name], "without a GPU nothing of WebGPU is fetched"
+
+
+def test_webgpu_on_a_software_adapter(browser, own_dir, tmp_path):  # noqa: F811
+    """Where it is asked for: by itself the page does not take an adapter that is no GPU."""
+    write_web(own_dir, tmp_path / "site", installed_runtime())
+    (tmp_path / "site/blank.html").write_text(BLANK)
+    site, model, engine = Site(tmp_path / "site"), read_model_dir(own_dir), OnnxEngine.load(own_dir)
+    flags = [flag for flag in FLAGS if flag != "--disable-gpu"]
+    with_gpu = browser.browser_type.launch(executable_path=shutil.which("chromium"), args=[*flags, *SOFTWARE_GPU])
+    tab = with_gpu.new_page()
+    tab.goto(site.url + "blank.html")
+    if not tab.evaluate("async () => Boolean(await navigator.gpu?.requestAdapter())"):
+        pytest.skip("this Chromium has no software adapter of WebGPU")
+    for provider, runs in (("auto", "wasm"), ("webgpu", "webgpu")):
+        site.requests.clear()
+        used, images = tab.evaluate(
+            """async ([url, provider]) => {
+                 const { DSD } = await import(url + "client.js");
+                 const network = await DSD.load("./", null, { provider });
+                 const images = [];
+                 for (const { index } of network.info.classes) {
+                   images.push([...(await network.generate({ label: index, seed: 3 })).pixels]);
+                 }
+                 network.close();
+                 return [network.info.provider, images];
+               }""",
+            [site.url, provider],
+        )
+        assert used == runs
+        assert any("jspi.wasm" in path for path in site.requests) == (runs == "webgpu")
+        for label, image in zip(model.config.trained_classes, images, strict=True):
+            drawn = run(engine, Generate(label, replace(model.defaults, seed=3)).program(model.config))
+            ours = drawn.transpose(1, 2, 0).astype(int)
+            assert np.abs(np.array(image).reshape(*ours.shape[:2], 4)[..., :3] - ours).max() <= 1
+    with_gpu.close()
+    site.server.shutdown()
 
 
 @pytest.mark.parametrize(
