@@ -15,7 +15,10 @@ export async function fetchDescription(folder) {
     throw loadError(`network.json is not JSON: ${AGAIN}.`);
   }
   if (description?.format === FORMAT) return description;
-  throw loadError(`network.json is not of format ${FORMAT}: export the model again with dsd-export --web.`);
+  throw loadError(
+    `network.json is not of format ${FORMAT}: load the page again without the browser's cache; if that does not help, ` +
+      "export the model again with dsd-export --web.",
+  );
 }
 
 /** The address of a file. Its sha256 in it, so that no cache holds the file of an earlier export. */

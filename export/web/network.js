@@ -61,6 +61,7 @@ export class Network {
     const network = await open("wasm").catch((error) => {
       throw loadError(`This browser cannot run the network: ${error.message}`);
     });
+    ort.env.wasm.wasmBinary = undefined; // it is compiled, and its 14 MB can be freed
     network.fetchedBytes = fetched;
     return kind === "webgpu" ? network.orOnGPU(open, wanted === "webgpu") : network;
   }
@@ -132,17 +133,17 @@ export class Network {
       return all;
     };
     const [tokens, channels] = latentShape;
-    const pixelsOf = (parts) => joined(Uint8Array, parts, 3 * imageSize ** 2);
-    const latentsOf = (parts) => joined(Float32Array, parts, tokens * channels);
+    const pixelsOf = (some) => joined(Uint8Array, some.map((row) => row.pixels), 3 * imageSize ** 2);
+    const latentsOf = (some) => joined(Float32Array, some.map((row) => row.z), tokens * channels);
     const count = noised.length;
     const times = (name) => new Tensor("float32", Float32Array.from(noised, (row) => row[name]), [count]);
     return {
-      encode_pixels: new Tensor("uint8", pixelsOf(images.map((row) => row.pixels)), [images.length, 3, imageSize, imageSize]),
-      denoise_latents: new Tensor("float32", latentsOf(noised.map((row) => row.z)), [count, tokens, channels]),
+      encode_pixels: new Tensor("uint8", pixelsOf(images), [images.length, 3, imageSize, imageSize]),
+      denoise_latents: new Tensor("float32", latentsOf(noised), [count, tokens, channels]),
       denoise_t: times("t"),
       ...(flowMap ? { denoise_r: times("r") } : {}),
       denoise_labels: new Tensor("int64", BigInt64Array.from(noised, (row) => BigInt(row.label)), [count]),
-      decode_latents: new Tensor("float32", latentsOf(latents.map((row) => row.z)), [latents.length, tokens, channels]),
+      decode_latents: new Tensor("float32", latentsOf(latents), [latents.length, tokens, channels]),
     };
   }
 }

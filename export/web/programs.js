@@ -47,8 +47,8 @@ export function* edit(config, pixels, label, params, strength, mask = null, prev
 export function interpolate(config, start, end, fraction, params) {
   const noises = [start, end].map((one) => initialNoise(one, config.latentShape));
   const isMixed = start.label !== end.label && fraction > 0 && fraction < 1;
-  const single = [[fraction === 1 ? end.label : start.label, 1]];
-  const labels = isMixed ? [[start.label, 1 - fraction], [end.label, fraction]] : single; // prettier-ignore
+  const [one, other] = [fraction === 1 ? end.label : start.label, end.label];
+  const labels = isMixed ? [[one, 1 - fraction], [other, fraction]] : [[one, 1]]; // only one, to save the rows of both
   return generate(config, labels, params, null, between(...noises, fraction));
 }
 

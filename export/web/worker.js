@@ -93,9 +93,8 @@ const CALLS = {
     const params = samplingParams(info.settings, options);
     const label = labelOf(options.label, info);
     const strength = strengthOf(options.strength);
-    const mask = options.mask ? arrayOf(options.mask, [Uint8Array, Uint8ClampedArray], info.imageSize ** 2, "mask") : null;
-    const preview = previewsOf(options, send);
-    return image(await run(edit(network.config, pixelsOf(options), label, params, strength, mask, preview)));
+    const [pixels, mask, preview] = [pixelsOf(options), maskOf(options), previewsOf(options, send)];
+    return image(await run(edit(network.config, pixels, label, params, strength, mask, preview)));
   },
 
   async walk(options, { send, run }) {
@@ -142,6 +141,10 @@ function previewsOf({ previews, previewEvery }, send) {
 function pixelsOf({ pixels }) {
   const what = `pixels, RGBA of ${info.imageSize} x ${info.imageSize},`;
   return toPlanes(arrayOf(pixels, [Uint8ClampedArray, Uint8Array], 4 * info.imageSize ** 2, what));
+}
+
+function maskOf({ mask }) {
+  return mask ? arrayOf(mask, [Uint8Array, Uint8ClampedArray], info.imageSize ** 2, "mask") : null;
 }
 
 function latentsOf({ latents }) {
