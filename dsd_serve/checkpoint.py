@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from dsd_serve.config import ModelConfig
 from dsd_serve.errors import CheckpointError, DSDError, shown
 from dsd_serve.files import atomic
-from dsd_serve.params import SamplingParams, to_config, with_values
+from dsd_serve.params import SamplingParams, check_sampler, to_config, with_values
 from dsd_serve.precision import PRECISIONS, REFERENCE, find_precision
 
 FORMAT = "dsd-model-1"
@@ -213,7 +213,8 @@ def model_dir_of(path: Path, values: Mapping[str, Any]) -> ModelDir:
 
 
 def check_sampling(config: ModelConfig, defaults: SamplingParams) -> None:
-    """Raises CheckpointError if a model without classes recommends guidance, which would refuse every request."""
+    """Raises InputError or CheckpointError for recommended settings that the model would refuse in every request."""
+    check_sampler(defaults.sampler, config.flow_map)
     if not config.num_classes and defaults.guidance_scale != 1:
         raise CheckpointError(
             "the recommended guidance scale of a model without classes must be 1, which is off, got "

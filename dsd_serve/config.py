@@ -35,7 +35,7 @@ class ModelConfig:
     collapse study); `denoise` returns the clean estimate either way. num_classes: 0 for a model without classes, which
     knows only `null_label`. classes: the labels that were trained, empty for all. class_names: the name of each label;
     empty: labels are those of ImageNet-1k. class_wnids: the WordNet id of each label, "" where there is none; empty:
-    there are none (or ImageNet-1k's).
+    there are none (or ImageNet-1k's). flow_map: the network takes the time r to jump to as a further input.
     Raises ConfigError if the numbers do not fit together.
     """
 
@@ -50,6 +50,7 @@ class ModelConfig:
     classes: tuple[int, ...] = ()
     class_names: tuple[str, ...] = ()
     class_wnids: tuple[str, ...] = ()
+    flow_map: bool = False
 
     def __post_init__(self) -> None:
         for name, most in MOST.items():
@@ -76,6 +77,10 @@ class ModelConfig:
             )
         if self.prediction not in PREDICTIONS:
             raise ConfigError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {shown(self.prediction)}")
+        if not isinstance(self.flow_map, bool):
+            raise ConfigError(f"flow_map must be true or false, got {shown(self.flow_map)}")
+        if self.flow_map and not self.late_blocks:
+            raise ConfigError(f"a flow map needs a depth of 3 or more, for a third of its blocks, got {self.depth}")
         for label in self.classes:
             if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < self.num_classes:
                 raise ConfigError(f"classes must be labels from 0 to {self.num_classes - 1}, got {shown(label)}")
@@ -127,18 +132,24 @@ class ModelConfig:
         """The labels that images are drawn with: the trained classes, or the null label if there are none."""
         return self.trained_classes or (self.null_label,)
 
+    @property
+    def late_blocks(self) -> int:
+        """The blocks at the end of the network that see r instead of t in a flow map (DMF, arXiv 2510.24474)."""
+        return self.depth // 3
+
     def flops_per_row(self) -> int:
         """Floating-point operations of the matrix products of one denoise row (a multiply and an add count as two)."""
         tokens, d = self.latent_shape[0], self.hidden_size
         block = 2 * tokens * (4 * d * d + 3 * d * mlp_size(d)) + 2 * 2 * tokens * tokens * d
         borders = 2 * tokens * 2 * self.latent_dim * d
         conditioning = 2 * (FREQUENCIES * d + d * d + 6 * d * d)
-        return self.depth * block + borders + conditioning
+        return self.depth * block + borders + conditioning * (2 if self.flow_map else 1)
 
     def to_dict(self) -> dict[str, Any]:
-        """As in config.json. Names of ImageNet-1k's classes are left out, so such a model's hash stays as it was."""
+        """As in config.json. Keys that an ordinary model of ImageNet-1k does not need are left out, so that its hash
+        stays as it was."""
         values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-        return {key: value for key, value in values.items() if value or key not in OWN_CLASSES}
+        return {key: value for key, value in values.items() if value or key not in LEFT_OUT_IF_EMPTY}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ModelConfig":
@@ -161,6 +172,7 @@ class ModelConfig:
 
 
 OWN_CLASSES = ("class_names", "class_wnids")  # the keys of models whose classes are not ImageNet-1k's
+LEFT_OUT_IF_EMPTY = (*OWN_CLASSES, "flow_map")
 LATENT_EPS = 1e-5  # of the normalisation of each latent token over its channels
 FREQUENCIES = 256  # width of the sinusoidal features of t, as in DiT
 

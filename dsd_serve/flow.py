@@ -2,6 +2,7 @@
 
     z_t = t z + (1 - t) noise
     velocity = dz_t/dt = z - noise = (z_hat - z_t) / (1 - t)
+    z_r = z_t + (r - t) velocity
 
 t = 1 is never evaluated. The functions take numpy arrays and torch tensors alike; t is a float or broadcasts against z.
 """
@@ -17,6 +18,11 @@ def add_noise(z: Any, noise: Any, t: Any) -> Any:
 def velocity(z_hat: Any, z_t: Any, t: Any) -> Any:
     """The velocity at z_t that the clean estimate z_hat implies; t < 1."""
     return (z_hat - z_t) / (1 - t)
+
+
+def jump(z_hat: Any, z_t: Any, t: Any, r: Any) -> Any:
+    """z_r, in a straight line from z_t: at the velocity of z_hat for t <= r <= 1. At r = 1 it is z_hat."""
+    return z_t + (r - t) * velocity(z_hat, z_t, t)
 
 
 def from_velocity(v: Any, z_t: Any, t: Any) -> Any:

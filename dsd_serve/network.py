@@ -1,13 +1,16 @@
 """The one network, in the order in which it runs.
 
 Legend of shapes: B rows (E of them to encode, M to denoise, D to decode in the unified forward), L latent tokens
-(= patches), C latent channels, W hidden size, H heads, S pixels along one side, P pixels along one side of a patch.
+(= patches), C latent channels, W hidden size, H heads, S pixels along one side, P pixels along one side of a patch,
+K times that a row is conditioned on (2 in a flow map, t and r; else 1).
 
     pixels  --patch_embed--\\                          /-- latent_head -- normalise -->  latents      (encode)
                              >-- + pos -- blocks(c) --<--- latent_head -------------->  z_hat        (denoise)
     latents --latent_embed-/                          \\-- pixel_head --------------->  pixels       (decode)
 
-c is role embedding + (denoise only) time embedding + label embedding. The paper states one ViT for the three roles; how
+c is role embedding + (denoise only) time embedding + label embedding. In a flow map the last third of the blocks gets
+the embedding of r, the time to jump to, in place of that of t (DMF, arXiv 2510.24474): it has no further weights, and
+with r = t it is the network without a flow map. The paper states one ViT for the three roles; how
 the roles share it is our choice: everything but the two linear layers at each border.
 """
 
@@ -19,8 +22,7 @@ from torch.nn import functional as F
 
 from dsd_serve.config import FREQUENCIES, LATENT_EPS, ModelConfig, mlp_size
 from dsd_serve.flow import from_velocity
-
-ENCODE, DENOISE, DECODE = range(3)  # rows of the role embedding
+from dsd_serve.rows import DECODE, DENOISE, ENCODE
 
 
 class PatchEmbed(nn.Module):
@@ -154,7 +156,7 @@ class DSD(nn.Module):
         self.patch_embed = PatchEmbed(config)
         self.latent_embed = nn.Linear(config.latent_dim, size)
         self.register_buffer("pos_embed", positions(config.grid_size, size), persistent=False)
-        self.role_embed = nn.Embedding(3, size)
+        self.role_embed = nn.Embedding(3, size)  # by place in RowCounts
         self.t_embed = TimestepEmbedder(size)
         self.y_embed = LabelEmbedder(config.num_classes, size)
         self.adaLN_modulation = nn.Linear(size, 6 * size, bias=False)
@@ -178,29 +180,38 @@ class DSD(nn.Module):
     # The parts. Training uses them to look at hidden states; serving uses `forward` only.
 
     def embed_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """[E, 3, S, S] in [-1, 1] -> tokens [E, L, W] and conditioning [E, 1, W]."""
+        """[E, 3, S, S] in [-1, 1] -> tokens [E, L, W] and conditioning [E, K, W]."""
         tokens = self.patch_embed(images) + self.pos_embed
         return tokens, self.role(ENCODE, tokens)
 
-    def embed_noised(self, z_t: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """z_t [M, L, C], t [M], labels [M] -> tokens [M, L, W] and conditioning [M, 1, W]."""
+    def embed_noised(self, z_t: Tensor, t: Tensor, labels: Tensor, r: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """z_t [M, L, C], t [M], labels [M], r [M] (None: t) -> tokens [M, L, W] and conditioning [M, K, W].
+
+        r is for flow maps alone.
+        """
+        assert r is None or self.config.flow_map
         tokens = self.latent_embed(z_t) + self.pos_embed
-        return tokens, self.role(DENOISE, tokens) + self.t_embed(t) + self.y_embed(labels)
+        role, times = self.role(DENOISE, tokens), self.t_embed(t)  # [M, K, W], [M, 1, W]
+        if self.config.flow_map:
+            times = torch.cat([times, times if r is None else self.t_embed(r)], dim=1)  # [M, 2, W]
+        return tokens, role + times + self.y_embed(labels)
 
     def embed_latents(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """z [D, L, C] -> tokens [D, L, W] and conditioning [D, 1, W]."""
+        """z [D, L, C] -> tokens [D, L, W] and conditioning [D, K, W]."""
         tokens = self.latent_embed(z) + self.pos_embed
         return tokens, self.role(DECODE, tokens)
 
     def role(self, role: int, tokens: Tensor) -> Tensor:
-        return self.role_embed.weight[role].expand(tokens.shape[0], 1, -1)  # [B, 1, W]
+        return self.role_embed.weight[role].expand(tokens.shape[0], 1 + self.config.flow_map, -1)  # [B, K, W]
 
     def trunk(self, x: Tensor, c: Tensor, tap: int | None = None) -> tuple[Tensor, Tensor]:
-        """All blocks. x [B, L, W], c [B, 1, W] -> final hidden states, and those after block `tap` (1 = first)."""
-        modulation = self.adaLN_modulation(F.silu(c))  # [B, 1, 6 W]
+        """All blocks. x [B, L, W], c [B, K, W] -> final hidden states, and those after block `tap` (1 = first)."""
+        modulation = self.adaLN_modulation(F.silu(c))  # [B, K, 6 W]
+        of_t, of_r = modulation.chunk(2, dim=1) if self.config.flow_map else (modulation, modulation)  # [B, 1, 6 W]
+        early_blocks = self.config.depth - self.config.late_blocks
         tapped = x
         for number, block in enumerate(self.blocks, start=1):
-            x = block(x, modulation)  # [B, L, W]
+            x = block(x, of_t if number <= early_blocks else of_r)  # [B, L, W]
             if number == tap:
                 tapped = x
         return self.final_norm(x), tapped
@@ -228,13 +239,15 @@ class DSD(nn.Module):
         hidden, _ = self.trunk(*self.embed_images(images))
         return self.to_latents(hidden)
 
-    def denoise(self, z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    def denoise(self, z_t: Tensor, t: Tensor, labels: Tensor, r: Tensor | None = None) -> Tensor:
         """Estimate the clean latents behind noised ones.
 
         z_t: [M, L, C], t: [M] in [0, 1) (0 = noise), labels: [M] in [0, num_classes], num_classes = no class.
+        r: [M] in [t, 1], for flow maps alone: the velocity of the estimate then carries z_t to time r in one jump. None
+        is r = t.
         Returns z_hat [M, L, C]; the velocity is (z_hat - z_t) / (1 - t), see flow.py.
         """
-        hidden, _ = self.trunk(*self.embed_noised(z_t, t, labels))
+        hidden, _ = self.trunk(*self.embed_noised(z_t, t, labels, r))
         return self.to_z_hat(hidden, z_t, t)
 
     def decode(self, z: Tensor) -> Tensor:
@@ -251,20 +264,21 @@ class DSD(nn.Module):
         denoise_t: Tensor,
         denoise_labels: Tensor,
         decode_latents: Tensor,
+        denoise_r: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """All three kinds of rows through the same matrix products; any of E, M, D may be 0.
 
         encode_pixels uint8 [E, 3, S, S], denoise_latents [M, L, C], denoise_t [M], denoise_labels int64 [M],
-        decode_latents [D, L, C]. Returns encoded_latents [E, L, C], denoised_latents [M, L, C] (z_hat) and
-        decoded_pixels uint8 [D, 3, S, S].
+        decode_latents [D, L, C], and of flow maps denoise_r [M]. Returns encoded_latents [E, L, C],
+        denoised_latents [M, L, C] (z_hat) and decoded_pixels uint8 [D, 3, S, S].
         """
         parts = [
             self.embed_images(to_images(encode_pixels)),
-            self.embed_noised(denoise_latents, denoise_t, denoise_labels),
+            self.embed_noised(denoise_latents, denoise_t, denoise_labels, denoise_r),
             self.embed_latents(decode_latents),
         ]
         x = torch.cat([tokens for tokens, _ in parts])  # [E + M + D, L, W]
-        c = torch.cat([conditioning for _, conditioning in parts])  # [E + M + D, 1, W]
+        c = torch.cat([conditioning for _, conditioning in parts])  # [E + M + D, K, W]
         hidden, _ = self.trunk(x, c)  # [E + M + D, L, W]
         encoded, denoised, decoded = hidden.split([tokens.shape[0] for tokens, _ in parts])
         return (

@@ -13,7 +13,7 @@ from typing import Any
 
 from dsd_serve.errors import InputError, shown
 
-SAMPLER_NAMES = ("euler", "heun", "dpmpp_2m")
+SAMPLER_NAMES = ("euler", "heun", "dpmpp_2m", "flow_map")
 MAX_SEED = 2**63 - 1
 MAX_STEPS = 1000
 MAX_GUIDANCE = 100.0
@@ -71,7 +71,7 @@ class SamplingParams:
     )
     sampler: str = setting(
         "heun",
-        "euler, heun or dpmpp_2m; heun evaluates the network twice per step",
+        "euler, heun, dpmpp_2m, or flow_map if the model has one; heun evaluates the network twice per step",
         choices=SAMPLER_NAMES,
         recommended=True,
         header=True,
@@ -132,6 +132,17 @@ OPENAI_NAMES = {API_NAMES[name]: setting.openai or name for name, setting in SET
 HEADERS = {f"X-DSD-{API_NAMES[name].title()}": name for name, setting in SETTINGS.items() if setting.header}
 RECOMMENDED = tuple(name for name, setting in SETTINGS.items() if setting.recommended)
 SHOWN_WITH_IMAGE = tuple(name for name, setting in SETTINGS.items() if setting.shown_with_image)
+
+
+def samplers_of(flow_map: bool) -> tuple[str, ...]:
+    """The samplers of a model, which has a flow map or not."""
+    return tuple(name for name in SAMPLER_NAMES if flow_map or name != "flow_map")
+
+
+def check_sampler(name: str, flow_map: bool) -> None:
+    """Raises InputError for a sampler that the model does not have. flow_map: whether it has a flow map."""
+    if name not in (known := samplers_of(flow_map)):
+        raise InputError(f"sampler must be one of {', '.join(known)} with this model, got {shown(name)}", "sampler")
 
 
 def with_values(defaults: SamplingParams, values: Mapping[str, Any]) -> SamplingParams:

@@ -15,7 +15,7 @@ import numpy as np
 from dsd_serve.config import LATENT_EPS, ModelConfig
 from dsd_serve.errors import InputError
 from dsd_serve.flow import add_noise
-from dsd_serve.params import SamplingParams
+from dsd_serve.params import SamplingParams, check_sampler
 from dsd_serve.rows import Array, Cost, Decode, Encode, Engine, Latents, OnPreview, Pixels, Program, Row
 from dsd_serve.samplers import (
     SAMPLERS,
@@ -60,6 +60,7 @@ def generate(
     step, counted from 1; its Decode row rides along with the rows of the evaluation that follows.
     """
     z = initial_noise(params.seed, params.index, config.latent_shape) if noise is None else noise
+    check_sampler(params.sampler, config.flow_map)
     denoise = guided({label: 1.0} if isinstance(label, int) else label, params, config.null_label)
     z = yield from sample(z, timesteps(params.num_steps), denoise, params, on_preview)
     (pixels,) = yield [Decode(z)]
@@ -82,8 +83,8 @@ def with_previews(denoise: Denoiser, ts: list[float], every: int, on_preview: On
     steps = {t: step for step, t in enumerate(ts[:-1], start=1)}
     pending: list[tuple[int, Latents]] = []
 
-    def observed(z_t: Latents, t: float) -> Rows:
-        inner = denoise(z_t, t)
+    def observed(z_t: Latents, t: float, r: float | None = None) -> Rows:
+        inner = denoise(z_t, t, r)
         rows = next(inner)
         shown = [pending.pop()] if pending else []
         outputs = yield rows + [Decode(z_hat) for _, z_hat in shown]
@@ -136,6 +137,7 @@ def edit(
     amount of noise in (0, 1], which is also the share of `params.num_steps` that runs; 1 keeps nothing. mask: bool
     [H, W], True where to redraw; the rest of the image keeps its pixels.
     """
+    check_sampler(params.sampler, config.flow_map)
     z = yield from encode(pixels)
     ts = edit_timesteps(params.num_steps, strength)
     z_t = add_noise(z, initial_noise(params.seed, params.index, config.latent_shape), np.float32(ts[0]))

@@ -21,7 +21,6 @@ Array = NDArray[Any]
 Latents = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
 
-INPUT_NAMES = ("encode_pixels", "denoise_latents", "denoise_t", "denoise_labels", "decode_latents")
 OUTPUT_NAMES = ("encoded_latents", "denoised_latents", "decoded_pixels")
 
 
@@ -39,6 +38,41 @@ class RowCounts(NamedTuple):
     encode: int
     denoise: int
     decode: int
+
+
+ENCODE, DENOISE, DECODE = range(3)  # the places in RowCounts
+
+
+class GraphTensor(NamedTuple):
+    """An input or output of the graph. kind: the place of its rows in `RowCounts`. dtype, shape: of one row."""
+
+    name: str
+    kind: int
+    dtype: type[np.generic]
+    shape: tuple[int, ...]
+
+
+def inputs_of(config: ModelConfig) -> tuple[GraphTensor, ...]:
+    """The inputs of the graph, in its order."""
+    latents, pixels = config.latent_shape, config.pixel_shape
+    inputs = (
+        GraphTensor("encode_pixels", ENCODE, np.uint8, pixels),
+        GraphTensor("denoise_latents", DENOISE, np.float32, latents),
+        GraphTensor("denoise_t", DENOISE, np.float32, ()),
+        GraphTensor("denoise_labels", DENOISE, np.int64, ()),
+        GraphTensor("decode_latents", DECODE, np.float32, latents),
+    )
+    return (*inputs, GraphTensor("denoise_r", DENOISE, np.float32, ())) if config.flow_map else inputs
+
+
+def outputs_of(config: ModelConfig) -> tuple[GraphTensor, ...]:
+    """The outputs of the graph, in its order."""
+    encoded, denoised, decoded = OUTPUT_NAMES
+    return (
+        GraphTensor(encoded, ENCODE, np.float32, config.latent_shape),
+        GraphTensor(denoised, DENOISE, np.float32, config.latent_shape),
+        GraphTensor(decoded, DECODE, np.uint8, config.pixel_shape),
+    )
 
 
 class SingleRow:
@@ -64,11 +98,15 @@ class Encode(SingleRow):
 
 @dataclass(frozen=True, slots=True)
 class Denoise(SingleRow):
-    """Noised latents [L, C] at time t in [0, 1) with a label, for the clean estimate [L, C]."""
+    """Noised latents [L, C] at time t in [0, 1) with a label, for the clean estimate [L, C].
+
+    r: the time to jump to in [t, 1], for flow maps alone; None: t, the clean estimate itself.
+    """
 
     z_t: Latents
     t: float
     label: int
+    r: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +165,7 @@ def collate(rows: Sequence[Row], config: ModelConfig) -> dict[str, Array]:
     pixels = [row.pixels for row in rows if isinstance(row, Encode)]
     denoise = [row for row in rows if isinstance(row, Denoise)]
     latents = [row.z for row in rows if isinstance(row, Decode)]
-    return {
+    inputs = {
         "encode_pixels": stack(pixels, config.pixel_shape, np.uint8, "the pixels of an encode row"),
         "denoise_latents": stack(
             [row.z_t for row in denoise], config.latent_shape, np.float32, "the latents of a denoise row"
@@ -136,6 +174,11 @@ def collate(rows: Sequence[Row], config: ModelConfig) -> dict[str, Array]:
         "denoise_labels": np.array([row.label for row in denoise], np.int64),
         "decode_latents": stack(latents, config.latent_shape, np.float32, "the latents of a decode row"),
     }
+    if config.flow_map:
+        inputs["denoise_r"] = np.array([row.t if row.r is None else row.r for row in denoise], np.float32)
+    elif any(row.r is not None for row in denoise):
+        raise InputError("r, the time to jump to, is for models with a flow map, and this one has none; leave it out")
+    return inputs
 
 
 def stack(arrays: Sequence[Array], shape: tuple[int, ...], dtype: type[np.generic], what: str) -> Array:

@@ -1,22 +1,27 @@
 """Samplers of the flow dz/dt = velocity from t = 0 to t = 1, each a short generator.
 
 A sampler takes noise z [L, C], increasing timesteps that begin anywhere below 1 and end at 1, and `denoise`, a
-generator function (z_t, t) -> z_hat. It never calls a network: it yields the rows that `denoise` yields, and is sent
-their outputs.
+`Denoiser`. It never calls a network: it yields the rows that `denoise` yields, and is sent their outputs.
 """
 
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 
-from dsd_serve.flow import velocity
+from dsd_serve.flow import jump, velocity
 from dsd_serve.params import SamplingParams
 from dsd_serve.rows import Array, Denoise, Latents, Row
 
 Rows = Generator[list[Row], list[Array], Latents]
-Denoiser = Callable[[Latents, float], Rows]
+
+
+class Denoiser(Protocol):
+    """A generator function for the clean estimate z_hat of z_t at time t; of a flow map also for the jump to time r."""
+
+    def __call__(self, z_t: Latents, t: float, r: float | None = None, /) -> Rows: ...
 
 
 def timesteps(num_steps: int, start: float = 0.0) -> list[float]:
@@ -37,11 +42,11 @@ def guided(labels: Mapping[int, float], params: SamplingParams, null_label: int)
     without a class, and only where `params` has it on.
     """
 
-    def denoise(z_t: Latents, t: float) -> Rows:
-        rows: list[Row] = [Denoise(z_t, t, label) for label in labels]
+    def denoise(z_t: Latents, t: float, r: float | None = None) -> Rows:
+        rows: list[Row] = [Denoise(z_t, t, label, r) for label in labels]
         is_guided = params.is_guided(t)
         if is_guided:
-            rows.append(Denoise(z_t, t, null_label))
+            rows.append(Denoise(z_t, t, null_label, r))
         outputs = yield rows
         z_hat = average(outputs[: len(labels)], list(labels.values()))
         if not is_guided:
@@ -67,8 +72,8 @@ def keeping(denoise: Denoiser, z: Latents, drawn: Array) -> Denoiser:
     A clean estimate of z gives the velocity z - noise, so known tokens stay on the straight path from their own noise.
     """
 
-    def inpainted(z_t: Latents, t: float) -> Rows:
-        z_hat = yield from denoise(z_t, t)
+    def inpainted(z_t: Latents, t: float, r: float | None = None) -> Rows:
+        z_hat = yield from denoise(z_t, t, r)
         return np.where(drawn, z_hat, z)
 
     return inpainted
@@ -88,7 +93,15 @@ def euler(z: Latents, ts: list[float], denoise: Denoiser) -> Rows:
     """First order, one evaluation a step."""
     for t, t_next in pairwise(ts):
         z_hat = yield from denoise(z, t)
-        z = z + (t_next - t) * velocity(z_hat, z, t)
+        z = jump(z_hat, z, t, t_next)
+    return z
+
+
+def flow_map(z: Latents, ts: list[float], denoise: Denoiser) -> Rows:
+    """The jumps of a model with a flow map (arXiv 2510.24474), one evaluation a step: made for few steps."""
+    for t, t_next in pairwise(ts):
+        z_hat = yield from denoise(z, t, t_next)
+        z = jump(z_hat, z, t, t_next)
     return z
 
 
@@ -117,7 +130,7 @@ def dpmpp_2m(z: Latents, ts: list[float], denoise: Denoiser) -> Rows:
         if previous is not None and previous[0] > 0 and t_next < 1:
             r = (log_snr(t) - log_snr(previous[0])) / (log_snr(t_next) - log_snr(t))
             estimate = z_hat + (z_hat - previous[1]) / np.float32(2 * r)
-        z = z + (t_next - t) * velocity(estimate, z, t)  # the exact step of the linear part, for alpha = t
+        z = jump(estimate, z, t, t_next)  # the exact step of the linear part, for alpha = t
         previous = t, z_hat
     return z
 
@@ -127,4 +140,4 @@ def log_snr(t: float) -> float:
     return math.log(t / (1 - t))
 
 
-SAMPLERS = {"euler": euler, "heun": heun, "dpmpp_2m": dpmpp_2m}
+SAMPLERS = {"euler": euler, "heun": heun, "dpmpp_2m": dpmpp_2m, "flow_map": flow_map}

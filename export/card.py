@@ -8,6 +8,7 @@ from dsd_serve.config import ModelConfig
 from dsd_serve.labels import table_of
 from dsd_serve.params import SamplingParams
 from dsd_serve.precision import PRECISIONS, listed
+from dsd_serve.programs import Generate
 from export.markdown import markdown_table
 from export.verify import Report
 
@@ -41,7 +42,8 @@ def write_card(
         ("network", f"{num_parameters / 1e6:.2f}M parameters: width {config.hidden_size}, {config.depth} blocks"),
         ("weights", f"EMA, stored as {store}, computed in float32"),
         *training,
-        ("sampling", f"{defaults.sampler}, {defaults.num_steps} steps, guidance {defaults.guidance_scale:g}"),
+        ("sampling", recommended(defaults)),
+        *([("flow map", flow_map_sentence(defaults))] if config.flow_map else []),
     ]
     lines = [
         f"# {name}",
@@ -61,6 +63,15 @@ def write_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def recommended(defaults: SamplingParams) -> str:
+    return f"{defaults.sampler}, {defaults.num_steps} steps, guidance {defaults.guidance_scale:g}"
+
+
+def with_sampling(card: str, defaults: SamplingParams) -> str:
+    """The card with other recommended settings in its table; a card without that row stays as it is."""
+    return re.sub(r"^\| sampling \| .* \|$", f"| sampling | {recommended(defaults)} |", card, count=1, flags=re.M)
 
 
 def with_measurements(card: str, reports: Sequence[Report], sizes: dict[str, int]) -> str:
@@ -130,6 +141,15 @@ def training_rows(checkpoint: dict[str, Any]) -> list[tuple[str, str]]:
         ("objective", str(training["loss"]["objective"])),
         ("training", f"{images}, {num_draws} noise draws each{started}"),
     ]
+
+
+def flow_map_sentence(defaults: SamplingParams) -> str:
+    """What a flow map is, and how many rows an image needs with the recommended settings."""
+    rows = Generate(0, defaults).cost.rows
+    return (
+        "the network takes the time to jump to; an image with these settings is "
+        f"{rows} rows, {rows - 1} to denoise and 1 to decode"
+    )
 
 
 def classes_sentence(config: ModelConfig) -> str:

@@ -48,7 +48,7 @@ from dsd_serve.hub import PREFIX, model_dir
 from dsd_serve.params import SAMPLER_NAMES, SamplingParams, from_api
 from dsd_serve.precision import AUTO, PRECISIONS, REFERENCE, check_runs
 from export.build import export
-from export.card import training_rows, write_card
+from export.card import training_rows, with_sampling, write_card
 from export.commit import Stoppable
 from export.push import check_place, push
 from export.source import Network, directory_network, ema_weights, random_values
@@ -71,11 +71,14 @@ def read_network(options: argparse.Namespace, target: Path) -> Network:
         directory.check([directory.weights])
         defaults = from_api(vars(options), directory.defaults)
         check_sampling(directory.config, defaults)
-        return replace(directory_network(directory), name=options.name or directory.name, defaults=defaults)
+        network = directory_network(directory)
+        card = with_sampling(network.card, defaults)
+        return replace(network, name=options.name or directory.name, defaults=defaults, card=card)
     values = read_checkpoint(source) if source else random_values(options.untrained)
     store, notes = options.store or REFERENCE, options.notes.read_text(encoding="utf-8") if options.notes else ""
     config, state = ema_weights(values, source or options.untrained, store)
-    defaults = from_api(vars(options), SamplingParams(num_steps=25, sampler="heun"))
+    sampler, steps = ("flow_map", 2) if config.flow_map else ("heun", 25)
+    defaults = from_api(vars(options), SamplingParams(num_steps=steps, sampler=sampler))
     check_sampling(config, defaults)
     name = options.name or (target.resolve().name if options.output else target.resolve().parent.name)
     size = sum(array.size for array in state.values())
@@ -264,8 +267,10 @@ def arguments_parser() -> argparse.ArgumentParser:
         choices=tuple(name for name, row in PRECISIONS.items() if row.storable),
         help="type of the weights in model.safetensors (default fp32)",
     )
-    parser.add_argument("--steps", type=int, help="recommended number of steps (default 25)")
-    parser.add_argument("--sampler", choices=SAMPLER_NAMES, help="recommended sampler (default heun)")
+    parser.add_argument("--steps", type=int, help="recommended number of steps (default 25, of a flow map 2)")
+    parser.add_argument(
+        "--sampler", choices=SAMPLER_NAMES, help="recommended sampler (default heun, of a flow map flow_map)"
+    )
     parser.add_argument("--guidance", type=float, help="recommended guidance scale (default 1, off)")
     parser.add_argument("--notes", type=Path, metavar="FILE", help="Markdown to put into the card")
     return parser

@@ -4,7 +4,7 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dsd_serve.backends import Backend, ModelInfo, Observer
 from dsd_serve.backends.triton.addresses import parse_addresses
@@ -86,17 +86,8 @@ class Opener:
             served.at_end.append(observer.close)
             return served
         observer = self.metrics.observer(name)
-        opened = load(
-            place,
-            self.engine or self.settings.engine,
-            device=self.settings.device,
-            precision=self.settings.precision,
-            threads=self.settings.threads,
-            row_budget=self.settings.row_budget,
-            max_waiting=self.settings.max_waiting,
-            max_seconds=self.settings.max_wait,
-            observer=observer,
-        )
+        settings = engine_settings(self.settings) | ({} if self.engine is None else {"engine": self.engine})
+        opened = load(place, **settings, **queue_limits(self.settings), observer=observer)
         observer.model = name or opened.info.name
         return self.described(opened.info, opened.backend, name, place)
 
@@ -123,20 +114,19 @@ def announce(info: ModelInfo) -> None:
     log.info("%s on %s, %d rows a tick", info.name, info.described, info.budget)
 
 
+def engine_settings(settings: Settings) -> dict[str, Any]:
+    """The engine that the settings name, as `loading.load` and EngineSettings take it."""
+    return {name: getattr(settings, name) for name in ("engine", "device", "precision", "threads", "row_budget")}
+
+
+def queue_limits(settings: Settings) -> dict[str, Any]:
+    """The limits of a model's queue, as `loading.load` and `ProcessBackend` take them."""
+    return {"max_waiting": settings.max_waiting, "max_seconds": settings.max_wait}
+
+
 def open_apart(settings: Settings, place: str, observer: Observer) -> "ProcessBackend":
     from dsd_serve.backends.process.engine_messages import EngineSettings  # here: most servers need no ZeroMQ
     from dsd_serve.backends.process.process_backend import ProcessBackend
 
-    return ProcessBackend(
-        EngineSettings(
-            model=place,
-            engine=settings.engine,
-            device=settings.device,
-            precision=settings.precision,
-            threads=settings.threads,
-            row_budget=settings.row_budget,
-        ),
-        max_waiting=settings.max_waiting,
-        max_seconds=settings.max_wait,
-        observer=observer,
-    )
+    engine = EngineSettings(model=place, **engine_settings(settings))
+    return ProcessBackend(engine, **queue_limits(settings), observer=observer)

@@ -13,13 +13,13 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from dsd_serve.backends import ModelInfo
-from dsd_serve.params import HEADERS, SETTINGS
+from dsd_serve.params import HEADERS, SETTINGS, samplers_of
 from server.answers import DoneEvent, ErrorEvent, ImageEvent, LatentsAnswer, PreviewEvent, Problem
 from server.error_responses import MEDIA_TYPE, body_of
 from server.middleware.security import needs_no_key
 from server.model_slot import Unloaded
 from server.openai_schemas import GenerationRequest
-from server.openapi_classes import adapt
+from server.openapi_model import adapt, name_samplers
 from server.responses import BYTES
 from server.router import Router
 from server.schemas import GenerateRequest, InterpolateRequest, ReplaceRequest
@@ -267,6 +267,7 @@ def complete(document: dict[str, Any], service: Service) -> None:
         schemas.setdefault(name, schema)
     models = [slot.about for slot in service.models.slots.values()]
     adapt(document, models[0].table)
+    name_samplers(document, samplers_of(any(one.config.flow_map for one in models)))
     if len({one.config.latent_shape for one in models}) == 1:
         tokens, channels = models[0].config.latent_shape
         rows = schemas[LatentsAnswer.__name__]["properties"]["latents"]

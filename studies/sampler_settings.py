@@ -1,19 +1,20 @@
 """The settings that the sampler study measures, by part."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dsd_serve.params import SAMPLER_NAMES, SamplingParams
+from dsd_serve.params import SamplingParams
 from dsd_serve.samplers import num_rows, timesteps
 
 REFERENCE_STEPS = 500
 EVALUATIONS = (5, 9, 19, 39)  # of the network, without guidance: those of heun with 3, 5, 10 and 20 steps
+FEW = (2, 3, 4, 5, 6, 8, 9)  # evaluations at which few steps are studied
 SHIFTS = (0.5, 2.0)  # besides 1, which is even steps
 GUIDANCE = (1.0, 2.0, 3.0, 4.0, 6.0)
 INTERVALS = ((0.0, 0.75), (0.1, 1.0), (0.25, 1.0))
-MANY = 19  # evaluations at which guidance is studied
-SEED = 1
+ENOUGH = 9  # evaluations at which guidance and shift are studied: more hardly change the images
+SEEDS = (1, 2, 3, 4, 5)  # each draws its share of the images of a setting
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,9 @@ class Setting:
         """heun evaluates twice in all steps but the last."""
         return (self.evaluations + 1) // 2 if self.sampler == "heun" else self.evaluations
 
-    @property
-    def params(self) -> SamplingParams:
+    def params(self, seed: int) -> SamplingParams:
         return SamplingParams(
-            seed=SEED,
+            seed=seed,
             num_steps=self.num_steps,
             sampler=self.sampler,
             guidance_scale=self.guidance_scale,
@@ -50,7 +50,7 @@ class Setting:
     @property
     def rows(self) -> int:
         """Rows of the network for one image."""
-        return num_rows(self.params, self.timesteps)
+        return num_rows(self.params(SEEDS[0]), self.timesteps)
 
     @property
     def key(self) -> str:
@@ -75,14 +75,22 @@ def default_setting(defaults: Mapping[str, Any]) -> Setting:
     return Setting(defaults["sampler"], evaluations, defaults["guidance_scale"])
 
 
-def settings_of(defaults: Mapping[str, Any]) -> dict[str, list[Setting]]:
-    """The settings of each part of the study. A setting in several parts is measured once."""
+def settings_of(defaults: Mapping[str, Any], samplers: Sequence[str]) -> dict[str, list[Setting]]:
+    """The settings of each part of the study. A setting in several parts is measured once.
+
+    defaults: the model's recommendation. samplers: those that the model can run.
+    """
     default_guidance = defaults["guidance_scale"] if defaults["guidance_scale"] > 1 else 2.0
-    guidance = [1.0, default_guidance]
-    best = Setting("heun", MANY, default_guidance)
+    best = Setting("dpmpp_2m", ENOUGH, default_guidance)
+
+    def at(counts: Sequence[int]) -> list[Setting]:
+        settings = [Setting(s, n, g) for g in (1.0, default_guidance) for s in samplers for n in counts]
+        return [s for s in settings if s.sampler != "heun" or s.evaluations % 2]
+
     return {
         "default": [default_setting(defaults)],
-        "samplers": [Setting(s, n, g) for g in guidance for s in SAMPLER_NAMES for n in EVALUATIONS],
+        "few": at(FEW),
+        "samplers": at(EVALUATIONS),
         "guidance": [replace(best, guidance_scale=g) for g in sorted({*GUIDANCE, default_guidance})],
         "interval": [best]
         + [
@@ -93,7 +101,7 @@ def settings_of(defaults: Mapping[str, Any]) -> dict[str, list[Setting]]:
         "shift": [
             replace(best, sampler=sampler, evaluations=n, shift=shift)
             for sampler in ("heun", "dpmpp_2m")
-            for n in EVALUATIONS[1:3]
+            for n in (5, ENOUGH)
             for shift in sorted((*SHIFTS, 1.0))
         ],
     }

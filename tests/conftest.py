@@ -12,7 +12,7 @@ import pytest
 from dsd_serve.files import demo_model
 from dsd_serve.imaging import codec
 from tests.support.data import REAL_DATA, ROOT, sample_image, train_arguments
-from tests.support.models import OWN, PLAIN, export_model
+from tests.support.models import FLOW_MAP, OWN, PLAIN, export_model
 from tests.support.servers import Server, find_free_port
 
 
@@ -88,6 +88,12 @@ def own_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plain_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The exported model directory of a network without classes."""
     return made_once(tmp_path_factory, "plain", lambda folder: export_model(PLAIN, folder)) / "model"
+
+
+@pytest.fixture(scope="session")
+def flow_map_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The exported model directory of a network with a flow map."""
+    return made_once(tmp_path_factory, "flow-map", lambda folder: export_model(FLOW_MAP, folder)) / "model"
 
 
 @pytest.fixture(scope="session")

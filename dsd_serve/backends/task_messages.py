@@ -11,12 +11,13 @@ encode, decode and denoise take M rows, the first axis of their tensors.
     interpolate   label, to_label, fraction; to_seed, to_index, settings   image
     encode        pixels                                                   latents
     decode        latents                                                  image
-    denoise       latents, t, labels                                       latents
+    denoise       latents, t, labels; r                                    latents
     describe                                                               text, JSON: the model, and its queue
 
 Settings are the fields of SamplingParams, by default the model's recommendation, and max_seconds. A label is an index,
-a wnid or a name, or the number of classes for no class; a model without classes needs none. A preview is a response of
-its own, with `preview` and `step`. The last response has `seconds`: in the queue, and from the first tick to the end.
+a wnid or a name, or the number of classes for no class; a model without classes needs none. r, the time to jump to, is
+for models with a flow map; by default it is t. A preview is a response of its own, with `preview` and `step`. The last
+response has `seconds`: in the queue, and from the first tick to the end.
 """
 
 import re
@@ -30,7 +31,7 @@ from dsd_serve import errors
 from dsd_serve.config import ModelConfig
 from dsd_serve.errors import DSDError, EngineError, InputError, QueueFullError, shown
 from dsd_serve.labels import table_of
-from dsd_serve.params import FIELDS, SamplingParams, to_fields
+from dsd_serve.params import FIELDS, SamplingParams, check_sampler, to_fields
 from dsd_serve.programs import Edit, Generate, Interpolate, Reconstruct, Task, WalkEnd
 from dsd_serve.rows import Array, Decode, Denoise, Encode, stack
 
@@ -45,13 +46,14 @@ Message = tuple[dict[str, Array], dict[str, Any]]  # input tensors and parameter
 
 def input_shapes(config: ModelConfig) -> dict[str, tuple[type[np.generic], tuple[int, ...]]]:
     """Type and shape of each input tensor; -1 is M, any number of rows."""
-    return {
+    shapes: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
         "pixels": (np.uint8, (-1, *config.pixel_shape)),
         "mask": (np.uint8, config.pixel_shape[1:]),  # nonzero where to draw
         "latents": (np.float32, (-1, *config.latent_shape)),
         "t": (np.float64, (-1,)),
         "labels": (np.int64, (-1,)),
     }
+    return {**shapes, "r": shapes["t"]} if config.flow_map else shapes
 
 
 def output_shapes(config: ModelConfig) -> dict[str, tuple[type[np.generic], tuple[int, ...]]]:
@@ -128,6 +130,7 @@ class RequestReader:
             }
         )
         table_of(self.config).check_has_classes("guidance_scale", params.guidance_scale)
+        check_sampler(params.sampler, self.config.flow_map)
         return params
 
     def rows(self, name: str) -> list[Array]:
@@ -183,12 +186,19 @@ def read_denoise(reader: RequestReader) -> list[Task]:
         raise InputError(
             f"latents, t and labels must have as many rows, got {len(latents)}, {len(ts)} and {len(numbers)}"
         )
-    for t, label in zip(ts, numbers, strict=True):
+    rs: list[float | None] = [None] * len(ts)
+    if "r" in reader.inputs and reader.config.flow_map:
+        rs = [float(r) for r in reader.rows("r")]
+    if len(rs) != len(ts):
+        raise InputError(f"r must have as many rows as t, got {len(rs)} and {len(ts)}")
+    for t, label, r in zip(ts, numbers, rs, strict=True):
         if not 0 <= t < 1 or not 0 <= label <= reader.config.null_label:
             raise InputError(
                 f"t must be from 0 to below 1 and labels from 0 to {reader.config.null_label}, got {t} and {label}"
             )
-    return [Denoise(z, float(t), int(label)) for z, t, label in zip(latents, ts, numbers, strict=True)]
+        if r is not None and not t <= r <= 1:
+            raise InputError(f"r must be from t to 1, got {r} for t = {t}")
+    return [Denoise(z, float(t), int(y), r) for z, t, y, r in zip(latents, ts, numbers, rs, strict=True)]
 
 
 def write_edit(task: Edit) -> Message:
@@ -205,7 +215,8 @@ def write_interpolate(task: Interpolate) -> Message:
 
 
 def write_denoise(row: Denoise) -> Message:
-    return {"latents": row.z_t[None], "t": np.array([row.t]), "labels": np.array([row.label], np.int64)}, {}
+    times = {"t": np.array([row.t]), **({} if row.r is None else {"r": np.array([row.r])})}
+    return {"latents": row.z_t[None], **times, "labels": np.array([row.label], np.int64)}, {}
 
 
 @dataclass(frozen=True)

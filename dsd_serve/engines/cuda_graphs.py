@@ -16,14 +16,13 @@ import numpy as np
 
 from dsd_serve.engines.cuda import call
 from dsd_serve.errors import EngineDeadError, EngineError
-from dsd_serve.rows import RowCounts
+from dsd_serve.rows import DENOISE, RowCounts
 
 log = logging.getLogger(__name__)
 
 BORDER = (1, 2, 4, 8)
 SIZES = (BORDER, (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 40, 48, 56, 64), BORDER)  # of encode, denoise and decode rows
 KINDS = RowCounts._fields
-DENOISE = KINDS.index("denoise")
 # Of the graphs of a tick, in times that of the same rows without a graph. Above 1 because shapes change from tick to
 # tick, which costs the host more than was measured.
 MOST_TIME = 1.15

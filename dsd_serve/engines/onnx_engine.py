@@ -12,7 +12,7 @@ from dsd_serve.config import ModelConfig
 from dsd_serve.engines.cuda import failure
 from dsd_serve.errors import CheckpointError, EngineUnavailableError, shown
 from dsd_serve.precision import check_runs, find_precision
-from dsd_serve.rows import OUTPUT_NAMES, Array, Row, collate, distribute
+from dsd_serve.rows import OUTPUT_NAMES, Array, Row, collate, distribute, inputs_of, outputs_of
 
 INSTALL = "pip install 'dsd-serve[cpu]' (or 'dsd-serve[gpu]' for NVIDIA GPUs; never both, they overwrite each other)"
 
@@ -23,6 +23,8 @@ CPU_PROVIDER = "CPUExecutionProvider"
 OF_SHAPES = {"Add", "Cast", "Concat", "ConstantOfShape", "Div", "Equal", "Expand", "Gather", "Identity", "Mul", "Range"}
 OF_SHAPES |= {"Reshape", "Shape", "Slice", "Squeeze", "Sub", "Unsqueeze", "Where"}
 PRODUCTS = {"Attention", "FusedMatMul", "Gemm", "MatMul", "MultiHeadAttention"}
+
+ORT_TYPES = {"float32": "float"}  # that have another name in numpy
 
 MOST_BINDINGS = 64  # combinations of row counts whose memory is kept
 
@@ -119,9 +121,9 @@ class BoundSession:
         values = {name: self.allocate(array.shape, array.dtype) for name, array in inputs.items()}
         for name, value in values.items():
             binding.bind_ortvalue_input(name, value)
-        latents, pixels = (self.config.latent_shape, np.float32), (self.config.pixel_shape, np.uint8)
-        for name, count, (shape, dtype) in zip(OUTPUT_NAMES, counts, (latents, latents, pixels), strict=True):
-            binding.bind_ortvalue_output(name, self.allocate((count, *shape), dtype))
+        for output in outputs_of(self.config):
+            memory = self.allocate((counts[output.kind], *output.shape), output.dtype)
+            binding.bind_ortvalue_output(output.name, memory)
         return binding, values
 
     def allocate(self, shape: tuple[int, ...], dtype: Any) -> Any:
@@ -181,17 +183,18 @@ def check_assignment(session: Any, provider: str) -> None:
 
 def check_signature(session: Any, config: ModelConfig, graph: Path) -> None:
     """Raises CheckpointError for a graph whose inputs and outputs do not fit the configuration."""
+    signature = (*inputs_of(config), *outputs_of(config))
+    types = (np.dtype(one.dtype).name for one in signature)
     expected = {
-        "encode_pixels": ("tensor(uint8)", config.pixel_shape),
-        "denoise_latents": ("tensor(float)", config.latent_shape),
-        "denoise_t": ("tensor(float)", ()),
-        "denoise_labels": ("tensor(int64)", ()),
-        "decode_latents": ("tensor(float)", config.latent_shape),
-        "encoded_latents": ("tensor(float)", config.latent_shape),
-        "denoised_latents": ("tensor(float)", config.latent_shape),
-        "decoded_pixels": ("tensor(uint8)", config.pixel_shape),
+        one.name: (f"tensor({ORT_TYPES.get(name, name)})", one.shape)
+        for one, name in zip(signature, types, strict=True)
     }
     found = {one.name: (one.type, tuple(one.shape[1:])) for one in (*session.get_inputs(), *session.get_outputs())}
+    if unknown := sorted(set(found) - set(expected)):
+        raise CheckpointError(
+            f"{graph} does not belong to its config.json: {shown(unknown[0])} is not among the inputs and outputs of "
+            "such a model; export the model again with dsd-export"
+        )
     for name, (kind, shape) in expected.items():
         if found.get(name) != (kind, shape):
             raise CheckpointError(

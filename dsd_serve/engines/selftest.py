@@ -55,7 +55,8 @@ def mixture(config: ModelConfig, counts: Sequence[int], seed: int) -> list[Row]:
     rows: list[Row] = [Encode(rng.integers(0, 256, config.pixel_shape, dtype=np.uint8)) for _ in range(encode)]
     for _ in range(denoise):
         z_t = rng.standard_normal(config.latent_shape, dtype=np.float32)
-        rows.append(Denoise(z_t, float(rng.uniform(0, 0.999)), int(rng.choice(labels))))
+        t, label = float(rng.uniform(0, 0.999)), int(rng.choice(labels))
+        rows.append(Denoise(z_t, t, label, float(rng.uniform(t, 1)) if config.flow_map else None))
     rows += [Decode(rng.standard_normal(config.latent_shape, dtype=np.float32)) for _ in range(decode)]
     return [rows[i] for i in rng.permutation(len(rows))]
 

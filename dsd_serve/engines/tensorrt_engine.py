@@ -23,24 +23,21 @@ from dsd_serve.engines.runtime_cache import compiles, context_options, save_runt
 from dsd_serve.errors import CheckpointError, EngineError
 from dsd_serve.precision import check_runs
 from dsd_serve.rows import (
-    INPUT_NAMES,
-    OUTPUT_NAMES,
     Array,
     Decode,
     Denoise,
     Encode,
+    GraphTensor,
     Row,
     RowCounts,
     collate,
     count_rows,
     distribute,
+    inputs_of,
+    outputs_of,
 )
 
 KINDS = (Encode, Denoise, Decode)
-# The place in KINDS of each input and output.
-KIND_OF = dict(zip((*INPUT_NAMES, *OUTPUT_NAMES), (0, 1, 1, 1, 2, 0, 1, 2), strict=True))
-
-
 PASSES = 2  # that may be under way
 
 
@@ -91,10 +88,11 @@ class TensorRTEngine:
         self.plan = self.runtime.deserialize_cuda_engine(plan)
         if self.plan is None:
             raise CheckpointError(f"{trt.__name__} {trt.__version__} rejects this plan on {gpu}; build it again")
+        self.inputs, self.outputs = inputs_of(config), outputs_of(config)
         self.check_signature()
         self.most = manifest.rows[2]
         self.stream = call(cuda.cudaStreamCreateWithFlags(cuda.cudaStreamNonBlocking))
-        self.buffers = {name: self.buffer(name) for name in (*INPUT_NAMES, *OUTPUT_NAMES)}
+        self.buffers = {one.name: self.buffer(one.name) for one in (*self.inputs, *self.outputs)}
         # Shared by all contexts, because they run one after another on one stream.
         self.scratch_bytes = max(1, self.plan.device_memory_size_v2)
         self.scratch = call(cuda.cudaMalloc(self.scratch_bytes))
@@ -140,7 +138,7 @@ class TensorRTEngine:
 
     def check_signature(self) -> None:
         names = {self.plan.get_tensor_name(number) for number in range(self.plan.num_io_tensors)}
-        if names != {*INPUT_NAMES, *OUTPUT_NAMES}:
+        if names != {one.name for one in (*self.inputs, *self.outputs)}:
             raise CheckpointError(f"the plan is of another network: its inputs and outputs are {sorted(names)}")
 
     def buffer(self, name: str) -> Buffer:
@@ -172,10 +170,9 @@ class TensorRTEngine:
 
     def enqueue(self, context: Any, counts: RowCounts) -> None:
         """Put a call of the network over the rows in GPU memory in the stream."""
-        for name in INPUT_NAMES:
-            shape = (counts[KIND_OF[name]], *self.buffers[name].shape[1:])
-            if not context.set_input_shape(name, shape):
-                raise EngineError(f"the plan rejects {shape[0]} rows in {name}")
+        for one in self.inputs:
+            if not context.set_input_shape(one.name, (counts[one.kind], *one.shape)):
+                raise EngineError(f"the plan rejects {counts[one.kind]} rows in {one.name}")
         if not context.execute_async_v3(int(self.stream)):
             call(self.cuda.cudaGetLastError())
             raise EngineError("TensorRT could not run the plan")
@@ -226,7 +223,7 @@ class TensorRTEngine:
         def finish() -> None:
             try:
                 call(self.cuda.cudaEventSynchronize(staging.event))
-                outputs = [staging.arrays[name][: counts[KIND_OF[name]]].copy() for name in OUTPUT_NAMES]
+                outputs = [staging.arrays[one.name][: counts[one.kind]].copy() for one in self.outputs]
             finally:
                 self.free.append(staging)
             for number, output in zip(numbers, distribute(called, outputs), strict=True):
@@ -237,19 +234,19 @@ class TensorRTEngine:
     def submit(self, staging: Staging, counts: RowCounts) -> None:
         """Put in the stream a call with the rows in `staging`: copies to the GPU, network, copies back and event."""
         kind = self.cuda.cudaMemcpyKind
-        for name in INPUT_NAMES:
-            self.copy(self.buffers[name].device, staging.pinned[name], name, counts, kind.cudaMemcpyHostToDevice)
+        for one in self.inputs:
+            self.copy(self.buffers[one.name].device, staging.pinned[one.name], one, counts, kind.cudaMemcpyHostToDevice)
         if (graphs := self.graphs.choose(counts)) is not None:
             for graph in graphs:
                 self.graphs.launch(graph.executable)
         else:
             self.enqueue(staging.context, counts)
-        for name in OUTPUT_NAMES:
-            self.copy(staging.pinned[name], self.buffers[name].device, name, counts, kind.cudaMemcpyDeviceToHost)
+        for one in self.outputs:
+            self.copy(staging.pinned[one.name], self.buffers[one.name].device, one, counts, kind.cudaMemcpyDeviceToHost)
         call(self.cuda.cudaEventRecord(staging.event, self.stream))
 
-    def copy(self, target: Any, source: Any, name: str, counts: RowCounts, kind: Any) -> None:
-        if size := counts[KIND_OF[name]] * self.buffers[name].row_bytes:
+    def copy(self, target: Any, source: Any, one: GraphTensor, counts: RowCounts, kind: Any) -> None:
+        if size := counts[one.kind] * self.buffers[one.name].row_bytes:
             call(self.cuda.cudaMemcpyAsync(target, source, size, kind, self.stream))
 
     def layers(self) -> str:

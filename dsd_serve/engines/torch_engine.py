@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +20,7 @@ from dsd_serve.engines.cuda import failure
 from dsd_serve.errors import CheckpointError, EngineDeadError, EngineUnavailableError
 from dsd_serve.network import DSD
 from dsd_serve.precision import PRECISIONS, REFERENCE
-from dsd_serve.rows import Array, Row, collate, distribute
+from dsd_serve.rows import DENOISE, Array, Row, RowCounts, collate, count_rows, distribute, inputs_of
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +122,8 @@ class CudaTorchEngine(TorchEngine):
         torch.cuda.set_device(self.device)  # a setting of the thread, and the batcher has its own
         inputs = [torch.from_numpy(array) for array in collate(rows, self.config).values()]
         with torch.inference_mode(), named_failures():
-            outputs = [to_host(output) for output in self.forward([pinned(tensor) for tensor in inputs])]
+            outputs = self.forward([pinned(tensor) for tensor in inputs], count_rows(rows))
+            outputs = [to_host(output) for output in outputs]
             event = torch.cuda.Event()
             event.record()
 
@@ -132,11 +134,11 @@ class CudaTorchEngine(TorchEngine):
 
         return wait
 
-    def forward(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+    def forward(self, inputs: Sequence[Tensor], counts: RowCounts) -> Sequence[Tensor]:
         """The outputs on the device, of inputs in pinned memory."""
-        pixels, z_t, t, labels, latents = inputs
-        if self.graphs and not len(pixels) and not len(latents) and self.graphs.fits(len(t)):
-            return pixels, self.graphs.run(z_t, t, labels), pixels
+        if self.graphs and not counts.encode and not counts.decode and self.graphs.fits(counts.denoise):
+            none = inputs[0]
+            return none, self.graphs.run(inputs), none
         return self.model(*(tensor.to(self.device, non_blocking=True) for tensor in inputs))
 
     def describe(self) -> dict[str, Any]:
@@ -171,16 +173,17 @@ class DenoiseGraphs:
     """
 
     def __init__(self, model: DSD, record: Recorder) -> None:
-        config, device = model.config, model.role_embed.weight.device
-        kinds = ((config.latent_shape, torch.float32), ((), torch.float32), ((), torch.int64))
-        self.inputs = [torch.zeros((SIZES[-1], *shape), dtype=dtype, device=device) for shape, dtype in kinds]
-        pixels = torch.zeros((0, *config.pixel_shape), dtype=torch.uint8, device=device)
+        device = model.role_embed.weight.device
+        self.inputs: list[Tensor] = []  # those of other rows are empty
+        for given in inputs_of(model.config):
+            count = SIZES[-1] if given.kind == DENOISE else 0
+            self.inputs.append(torch.from_numpy(np.zeros((count, *given.shape), given.dtype)).to(device))
         self.recorded: dict[int, tuple[Callable[[], Any], Tensor]] = {}
         for size in SIZES:
             rows = [tensor[:size] for tensor in self.inputs]
             try:
                 with torch.inference_mode():
-                    self.recorded[size] = record(lambda rows=rows: model(pixels, *rows, self.inputs[0][:0])[1])  # type: ignore[misc]
+                    self.recorded[size] = record(lambda rows=rows: model(*rows)[1])  # type: ignore[misc]
             except RuntimeError as error:
                 reason = failure(f"torch cannot record a call: {first_words(error)}", getattr(error, "error_code", 0))
                 if isinstance(reason, EngineDeadError):
@@ -191,12 +194,12 @@ class DenoiseGraphs:
     def fits(self, count: int) -> bool:
         return 0 < count <= max(self.recorded, default=0)
 
-    def run(self, *inputs: Tensor) -> Tensor:
-        """z_hat [M, L, C] of z_t [M, L, C], t [M] and labels [M]. The next call overwrites it."""
-        count = len(inputs[0])
+    def run(self, inputs: Sequence[Tensor]) -> Tensor:
+        """z_hat [M, L, C] of the inputs of the graph with M denoise rows alone. The next call overwrites it."""
+        count = max(map(len, inputs))
         replay, output = self.recorded[min(size for size in self.recorded if size >= count)]
         for given, tensor in zip(inputs, self.inputs, strict=True):
-            tensor[:count].copy_(given, non_blocking=True)
+            tensor[: len(given)].copy_(given, non_blocking=True)
         replay()  # the padding is rows of earlier ticks; no row depends on another
         return output[:count]
 

@@ -168,10 +168,11 @@ def merge(options: argparse.Namespace) -> None:
 
 def sampling_params(model: "Model", options: argparse.Namespace, seed: int) -> "SamplingParams":
     """The parameters of the first image. seed: where none is given."""
-    from dsd_serve.params import from_api
+    from dsd_serve.params import check_sampler, from_api
 
     values = vars(options)
     params = from_api({**values, "seed": seed if values["seed"] is None else values["seed"]}, model.info.defaults)
+    check_sampler(params.sampler, model.info.config.flow_map)
     if not model.info.config.num_classes:
         (params,) = model.info.towards(None, [params], options.guidance)
     return params

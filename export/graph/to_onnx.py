@@ -3,30 +3,25 @@
 import logging
 import warnings
 
+import numpy as np
 import onnx
 import torch
 from onnxscript import opset20 as op
 from torch.export import Dim
 
 from dsd_serve.network import DSD
-from dsd_serve.rows import INPUT_NAMES, OUTPUT_NAMES
+from dsd_serve.rows import RowCounts, inputs_of, outputs_of
 
 OPSET = 20  # 17 and below come out invalid; 23 gains the fused Attention operator but loses readers
 MAX_ROWS = 65536
+COUNTS = RowCounts(2, 3, 4)  # of the example
 
 
 def to_onnx(model: DSD) -> onnx.ModelProto:
     """Export the unified forward with dynamic row counts, each of which may be 0; opset 20, float32, weights inline."""
-    config = model.config
-    latents = torch.zeros(3, *config.latent_shape)
-    example = (
-        torch.zeros(2, *config.pixel_shape, dtype=torch.uint8),
-        latents,
-        torch.linspace(0, 0.9, 3),
-        torch.arange(3),
-        torch.zeros(4, *config.latent_shape),
-    )
-    encode, denoise, decode = (Dim(name, min=0, max=MAX_ROWS) for name in ("E", "M", "D"))
+    inputs = inputs_of(model.config)
+    example = tuple(torch.from_numpy(np.zeros((COUNTS[one.kind], *one.shape), one.dtype)) for one in inputs)
+    dims = [Dim(name, min=0, max=MAX_ROWS) for name in ("E", "M", "D")]
     exporter_log = logging.getLogger("torch.onnx")
     level = exporter_log.level
     exporter_log.setLevel(logging.ERROR)  # it warns about packages that are not used here
@@ -38,9 +33,9 @@ def to_onnx(model: DSD) -> onnx.ModelProto:
                 example,
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=INPUT_NAMES,
-                output_names=OUTPUT_NAMES,
-                dynamic_shapes=({0: encode}, {0: denoise}, {0: denoise}, {0: denoise}, {0: decode}),
+                input_names=[one.name for one in inputs],
+                output_names=[one.name for one in outputs_of(model.config)],
+                dynamic_shapes=tuple({0: dims[one.kind]} for one in inputs),
                 custom_translation_table={torch.ops.aten.scaled_dot_product_attention.default: attention},
                 external_data=False,
                 verbose=False,

@@ -16,7 +16,7 @@ from dsd_serve.imaging.codec import psnr
 from dsd_serve.params import SamplingParams
 from dsd_serve.precision import PRECISIONS, REFERENCE
 from dsd_serve.programs import generate, run_all
-from dsd_serve.rows import OUTPUT_NAMES, Array, Denoise, Row
+from dsd_serve.rows import OUTPUT_NAMES, Array, Denoise
 from export.verify import verify
 
 MOST_LABELS = 1000  # that are run; the rows of all labels differ only in their row of one table
@@ -68,18 +68,23 @@ def to_record(checks: Sequence[Check]) -> dict[str, dict[str, Any]]:
 
 
 def finite(engine: Engine) -> Check:
-    """Every class of the model, or MOST_LABELS of them, and the null label, at every time of TIMES."""
+    """Every class of the model, or MOST_LABELS of them, and the null label, at every time of TIMES.
+
+    A flow map also jumps from there to t = 1.
+    """
     config = engine.config
     z_t = noise(config)
     broken: list[str] = []
     labels = (*evenly(config.trained_classes, MOST_LABELS), config.null_label)
+    jumps = [(t, r) for r in ((None, 1.0) if config.flow_map else (None,)) for t in TIMES]
     for label in labels:
-        rows: list[Row] = [Denoise(z_t, t, label) for t in TIMES]
-        outputs = engine.run(rows)
+        outputs = engine.run([Denoise(z_t, t, label, r) for t, r in jumps])
         broken += [
-            f"class {label} at t = {t:g}" for t, z in zip(TIMES, outputs, strict=True) if not np.isfinite(z).all()
+            f"class {label} at t = {t:g}" + ("" if r is None else f", r = {r:g}")
+            for (t, r), z in zip(jumps, outputs, strict=True)
+            if not np.isfinite(z).all()
         ]
-    total = len(TIMES) * len(labels)
+    total = len(jumps) * len(labels)
     return Check(FINITE, not broken, f"{len(broken)} of {total} rows are not finite {' '.join(broken[:1])}".rstrip())
 
 
@@ -118,7 +123,7 @@ def image(engine: Engine, reference: Engine, precision: str, defaults: SamplingP
     """The worst PSNR of a few images after a whole generation."""
     config = engine.config
     labels = evenly(config.drawable_labels, NUM_IMAGES)
-    params = replace(defaults, num_steps=NUM_STEPS, sampler="euler")
+    params = replace(defaults, num_steps=NUM_STEPS, sampler="flow_map" if config.flow_map else "euler")
 
     def images(by: Engine) -> list[Array]:
         return run_all(by, [generate(config, label, params) for label in labels])

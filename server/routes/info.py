@@ -7,7 +7,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, PlainTextResponse
 
 from dsd_serve import __version__
-from dsd_serve.params import SAMPLER_NAMES, to_recommended
+from dsd_serve.params import samplers_of, to_recommended
 from server import error_responses
 from server.answers import Defaults, Health, ImageClassAnswer, ModelAnswer, SelfTest
 from server.error_responses import refuse_repeated
@@ -54,7 +54,7 @@ async def model(request: Request, query: Annotated[ModelQuery, Query()]) -> Mode
         defaults=Defaults(
             **{**to_recommended(defaults), "steps": min(defaults.num_steps, settings.max_steps)},
         ),
-        samplers=list(SAMPLER_NAMES),
+        samplers=list(samplers_of(config.flow_map)),
         engine=info.described,
         row_budget=(loaded.backend.budget if loaded else 0) or info.budget,
         self_test=SelfTest(

@@ -80,7 +80,7 @@ def test_wrong_sampling_defaults_are_named(tiny_dir, tmp_path):
     values = json.loads((tiny_dir / "config.json").read_text())
     values["sampling"]["sampler"] = "magic"
     (tmp_path / "config.json").write_text(json.dumps(values))
-    with pytest.raises(CheckpointError, match="euler, heun, dpmpp_2m, got 'magic'"):
+    with pytest.raises(CheckpointError, match="euler, heun, dpmpp_2m, flow_map, got 'magic'"):
         read_model_dir(tmp_path)
 
 

@@ -26,6 +26,8 @@ def test_presets_have_the_sizes_of_the_paper(name, millions):
         ({"depth": 0}, "depth"),
         ({"latent_dim": "x"}, "latent_dim"),
         ({"prediction": "noise"}, "noise"),
+        ({"flow_map": 1}, "flow_map must be true or false, got 1"),
+        ({"flow_map": True, "depth": 2}, "depth of 3 or more"),
         ({"classes": [1000]}, "999"),
         ({"classes": [1, 1]}, "twice"),
         ({"dept": 3}, "dept"),
@@ -54,7 +56,9 @@ def test_an_incomplete_configuration_is_named():
 @pytest.mark.parametrize("name", PRESETS)
 def test_to_dict_and_back(name):
     assert ModelConfig.from_dict(PRESETS[name].to_dict()) == PRESETS[name]
-    assert "class_names" not in PRESETS[name].to_dict()
+    assert not {"class_names", "flow_map"} & set(PRESETS[name].to_dict())
+    flow_map = replace(PRESETS[name], flow_map=True)
+    assert ModelConfig.from_dict(flow_map.to_dict()) == flow_map
 
 
 def test_own_classes_to_dict_and_back():

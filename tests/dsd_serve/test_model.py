@@ -147,7 +147,7 @@ def test_threads_share_the_model_and_get_their_own_images(model):
         (lambda m: m.generate(5), "which this model was not trained on"),
         (lambda m: m.generate(1, steps=3), "there is no setting 'steps'; the settings are index, num_steps, sampler"),
         (lambda m: m.generate(1, num_steps=0), "num_steps must be a whole number from 1 to 1000, got 0"),
-        (lambda m: m.generate(1, sampler="ddim"), "sampler must be one of euler, heun, dpmpp_2m, got 'ddim'"),
+        (lambda m: m.generate(1, sampler="ddim"), "sampler must be one of euler, heun, dpmpp_2m, flow_map, got 'ddim'"),
         (lambda m: m.generate(1, seed=-1), "seed must be a whole number from 0"),
         (lambda m: m.generate(1, n=0), "n must be a whole number from 1 to"),
         (lambda m: m.generate(1, size=4), "size must be a whole number from 8"),

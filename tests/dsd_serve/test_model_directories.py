@@ -233,6 +233,17 @@ def test_a_graph_of_another_network_is_rejected(model):
         load(model, row_budget=1)
 
 
+def test_a_graph_of_a_flow_map_needs_a_configuration_that_says_so(flow_map_dir, tmp_path):
+    shutil.copytree(flow_map_dir, tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    values = json.loads(file.read_text())
+    del values["network"]["flow_map"]
+    values["sampling"]["sampler"] = "euler"
+    file.write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match="'denoise_r' is not among the inputs and outputs of such a model"):
+        load(file.parent, row_budget=1)
+
+
 def test_non_finite_weights_are_rejected(model):
     without_hashes(model)
     file = model / "model.safetensors"

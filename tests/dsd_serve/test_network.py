@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -6,7 +8,7 @@ from hypothesis import strategies as st
 from dsd_serve.config import PRESETS, ModelConfig
 from dsd_serve.network import DSD, patchify, to_images, to_pixels, unpatchify
 
-CONFIG = ModelConfig(image_size=16, patch_size=4, latent_dim=8, hidden_size=32, depth=2, num_heads=2)
+CONFIG = ModelConfig(image_size=16, patch_size=4, latent_dim=8, hidden_size=32, depth=3, num_heads=2)
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +53,36 @@ def test_outputs_depend_on_the_conditioning(model):
     out = model.denoise(z_t, torch.tensor([0.2, 0.8, 0.2]), torch.tensor([5, 5, 6]))
     assert (out[0] - out[1]).abs().max() > 1e-3
     assert (out[0] - out[2]).abs().max() > 1e-3
+
+
+def flow_map_of(model: DSD) -> DSD:
+    """A flow map with the weights of a model."""
+    flow_map = DSD(replace(model.config, flow_map=True)).eval()
+    flow_map.load_state_dict(model.state_dict())
+    return flow_map
+
+
+def test_a_flow_map_with_r_equal_to_t_is_the_network_without(model):
+    flow_map = flow_map_of(model)
+    z_t, t, labels = torch.randn(3, *CONFIG.latent_shape), torch.tensor([0.0, 0.3, 0.9]), torch.tensor([5, 6, 1000])
+    pixels = torch.randint(0, 256, (2, *CONFIG.pixel_shape), dtype=torch.uint8)
+    expected = model(pixels, z_t, t, labels, z_t)
+    for r in ((), (t,)):
+        for output, other in zip(flow_map(pixels, z_t, t, labels, z_t, *r), expected, strict=True):
+            torch.testing.assert_close(output, other, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(flow_map.denoise(z_t, t, labels), expected[1], atol=1e-5, rtol=1e-5)
+
+
+def test_r_reaches_only_the_last_third_of_the_blocks_of_denoise_rows(model):
+    flow_map = flow_map_of(model)
+    z_t, t, labels = torch.randn(2, *CONFIG.latent_shape), torch.tensor([0.2, 0.2]), torch.tensor([5, 5])
+    r = torch.tensor([0.2, 1.0])
+    outputs = flow_map(torch.zeros(0, *CONFIG.pixel_shape, dtype=torch.uint8), z_t, t, labels, z_t, r)
+    torch.testing.assert_close(outputs[1][0], model.denoise(z_t, t, labels)[0], atol=1e-5, rtol=1e-5)
+    assert (outputs[1] - model.denoise(z_t, t, labels))[1].abs().max() > 1e-3
+    assert (outputs[2].int() - to_pixels(model.decode(z_t)).int()).abs().max() <= 1
+    tapped = [flow_map.trunk(*flow_map.embed_noised(z_t, t, labels, r), tap=2)[1] for r in (None, r)]
+    assert torch.equal(*tapped)
 
 
 def test_patchify_and_back():

@@ -99,6 +99,16 @@ def test_the_cost_of_a_task_is_exact(engine, sampler, strength, guidance):
     assert (sum(map(len, ticks)), len(ticks)) == (cost.rows, cost.ticks)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 9])
+def test_a_flow_map_costs_a_row_a_step_and_jumps_to_the_next_time(flow_map_dir, steps):
+    engine = load_engine("onnx", flow_map_dir)
+    params = SamplingParams(num_steps=steps, sampler="flow_map")
+    ticks, _ = rows_of(generate(engine.config, 1, params), engine)
+    assert (sum(map(len, ticks)), len(ticks)) == (sampling_cost(params).rows, steps + 1)
+    times = [row.t for (row,) in ticks[:-1]]
+    assert [row.r for (row,) in ticks[:-1]] == [*times[1:], 1.0]
+
+
 def test_outside_its_interval_guidance_costs_nothing_and_changes_nothing(engine):
     params = SamplingParams(
         seed=2, num_steps=10, sampler="euler", guidance_scale=3.0, guidance_start=0.4, guidance_stop=0.6

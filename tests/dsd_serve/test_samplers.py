@@ -12,15 +12,22 @@ from dsd_serve.samplers import SAMPLERS, guided, initial_noise, timesteps
 MEAN, SPREAD = 0.7, 0.5
 
 
-def z_hat_of_gaussian(z_t, t):
-    """E[z | z_t] in closed form, for z ~ normal(MEAN, SPREAD^2)."""
-    variance = t**2 * SPREAD**2 + (1 - t) ** 2
-    return MEAN + t * SPREAD**2 / variance * (z_t - t * MEAN)
+def z_hat_of_gaussian(z_t, t, r=None):
+    """E[z | z_t] in closed form, for z ~ normal(MEAN, SPREAD^2); with r the clean estimate of the exact flow map."""
+    if r is not None:
+        z_r = exact((z_t - t * MEAN) / spread(t), r)
+        return z_t + (1 - t) / (r - t) * (z_r - z_t)
+    return MEAN + t * SPREAD**2 / spread(t) ** 2 * (z_t - t * MEAN)
+
+
+def spread(t):
+    """The standard deviation of z_t."""
+    return np.sqrt(t**2 * SPREAD**2 + (1 - t) ** 2)
 
 
 def exact(noise, t):
     """The exact solution of the flow at time t that starts at `noise`."""
-    return t * MEAN + np.sqrt(t**2 * SPREAD**2 + (1 - t) ** 2) * noise
+    return t * MEAN + spread(t) * noise
 
 
 def solve(name, num_steps, noise, start=0.0, end=1.0):
@@ -28,9 +35,9 @@ def solve(name, num_steps, noise, start=0.0, end=1.0):
     evaluations = []
     ts = [start + (end - start) * i / num_steps for i in range(num_steps)] + [end]
 
-    def denoise(z_t, t):
+    def denoise(z_t, t, r=None):
         evaluations.append(t)
-        (answer,) = yield [(z_t, t)]
+        (answer,) = yield [(z_t, t, r)]
         return answer
 
     program = SAMPLERS[name](exact(noise, start), ts, denoise)
@@ -66,14 +73,22 @@ def test_order_over_the_whole_range(name, least):
     assert slope > least
 
 
-@pytest.mark.parametrize(("name", "evaluations"), [("euler", 10), ("heun", 19), ("dpmpp_2m", 10)])
+@pytest.mark.parametrize(("name", "evaluations"), [("euler", 10), ("heun", 19), ("dpmpp_2m", 10), ("flow_map", 10)])
 def test_number_of_evaluations_and_t_below_one(name, evaluations):
     _, times = solve(name, 10, np.zeros((1, 1)))
     assert len(times) == evaluations
     assert max(times) < 1
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("num_steps", [1, 2, 7])
+def test_a_flow_map_is_exact_in_any_number_of_steps(num_steps):
+    noise = np.linspace(-2, 2, 9)
+    for start in (0.0, 0.4):
+        end, _ = solve("flow_map", num_steps, noise, start)
+        np.testing.assert_allclose(end, exact(noise, 1.0))
+
+
+@pytest.mark.parametrize("name", sorted(set(SAMPLERS) - {"flow_map"}))
 def test_one_step_lands_on_the_clean_estimate(name):
     end, _ = solve(name, 1, np.ones((1, 1)))
     np.testing.assert_allclose(end, z_hat_of_gaussian(np.ones((1, 1)), 0.0))
@@ -89,10 +104,11 @@ def test_timesteps_rise_from_start_to_one(num_steps, start):
 
 
 def test_guidance():
+    """Of a flow map both rows jump to the same time."""
     z_t, cond, null = np.zeros((2, 2), np.float32), np.full((2, 2), 3, np.float32), np.full((2, 2), 1, np.float32)
-    program = guided({5: 1.0}, SamplingParams(guidance_scale=2.0), 1000)(z_t, 0.25)
+    program = guided({5: 1.0}, SamplingParams(guidance_scale=2.0), 1000)(z_t, 0.25, 0.5)
     rows = next(program)
-    assert [(row.t, row.label) for row in rows] == [(0.25, 5), (0.25, 1000)]
+    assert [(row.t, row.label, row.r) for row in rows] == [(0.25, 5, 0.5), (0.25, 1000, 0.5)]
     with pytest.raises(StopIteration) as stop:
         program.send([cond, null])
     assert stop.value.value.tolist() == [[5, 5], [5, 5]]

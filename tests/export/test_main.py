@@ -18,13 +18,13 @@ from safetensors.numpy import load_file
 from dsd_serve.checkpoint import read_checkpoint, read_model_dir
 from dsd_serve.engines import load_engine
 from dsd_serve.errors import CheckpointError
-from dsd_serve.rows import INPUT_NAMES, OUTPUT_NAMES
+from dsd_serve.rows import OUTPUT_NAMES, inputs_of
 from export.card import write_card
 from export.commit import Stoppable, commit, drafting
 from export.main import main
 from export.verify import Report, verify
 from tests.support.data import ROOT
-from tests.support.processor import needs_int8
+from tests.support.processor import has_int8, needs_int8
 
 
 def test_the_model_directory_is_complete(tiny_dir):
@@ -41,6 +41,18 @@ def test_the_model_directory_is_complete(tiny_dir):
     assert "| fp32 | 0.2 MB |" in card
 
 
+def test_a_flow_map_is_exported_in_every_precision(flow_map_dir, tmp_path):
+    """The export would refuse a graph that is not the network, of which the rows that are compared jump."""
+    target = tmp_path / "model"
+    shutil.copytree(flow_map_dir, target)
+    main([str(target), "--precision", "fp16", "bf16", *(["int8"] if has_int8() else [])])
+    graphs = sorted(target.glob("*.onnx"))
+    assert len(graphs) == (6 if has_int8() else 5)
+    for file in graphs:
+        assert [i.name for i in onnx.load(file, load_external_data=False).graph.input][-1] == "denoise_r"
+    assert (read_model_dir(target).defaults.sampler, read_model_dir(target).defaults.num_steps) == ("flow_map", 2)
+
+
 def test_the_weights_are_the_ema_rounded_to_what_is_stored(checkpoint, tiny_dir):
     stored = load_file(tiny_dir / "model.safetensors")
     for name, tensor in read_checkpoint(checkpoint)["ema"].items():
@@ -50,7 +62,9 @@ def test_the_weights_are_the_ema_rounded_to_what_is_stored(checkpoint, tiny_dir)
 
 def test_the_graph_has_the_promised_signature_and_shares_the_weights(demo_dir):
     graph = onnx.load(demo_dir / "model.onnx", load_external_data=False).graph
-    assert tuple(value.name for value in graph.input) == INPUT_NAMES
+    assert tuple(value.name for value in graph.input) == tuple(
+        one.name for one in inputs_of(read_model_dir(demo_dir).config)
+    )
     assert tuple(value.name for value in graph.output) == OUTPUT_NAMES
     inline = sum(len(tensor.raw_data) for tensor in graph.initializer)
     assert inline < 100_000
@@ -177,6 +191,16 @@ def test_a_second_run_does_nothing(checkpoint, directory, caplog):
     main([*arguments, "--steps", "4", "--guidance", "1.5"])
     assert stamps(directory) == before
     assert "fp32: unchanged (model.safetensors, model.onnx, model.ort.onnx)" in caplog.text
+
+
+def test_other_recommended_settings_reach_configuration_and_card_and_nothing_else(directory):
+    before = stamps(directory)
+    main([str(directory), "--sampler", "dpmpp_2m", "--steps", "3"])
+    after = stamps(directory)
+    assert {name for name in before if before[name] != after[name]} == {"card.md", "config.json"}
+    defaults = read_model_dir(directory).defaults
+    assert (defaults.sampler, defaults.num_steps, defaults.guidance_scale) == ("dpmpp_2m", 3, 1.5)
+    assert "| sampling | dpmpp_2m, 3 steps, guidance 1.5 |" in (directory / "card.md").read_text()
 
 
 @needs_int8

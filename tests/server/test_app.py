@@ -87,7 +87,7 @@ def test_json_holds_every_image_and_what_draws_it_again(http):
         ({"class": "207", "steps": "0"}, "steps must be greater than or equal to 1, got '0'"),
         ({"class": "207", "steps": "100000"}, "steps must be at most 250 on this server, got 100000"),
         ({"class": "207", "steps": "many"}, "steps must be a valid integer"),
-        ({"class": "207", "sampler": "ddim"}, "sampler must be one of euler, heun, dpmpp_2m, got 'ddim'"),
+        ({"class": "207", "sampler": "ddim"}, "sampler must be one of euler, heun, dpmpp_2m, flow_map, got 'ddim'"),
         ({"class": "207", "guidance": "nan"}, "guidance must be a finite number"),
         ({"class": "207", "guidance": "-1"}, "guidance must be greater than or equal to 0"),
         ({"class": "207", "n": "9"}, "n must be at most 8 on this server"),

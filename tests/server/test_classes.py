@@ -22,7 +22,7 @@ from dsd_serve.params import SamplingParams
 from dsd_serve.programs import Edit, Generate, Interpolate
 from export.card import classes_sentence
 from export.main import main as export
-from server.openapi_classes import replaced
+from server.openapi_model import replaced
 from tests.support.answers import IMAGENET
 from tests.support.data import sample_image
 from tests.support.models import NAMES, OWN, PLAIN, export_model

@@ -16,21 +16,17 @@ from server import settings
 from server.settings import Settings, parse_settings
 from tests.support.answers import events_of, problem
 from tests.support.data import ROOT
-from tests.support.servers import QUICK, Server, until
+from tests.support.servers import QUICK, Server, running_server, until
 
 SEEDED = {"class": 207, "seed": 7, "steps": 8, "guidance": 2}
 SLOW = {"class": 207, "steps": 250, "sampler": "heun"}
 
 
 @pytest.fixture(scope="module")
-def apart(tiny_dir, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("apart")
-    running = Server(
-        *("--model", str(tiny_dir), "--engine-process", "on", "--threads", "1", "--log-format", "json"), folder=folder
-    )
-    yield running
-    assert running.stop() == 0
-    assert "Traceback" not in running.log
+def apart(tiny_dir):
+    flags = ("--model", str(tiny_dir), "--engine-process", "on", "--threads", "1", "--log-format", "json")
+    with running_server(*flags) as server:
+        yield server
 
 
 @pytest.fixture

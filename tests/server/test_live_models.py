@@ -15,7 +15,7 @@ import dsd_serve
 from tests.conftest import made_once
 from tests.support.answers import events_of, problem
 from tests.support.models import OWN, export_model
-from tests.support.servers import Server, until
+from tests.support.servers import running_server, until
 
 KEY = "0123456789-admin-key"
 ADMIN = {"Authorization": f"Bearer {KEY}"}
@@ -31,12 +31,9 @@ def other_dir(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def live(own_dir, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("live")
-    running = Server("--model", str(own_dir), "--threads", "1", folder=folder, env={"DSD_ADMIN_KEY": KEY})
-    yield running
-    assert running.stop() == 0
-    assert "Traceback" not in running.log
+def live(own_dir):
+    with running_server("--model", str(own_dir), "--threads", "1", env={"DSD_ADMIN_KEY": KEY}) as server:
+        yield server
 
 
 @pytest.fixture

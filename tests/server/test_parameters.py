@@ -252,7 +252,7 @@ BIG = "x" * 900_000
         ("/generate", {"class": 207.5}, "class must be an index, a wnid like n02099601 or a name, got 207.5"),
         ("/generate", {"class": "金"}, "class must be an index, a wnid like n02099601 or a name, got '金'; it knows"),
         ("/generate", {"class": 1, BIG: 1}, "there is no parameter 'xxx"),
-        ("/generate", {"class": 1, "sampler": BIG}, "sampler must be one of euler, heun, dpmpp_2m, got 'xxx"),
+        ("/generate", {"class": 1, "sampler": BIG}, "sampler must be one of euler, heun, dpmpp_2m, flow_map, got 'xxx"),
         (
             "/generate",
             {"class": 1, "n": 10**400},

@@ -10,18 +10,15 @@ from dsd_serve.errors import CheckpointError, ConfigError
 from server.service import Service
 from server.settings import Settings, parse_settings
 from tests.support.answers import events_of, problem
-from tests.support.servers import Server, until
+from tests.support.servers import Server, running_server, until
 
 QUICK = {"steps": 1, "sampler": "euler", "seed": 1}
 
 
 @pytest.fixture(scope="module")
-def several(own_dir, plain_dir, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("several")
-    running = Server("--model", f"a={own_dir}", "--model", f"b={plain_dir}", "--threads", "1", folder=folder)
-    yield running
-    assert running.stop() == 0
-    assert "Traceback" not in running.log
+def several(own_dir, plain_dir):
+    with running_server("--model", f"a={own_dir}", "--model", f"b={plain_dir}", "--threads", "1") as server:
+        yield server
 
 
 @pytest.fixture

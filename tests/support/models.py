@@ -1,4 +1,4 @@
-"""Checkpoints of tiny networks with random weights: with classes of their own, or without any."""
+"""Checkpoints of tiny networks with random weights: with classes of their own, without any, or with a flow map."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +9,7 @@ NAMES = ("Grandma's cat", "金毛犬", "Café")
 TINY = ModelConfig(image_size=16, patch_size=8, latent_dim=8, hidden_size=32, depth=2, num_heads=2)
 OWN = replace(TINY, num_classes=len(NAMES), class_names=NAMES)
 PLAIN = replace(TINY, num_classes=0)
+FLOW_MAP = replace(OWN, depth=3, flow_map=True)
 
 
 def write_checkpoint(config: ModelConfig, file: Path, step: int = 0) -> Path:

@@ -78,15 +78,22 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(*arguments: str, **env: str) -> Iterator[str]:
-    """The URL of a server, which must stop cleanly and without a traceback in its log."""
+def running_server(*arguments: str, env: dict[str, str] | None = None) -> Iterator[Server]:
+    """A server, which must stop cleanly and without a traceback in its log."""
     server = Server(*arguments, env=env)
     try:
-        yield server.url
+        yield server
     finally:
         status = server.stop()
     assert status == 0
     assert "Traceback" not in server.log
+
+
+@contextlib.contextmanager
+def serving(*arguments: str, **env: str) -> Iterator[str]:
+    """The URL of a `running_server`."""
+    with running_server(*arguments, env=env) as server:
+        yield server.url
 
 
 def until(condition: Callable[[], T | None], seconds: float = 20.0) -> T:

@@ -313,9 +313,9 @@ def test_an_image_is_sent_to_walk_and_look_inside(page, photo):
     page.wait_for_selector("#latents [data-rank]")
     assert 1 <= float(page.inner_text("#latents [data-rank]")) <= 16
     assert page.input_value("#way-seed input") == seed
-    page.click("#way-go")  # with the image's own 9 steps
+    page.click("#way-go")  # with the image's own 4 steps
     page.wait_for_selector("#way figure:has-text('image')")
-    assert page.locator("#way figure").count() == 10  # the noise, 8 estimates, the image
+    assert page.locator("#way figure").count() == 5  # the noise, 3 estimates, the image
     assert "dsd-demo" in page.inner_text("#model-card")
     page.wait_for_selector("#now dd")
 

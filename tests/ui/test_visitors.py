@@ -21,17 +21,22 @@ from dsd_serve.calls import Event
 from dsd_serve.client import AsyncClient
 from dsd_serve.errors import InputError, ServerError
 from dsd_serve.imaging.codec import write_image
+from dsd_serve.params import SAMPLER_NAMES
 
 pytest.importorskip("gradio", reason="the page needs gradio: pip install '.[ui]'")
+
+import gradio as gr
 
 from tests.support.page_events import click_of, generate_inputs
 from tests.support.servers import Server
 from ui import requests, visitors
 from ui.app import MAX_WAITING, Thumbnails, create_page
+from ui.controls import Sampling, Stop
 from ui.fair_limit import IN_FLIGHT, PER_CLICK, PER_VISITOR, TOTAL, VISITOR, FairLimit, LimitedClient, images_of
 from ui.requests import Drawing, DrawnImage, DrawRequest, draw
 from ui.server_info import ModelFacts, ServerInfo
 from ui.tabs.generate import MAX_CHOSEN, check_count, chooser
+from ui.tabs.inside import watching
 from ui.values import number_of, whole
 
 
@@ -506,6 +511,40 @@ def test_a_visitor_costs_kilobytes_and_an_expired_session_says_so(inside):
 
 
 # Values
+
+
+def test_the_menu_has_the_samplers_of_the_model(server_url):
+    async def run():
+        client = AsyncClient(server_url)
+        info = ServerInfo(LimitedClient(client))
+        with gr.Blocks():
+            sampling = Sampling.build("test")
+        await info.refresh()
+        without = sampling.fitted(info)[sampling.sampler]
+        model = {**info.model, "samplers": list(SAMPLER_NAMES)}
+        info.facts[""] = ModelFacts(model={**model, "defaults": {**model["defaults"], "sampler": "flow_map"}})
+        await client.close()
+        return without, sampling.fitted(info)[sampling.sampler]
+
+    without, with_flow_map = asyncio.run(run())
+    assert without["choices"] == ["euler", "heun", "dpmpp_2m"]
+    assert (with_flow_map["choices"][-1], with_flow_map["value"]) == ("flow_map", "flow_map")
+
+
+def test_a_sample_of_one_step_is_shown_from_noise_to_image(server_url):
+    async def run():
+        client = AsyncClient(server_url)
+        info = ServerInfo(LimitedClient(client))
+        with gr.Blocks():
+            way, stop = gr.HTML(), Stop(gr.Button())
+        await info.refresh()
+        shown = [update[way] async for update in watching(info, way, stop)(207, 1, 0, 1) if way in update]
+        await client.close()
+        return shown
+
+    shown = asyncio.run(run())
+    assert len(shown) == 2
+    assert [shown[-1].count(f">{words}<") for words in ("noise", "image")] == [1, 1]
 
 
 def test_too_many_classes_get_an_error(server_url):

@@ -66,7 +66,7 @@ def build(info: ServerInfo, drawn: gr.State) -> InsideTab:
         label = gr.Dropdown([(NONE, NO_CLASS)], value=NO_CLASS, label="Class", elem_id="way-class", min_width=260)
         seed = gr.Number(1, label="Seed", precision=0, elem_id="way-seed", min_width=110)
         index = gr.Number(0, label="Index", precision=0, elem_id="way-index", min_width=90)
-        steps = gr.Slider(2, MAX_STEPS, 25, step=1, label="Steps", elem_id="way-steps", min_width=170)
+        steps = gr.Slider(1, MAX_STEPS, 25, step=1, label="Steps", elem_id="way-steps", min_width=170)
         with gr.Column(min_width=250):
             go, button = actions("way", "Show steps")
     stop = Stop(button)
@@ -145,7 +145,7 @@ def watching(info: ServerInfo, way: gr.HTML, stop: Stop) -> Callable[..., Any]:
         """Yield a growing strip: the noise, the estimate after each step, the image."""
         frames: list[tuple[bytes, str]] = []
         try:
-            seed_, index_, steps_ = whole("seed", seed), whole("index", index), whole("steps", steps, 2)
+            seed_, index_, steps_ = whole("seed", seed), whole("index", index), whole("steps", steps, 1)
             pressed, started = stop.begin()
             yield started  # the first row may have to wait already
             (tokens, channels) = info.model["latent_shape"]

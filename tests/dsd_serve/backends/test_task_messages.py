@@ -2,6 +2,7 @@
 
 import sys
 import time
+from dataclasses import replace
 
 import httpx
 import numpy as np
@@ -59,6 +60,22 @@ def test_tasks_survive_the_round_trip(directory):
         assert seconds is None
 
 
+def test_a_denoise_row_of_a_flow_map_may_have_the_time_to_jump_to(directory):
+    flow_map = replace(directory.config, flow_map=True)
+    z = np.zeros(flow_map.latent_shape, np.float32)
+    for row in (Denoise(z, 1 / 3, 207, 2 / 3), Denoise(z, 1 / 3, 207, 1.0), Denoise(z, 1 / 3, 207)):
+        (arrived,), _ = from_wire(*to_wire(row), flow_map, directory.defaults)
+        assert same(arrived, row)
+    inputs, parameters = to_wire(Denoise(z, 0.5, 207, 0.75))
+    with pytest.raises(InputError, match="denoise does not take r"):
+        from_wire(inputs, parameters, directory.config, directory.defaults)
+    for r in (0.25, 1.25, np.nan):
+        with pytest.raises(InputError, match=f"r must be from t to 1, got {r} for t = 0.5"):
+            from_wire({**inputs, "r": np.array([r])}, parameters, flow_map, directory.defaults)
+    with pytest.raises(InputError, match="r must have as many rows as t, got 2 and 1"):
+        from_wire({**inputs, "r": np.ones(2)}, parameters, flow_map, directory.defaults)
+
+
 def test_missing_settings_default_to_the_recommendation(directory):
     (task,), seconds = from_wire(
         {}, {"operation": "generate", "label": "orange", "max_seconds": 3}, directory.config, directory.defaults
@@ -89,6 +106,7 @@ def test_each_row_is_a_task(directory):
         ({"label": "金"}, "label must be an index, a wnid"),
         ({"operation": "interpolate", "fraction": 0.5, "to_label": "²"}, "to_label must be an index, a wnid"),
         ({"sampler": "x" * 1_000_000}, "sampler must be one of"),
+        ({"sampler": "flow_map"}, "sampler must be one of euler, heun, dpmpp_2m with this model, got 'flow_map'"),
         ({"x" * 1_000_000: 1}, "generate does not take x"),
         ({"guidance_scale": float("nan")}, "guidance_scale must be between 0"),
         ({"guidence": 2.0}, "generate does not take guidence; is it misspelt?"),

@@ -18,7 +18,7 @@ from dsd_serve.rows import OUTPUT_NAMES, Decode, Denoise, Encode, collate
 from export.verify import mixture, verify
 
 
-@pytest.fixture(scope="module", params=["tiny_dir", "demo_dir"])
+@pytest.fixture(scope="module", params=["tiny_dir", "demo_dir", "flow_map_dir"])
 def model_dir(request):
     return request.getfixturevalue(request.param)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -34,6 +35,17 @@ def test_rows_of_any_kinds_and_numbers_are_those_of_onnx_runtime(engine, tiny_di
         for ours, theirs in zip(engine.run(rows), expected, strict=True):
             assert ours.dtype == theirs.dtype
             assert np.abs(ours.astype(float) - theirs).max() < 1e-5 if theirs.dtype != np.uint8 else 1
+
+
+def test_a_plan_of_a_flow_map_gives_the_results_of_onnx_runtime(flow_map_dir, cuda, tmp_path):
+    shutil.copytree(flow_map_dir, tmp_path / "model")
+    put_plan(tmp_path / "model")
+    engine, reference = load_engine("tensorrt", tmp_path / "model", "cuda"), load_engine("onnx", flow_map_dir)
+    for counts in ((0, 1, 0), (0, 3, 0), (3, 5, 2), (0, 64, 0), (0, 65, 1)):
+        rows = mixture(engine.config, counts, seed=1)
+        for ours, theirs in zip(engine.run(rows), reference.run(rows), strict=True):
+            assert np.abs(ours.astype(float) - theirs).max() <= (1 if theirs.dtype == np.uint8 else 1e-5)
+    assert {in_graph for in_graph, _ in cuda.calls} == {True, False}
 
 
 def test_outputs_are_the_callers_own(engine):

@@ -77,14 +77,14 @@ class Event:
         self.ended.append(self)
 
 
-@pytest.fixture
-def engine(tiny_dir, monkeypatch):
+@pytest.fixture(params=["tiny_dir", "flow_map_dir"])
+def engine(request, monkeypatch):
     """The engine for CUDA, with the CPU in its place."""
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch_engine, "pinned", lambda tensor: tensor)
     monkeypatch.setattr(Event, "ended", [])
-    engine = CudaTorchEngine(TorchEngine.load(tiny_dir).model, graphs=False)
+    engine = CudaTorchEngine(TorchEngine.load(request.getfixturevalue(request.param)).model, graphs=False)
     engine.graphs = DenoiseGraphs(engine.model, replaying)
     return engine
 
@@ -102,8 +102,8 @@ def test_passes_are_started_and_waited_for_in_turn(engine):
         assert len(Event.ended) == number
 
 
-def test_recorded_ticks_are_padded_and_give_the_rows_that_were_asked_for(engine, tiny_dir):
-    plain = TorchEngine.load(tiny_dir)
+def test_recorded_ticks_are_padded_and_give_the_rows_that_were_asked_for(engine):
+    plain = TorchEngine(engine.model)
     assert engine.describe()["cuda_graphs"] == ", ".join(map(str, SIZES))
     for count in (1, 3, 64, 5, 2):
         rows = mixture(engine.config, (0, count, 0), seed=count)
@@ -125,10 +125,10 @@ def test_outputs_are_the_callers_own(engine):
 
 
 @pytest.mark.parametrize("counts", [(1, 0, 0), (0, 0, 1), (2, 3, 1), (0, 65, 0), (0, 0, 0)], ids=str)
-def test_other_ticks_run_without_a_recorded_call(engine, tiny_dir, counts):
+def test_other_ticks_run_without_a_recorded_call(engine, counts):
     rows = mixture(engine.config, counts, seed=1)
     engine.graphs.run = None
-    for ours, theirs in zip(engine.run(rows), TorchEngine.load(tiny_dir).run(rows), strict=True):
+    for ours, theirs in zip(engine.run(rows), TorchEngine(engine.model).run(rows), strict=True):
         assert np.array_equal(ours, theirs)
 
 

@@ -123,7 +123,7 @@ def test_mistakes_get_a_sentence_and_leave_nothing(generate, tmp_path, arguments
         ("--steps", "0", "argument --steps: must be a whole number from 1 to 1000, got 0"),
         ("--steps", "1_0", "argument --steps: must be a whole number from 1 to 1000, got '1_0'"),
         ("--guidance", "nan", "argument --guidance: must be between 0 and 100, got nan"),
-        ("--sampler", "ddim", "argument --sampler: must be one of euler, heun, dpmpp_2m, got 'ddim'"),
+        ("--sampler", "ddim", "argument --sampler: must be one of euler, heun, dpmpp_2m, flow_map, got 'ddim'"),
         ("--size", "x", "argument --size: must be a whole number from 8 to 16384, got 'x'"),
         ("--device", "gpu", "argument --device: must be cpu, cuda or cuda:N, got 'gpu'"),
         ("-n", "0", "argument -n: must be a whole number from 1 to 1000000, got '0'"),

@@ -19,7 +19,7 @@ from dsd_serve.engines.onnx_engine import INTEGER_PRODUCT
 from dsd_serve.engines.selftest import batch_invariance, mixture
 from dsd_serve.errors import CheckpointError, EngineUnavailableError
 from dsd_serve.precision import check_runs
-from dsd_serve.rows import INPUT_NAMES, OUTPUT_NAMES
+from dsd_serve.rows import OUTPUT_NAMES, inputs_of
 from export.graph.half import HALVES, ISLANDS, PARTS, half_weights, to_half
 from export.graph.int8 import int8_weights, scale_of
 from export.graph.onnx_graph import Graph, block_products
@@ -84,7 +84,7 @@ def test_half_graphs_keep_their_signature_and_multiply_in_half(directory, precis
         assert [(v.name, v.type.tensor_type.elem_type) for v in ours] == [
             (v.name, v.type.tensor_type.elem_type) for v in theirs
         ]
-    assert tuple(v.name for v in graph.input) == INPUT_NAMES
+    assert tuple(v.name for v in graph.input) == tuple(one.name for one in inputs_of(read_model_dir(directory).config))
     assert tuple(v.name for v in graph.output) == OUTPUT_NAMES
     types = {v.name: v.type.tensor_type.elem_type for v in graph.value_info}
     kinds = [types[node.output[0]] for node in graph.node if node.op_type == "MatMul"]

@@ -52,6 +52,13 @@ def test_without_a_gpu_the_log_names_the_open_checks_and_the_command_that_runs_t
     assert f"dsd-export {built} --check" in caplog.text
 
 
+def test_a_flow_map_has_a_plan(flow_map_dir, tmp_path):
+    target = tmp_path / "model"
+    shutil.copytree(flow_map_dir, target)
+    main([str(target), "--trt", "--precision", "fp16"])
+    assert read_manifest(target / "model.fp16.plan").made_from["model.fp16.onnx"] == sha256(target / "model.fp16.onnx")
+
+
 @pytest.mark.thorough
 def test_the_demo_model_has_plans(demo_dir, tmp_path):
     target = tmp_path / "demo"

@@ -18,6 +18,7 @@ import httpx
 import numpy as np
 import pytest
 
+import dsd_serve
 from dsd_serve.backends.triton.remote import TritonBackend
 from dsd_serve.engines import load_engine
 from dsd_serve.errors import CancelledError
@@ -37,16 +38,19 @@ PNG = codec.write_image(sample_image(207, 1, 48))
 MASK = codec.write_image(np.repeat(np.triu(np.full((48, 48), 255, np.uint8))[None], 3, 0))
 
 
-@pytest.fixture(scope="module")
-def repository(demo_dir, tmp_path_factory) -> Path:
+def repository_of(model: Path, folder: Path) -> Path:
     try:
         binary()
         import tritonclient.grpc  # noqa: F401
     except (TritonMissing, ImportError) as error:
         pytest.skip(f"NOT TESTED on Triton: {error}")
-    folder = tmp_path_factory.mktemp("triton")
-    write_repository(demo_dir, folder / "repository")
+    write_repository(model, folder / "repository")
     return folder / "repository"
+
+
+@pytest.fixture(scope="module")
+def repository(demo_dir, tmp_path_factory) -> Path:
+    return repository_of(demo_dir, tmp_path_factory.mktemp("triton"))
 
 
 @pytest.fixture(scope="module")
@@ -245,32 +249,65 @@ def test_tritons_own_http_api_draws(triton, embedded):
         (False, True),
     ]
     wrong = httpx.post(f"{url}/generate", json={**asked, "sampler": "magic"}, timeout=10)
-    assert "sampler must be one of euler, heun, dpmpp_2m, got 'magic'" in wrong.json()["error"]
+    assert "sampler must be one of euler, heun, dpmpp_2m, flow_map, got 'magic'" in wrong.json()["error"]
     config = httpx.get(f"{url}/config").json()
     assert config["model_transaction_policy"] == {"decoupled": True}
 
 
 def test_raw_denoise_rows(triton, demo_dir):
-    from tritonclient import grpc
-
     engine = load_engine("onnx", demo_dir)
     latents = np.random.default_rng(0).standard_normal((3, *engine.config.latent_shape), dtype=np.float32)
     ts, labels = np.array([0.0, 0.3, 0.9]), np.array([1, 207, engine.config.null_label])
     expected = engine.run([Denoise(z, t, int(label)) for z, t, label in zip(latents, ts, labels, strict=True)])
-    tensors = []
-    for name, array, kind in (("latents", latents, "FP32"), ("t", ts, "FP64"), ("labels", labels, "INT64")):
-        tensors.append(grpc.InferInput(name, array.shape, kind).set_data_from_numpy(array))
+    good, bad = denoised(triton, {"latents": latents, "t": ts, "labels": labels}, {"latents": latents, "t": ts})
+    assert np.allclose(good, np.stack(expected), atol=1e-6)
+    assert "the input labels is missing" in bad
+
+
+def denoised(server, *requests):
+    """The answers of Triton itself to denoise rows, given as tensors by name: latents, or the text of an error."""
+    from tritonclient import grpc
+
+    kinds = {"float32": "FP32", "float64": "FP64", "int64": "INT64"}
     answers: list = []
-    with grpc.InferenceServerClient(triton.grpc) as client:
+    with grpc.InferenceServerClient(server.grpc) as client:
         client.start_stream(lambda result, error: answers.append((result, error)))
-        client.async_stream_infer("dsd", tensors, parameters={"operation": "denoise"})
-        client.async_stream_infer("dsd", tensors[:2], parameters={"operation": "denoise"})
-        until(lambda: len(answers) == 2)
+        for number, tensors in enumerate(requests, 1):
+            inputs = [
+                grpc.InferInput(name, array.shape, kinds[array.dtype.name]).set_data_from_numpy(array)
+                for name, array in tensors.items()
+            ]
+            client.async_stream_infer("dsd", inputs, parameters={"operation": "denoise"})
+            until(lambda number=number: len(answers) == number)
         client.stop_stream()
-    (good,) = (result for result, error in answers if error is None)
-    assert np.allclose(good.as_numpy("latents"), np.stack(expected), atol=1e-6)
-    (bad,) = (error for _, error in answers if error is not None)
-    assert "the input labels is missing" in str(bad)
+    return [str(error) if error is not None else result.as_numpy("latents") for result, error in answers]
+
+
+def test_a_flow_map_gives_the_bytes_of_python(flow_map_dir, tmp_path):
+    repository = repository_of(flow_map_dir, tmp_path)
+    assert 'input { name: "r" data_type: TYPE_FP64 dims: [ -1 ] optional: true }' in (
+        repository / "dsd" / "config.pbtxt"
+    ).read_text(encoding="utf-8")
+    with TritonServer(repository, tmp_path / "log") as server, dsd_serve.load(flow_map_dir) as model:
+        front = front_of(server)
+        about = httpx.get(f"{front.url}/model").json()
+        assert (about["defaults"]["sampler"], about["samplers"][-1]) == ("flow_map", "flow_map")
+        for steps in (1, 2, 5):
+            query = {"class": 1, "seed": steps, "steps": steps, "guidance": 1 + steps % 2}
+            served = httpx.get(f"{front.url}/generate", params=query, timeout=60).raise_for_status().content
+            image = model.generate(1, seed=steps, num_steps=steps, guidance_scale=1.0 + steps % 2)
+            assert served == dsd_serve.to_png(image)
+        query = {"class": 2, "seed": 3, "strength": 0.5}
+        edited = httpx.post(f"{front.url}/edit", params=query, content=PNG, timeout=60).raise_for_status().content
+        assert edited == dsd_serve.to_png(model.edit(PNG, 2, seed=3, strength=0.5))
+        assert front.stop() == 0
+        engine = load_engine("onnx", flow_map_dir)
+        z = np.random.default_rng(0).standard_normal((2, *engine.config.latent_shape), dtype=np.float32)
+        row = {"latents": z, "t": np.array([0.0, 0.3]), "labels": np.array([1, 2])}
+        jumps, estimates, wrong = denoised(server, {**row, "r": np.array([0.5, 1.0])}, row, {**row, "r": np.zeros(2)})
+        assert np.array_equal(jumps, engine.run([Denoise(z[0], 0.0, 1, 0.5), Denoise(z[1], 0.3, 2, 1.0)]))
+        assert np.array_equal(estimates, engine.run([Denoise(z[0], 0.0, 1), Denoise(z[1], 0.3, 2)]))
+        assert "r must be from t to 1, got 0.0 for t = 0.3" in wrong
 
 
 def test_a_killed_triton_is_a_503_and_the_front_recovers(mortal):

@@ -1,11 +1,12 @@
-"""The classes in the OpenAPI document: it is written for ImageNet-1k, and names the served model's own classes here."""
+"""The served model in the OpenAPI document, which is written for ImageNet-1k: its own classes and samplers."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 from urllib.parse import quote
 
 from dsd_serve.labels import GOLDEN_RETRIEVER, ClassTable, ImageClass
+from dsd_serve.params import SAMPLER_NAMES
 
 Schema = dict[str, Any]
 
@@ -25,6 +26,19 @@ def adapt(document: Schema, table: ClassTable) -> None:
     describe_answers(document["components"]["schemas"], table, example)
     if not (table.is_imagenet and example.index == GOLDEN_RETRIEVER):
         name_examples(document, table, example, other)
+
+
+def name_samplers(document: Schema, names: Collection[str]) -> None:
+    """Leave only these of all samplers in the document."""
+
+    def narrow(value: Any) -> None:
+        for inner in value.values() if isinstance(value, dict) else value:
+            if isinstance(inner, dict | list):
+                narrow(inner)
+        if isinstance(value, dict) and isinstance(known := value.get("enum"), list) and set(SAMPLER_NAMES) <= {*known}:
+            value["enum"] = [name for name in known if name in names or name not in SAMPLER_NAMES]
+
+    narrow(document)
 
 
 def require_class(document: Schema) -> None:
