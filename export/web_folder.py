@@ -23,7 +23,7 @@ from dsd_serve.engines.onnx_engine import OnnxEngine
 from dsd_serve.errors import CheckpointError, DSDError
 from dsd_serve.imaging.codec import encode, sheet, sheet_shape
 from dsd_serve.labels import table_of
-from dsd_serve.params import API_NAMES, SETTINGS, SHOWN_WITH_IMAGE, SamplingParams
+from dsd_serve.params import API_NAMES, SETTINGS, SHOWN_WITH_IMAGE, SamplingParams, samplers_of
 from dsd_serve.programs import Generate, run_all
 from export.commit import drafting, move
 from export.source import CARD
@@ -183,12 +183,8 @@ def shape_of(config: ModelConfig) -> dict[str, Any]:
         "patchSize": config.patch_size,
         "latentShape": list(config.latent_shape),
         "nullLabel": config.null_label,
-        "flowMap": has_flow_map(config),
+        "flowMap": config.flow_map,
     }
-
-
-def has_flow_map(config: ModelConfig) -> bool:
-    return bool(config.to_dict().get("flow_map"))
 
 
 def settings_of(config: ModelConfig, defaults: SamplingParams) -> dict[str, Any]:
@@ -200,7 +196,7 @@ def settings_of(config: ModelConfig, defaults: SamplingParams) -> dict[str, Any]
     for name in SHOWN_WITH_IMAGE:
         setting, values = SETTINGS[name], {"about": SETTINGS[name].about, "default": getattr(defaults, name)}
         if setting.choices:
-            values["choices"] = [choice for choice in setting.choices if choice != "flow_map" or has_flow_map(config)]
+            values["choices"] = samplers_of(config.flow_map) if name == "sampler" else setting.choices
         else:
             most = setting.most if setting.most <= EXACT else str(setting.most)
             values |= {"least": setting.least, "most": most, "whole": isinstance(setting.default, int)}

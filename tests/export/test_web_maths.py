@@ -3,12 +3,13 @@
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from dsd_serve.config import ModelConfig
-from dsd_serve.params import SAMPLER_NAMES, SamplingParams, to_api
+from dsd_serve.params import SamplingParams, samplers_of, to_api
 from dsd_serve.programs import Edit, Generate, Interpolate, Reconstruct, WalkEnd
 from dsd_serve.rows import Decode, Encode
 from dsd_serve.samplers import initial_noise
@@ -80,8 +81,7 @@ class StandIn:
             values = np.clip(np.floor(row.z.ravel() * 32) + 128, 0, 255).astype(np.uint8)
             return np.resize(values, self.config.pixel_shape)
         self.rows.append([float(np.float32(row.t)), row.label, row.z_t.ravel()])
-        r = getattr(row, "r", None)
-        shift = (np.float32(row.t) + np.float32(row.t if r is None else r)) * np.float32(row.label / 16)
+        shift = (np.float32(row.t) + np.float32(row.t if row.r is None else row.r)) * np.float32(row.label / 16)
         return np.float32(0.75) * row.z_t + shift
 
     def run(self, rows):
@@ -90,7 +90,7 @@ class StandIn:
 
 def random_cases(rng, config, count):
     """Pairs of a task and its description for programs.mjs."""
-    samplers = [name for name in SAMPLER_NAMES if name != "flow_map" or getattr(config, "flow_map", False)]
+    samplers = samplers_of(config.flow_map)
     for number in range(count):
         start, stop = sorted(rng.random(2)) if number % 3 == 0 else (0.0, 1.0)
         params = SamplingParams(
@@ -128,8 +128,9 @@ def random_cases(rng, config, count):
         yield Reconstruct(pixels), {"call": "reconstruct", "pixels": pixels.ravel().tolist(), **common}
 
 
-def test_programs_yield_the_same_rows_and_images_as_ours():
-    config = TINY
+@pytest.mark.parametrize("flow_map", [False, True])
+def test_programs_yield_the_same_rows_and_images_as_ours(flow_map):
+    config = replace(TINY, depth=3, flow_map=flow_map)
     tasks, cases = zip(*random_cases(np.random.default_rng(1), config, 40), strict=True)
     defaults = SamplingParams()
     common = {"config": shape_of(config), "settings": settings_of(config, defaults)}
