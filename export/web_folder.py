@@ -164,6 +164,7 @@ def description(directory: ModelDir, files: dict[str, Any], sprite: dict[str, An
     return {
         "format": FORMAT,
         "name": directory.name,
+        "fingerprint": directory.fingerprint(),
         "version": __version__,
         "config": shape_of(config),
         "classes": [one.to_dict() for one in table_of(config).trained],

@@ -33,6 +33,7 @@
  *
  * @typedef {object} Info
  * @property {string} name          of the model
+ * @property {string} fingerprint   of the model, as servers have it: the same one draws the same images
  * @property {string} version       of DSD
  * @property {number} imageSize     side of an image in pixels; all images are square
  * @property {[number, number]} latentShape   L tokens of C channels

@@ -67,6 +67,7 @@ const CALLS = {
     const { config, files } = description;
     info = {
       name: description.name,
+      fingerprint: description.fingerprint,
       version: description.version,
       imageSize: config.imageSize,
       latentShape: config.latentShape,
