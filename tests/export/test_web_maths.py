@@ -10,7 +10,7 @@ import pytest
 
 from dsd_serve.config import ModelConfig
 from dsd_serve.params import SamplingParams, samplers_of, to_api
-from dsd_serve.programs import Edit, Generate, Interpolate, Reconstruct, WalkEnd
+from dsd_serve.programs import Edit, Generate, Interpolate, Reconstruct, WalkEnd, between
 from dsd_serve.rows import Decode, Encode
 from dsd_serve.samplers import initial_noise
 from export.web_folder import settings_of, shape_of
@@ -188,3 +188,21 @@ def test_a_wrong_setting_is_a_sentence():
     """
     for (given, says), (name, message) in zip(WRONG, node("--input-type=module", "-e", code), strict=True):
         assert name == "InputError" and says in message, (given, message)
+
+
+def test_the_way_between_two_photos_is_that_of_the_programs():
+    rng = np.random.default_rng(5)
+    start, end = rng.standard_normal((2, 4, 8)).astype(np.float32)
+    fractions = [0, 0.25, 0.5, 1]
+    code = f"""
+        import {{ readFileSync }} from "node:fs";
+        import {{ mixed }} from {json.dumps(str(WEB / "page/latents.js"))};
+        const [start, end, fractions] = JSON.parse(readFileSync(0, "utf-8"));
+        const between = (f) => [...mixed(Float32Array.from(start), Float32Array.from(end), f, 8)];
+        console.log(JSON.stringify(fractions.map(between)));
+    """
+    text = json.dumps([start.ravel().tolist(), end.ravel().tolist(), fractions])
+    found = node("--input-type=module", "-e", code, text=text)
+    for fraction, latents in zip(fractions, found, strict=True):
+        expected = between(start, end, fraction, on_sphere=False)
+        np.testing.assert_allclose(np.reshape(latents, (4, 8)), expected, rtol=0, atol=1e-6)
