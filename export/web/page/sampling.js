@@ -2,7 +2,12 @@
 
 import { element } from "./words.js";
 
-const SAMPLERS = { euler: "Euler", heun: "Heun (two evaluations a step)", dpmpp_2m: "DPM-Solver++ 2M" };
+const SAMPLERS = {
+  euler: "Euler",
+  heun: "Heun (two evaluations a step)",
+  dpmpp_2m: "DPM-Solver++ 2M",
+  flow_map: "Flow map",
+};
 
 export class SamplingFields {
   /** @param {HTMLElement} place  @param {Info} info  of the network  @param {string} form  id of their form */
