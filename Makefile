@@ -1,7 +1,8 @@
 # make run    the server on port 8000 with the demo model; installs only the packages for serving
 # make ui     the same with the web page at http://localhost:8000
+# make web    a web page that needs no server, of the demo model or MODEL=, at http://localhost:8080; needs npm
 # make test   the fast tests     make test-thorough  longer ones     make test-slow  those that take minutes
-# make test-ui  tests of the page in Chromium
+# make test-ui  tests of the pages in Chromium and Firefox
 # make coverage  line coverage of the fast and thorough tests
 # make lint   ruff, mypy, import-linter          make fmt   formats the code
 # make test-clients  tests with third-party clients: curl, nginx, Java, Node, Chromium ...
@@ -13,7 +14,7 @@
 # make study  the collapse studies; DATA= as above
 # make eval   evaluates the demo model, with BESIDE=DIR a second one too; DATA= as above
 # make samplers  the sampler study; DATA= as above
-# make measure-ui  benchmarks of the page: twenty visitors, first paint, from a clone to the first image
+# make measure-ui  benchmarks of the pages: twenty visitors, first paint, from a clone to the first image, without a server
 # make gpu    everything that needs an NVIDIA GPU, in the active environment: tests, checked plans, docs/speed.md
 # make triton  Triton with the demo model, and the front on port 8000; make test-triton  the tests that need Triton
 # make bench  hardware utilization of the engines      make bench-serving  serving benchmarks
@@ -28,6 +29,8 @@ RUN := .venv
 DEV := .venv-dev
 LINT := .venv-lint
 DOCS := .venv-docs
+NPM := export/npm
+NPM_OF_TESTS := $(patsubst %/package-lock.json,%/node_modules/.done,$(wildcard $(NPM)/package-lock.json tests/support/npm/package-lock.json))
 PIP := -m pip install --quiet --disable-pip-version-check
 PINNED := $(PIP) -c constraints.txt
 # Packages that pip cannot resolve together with the others; see overrides.txt.
@@ -41,13 +44,17 @@ VENV = $(PYTHON) -m venv $(1) || { echo "make: Python 3.11 or later with venv is
 TRY = OMP_NUM_THREADS=1 $(DEV)/bin/python -m pytest $(1) $(2) || { echo "make: running the failed tests once more"; \
 	$(DEV)/bin/python -m pytest $(1) --last-failed --last-failed-no-failures none; }
 
-.PHONY: run ui test test-thorough coverage test-slow test-ui test-triton test-clients triton lint docs audit locks fmt ci demo distill study eval samplers bench bench-serving measure-ui gpu image deploy-lint clean
+.PHONY: run ui web test test-thorough coverage test-slow test-ui test-triton test-clients triton lint docs audit locks fmt ci demo distill study eval samplers bench bench-serving measure-ui gpu image deploy-lint clean
 
 run: $(RUN)/.done
 	$(RUN)/bin/dsd-serve $(ARGS)
 
 ui: $(RUN)/.ui
 	$(RUN)/bin/dsd-serve --ui $(ARGS)
+
+web: $(DEV)/.done $(NPM)/node_modules/.done
+	$(DEV)/bin/dsd-export $(or $(MODEL),dsd_serve/demo) --web build/web --runtime $(NPM)
+	$(DEV)/bin/python -m http.server --bind 127.0.0.1 --directory build/web 8080
 
 test: $(DEV)/.done
 	$(call TRY,-rfE,-n auto --maxprocesses 4 --dist loadfile)
@@ -67,7 +74,8 @@ test-slow: $(DEV)/.done
 	$(DEV)/bin/python -m pytest -m slow
 
 test-ui: $(DEV)/.done
-	$(call TRY,-m browser -rs tests/ui tests/server/test_web_browser.py)
+	@$(MAKE) --no-print-directory $(NPM_OF_TESTS) || echo "make: without npm the tests of the page without a server are skipped"
+	$(call TRY,-m browser -rs tests/ui tests/export tests/server/test_web_browser.py)
 
 test-triton: $(DEV)/.done
 	$(DEV)/bin/python -m tools.tritonserver --install
@@ -135,10 +143,11 @@ bench-serving: $(DEV)/.done
 	$(DEV)/bin/python -m benchmarks.serving --simulated
 	$(DEV)/bin/python -m benchmarks.serving
 
-measure-ui: $(DEV)/.done
+measure-ui: $(DEV)/.done $(NPM)/node_modules/.done
 	$(DEV)/bin/python -m benchmarks.page_speed crowd
 	$(DEV)/bin/python -m benchmarks.page_speed paint
 	$(DEV)/bin/python -m benchmarks.page_speed clone
+	$(DEV)/bin/python -m benchmarks.web_speed
 
 gpu:
 	tools/gpu.sh
@@ -157,6 +166,13 @@ deploy-lint: $(LINT)/.done
 	else echo "deploy-lint: kubectl is not installed, deploy/kubernetes-gpu was NOT checked"; fi
 	@if command -v promtool >/dev/null; then promtool check config deploy/prometheus.yml; \
 	else echo "deploy-lint: promtool is not installed, deploy/prometheus.yml was NOT checked: apt-get install prometheus"; fi
+
+# Node trusts a list of its own; this machine may trust more, such as the certificate of a company's proxy.
+SYSTEM_CERTS := $(wildcard /etc/ssl/certs/ca-certificates.crt)
+
+%/node_modules/.done: %/package-lock.json
+	cd $* && NODE_EXTRA_CA_CERTS="$${NODE_EXTRA_CA_CERTS:-$(SYSTEM_CERTS)}" npm ci --ignore-scripts --loglevel=error
+	@touch $@
 
 $(LINT)/.done: Makefile
 	@$(call VENV,$(LINT))
@@ -186,4 +202,4 @@ $(DEV)/.done: pyproject.toml constraints.txt overrides.txt
 	@touch $@
 
 clean:
-	rm -rf $(RUN) $(DEV) $(LINT) $(DOCS) .triton .clients .coverage* build dist
+	rm -rf $(RUN) $(DEV) $(LINT) $(DOCS) .triton .clients .coverage* build dist $(NPM)/node_modules

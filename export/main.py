@@ -1,9 +1,10 @@
-"""Make a model directory, TensorRT plans of it, and a Triton repository.
+"""Make a model directory, TensorRT plans of it, a Triton repository, and a web page that needs no server.
 
 dsd-export SOURCE [--onnx] [--trt] [--precision NAME ...] [-o DIR]
 dsd-export DIR --check [--precision NAME ...] [--device cuda:N]
 dsd-export DIR --push hf:org/name [--license ID]
 dsd-export SOURCE --triton REPO [--triton-device gpu|cpu] [--triton-engine onnx|tensorrt] [--triton-precision NAME]
+dsd-export SOURCE --web DIR [--runtime DIR]
 
 Turns a training checkpoint into a model directory: config.json, model.safetensors (the EMA weights), model.onnx (one
 graph for encode, denoise and decode rows), model.ort.onnx (the same with ONNX Runtime's own attention) and card.md;
@@ -18,6 +19,10 @@ dsd-export --untrained dsd-s -o DIR does the same with random weights, for bench
 With --triton the model directory is also written into a Triton model repository. With --push it is pushed to the
 Hugging Face hub, with its card as README.md; a SOURCE hf:org/name[@revision] comes from there. The token is that of
 HF_TOKEN or of `hf auth login`.
+
+With --web a static web page is written that draws in the visitor's browser: any static host can serve DIR, and no
+server of ours is needed. ONNX Runtime Web is copied from the npm package onnxruntime-web, found in node_modules of the
+working directory or its parents, or in --runtime.
 
 A plan must pass checks before it is written: finite outputs for every class, errors against float32, rows that do not
 depend on their neighbours, a whole generation, the precision that was really built. If this machine cannot run the
@@ -38,7 +43,7 @@ from dsd_serve import __version__
 from dsd_serve.checkpoint import check_sampling, read_checkpoint, read_model_dir
 from dsd_serve.config import PRESETS
 from dsd_serve.engines.plan import HARDWARE
-from dsd_serve.errors import CheckpointError, DSDError, EngineUnavailableError
+from dsd_serve.errors import CheckpointError, DSDError, EngineUnavailableError, InputError
 from dsd_serve.hub import PREFIX, model_dir
 from dsd_serve.params import SAMPLER_NAMES, SamplingParams, from_api, with_values
 from dsd_serve.precision import AUTO, PRECISIONS, REFERENCE, check_runs
@@ -48,6 +53,8 @@ from export.commit import Stoppable
 from export.push import check_place, push
 from export.source import Network, directory_network, ema_weights, random_values
 from export.triton_repository import DEVICES, ENGINES, write_repository
+from export.web_folder import check_target, write_web
+from export.web_runtime import find_runtime
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +102,11 @@ def run(options: argparse.Namespace, check: Callable[[], None]) -> Path:
     """Carry out the command line. Returns the model directory. check: raises KeyboardInterrupt to stop."""
     if options.push:
         check_place(options.push)
+    if options.web:
+        find_runtime(options.runtime)
+        check_target(options.web)
+    elif options.runtime:
+        raise InputError("--runtime is for --web DIR", "--runtime")
     fetch_source(options)
     precisions: list[str] = list(dict.fromkeys(options.precision or [REFERENCE]))
     for precision in precisions if options.trt or options.check else ():
@@ -102,7 +114,7 @@ def run(options: argparse.Namespace, check: Callable[[], None]) -> Path:
     if options.check:
         return check_plans(options)
     target = target_dir(options)
-    if not ((options.triton or options.push) and changes_nothing(options)):
+    if not (written_elsewhere(options) and changes_nothing(options)):
         plans = import_plans() if options.trt else None
         if plans:  # fail before the long work, not after it
             plans.check_options(plans.find_library(), build_options(plans, options))
@@ -120,9 +132,16 @@ def run(options: argparse.Namespace, check: Callable[[], None]) -> Path:
             engine=options.triton_engine,
             precision=options.triton_precision,
         )
+    if options.web:
+        write_web(target, options.web, options.runtime)
     if options.push:
         log.info("pushed: %s", push(target, options.push, options.license))
     return target
+
+
+def written_elsewhere(options: argparse.Namespace) -> bool:
+    """Whether the model directory is only the source of something else."""
+    return bool(options.triton or options.web or options.push)
 
 
 def fetch_source(options: argparse.Namespace) -> None:
@@ -130,7 +149,7 @@ def fetch_source(options: argparse.Namespace) -> None:
     if not str(options.source).startswith(PREFIX):
         return
     place, options.source = options.source, model_dir(options.source)
-    if not (options.output or options.check or (changes_nothing(options) and (options.triton or options.push))):
+    if not (options.output or options.check or (changes_nothing(options) and written_elsewhere(options))):
         raise CheckpointError(f"{place} needs -o DIR: the downloaded directory belongs to the cache and is not changed")
 
 
@@ -209,6 +228,11 @@ def arguments_parser() -> argparse.ArgumentParser:
         choices=(AUTO, *PRECISIONS),
         default=AUTO,
         help="its precision (auto: fp16 on a GPU if SOURCE was exported in it, else fp32)",
+    )
+    web = parser.add_argument_group("web page")
+    web.add_argument("--web", type=Path, metavar="DIR", help="write a static web page that draws in the browser")
+    web.add_argument(
+        "--runtime", type=Path, metavar="DIR", help="the npm package onnxruntime-web, or a folder that has it"
     )
     hub = parser.add_argument_group("Hugging Face hub")
     hub.add_argument("--push", metavar="hf:org/name", help="push the model directory; makes the repository")

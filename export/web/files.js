@@ -1,0 +1,77 @@
+/** The files of the folder: fetched in full, counted, and checked against the sizes that network.json gives. */
+
+import { loadError } from "./errors.js";
+
+const FORMAT = "dsd-web-1";
+const AGAIN = "copy the whole folder that dsd-export --web wrote again";
+
+/** network.json of a folder. */
+export async function fetchDescription(folder) {
+  const response = await answer(new URL("network.json", folder), { cache: "no-cache" });
+  let description;
+  try {
+    description = await response.json();
+  } catch {
+    throw loadError(`network.json is not JSON: ${AGAIN}.`);
+  }
+  if (description?.format === FORMAT) return description;
+  throw loadError(
+    `network.json is not of format ${FORMAT}: load the page again without the browser's cache; if that does not help, ` +
+      "export the model again with dsd-export --web.",
+  );
+}
+
+/** The address of a file. Its sha256 in it, so that no cache holds the file of an earlier export. */
+export function addressOf(folder, name, { sha256 }) {
+  const url = new URL(name, folder);
+  url.searchParams.set("v", sha256.slice(0, 16));
+  return url;
+}
+
+/**
+ * Fetch files side by side.
+ * @param {string} folder  its address
+ * @param {Object<string, {bytes: number, sha256: string}>} files  by name
+ * @param {function(number)} onBytes  called with the number of bytes of every piece
+ * @returns {Promise<Object<string, Uint8Array>>} by name
+ */
+export async function fetchFiles(folder, files, onBytes) {
+  const names = Object.keys(files);
+  const contents = await Promise.all(names.map((name) => fetchFile(folder, name, files[name], onBytes)));
+  return Object.fromEntries(names.map((name, i) => [name, contents[i]]));
+}
+
+async function fetchFile(folder, name, file, onBytes) {
+  const response = await answer(addressOf(folder, name, file));
+  const data = new Uint8Array(file.bytes);
+  const reader = response.body.getReader();
+  let length = 0;
+  for (;;) {
+    const { done, value } = await reader.read().catch(() => {
+      throw loadError(`The connection broke while ${name} was fetched: load the page again.`);
+    });
+    if (done) break;
+    if (length + value.length > data.length) {
+      await reader.cancel();
+      length = Infinity;
+      break;
+    }
+    data.set(value, length);
+    length += value.length;
+    onBytes(value.length);
+  }
+  if (length === data.length) return data;
+  throw loadError(`${name} is not the file of ${file.bytes} bytes that network.json names: ${AGAIN}.`);
+}
+
+async function answer(url, options = {}) {
+  const name = url.pathname.split("/").at(-1);
+  let response;
+  try {
+    response = await fetch(url, options);
+  } catch {
+    throw loadError(`${name} cannot be fetched: there is no connection, or nothing serves ${url.origin}.`);
+  }
+  if (response.ok) return response;
+  throw loadError(`${name} cannot be fetched, the answer is ${response.status}: ${AGAIN}.`);
+}

@@ -1,0 +1,46 @@
+// What can go wrong before page.js runs. A classic script, so that browsers without modules run it too.
+(function () {
+  "use strict";
+  function say(text, canRetry) {
+    document.addEventListener("DOMContentLoaded", function () {
+      tell(text, canRetry);
+    });
+    if (document.readyState !== "loading") tell(text, canRetry);
+  }
+  function tell(text, canRetry) {
+    var notices = document.getElementById("notices");
+    var opening = document.getElementById("opening");
+    if (!notices || notices.firstChild) return;
+    var notice = document.createElement("div");
+    notice.className = "notice error";
+    notice.appendChild(document.createElement("p")).textContent = text;
+    if (canRetry) {
+      var again = document.createElement("button");
+      again.type = "button";
+      again.textContent = "Try again";
+      again.onclick = function () {
+        location.reload();
+      };
+      notice.appendChild(again);
+    }
+    notices.appendChild(notice);
+    if (opening) opening.hidden = true;
+  }
+  if (location.protocol === "file:")
+    say(
+      "Browsers do not run the network from a file. Serve this folder instead: python -m http.server, then open http://localhost:8000.",
+    );
+  else if (typeof WebAssembly !== "object" || !("noModule" in document.createElement("script")))
+    say(
+      "This browser cannot run WebAssembly, which the network needs. A current Chrome, Edge, Firefox or Safari can, unless it is switched off, as in the lockdown mode of iPhones.",
+    );
+  // A module that cannot be fetched, or one that it imports: error events of elements do not bubble, but can be captured.
+  window.addEventListener(
+    "error",
+    function (event) {
+      if (event.target && event.target.tagName === "SCRIPT")
+        say("A part of this page could not be fetched. Check the connection, then try again.", true);
+    },
+    true,
+  );
+})();
