@@ -71,6 +71,20 @@ class FairLimit:
                 self.free += n
             self.grant()
 
+    def in_flight(self) -> int:
+        """Images of the visitor whose event is running that are at the server."""
+        visitor = VISITOR.get()
+        return self.unfinished[visitor] - sum(n for n, _ in self.waiting.get(visitor, ()))
+
+    def ahead(self) -> int:
+        """Images that are requested before the next one of the visitor whose event is running."""
+        visitor, found = VISITOR.get(), 0
+        for name, requests in self.waiting.items():
+            if name == visitor:
+                return found
+            found += requests[0][0]
+        return 0
+
     def grant(self) -> None:
         """Grant turns while there is room. Nobody overtakes: large requests would otherwise wait for ever."""
         while self.waiting:

@@ -4,6 +4,7 @@
   let up = null;
   let version = "";
   let largest = Infinity; // bytes of an upload
+  let failures = 0; // requests in a row that were not answered
 
   const byId = (id) => document.getElementById(id);
 
@@ -39,10 +40,10 @@
       now.replaceChildren(list);
     }
     if (state.body_mb) largest = 1e6 * state.body_mb;
-    // After an outage it may be another server: fetch its description again.
-    if (state.up && up === false) byId("refresh")?.click();
-    // Another model, or the images of another checkpoint.
-    else if (state.up && version && state.version !== version) byId("follow")?.click();
+    // A page that was opened before its server was up is still empty.
+    if (state.up && up === false && !document.querySelector("#told [data-classes]")) window.dsd.open();
+    // After an outage it may be another server; else it may have another model, or images of another checkpoint.
+    else if (state.up && (up === false || (version && state.version !== version))) byId("follow")?.click();
     if (state.up) version = state.version;
     up = state.up;
   }
@@ -53,8 +54,10 @@
         const answer = await fetch("studio/state", {signal: AbortSignal.timeout(8000)});
         if (!answer.ok) throw new Error();
         show(await answer.json());
+        failures = 0;
       } catch {
-        show({up: false, sentence: "The server of this page does not respond."});
+        // One may fail because the browser or the network is busy.
+        if (++failures >= 2) show({up: false, sentence: "The server of this page does not respond."});
       }
     }
     setTimeout(look, 1000 * SECONDS);
@@ -89,10 +92,8 @@
     }
     const toggled = event.target.closest?.("[data-act=toggle]"); // shown at once, before the server's update
     if (toggled) toggled.ariaPressed = String(toggled.ariaPressed !== "true");
-    const chosen = event.target.closest?.("#board [data-act=choose]"); // the board is not sent again
-    if (chosen && !document.querySelector("#board .drawing")) {
-      for (const one of document.querySelectorAll("#board [data-act=choose]")) one.ariaPressed = String(one === chosen);
-    }
+    const chosen = event.target.closest?.(".board [data-act=choose]"); // the board is not sent again
+    for (const one of chosen?.closest(".board").querySelectorAll("[data-act=choose]") ?? []) one.ariaPressed = String(one === chosen);
     const button = event.target.closest?.("[data-copy]");
     if (button) copy(button);
     const go = event.target.closest?.("button[id$=-go]");
@@ -105,11 +106,11 @@
     const place = byId(RESULTS[go.id]);
     if (!place) return;
     const seen = new MutationObserver(() => {
-      if (!place.querySelector(".drawing, .progress, .strip, .callout")) return;
+      if (!place.parentElement.querySelector(".drawing, .progress, .strip, .callout")) return;
       seen.disconnect();
       place.scrollIntoView({block: "start"}); // at once: later updates would interrupt smooth scrolling
     });
-    seen.observe(place, {childList: true, subtree: true});
+    seen.observe(place.parentElement, {childList: true, subtree: true});
   }
 
   // A file above the server's limit is not sent: its answer would not be a readable sentence.

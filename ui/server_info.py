@@ -8,6 +8,7 @@ from dsd_serve.errors import ServerError
 from dsd_serve.imaging.decoding import Decoder
 from dsd_serve.params import API_NAMES, RECOMMENDED, SAMPLER_NAMES, SamplingParams
 from ui.fair_limit import LimitedClient
+from ui.finished import FinishedImages
 
 GOLDEN_RETRIEVER = "n02099601"  # the wnid of the class that is selected at first, if the model has it
 NO_CLASS = -1  # in menus and lists of chosen classes
@@ -42,11 +43,12 @@ class ModelFacts:
 class ServerInfo:
     """A server and its latest answers about itself and the model that the visitor has chosen.
 
-    decoder: of visitors' photos. names: of its models. run: the training run that it follows, as /checkpoints describes
-    it.
+    images: finished ones. decoder: of visitors' photos. names: of its models. run: the training run that it follows, as
+    /checkpoints describes it.
     """
 
     client: LimitedClient
+    images: FinishedImages
     decoder: Decoder = field(default_factory=Decoder)
     names: list[str] = field(default_factory=list)
     run: dict[str, Any] | None = None

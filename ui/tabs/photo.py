@@ -15,15 +15,18 @@ from gradio.components.image_editor import EditorData
 from dsd_serve import calls
 from dsd_serve.errors import DSDError, InputError
 from dsd_serve.imaging import codec
-from ui import html
+from ui import html, snippets
 from ui.controls import EVENT, Sampling, Seed, Stop, Updates, actions, roll, sampling_of, until
+from ui.finished import Finished
 from ui.private_files import read_upload
-from ui.requests import Drawing, DrawRequest, draw
+from ui.requests import DrawRequest, draw
 from ui.server_info import NO_CLASS, NONE, ServerInfo, class_of
 from ui.tabs.generate import PREVIEWS
-from ui.values import number_of, whole
+from ui.values import image_of, whole
+from ui.words import in_page_words
 
 SIDE = 512  # pixels a side of the photo's centre square, as it is shown and painted on
+UPLOADED = "application/octet-stream"  # media type of a visitor's own file
 MAX_PAINTING = 4 * SIDE**2  # pixels of the editor's canvas, on a screen of twice the usual density
 
 
@@ -36,9 +39,16 @@ class Redraw:
     n: gr.Slider
     seed: Seed
     sampling: Sampling
-    drawing: gr.State
+    message: gr.HTML
     board: gr.HTML
     details: gr.HTML
+    code: gr.HTML
+
+    @property
+    def remembered(self) -> dict[str, Any]:
+        """The controls whose values the browser keeps, by name."""
+        own = {"class": self.label, "strength": self.strength, "n": self.n, "seed": self.seed.number}
+        return {**own, "keep": self.seed.lock, **vars(self.sampling)}
 
     def fitted(self, info: ServerInfo) -> Updates:
         return {
@@ -62,7 +72,7 @@ class PhotoTab:
         return {**self.edit.fitted(info), **self.inpaint.fitted(info)}
 
 
-def build(info: ServerInfo) -> PhotoTab:
+def build(info: ServerInfo, address: Callable[[gr.Request], str]) -> PhotoTab:
     with gr.Row(elem_classes="sides"):
         with gr.Column(scale=2, min_width=300, elem_classes="controls"):
             photo = html.photo(
@@ -81,7 +91,7 @@ def build(info: ServerInfo) -> PhotoTab:
                     elem_id="compare", max_height=SIDE, buttons=["fullscreen"],
                 )  # fmt: skip
             with gr.Tab("Edit", id="edit"):
-                edit = redraw("edit", "Edit", 0.6, info, photo)
+                edit = redraw("edit", "Edit", 0.6, info, address, photo)
             with gr.Tab("Inpaint", id="inpaint"):
                 editor = gr.ImageEditor(
                     label="Paint a mask", sources=(), transforms=(), layers=False,
@@ -90,21 +100,24 @@ def build(info: ServerInfo) -> PhotoTab:
                     buttons=[],
                 )  # fmt: skip
                 editor.preprocess = painting  # type: ignore[method-assign, assignment]  # Gradio's would decode anything
-                inpaint = redraw("inpaint", "Inpaint", 1.0, info, photo, editor)
+                inpaint = redraw("inpaint", "Inpaint", 1.0, info, address, photo, editor)
     photo.change(reconstructing(info), photo, [words, slider, editor], trigger_mode="always_last", **EVENT)
     return PhotoTab(photo, edit, inpaint)
 
 
 def reconstructing(info: ServerInfo) -> Callable[..., Any]:
-    async def reconstruct(path: str | None) -> tuple[str, Any, Any]:
+    async def reconstruct(path: str | None) -> AsyncIterator[tuple[Any, Any, Any]]:
         if path is None:
-            return html.hint("No photo yet", "Upload, take or paste one."), gr.update(visible="hidden"), None
+            yield html.hint("No photo yet", "Upload, take or paste one."), gr.update(visible="hidden"), None
+            return
+        yield html.waiting("Waiting for the server"), gr.skip(), gr.skip()
         try:
             data = read_upload(path)
             answer = await info.client.do(calls.reconstruct(data, size=min(SIDE, info.model["limits"]["size"])))
             shown = await info.decoder.read(data, SIDE)
         except DSDError as error:
-            return html.callout(str(error)), gr.update(visible="hidden"), None
+            yield html.callout(in_page_words(error)), gr.update(visible="hidden"), None
+            return
         decoded = codec.resize(codec.read_image(b64decode(answer["base64"])), SIDE)
         size, (tokens, channels) = info.model["image_size"], info.model["latent_shape"]
         words = (
@@ -112,15 +125,21 @@ def reconstructing(info: ServerInfo) -> Callable[..., Any]:
             f"{tokens * channels} numbers: {tokens} tokens with {channels} channels. Drag the line to compare.</p>"
         )
         both = (shown.transpose(1, 2, 0), decoded.transpose(1, 2, 0))
-        return words, gr.update(value=both, visible=True), shown.transpose(1, 2, 0)
+        yield words, gr.update(value=both, visible=True), shown.transpose(1, 2, 0)
 
     return reconstruct
 
 
 def redraw(
-    name: str, words: str, strength: float, info: ServerInfo, photo: gr.Image, editor: gr.ImageEditor | None = None
+    name: str,
+    words: str,
+    strength: float,
+    info: ServerInfo,
+    address: Callable[[gr.Request], str],
+    photo: gr.Image,
+    editor: gr.ImageEditor | None = None,
 ) -> Redraw:
-    drawing = gr.State(None)
+    drawing, made_from = gr.State(None), gr.State(None)
     with gr.Row():
         label = gr.Dropdown(
             [(NONE, NO_CLASS)], value=NO_CLASS, label="Target class", elem_id=f"{name}-class", min_width=180
@@ -135,12 +154,17 @@ def redraw(
             seed = Seed.build(name)
     go, button = actions(name, words)
     stop = Stop(button)
-    board = html.pressable("", elem_id=f"{name}-board")
-    details = html.shown("", elem_id=f"{name}-details")
+    place = f"{name}-board"
+    message = html.shown("", elem_id=f"{name}-message")
+    board = html.board_element({}, elem_id=place)
+    details = html.pressable("", elem_id=f"{name}-details")
+    with gr.Accordion("Reproduce with code", open=False, elem_id=f"{name}-code"):
+        code = html.shown(html.hint("No code yet", "It appears with the images."))
     sampling = Sampling.build(name)
-    tab = Redraw(label, amount, n, seed, sampling, drawing, board, details)
+    tab = Redraw(label, amount, n, seed, sampling, message, board, details, code)
 
     async def run(
+        request: gr.Request,
         path: str | None,
         mask: bytes | None,
         towards: int,
@@ -148,16 +172,17 @@ def redraw(
         count: float,
         number: float,
         keep: bool,
-        *how: Any,
+        *rest: Any,
     ) -> AsyncIterator[Updates]:
+        *how, previous = rest
         try:
             image = photo_bytes(path)
             if editor is not None:
                 image = await square(info, image, mask)
             settings = {"seed": whole("seed", number) if keep else roll(), "strength": part, **sampling_of(info, *how)}
-            n_ = whole("images", count, 1)
+            n_ = whole("images", count, 1, info.model["limits"]["n"])
         except DSDError as error:
-            yield {board: html.callout(str(error)), details: ""}
+            yield {message: html.callout(in_page_words(error))}
             return
         if towards == NO_CLASS:
             settings.pop("guidance", None)  # there is no class to guide to
@@ -166,17 +191,37 @@ def redraw(
         every = max(1, -(-steps // PREVIEWS))
         call = calls.edit_events(image, mask, class_=class_of(towards), n=n_, preview_every=every, **settings)
         pressed, started = stop.begin()
-        now: Updates = {**started, seed.number: settings["seed"], details: ""}
-        requests = [DrawRequest(title, call, n_, steps)]
-        async with contextlib.aclosing(until(pressed, draw(info.client, requests))) as updates:
+        now: Updates = {**started, seed.number: settings["seed"], message: ""}
+        requests = [DrawRequest(title, call, n_, steps, info.client.chosen.current)]
+        sources_ = sources(info, str(path), image, mask)
+        previous = None if previous is None or previous.empty else previous
+        begun = False
+        async with contextlib.aclosing(until(pressed, draw(info.client, requests, info.images))) as updates:
             async for current in updates:
-                if current.running:
-                    yield {**now, board: html.board(current), drawing: current}
-                    now = {}
+                if not current.running:
+                    continue
+                if current.empty and previous:
+                    yield {**now, message: html.status(current)}
+                elif begun:
+                    yield {board: html.board(current, place=place)}
+                else:
+                    begun = True
+                    cleared = {message: "", details: "", code: "", made_from: sources_}
+                    yield {**now, **cleared, drawing: current, board: html.board(current, place=place)}
+                now = {}
+        if current.empty and previous:
+            stopped = html.hint("Stopped", "Nothing was drawn.")
+            sentence = html.callout(in_page_words(current.error)) or stopped
+            yield {**stop.end(), message: sentence, board: html.board(previous, place=place), drawing: previous}
+            return
+        chosen = current.images[current.first].finished
         yield {
             **stop.end(),
-            board: html.board(current, current.first),
-            details: html.edited(current.images[current.first]),
+            message: "",
+            drawing: current,
+            board: html.board(current, current.first, place),
+            details: html.edited(chosen),
+            code: code_of(info, address(request), chosen, sources_),
         }
 
     mask = gr.State(None)
@@ -186,22 +231,38 @@ def redraw(
         trigger = go.click(mask_of, editor, mask, trigger_mode="once", **EVENT).success
     trigger(
         run,
-        [photo, mask, label, amount, n, seed.number, seed.lock, *sampling.inputs],
-        [seed.number, *stop.outputs, board, drawing, details],
+        [photo, mask, label, amount, n, seed.number, seed.lock, *sampling.inputs, drawing],
+        [seed.number, *stop.outputs, message, board, drawing, details, code, made_from],
         trigger_mode="once",
         **EVENT,
     )
-    board.click(show_details, drawing, [board, details], **EVENT)
+
+    async def choose(request: gr.Request, sources_: list[Finished] | None, event: gr.EventData) -> tuple[str, str, str]:
+        try:
+            image = await info.images.find(*image_of(event))
+        except DSDError as error:
+            return html.callout(str(error)), "", ""
+        return "", html.edited(image), code_of(info, address(request), image, sources_)
+
+    board.click(choose, made_from, [message, details, code], **EVENT)
     return tab
 
 
-def show_details(drawing: Drawing | None, event: gr.EventData) -> tuple[Any, Any]:
-    if drawing is None:
-        return gr.skip(), html.callout(html.EXPIRED)
-    number = number_of(event, range(len(drawing.images)))
-    if drawing.running or not drawing.images[number].done:
-        return gr.skip(), gr.skip()
-    return html.board(drawing, number), html.edited(drawing.images[number])
+def sources(info: ServerInfo, path: str, image: bytes, mask: bytes | None) -> list[Finished]:
+    """The files that an edit is made from, so that they can be saved: the photo is the visitor's own, unless it was cut
+    to the square that was painted on."""
+    if mask is None:
+        return [Finished(image, Path(path).name, media=UPLOADED)]
+    return [info.images.keep(Finished(image, "square")), info.images.keep(Finished(mask, "mask"))]
+
+
+def code_of(info: ServerInfo, url: str, image: Finished | None, sources_: list[Finished] | None) -> str:
+    """The code that gives the file of an edit, and links to the files that it needs."""
+    if image is None or not sources_:
+        return ""
+    names = [one.title if one.media == UPLOADED else f"{one.title}.png" for one in sources_]
+    lines = html.code(snippets.edited(url, image, info.model["image_size"], *names))
+    return html.saves([one for one in sources_ if one.media != UPLOADED]) + lines
 
 
 def photo_bytes(path: str | None) -> bytes:
