@@ -1,7 +1,7 @@
 """Finished images: kept for a while, sent to a browser once under an address of their own, drawn again if needed.
 
-The address of an image is the hash of its bytes, so it never changes its meaning. That of a drawn image has its settings
-too, from which it is drawn again when this process no longer has it.
+The address of an image is the hash of its bytes, so it never changes its meaning. That of a drawn image has its
+settings too, from which it is drawn again when this process no longer has it.
 """
 
 import asyncio
@@ -14,7 +14,6 @@ from base64 import b64decode
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 from dsd_serve import calls
@@ -40,20 +39,17 @@ OTHER_MODEL = "another model drew this image: with the same settings this one dr
 
 @dataclass(frozen=True)
 class Finished:
-    """An image as it is shown and saved.
+    """An image as it is shown and saved, without its bytes.
 
-    title: its class, or what else it shows. settings: those in its file; empty for images without.
+    id: the hash of its bytes. title: its class, or what else it shows. settings: those in its file; empty for images
+    without. model: the name of its model, empty for the server's first.
     """
 
-    data: bytes
+    id: str
     title: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     media: str = "image/png"
-    model: str = ""  # name of its model, empty for the server's first
-
-    @cached_property
-    def id(self) -> str:
-        return hashlib.sha256(self.data).hexdigest()[:32]
+    model: str = ""
 
     @property
     def query(self) -> str:
@@ -71,19 +67,28 @@ class FinishedImages:
 
     def __init__(self, client: AsyncClient, max_bytes: int = MAX_MB * 10**6) -> None:
         self.client, self.max_bytes = client, max_bytes
-        self.images: OrderedDict[str, Finished] = OrderedDict()  # by id, least recently used first
+        self.images: OrderedDict[str, tuple[Finished, bytes]] = OrderedDict()  # by id, least recently used first
         self.used: dict[str, float] = {}  # time of the last use, as time.monotonic
         self.by_settings: dict[tuple[Any, ...], str] = {}
         self.size = 0  # bytes
         self.free = asyncio.Semaphore(MAX_DRAWING)
         self.waiting = 0
 
-    def keep(self, image: Finished) -> Finished:
+    def keep(
+        self,
+        data: bytes,
+        title: str,
+        settings: Mapping[str, Any] | None = None,
+        media: str = "image/png",
+        model: str = "",
+    ) -> Finished:
+        """Keep the bytes of an image."""
+        image = Finished(hashlib.sha256(data).hexdigest()[:32], title, settings or {}, media, model)
         if image.id in self.images:
             self.drop(image.id)
-        self.images[image.id] = image
+        self.images[image.id] = image, data
         self.used[image.id] = time.monotonic()
-        self.size += len(image.data)
+        self.size += len(data)
         if image.query:
             self.by_settings[key_of(image.settings)] = image.id
         while self.size > self.max_bytes and len(self.images) > 1:
@@ -91,18 +96,25 @@ class FinishedImages:
         return image
 
     def drop(self, image_id: str) -> None:
-        image = self.images.pop(image_id)
+        image, data = self.images.pop(image_id)
         del self.used[image_id]
-        self.size -= len(image.data)
+        self.size -= len(data)
         if image.query and self.by_settings.get(key_of(image.settings)) == image_id:
             del self.by_settings[key_of(image.settings)]
 
     def get(self, image_id: str) -> Finished | None:
+        """An image, if it is kept."""
         if image_id not in self.images:
             return None
         self.images.move_to_end(image_id)
         self.used[image_id] = time.monotonic()
-        return self.images[image_id]
+        return self.images[image_id][0]
+
+    def data(self, image: Finished) -> bytes:
+        """The bytes of an image. Raises ServerError 404 if they are no longer kept."""
+        if image.id not in self.images:
+            raise ServerError(GONE, 404)
+        return self.images[image.id][1]
 
     def drawn_with(self, settings: Mapping[str, Any]) -> Finished | None:
         """The image with these settings, the fingerprint of its model among them, if it is kept."""
@@ -148,7 +160,7 @@ class FinishedImages:
         png = await asyncio.to_thread(enlarged, b64decode(image["base64"]), SHOWN)
         settings = settings_of(png) or {}
         title = (settings.get("class") or {}).get("name", UNNAMED)
-        return self.keep(Finished(png, str(title), settings, model=one.model))
+        return self.keep(png, str(title), settings, model=one.model)
 
     @contextlib.asynccontextmanager
     async def sweeping(self) -> AsyncIterator[None]:
@@ -179,14 +191,14 @@ def key_of(settings: Mapping[str, Any]) -> tuple[Any, ...]:
     return (settings.get("fingerprint"), index, *(settings.get(name) for name in to_api(SamplingParams())))
 
 
-def zipped(images: Sequence[Finished]) -> bytes:
+def zipped(images: Sequence[tuple[Finished, bytes]]) -> bytes:
     """A zip file of images, each under the name that the page saves it with."""
     buffer, names = io.BytesIO(), set[str]()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as file:
-        for image in images:
+        for image, data in images:
             name = file_name(image.title, image.settings)
             if name in names:
                 name = f"{image.id[:8]}-{name}"
             names.add(name)
-            file.writestr(name, image.data)
+            file.writestr(name, data)
     return buffer.getvalue()

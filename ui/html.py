@@ -106,7 +106,9 @@ def above(drawing: Drawing, place: str) -> str:
     link = f'<button type="button" class="action" data-copy-link="{escape(drawing.link)}">Copy link</button>'
     every = f'<button type="button" class="action" data-all="{place}">Save all</button>'
     several = every if sum(image.done for image in drawing.images) > 1 else ""
-    return f'<div class="above">{status(drawing)}<div class="actions">{link if drawing.link else ""}{several}</div></div>'
+    return (
+        f'<div class="above">{status(drawing)}<div class="actions">{link if drawing.link else ""}{several}</div></div>'
+    )
 
 
 def status(drawing: Drawing) -> str:
@@ -289,11 +291,11 @@ def waiting(words: str) -> str:
     )
 
 
-def saves(images: Sequence[Finished]) -> str:
-    """Links that save files which code needs."""
+def saves(files: Sequence[tuple[str, str]]) -> str:
+    """Links that save files, given as names and addresses, which code needs."""
     links = "".join(
-        f'<a class="action" download="{escape(one.title)}.png" href="{escape(one.url)}">Save {escape(one.title)}.png</a>'
-        for one in images
+        f'<a class="action" download="{escape(name)}" href="{escape(url)}">Save {escape(name)}</a>'
+        for name, url in files
     )
     return f'<div class="actions">{links}</div>' if links else ""
 

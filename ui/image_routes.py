@@ -24,20 +24,20 @@ def add(app: FastAPI, kept: FinishedImages) -> None:
         try:
             if image_id == "link":
                 found = await kept.of_link(links.read(request.url.query))
-                return Response(found.data, headers={"Cache-Control": "max-age=3600"}, media_type=found.media)
+                return Response(kept.data(found), headers={"Cache-Control": "max-age=3600"}, media_type=found.media)
             found = await kept.find(image_id, request.url.query)
         except InputError as error:
             return Response(str(error), 404, NEVER, "text/plain")
         except ServerError as error:
             status = error.status if error.status in (404, 410) else 503
             return Response(str(error), status, NEVER, "text/plain")
-        return Response(found.data, headers=FOR_EVER, media_type=found.media)
+        return Response(kept.data(found), headers=FOR_EVER, media_type=found.media)
 
     @app.get(ZIP)
     async def images(ids: str) -> Response:
         """Several kept images. ids: of the images, with commas."""
         asked = ids.split(",")[:MAX_ZIPPED]
-        found = [one for image_id in asked if (one := kept.get(image_id)) is not None]
+        found = [(one, kept.data(one)) for image_id in asked if (one := kept.get(image_id)) is not None]
         if len(found) < len(asked):
             missing = f"{len(asked) - len(found)} of {len(asked)} images are no longer on the server: draw them again"
             return Response(missing, 404, NEVER, "text/plain")

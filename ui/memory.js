@@ -169,5 +169,5 @@
     timer = setTimeout(() => { follow(); givePhotos(); keepPhotos(); }, 150);
   }).observe(document.documentElement, {childList: true, subtree: true, attributes: true, attributeFilter: ["aria-selected", "data-link", "data-image", "data-chosen", "src"]});
 
-  window.dsd = {kept, remember, open, address: (link) => new URL(address(settings(link), "generate"), location.href).href};
+  window.dsd = {kept, remember, open, ready: () => ready, address: (link) => new URL(address(settings(link), "generate"), location.href).href};
 })();

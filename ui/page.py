@@ -170,7 +170,7 @@ def connect(
                 **walk_tab.sampling.restored(settings),
             }
         target = {"edit": (photo_tab.photo, "photo"), "inside": (inside_tab.photo, "inside")}[act]
-        path = save_bytes_to_cache(image.data, "image.png", target[0].GRADIO_CACHE)
+        path = save_bytes_to_cache(info.images.data(image), "image.png", target[0].GRADIO_CACHE)
         return {tabs: gr.update(selected=target[1]), target[0]: path}
 
     ends = [control for end in (walk_tab.start, walk_tab.end) for control in (end.label, end.seed, end.index)]

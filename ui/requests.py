@@ -136,7 +136,7 @@ async def draw(
         image = images[data["image"]]
         settings = {name: value for name, value in data.items() if name not in ("image", "base64")}
         png = await asyncio.to_thread(enlarged, base64.b64decode(data["base64"]), SHOWN)
-        image.finished = kept.keep(Finished(png, image.title, settings, model=request.model))
+        image.finished = kept.keep(png, image.title, settings, model=request.model)
         image.preview = b""
 
     async def send(request: DrawRequest, images: list[DrawnImage]) -> None:

@@ -39,6 +39,7 @@
       } else list.append(...fact("Server", "down"));
       now.replaceChildren(list);
     }
+    if (!state.up) lost();
     if (state.body_mb) largest = 1e6 * state.body_mb;
     // A page that was opened before its server was up is still empty.
     if (state.up && up === false && !document.querySelector("#told [data-classes]")) window.dsd.open();
@@ -46,6 +47,20 @@
     else if (state.up && (up === false || (version && state.version !== version))) byId("follow")?.click();
     if (state.up) version = state.version;
     up = state.up;
+  }
+
+  // Work under way ended with the connection. Once that is back, Gradio loads the page again, which draws the rest.
+  function lost() {
+    for (const one of document.querySelectorAll(".progress")) {
+      const done = one.querySelector(".words")?.textContent.match(/^\d+ of \d+/)?.[0];
+      const line = document.createElement("p");
+      line.className = "line";
+      line.textContent = `The connection was lost${done ? `: ${done} were done` : ""}. It goes on when the server is back.`;
+      one.replaceWith(line);
+    }
+    for (const toast of document.querySelectorAll(".toast-body")) { // Gradio's says less than ours
+      if (/connection/i.test(toast.textContent)) toast.style.display = "none";
+    }
   }
 
   async function look() {

@@ -215,6 +215,7 @@ def test_the_client_streams_previews_and_leaving_cancels(server_url):
 
 def test_a_drawing_of_several_requests_shows_previews_and_errors(server_url):
     from ui.fair_limit import LimitedClient
+    from ui.finished import FinishedImages
     from ui.requests import DrawRequest, draw
 
     async def run():
@@ -225,10 +226,10 @@ def test_a_drawing_of_several_requests_shows_previews_and_errors(server_url):
             DrawRequest("none", calls.generate_events("nonsense"), 1, 4),
         ]
         seen = [
-            (current.progress, [bool(one.png) for one in current.images], current.images[0].done)
-            async for current in draw(limited, requests)
+            (current.progress, [bool(one.preview) for one in current.images], current.images[0].done)
+            async for current in draw(limited, requests, FinishedImages(client))
         ]
-        last = [current async for current in draw(limited, requests)][-1]
+        last = [current async for current in draw(limited, requests, FinishedImages(client))][-1]
         await client.close()
         return seen, last
 

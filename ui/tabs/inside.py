@@ -130,7 +130,8 @@ def inspecting(info: ServerInfo) -> Callable[..., Any]:
 
 async def latents_of(info: ServerInfo, drawing: Drawing | None) -> list[Latents]:
     """The latents of the images on the board of Generate."""
-    done = [one.finished.data for one in drawing.images if one.finished][:MAX_COMPARED] if drawing else []
+    finished = [one.finished for one in drawing.images if one.finished][:MAX_COMPARED] if drawing else []
+    done = [info.images.data(one) for one in finished if info.images.get(one.id)]
     return list(await asyncio.gather(*(info.client.do(calls.encode(png)) for png in done)))
 
 
@@ -153,7 +154,7 @@ def latents_html(info: ServerInfo, shown: Any, z: Latents, decoded: dict[str, An
     if len(others) > 1:
         rank = effective_rank(np.stack(others))
         words += f"<dt></dt><dd><b>{rank:.1f}</b> of {channels} for the {len(others)} images on Generate</dd>"
-    strip = html.strip([info.images.keep(Finished(*one)) for one in images], "Latents")
+    strip = html.strip([info.images.keep(*one) for one in images], "Latents")
     return f'{strip}<dl class="facts">{words}</dl>'
 
 
@@ -169,7 +170,7 @@ def watching(info: ServerInfo, way: gr.HTML, message: gr.HTML, stop: Stop) -> Ca
             noise = initial_noise(seed_, index_, (tokens, channels))
             decoded = await unless(pressed, info.client.do(calls.decode(noise)))
             if decoded is not None:
-                frames.append(info.images.keep(Finished(decoded, "noise")))
+                frames.append(info.images.keep(decoded, "noise"))
                 yield {message: "", way: html.strip(frames, LABEL)}
             call = calls.generate_events(class_of(label), seed=seed_, index=index_, steps=steps_, preview_every=1)
             async with contextlib.aclosing(until(pressed, info.client.stream(call))) as events:
@@ -179,7 +180,7 @@ def watching(info: ServerInfo, way: gr.HTML, message: gr.HTML, stop: Stop) -> Ca
                         return
                     if event.name != "done":
                         words = "image" if event.name == "image" else str(event.data["step"])
-                        frames.append(info.images.keep(Finished(b64decode(event.data["base64"]), words)))
+                        frames.append(info.images.keep(b64decode(event.data["base64"]), words))
                         yield {way: html.strip(frames, LABEL)}
         except DSDError as error:
             yield {**stop.end(), message: html.callout(in_page_words(error))}

@@ -26,7 +26,6 @@ from ui.values import image_of, whole
 from ui.words import in_page_words
 
 SIDE = 512  # pixels a side of the photo's centre square, as it is shown and painted on
-UPLOADED = "application/octet-stream"  # media type of a visitor's own file
 MAX_PAINTING = 4 * SIDE**2  # pixels of the editor's canvas, on a screen of twice the usual density
 
 
@@ -237,7 +236,9 @@ def redraw(
         **EVENT,
     )
 
-    async def choose(request: gr.Request, sources_: list[Finished] | None, event: gr.EventData) -> tuple[str, str, str]:
+    async def choose(
+        request: gr.Request, sources_: list[tuple[str, str]] | None, event: gr.EventData
+    ) -> tuple[str, str, str]:
         try:
             image = await info.images.find(*image_of(event))
         except DSDError as error:
@@ -248,21 +249,23 @@ def redraw(
     return tab
 
 
-def sources(info: ServerInfo, path: str, image: bytes, mask: bytes | None) -> list[Finished]:
-    """The files that an edit is made from, so that they can be saved: the photo is the visitor's own, unless it was cut
-    to the square that was painted on."""
+def sources(info: ServerInfo, path: str, image: bytes, mask: bytes | None) -> list[tuple[str, str]]:
+    """The files that an edit is made from, as names and addresses: the photo is the visitor's own and has none, unless
+    it was cut to the square that was painted on."""
     if mask is None:
-        return [Finished(image, Path(path).name, media=UPLOADED)]
-    return [info.images.keep(Finished(image, "square")), info.images.keep(Finished(mask, "mask"))]
+        return [(Path(path).name, "")]
+    return [
+        ("square.png", info.images.keep(image, "square").url),
+        ("mask.png", info.images.keep(mask, "mask").url),
+    ]
 
 
-def code_of(info: ServerInfo, url: str, image: Finished | None, sources_: list[Finished] | None) -> str:
+def code_of(info: ServerInfo, url: str, image: Finished | None, sources_: list[tuple[str, str]] | None) -> str:
     """The code that gives the file of an edit, and links to the files that it needs."""
     if image is None or not sources_:
         return ""
-    names = [one.title if one.media == UPLOADED else f"{one.title}.png" for one in sources_]
-    lines = html.code(snippets.edited(url, image, info.model["image_size"], *names))
-    return html.saves([one for one in sources_ if one.media != UPLOADED]) + lines
+    lines = snippets.edited(url, image, info.model["image_size"], *(name for name, _ in sources_))
+    return html.saves([one for one in sources_ if one[1]]) + html.code(lines)
 
 
 def photo_bytes(path: str | None) -> bytes:

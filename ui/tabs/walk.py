@@ -121,11 +121,11 @@ def build(info: ServerInfo, address: Callable[[gr.Request], str]) -> WalkTab:
         pngs = [await asyncio.to_thread(enlarged, b64decode(one["base64"]), SHOWN) for one in answer["images"]]
         words = [f"{100 * one['fraction']:.0f}%" for one in answer["images"]]
         webp = await asyncio.to_thread(animation, pngs, SHOWN)
-        images = [info.images.keep(Finished(png, title)) for png, title in zip(pngs, words, strict=True)]
+        images = [info.images.keep(png, title) for png, title in zip(pngs, words, strict=True)]
         yield {
             message: "",
             strip: html.strip(images, LABEL),
-            moving: animated(info.images.keep(Finished(webp, "walk", media="image/webp"))),
+            moving: animated(info.images.keep(webp, "walk", media="image/webp")),
             code: html.code(lines),
             **stop.end(),
         }
