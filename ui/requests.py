@@ -12,13 +12,11 @@ from dsd_serve import calls
 from dsd_serve.calls import Call, Event
 from dsd_serve.errors import ServerError
 from ui.display import SHOWN, enlarged
-from ui.fair_limit import LimitedClient
+from ui.fair_limit import MAX_RETRY_S, LimitedClient, pause_of
 from ui.finished import Finished, FinishedImages
 
 PAUSE = 0.1  # seconds between two updates of a drawing; more would be invisible and costly
 WAITING_S = 1.0  # between two updates while nothing has begun
-MAX_RETRY_S = 600.0  # for which a request that the server's queue has no room for is sent again
-LEAST_RETRY_S = 1.0
 
 
 @dataclass
@@ -158,8 +156,8 @@ async def draw(
                 try:
                     return await send(request, images)
                 except ServerError as error:
-                    pause = max(LEAST_RETRY_S, error.retry_after or 0)
-                    if error.retry_after is None or time.monotonic() + pause - began > MAX_RETRY_S:
+                    pause = pause_of(error)
+                    if pause is None or time.monotonic() + pause - began > MAX_RETRY_S:
                         raise
                     drawing.retry_at = time.monotonic() + pause
                     changed.set()

@@ -111,7 +111,9 @@ def test_a_reload_back_and_a_link_show_the_same_images(opened):
     page.get_by_role("tab", name="Walk", exact=True).click()
     page.wait_for_url("**tab=walk**")
     reload(page)
-    page.wait_for_function("document.querySelector('#tabs [role=tab][aria-selected=true]').textContent.includes('Walk')")
+    page.wait_for_function(
+        "document.querySelector('#tabs [role=tab][aria-selected=true]').textContent.includes('Walk')"
+    )
     page.go_back()
     page.wait_for_function(
         "document.querySelector('#tabs [role=tab][aria-selected=true]').textContent.includes('Generate')"
@@ -125,7 +127,10 @@ def test_a_reload_back_and_a_link_show_the_same_images(opened):
 
 
 def test_a_wrong_link_says_what_is_wrong(opened, running):
-    for query, sentence in (("seed=x", "seed in the link must be a number"), ("class=9999&seed=1", "has no class 9999")):
+    for query, sentence in (
+        ("seed=x", "seed in the link must be a number"),
+        ("class=9999&seed=1", "has no class 9999"),
+    ):
         page = opened(f"{running.url}?{query}")
         page.wait_for_selector(f"#generate-message .callout:has-text('{sentence}')")
 
@@ -226,7 +231,9 @@ def execute(code, folder):
     """Run curl or Python code in a folder of its own; returns what it wrote there."""
     known = set(folder.iterdir())
     command = shlex.split(code) if code.startswith("curl") else [sys.executable, "-c", code]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"})
+    subprocess.run(
+        command, cwd=folder, check=True, capture_output=True, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+    )
     (written,) = set(folder.iterdir()) - known
     data = written.read_bytes()
     written.unlink()

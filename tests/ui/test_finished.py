@@ -11,10 +11,19 @@ from dsd_serve.client import AsyncClient, Client
 from dsd_serve.errors import InputError, ServerError
 from ui import html, links
 from ui.finished import FinishedImages, zipped
+from ui.photo_formats import read_photo
 from ui.requests import Drawing, DrawnImage
 from ui.words import in_page_words
 
-SETTINGS = {"seed": 7, "index": 0, "steps": 3, "sampler": "euler", "guidance": 1.5, "guidance_start": 0.0, "guidance_stop": 1.0}
+SETTINGS = {
+    "seed": 7,
+    "index": 0,
+    "steps": 3,
+    "sampler": "euler",
+    "guidance": 1.5,
+    "guidance_start": 0.0,
+    "guidance_stop": 1.0,
+}
 
 
 def settings(seed):
@@ -116,3 +125,24 @@ def test_a_zip_file_has_every_image_once():
 )
 def test_errors_use_the_labels_of_the_page(sentence, words):
     assert in_page_words(sentence) == words
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (b"", "this file is empty"),
+        (b"\0\0\0\x18ftypheic\0\0", "a HEIC file, which cannot be read here: share or export it as JPEG"),
+        (b"\0\0\0\x1cftypavif\0\0", "an AVIF file"),
+        (b"GIF89a", "a GIF file"),
+        (b"BM\x36\0", "a BMP file, which cannot be read here: save it as PNG, JPEG or WebP"),
+    ],
+)
+def test_other_formats_are_named(tmp_path, data, sentence):
+    (tmp_path / "photo").write_bytes(data)
+    with pytest.raises(InputError, match=sentence):
+        read_photo(str(tmp_path / "photo"))
+
+
+def test_a_photo_that_is_gone_is_to_be_uploaded_again(tmp_path):
+    with pytest.raises(InputError, match="no longer on the server: upload it again"):
+        read_photo(str(tmp_path / "photo"))

@@ -22,8 +22,8 @@ from ui import html
 from ui.controls import EVENT, Stop, Updates, actions, unless, until
 from ui.display import SHOWN, enlarged, principal_components
 from ui.finished import Finished
+from ui.photo_formats import read_photo
 from ui.png_settings import drawn_settings, label_of
-from ui.private_files import read_upload
 from ui.requests import Drawing
 from ui.server_info import NO_CLASS, NONE, ServerInfo, class_of
 from ui.values import whole
@@ -110,7 +110,7 @@ def inspecting(info: ServerInfo) -> Callable[..., Any]:
         if path is None:
             return EMPTY, *unchanged
         try:
-            data = read_upload(path)
+            data = read_photo(path)
             z = await info.client.do(calls.encode(data))
             decoded = await info.client.do(calls.reconstruct(data))
             others = await latents_of(info, drawing)

@@ -18,7 +18,7 @@ from dsd_serve.imaging import codec
 from ui import html, snippets
 from ui.controls import EVENT, Sampling, Seed, Stop, Updates, actions, roll, sampling_of, until
 from ui.finished import Finished
-from ui.private_files import read_upload
+from ui.photo_formats import read_photo
 from ui.requests import DrawRequest, draw
 from ui.server_info import NO_CLASS, NONE, ServerInfo, class_of
 from ui.tabs.generate import PREVIEWS
@@ -111,7 +111,7 @@ def reconstructing(info: ServerInfo) -> Callable[..., Any]:
             return
         yield html.waiting("Waiting for the server"), gr.skip(), gr.skip()
         try:
-            data = read_upload(path)
+            data = read_photo(path)
             answer = await info.client.do(calls.reconstruct(data, size=min(SIDE, info.model["limits"]["size"])))
             shown = await info.decoder.read(data, SIDE)
         except DSDError as error:
@@ -272,7 +272,7 @@ def photo_bytes(path: str | None) -> bytes:
     """The bytes of the photo. Raises InputError if there is none."""
     if path is None:
         raise InputError("there is no photo yet: upload, take or paste one")
-    return read_upload(path)
+    return read_photo(path)
 
 
 async def square(info: ServerInfo, image: bytes, mask: bytes | None) -> bytes:

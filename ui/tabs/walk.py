@@ -16,7 +16,7 @@ from ui import html, snippets
 from ui.controls import EVENT, Sampling, Stop, Updates, actions, sampling_of, unless
 from ui.display import SHOWN, animation, enlarged
 from ui.finished import Finished
-from ui.private_files import read_upload
+from ui.photo_formats import read_photo
 from ui.server_info import NO_CLASS, NONE, ServerInfo, class_of
 from ui.values import whole
 from ui.words import in_page_words
@@ -166,7 +166,7 @@ def ends_of(*ends: tuple[int, float, float]) -> list[dict[str, Any]]:
 def between_photos(start: str | None, end: str | None, n: int) -> Call[dict[str, Any]]:
     if start is None or end is None:
         raise InputError("a walk between photos needs two of them: From and To")
-    return calls.interpolate_images(read_upload(start), read_upload(end), n=n)
+    return calls.interpolate_images(read_photo(start), read_photo(end), n=n)
 
 
 def animated(image: Finished) -> str:
