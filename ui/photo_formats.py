@@ -4,22 +4,13 @@ from dsd_serve.errors import InputError
 from ui.private_files import read_upload
 
 # How a file of a format begins -> its name, and what to do.
-ISO_BRANDS = {
-    b"heic": "HEIC",
-    b"heix": "HEIC",
-    b"hevc": "HEIC",
-    b"mif1": "HEIC",
-    b"msf1": "HEIC",
-    b"avif": "AVIF",
-    b"avis": "AVIF",
-}
+HEIC = dict.fromkeys((b"heic", b"heix", b"hevc", b"mif1", b"msf1"), "HEIC")
+ISO_BRANDS = {**HEIC, b"avif": "AVIF", b"avis": "AVIF"}
 SIGNATURES = {
     b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"%PDF": "PDF", b"<svg": "SVG", b"<?xml": "SVG",
     b"\xff\x0a": "JPEG XL", b"\0\0\0\x0cJXL": "JPEG XL",
 }  # fmt: skip
-SHARED = {
-    "HEIC": "share or export it as JPEG (iPhone: Settings, Camera, Formats, Most Compatible), then choose that file"
-}
+SHARED = {"HEIC": "share or export it as JPEG, then choose that file"}
 CONVERT = "save it as PNG, JPEG or WebP, then choose that file"
 
 

@@ -1,4 +1,4 @@
-"""Finished images and links: what is kept and for how long, drawn again from a link, and what an update of a board sends."""
+"""Finished images and links: what is kept, what is drawn again from a link, and what an update of a board sends."""
 
 import asyncio
 import io
