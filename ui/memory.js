@@ -47,12 +47,14 @@
     if (button && button.ariaSelected !== "true") button.click();
   }
 
-  // The address follows the images and the tab; each is an entry of the history.
+  // The address follows the images, when they change, and the tab; each is an entry of the history.
+  let drawn = "";
   function follow() {
+    const found = settings(document.querySelector("#board .board")?.dataset.link ?? "");
+    const changed = found && found !== drawn;
+    if (found) drawn = found;
     if (!ready) return;
-    const board = document.querySelector("#board .board");
-    const link = board?.dataset.link ? settings(board.dataset.link) : settings(location.search);
-    const tab = currentTab();
+    const link = changed ? found : settings(location.search), tab = currentTab();
     if (link !== settings(location.search) || tab !== tabOf(location.search)) history.pushState(null, "", address(link, tab));
     save();
   }
@@ -63,30 +65,35 @@
     if (settings(location.search) !== shown) open();
   });
 
-  function open() {
-    ready = false;
-    byId("refresh")?.click();
-  }
+  const open = () => byId("refresh")?.click();
 
-  // The message of this script to the server when the page is opened; see ui/opening.py.
-  function kept() {
+  // The message of this script to the server when the page is opened, and when its model changes; see ui/opening.py.
+  let opening = 0;
+  function kept(opens) {
     const same = memory.search === settings(location.search); // else the address says more than what is remembered
     const own = (name) => !/^generate\.(n|index|seed|keep|num_steps|sampler|guidance)/.test(name);
     const values = Object.entries(memory.values ?? {}).filter(([name]) => same || own(name));
-    setTimeout(restored, 0);
+    if (opens) {
+      ready = false;
+      setTimeout(restored, 0, String(++opening));
+    }
     return {
-      search: location.search, values: Object.fromEntries(values), images: memory.images ?? {},
+      opening: String(opening), search: location.search, values: Object.fromEntries(values), images: memory.images ?? {},
       classes: same ? memory.classes ?? [] : [], classes_of: document.querySelector("#told [data-classes]")?.dataset.classes ?? "",
     };
   }
 
-  // The answer has arrived when the mark of the classes is there; then what is shown is remembered again.
-  async function restored() {
-    for (let tries = 0; tries < 600 && !document.querySelector("#told [data-classes]"); tries++) await pause(50);
-    await pause(400); // Gradio sets the controls one after the other
-    if (!ready) { select(tabOf(location.search)); await restorePhotos(); }
+  // Once the answer has arrived, which has our number, what is shown is remembered again.
+  async function restored(number) {
+    while (!document.querySelector(`#told [data-opening="${number}"]`)) {
+      if (number !== String(opening)) return;
+      await pause(50);
+    }
+    await pause(300); // Gradio sets the controls one after the other
+    select(tabOf(location.search));
+    if (number === "1") await restorePhotos();
     ready = true;
-    save();
+    follow();
   }
   const pause = (ms) => new Promise((done) => setTimeout(done, ms));
 

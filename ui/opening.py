@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from dsd_serve.errors import InputError
+from dsd_serve.params import API_NAMES
 from ui import html, links
 from ui.controls import Updates
 from ui.finished import Finished
@@ -30,8 +31,8 @@ class Kept:
     """What a browser sends when it opens the page.
 
     link: of the address. values: of controls, by name. classes: the chosen ones. images: by the element that shows
-    them, the id of each. classes_of: the mark of the classes for which its controls were fitted. error: what is wrong
-    with the link.
+    them, the id of each. classes_of: the mark of the classes for which its controls were fitted. opening: the number
+    that it gives to this message. error: what is wrong with the link.
     """
 
     link: Link = field(default_factory=Link)
@@ -39,6 +40,7 @@ class Kept:
     classes: tuple[int, ...] = ()
     images: Mapping[str, Any] = field(default_factory=dict)
     classes_of: str = ""
+    opening: str = ""
     error: str = ""
 
 
@@ -57,6 +59,7 @@ def read(message: Any) -> Kept:
         tuple(one for one in classes if type(one) is int)[:MAX_CHOSEN] if isinstance(classes, list) else (),
         images if isinstance(images, dict) else {},
         str(found.get("classes_of") or "")[:100],
+        str(found.get("opening") or "")[:20],
         error,
     )
 
@@ -88,8 +91,21 @@ class Opening:
 
     def updates(self, kept: Kept, fitted: Updates) -> Updates:
         """The page for what a browser remembers. fitted: the controls as they are for the chosen model."""
-        values = self.values(kept, fitted)
-        return {**fitted, **values, **self.generated(kept), **self.images(kept)}
+        linked = self.linked(kept.link, fitted)
+        values = self.values(kept, fitted | linked)
+        return {**fitted, **linked, **values, **self.generated(kept), **self.images(kept)}
+
+    def linked(self, link: Link, fitted: Updates) -> Updates:
+        """The controls of Generate with the settings of a link."""
+        tab = self.generate
+        controls = {"n": tab.n, "index": tab.index, "seed": tab.seed.number} | {
+            API_NAMES[name]: control for name, control in vars(tab.sampling).items()
+        }
+        values = {**links.USUAL, **link.settings, "n": max(link.n, 1)} if link.draws else dict(link.settings)
+        return {
+            controls[name]: {**(fitted.get(controls[name]) or gr.update()), "value": value}
+            for name, value in values.items()
+        }
 
     def values(self, kept: Kept, fitted: Updates) -> Updates:
         """The controls with the values that the browser remembers; those that are impossible here are left out."""

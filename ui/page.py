@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -10,6 +12,7 @@ from gradio.processing_utils import save_bytes_to_cache
 from dsd_serve.errors import DSDError, shown
 from ui import api, html
 from ui.controls import EVENT, Updates
+from ui.links import Link
 from ui.opening import Opening, mark_of, read
 from ui.png_settings import label_of
 from ui.private_files import Uploads
@@ -28,7 +31,9 @@ HEADER = """
 <div id="down" role="alert" hidden></div>
 <div id="refused" role="alert" hidden></div>
 """
-KEPT = "() => [window.dsd ? dsd.kept() : {search: location.search}]"  # the page's message to `read`, by ui/memory.js
+# The page's message to `read`, by ui/memory.js.
+OPENS = "() => [window.dsd ? dsd.kept(true) : {search: location.search}]"
+KEPT = "() => [window.dsd ? dsd.kept(false) : {}]"
 
 
 def build_page(info: ServerInfo, address: Callable[[gr.Request], str], uploads: Uploads) -> Page:
@@ -55,11 +60,11 @@ def build_page(info: ServerInfo, address: Callable[[gr.Request], str], uploads: 
         every_tab = (generate_tab, photo_tab, walk_tab, inside_tab, training_tab)
         opening = Opening(info, generate_tab, photo_tab, walk_tab, inside_tab)
 
-        def fitted() -> Updates:
-            """Everything as it is for the chosen model."""
+        def fitted(opening: str = "") -> Updates:
+            """Everything as it is for the chosen model. opening: the number that the browser gave it."""
             names, chosen = info.names, info.client.chosen.current
             menu = gr.update(choices=names, value=chosen or names[0], visible=True) if len(names) > 1 else gr.skip()
-            mark = f'<i data-classes="{mark_of(info.classes)}"></i>'
+            mark = f'<i data-classes="{mark_of(info.classes)}" data-opening="{escape(opening)}"></i>'
             of_tabs = {control: value for tab in every_tab for control, value in tab.fitted(info).items()}
             return {model: menu, told: mark, **of_tabs}
 
@@ -74,7 +79,9 @@ def build_page(info: ServerInfo, address: Callable[[gr.Request], str], uploads: 
             error = await info.refresh()
             if error:
                 return {generate_tab.picker: html.callout(error)}
-            return opening.updates(found, fitted())
+            if found.link.model and found.link.model not in info.names:
+                found = replace(found, link=Link(), error=f"this server has no model {shown(found.link.model)} now")
+            return opening.updates(found, fitted(found.opening))
 
         async def choose_model(name: str) -> Updates:
             if name not in info.names:
@@ -104,7 +111,7 @@ def build_page(info: ServerInfo, address: Callable[[gr.Request], str], uploads: 
                 **training_tab.fitted(info),
             }
 
-        opened = gr.on([page.load, refresh.click], open_page, message, controls, js=KEPT, **EVENT)
+        opened = gr.on([page.load, refresh.click], open_page, message, controls, js=OPENS, **EVENT)
         opened.success(
             generate_tab.draw_wanted, [generate_tab.wanted, generate_tab.drawing], generate_tab.outputs, **EVENT
         )
