@@ -35,7 +35,7 @@ def opened(browser, running):
         context = browser.new_context(viewport={"width": width, "height": 900}, **settings)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(120_000)
         page.goto(url)
         page.wait_for_selector(READY, state="attached")
         page.wait_for_function("window.dsd.ready()")
