@@ -131,6 +131,8 @@ class FinishedImages:
             link = links.read(query)
         except InputError as error:
             raise ServerError(str(error), 404) from None
+        if not link.draws:
+            raise ServerError(GONE, 404)
         image = await self.draw(link, image_id)
         if image.id != image_id:
             raise ServerError(OTHER_MODEL, 410)

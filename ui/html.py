@@ -17,6 +17,7 @@ from gradio.data_classes import ImageData
 from ui.finished import Finished
 from ui.names import file_name
 from ui.requests import Drawing, DrawnImage
+from ui.words import in_page_words
 
 # Clicks on buttons and their contents. The listener is on the element, so it survives new values.
 PRESSES = """
@@ -74,17 +75,11 @@ def hint(title: str, sentence: str) -> str:
     return f'<div class="hint"><strong>{escape(title)}</strong><span>{escape(sentence)}</span></div>'
 
 
-def empty_board(title: str = "Nothing drawn yet", sentence: str = "Press Generate to draw.") -> dict[str, Any]:
-    return {"above": hint(title, sentence), "cards": [], "size": "", "link": ""}
-
-
 def board(drawing: Drawing | None, chosen: int | None = None, place: str = "board") -> dict[str, Any]:
     """The images of a drawing and its progress; those that are done can be selected. place: the id of its element."""
     if drawing is None:
-        return empty_board()
+        return {"above": hint("Nothing drawn yet", "Press Generate to draw."), "cards": [], "size": "", "link": ""}
     images = drawing.images
-    if drawing.empty and not drawing.running:
-        return empty_board("Stopped", "Nothing was drawn.")
     named = len({image.title for image in images}) > 1
     cards = [
         card(image, number, number == chosen, named)
@@ -92,7 +87,7 @@ def board(drawing: Drawing | None, chosen: int | None = None, place: str = "boar
         if image.done or image.preview or drawing.running  # once it has ended, none is pending
     ]
     return {
-        "above": above(drawing, place) + callout(drawing.error),
+        "above": above(drawing, place) + callout(in_page_words(drawing.error)),
         "cards": cards,
         "size": "few" if len(images) <= 8 else "many",
         "link": escape(drawing.link),

@@ -154,7 +154,7 @@ def connect(
 
     async def send(event: gr.EventData) -> Updates:
         act = pressed(event).get("act")
-        if act not in html.ACTIONS:
+        if not isinstance(act, str) or act not in html.ACTIONS:
             raise gr.Error(
                 f"a button must be one of {', '.join(html.ACTIONS)}, got {shown(act)}", print_exception=False
             )

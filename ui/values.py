@@ -32,8 +32,9 @@ def as_written(value: float) -> str:
 
 def image_of(event: gr.EventData) -> tuple[str, str]:
     """The id of the finished image of a pressed button, and the settings from which it can be drawn again."""
-    data = pressed(event)
-    return str(data.get("image") or "")[:MAX_TEXT], str(data.get("query") or "")[:MAX_TEXT]
+    found = [pressed(event).get(name) for name in ("image", "query")]
+    image, query = (one if isinstance(one, str) and len(one) <= MAX_TEXT else "" for one in found)
+    return image, query
 
 
 def number_of(event: gr.EventData, among: Container[int]) -> int:

@@ -61,9 +61,9 @@ def test_reconstruct_edit_walk_and_inspect_by_gradio_client(gradio, photo):
     kept, psnr = gradio.predict(photo, api_name="/reconstruct")
     assert Image.open(kept).size == (256, 256)
     assert psnr > 3
-    edited, settings = gradio.predict(photo, None, "950", 0.5, 1, api_name="/edit")
+    edited, settings = gradio.predict(photo, None, "950", 0.5, 1, 4, "euler", 1.5, 2, api_name="/edit")
     assert Image.open(edited).size == (256, 256)
-    assert settings["strength"] == 0.5
+    assert [settings[name] for name in ("strength", "seed", "index", "steps", "sampler")] == [0.5, 1, 2, 4, "euler"]
     strip, animation = gradio.predict("207", 1, "1", 1, 4, api_name="/walk")
     assert len(strip) == 4
     assert Image.open(animation).is_animated
@@ -81,6 +81,8 @@ def test_wrong_files_and_settings_get_the_server_s_error(gradio, tmp_path):
         gradio.predict(handle_file(str(wrong)), api_name="/reconstruct")
     with pytest.raises(AppError, match="steps must be at most 250"):
         gradio.predict("207", 5, 1, 9999, "euler", 1.5, api_name="/generate")
+    with pytest.raises(AppError, match=r"seed must be a whole number .* got 1\.5"):
+        gradio.predict("207", 1.5, 1, None, None, None, api_name="/generate")
     with pytest.raises(AppError, match="class must be an index"):
         gradio.predict("no such thing", 5, 1, None, None, None, api_name="/generate")
 

@@ -358,7 +358,7 @@ def test_the_page_shows_that_its_server_is_down_and_recovers(opened, free_port):
         page = opened(url)
         page.wait_for_selector("#down:has-text('cannot be reached')")
         page.click("#generate-go")
-        page.wait_for_selector("#board .callout:has-text('cannot be reached')")
+        page.wait_for_selector("#generate-message .callout:has-text('cannot be reached')")
         started = Server("--port", str(server))
         page.wait_for_selector("#pill[data-up=true]")
         page.wait_for_selector("#picker .class")

@@ -141,10 +141,8 @@ def build(info: ServerInfo, address: Callable[[gr.Request], str]) -> GenerateTab
                     begun = True
                     yield {**now, message: "", details: "", code: "", drawing: current, board: html.board(current)}
                 now = {}
-        if current.empty and previous:
-            words = html.hint("Stopped", "Nothing was drawn.")
-            sentence = html.callout(in_page_words(current.error)) or words
-            yield {**stop.end(), message: sentence, board: html.board(previous), drawing: previous}
+        if current.empty:
+            yield {**stop.end(), message: nothing_drawn(current), board: html.board(previous), drawing: previous}
             return
         yield {
             **stop.end(),
@@ -184,6 +182,11 @@ def build(info: ServerInfo, address: Callable[[gr.Request], str]) -> GenerateTab
     picker.click(chooser(info), [search, chosen], [chosen, picker], trigger_mode="multiple", **EVENT)
     saved.upload(restorer(info, tab), [saved], [*restored_controls(tab), message], **EVENT)
     return tab
+
+
+def nothing_drawn(drawing: Drawing) -> str:
+    """Why a drawing has ended without an image."""
+    return html.callout(in_page_words(drawing.error)) or html.hint("Stopped", "Nothing was drawn.")
 
 
 def requests_of(info: ServerInfo, link: Link) -> list[DrawRequest]:

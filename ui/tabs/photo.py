@@ -21,7 +21,7 @@ from ui.finished import Finished
 from ui.photo_formats import read_photo
 from ui.requests import DrawRequest, draw
 from ui.server_info import NO_CLASS, NONE, ServerInfo, class_of
-from ui.tabs.generate import PREVIEWS
+from ui.tabs.generate import PREVIEWS, nothing_drawn
 from ui.values import image_of, whole
 from ui.words import in_page_words
 
@@ -208,10 +208,9 @@ def redraw(
                     cleared = {message: "", details: "", code: "", made_from: sources_}
                     yield {**now, **cleared, drawing: current, board: html.board(current, place=place)}
                 now = {}
-        if current.empty and previous:
-            stopped = html.hint("Stopped", "Nothing was drawn.")
-            sentence = html.callout(in_page_words(current.error)) or stopped
-            yield {**stop.end(), message: sentence, board: html.board(previous, place=place), drawing: previous}
+        if current.empty:
+            shown = html.board(previous, place=place) if previous else {}
+            yield {**stop.end(), message: nothing_drawn(current), board: shown, drawing: previous}
             return
         chosen = current.images[current.first].finished
         yield {
