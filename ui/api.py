@@ -90,7 +90,11 @@ def build(info: ServerInfo) -> None:
     ) -> Any:
         """Walk from a class and seed to another. Returns the files of n images and of an animation."""
         start = {"class": class_ or None, "seed": whole_number("seed", seed), "index": whole_number("index", index)}
-        end = {"class": to_class or None, "seed": whole_number("to_seed", to_seed), "index": whole_number("to_index", to_index)}
+        end = {
+            "class": to_class or None,
+            "seed": whole_number("to_seed", to_seed),
+            "index": whole_number("to_index", to_index),
+        }
         given = {"steps": steps if steps is None else whole_number("steps", steps, 1), "sampler": sampler or None}
         call = calls.interpolate(start, end, n=whole_number("n", n, 2), guidance=guidance, **given)
         answer = await send(info, call)

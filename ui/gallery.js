@@ -115,9 +115,8 @@
     (byId(focus) ?? byId("light-next")).focus();
   }
 
-  // Links.
-  async function copyLink(button, query) {
-    const text = window.dsd.address(query);
+  // Links and code to copy, and files.
+  async function copy(button, text) {
     const before = button.textContent;
     try { await navigator.clipboard.writeText(text); } catch { // without a secure context
       const area = make("textarea", {value: text});
@@ -129,6 +128,7 @@
     button.textContent = "Copied";
     setTimeout(() => { button.textContent = before; }, 1500);
   }
+  const copyLink = (button, query) => copy(button, window.dsd.address(query));
 
   async function saveAll(button) {
     const ids = [...document.querySelectorAll(`#${button.dataset.all} .card[data-image]`)].map((one) => one.dataset.image);
@@ -147,6 +147,8 @@
   }
 
   document.addEventListener("click", (event) => {
+    const code = event.target.closest?.("[data-copy]");
+    if (code) copy(code, code.closest(".code").querySelector("code").textContent);
     const link = event.target.closest?.("[data-copy-link]");
     if (link) copyLink(link, link.dataset.copyLink);
     const all = event.target.closest?.("[data-all]");

@@ -126,6 +126,8 @@ def waits_for(drawing: Drawing, now: float) -> str:
     """The time that a drawing still takes, or what it waits for."""
     if (left := drawing.seconds_left(now)) is not None:
         return f"{left:.0f} s left" if left >= 1 else "almost done"
+    if drawing.first_event:
+        return "drawing"
     if drawing.retry_at > now:
         return f"the queue of the server is full: trying again in {drawing.retry_at - now:.0f} s"
     if drawing.ahead:

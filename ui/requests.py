@@ -68,6 +68,7 @@ class Drawing:
     link: str = ""
     started: float = field(default_factory=time.monotonic)
     first_event: float = 0.0  # time of the first event; 0 while all requests wait
+    first_progress: float = 0.0  # after it
     seconds: float = 0.0  # from the start until all were done
     running: bool = True
     stopped: bool = False  # before all images were done
@@ -98,14 +99,12 @@ class Drawing:
         return sum(len(image.preview) for image in self.images)
 
     def seconds_left(self, now: float) -> float | None:
-        """Estimate from the progress so far; None before the first event."""
-        if not self.first_event or not self.progress:
-            return None
-        return (now - self.first_event) * (1 / self.progress - 1)
+        """Estimate from the progress since the first event, however long that had to wait; None before there is any."""
+        progress = self.progress - self.first_progress
+        return (now - self.first_event) / progress * (1 - self.progress) if progress > 0 else None
 
     def update(self, images: Sequence[DrawnImage], event: Event) -> None:
         """Apply a preview or an error of the request for these images."""
-        self.first_event = self.first_event or time.monotonic()
         if event.name not in ("preview", "error"):
             return
         image = images[event.data["image"]]
@@ -147,6 +146,8 @@ async def draw(
                 drawing.update(images, event)
                 if event.name == "image":
                     await finish(request, images, event.data)
+                if not drawing.first_event:
+                    drawing.first_event, drawing.first_progress = time.monotonic(), drawing.progress
                 changed.set()
 
     async def follow(request: DrawRequest, images: list[DrawnImage]) -> None:

@@ -1,4 +1,4 @@
-// The page's own script: server state, light and dark, copying, keyboard. It makes requests to this page only.
+// The page's own script: server state, light and dark, keyboard. It makes requests to this page only.
 (() => {
   const SECONDS = 2;
   let up = null;
@@ -84,21 +84,6 @@
     if (button) button.textContent = dark ? "Light" : "Dark";
   }
 
-  async function copy(button) {
-    const text = button.closest(".code").querySelector("code").textContent;
-    try {
-      await navigator.clipboard.writeText(text);
-    } catch { // without a secure context
-      const area = Object.assign(document.createElement("textarea"), {value: text});
-      document.body.append(area);
-      area.select();
-      document.execCommand("copy");
-      area.remove();
-    }
-    button.textContent = "Copied";
-    setTimeout(() => { button.textContent = "Copy"; }, 1500);
-  }
-
   document.addEventListener("click", (event) => {
     if (event.target.id === "shade") {
       const dark = !document.body.classList.contains("dark");
@@ -109,8 +94,6 @@
     if (toggled) toggled.ariaPressed = String(toggled.ariaPressed !== "true");
     const chosen = event.target.closest?.(".board [data-act=choose]"); // the board is not sent again
     for (const one of chosen?.closest(".board").querySelectorAll("[data-act=choose]") ?? []) one.ariaPressed = String(one === chosen);
-    const button = event.target.closest?.("[data-copy]");
-    if (button) copy(button);
     const go = event.target.closest?.("button[id$=-go]");
     if (go && innerWidth < 768) follow(go);
   });
