@@ -86,7 +86,7 @@ async def visitor(http: httpx.AsyncClient, event: int, end: float) -> tuple[int,
     drawn = previews = 0
     while time.monotonic() < end:
         session = uuid.uuid4().hex[:10]
-        # The page's process keeps the first value, the choice of classes, and the last, what is shown, for each session.
+        # The page's process keeps the first value, the chosen classes, and the last, what is shown.
         data = [None, 0, False, IMAGES, 0, STEPS, "heun", 3, 0, 1, None]
         body = {"data": data, "fn_index": event, "session_hash": session, "event_data": None}
         (await http.post("/gradio_api/queue/join", json=body)).raise_for_status()

@@ -20,8 +20,9 @@
   });
   const url = (image) => `studio/image/${image.id}.png${image.query ? `?${image.query}` : ""}`;
   const caption = (image) => {
-    const seed = new URLSearchParams(image.query).get("seed");
-    return seed === null ? image.title : `${image.title}, seed ${seed}`;
+    const given = new URLSearchParams(image.query);
+    const seed = given.has("seed") ? `, seed ${given.get("seed")}${given.has("index") ? ` #${given.get("index")}` : ""}` : "";
+    return image.title.charAt(0).toUpperCase() + image.title.slice(1) + seed;
   };
 
   // The strip.
@@ -110,7 +111,7 @@
     const focus = dialog.querySelector(":focus")?.id;
     dialog.replaceChildren(
       make("div", {className: "sides-by-side"}, ...(pinned ? [side(pinned), side(image)] : [side(image)])),
-      make("p", {className: "line", role: "status", textContent: `${number + 1} of ${images.length}` + (pinned ? ", beside the image that you keep on the left" : "")}),
+      make("p", {className: "line", role: "status", textContent: `${number + 1} of ${images.length}` + (pinned ? ", compared with the one on the left" : "")}),
       bar);
     (byId(focus) ?? byId("light-next")).focus();
   }
@@ -166,7 +167,11 @@
   });
 
   let timer = 0;
-  new MutationObserver(() => {
+  new MutationObserver((changes) => {
+    // An error stands above the images, which may be out of view.
+    for (const change of changes) for (const node of change.addedNodes) {
+      if (node.matches?.(".callout") && node.closest("[id$=-message]")) node.scrollIntoView({block: "nearest"});
+    }
     clearTimeout(timer);
     timer = setTimeout(() => {
       if (document.querySelector("#board .drawing")) return;
