@@ -12,7 +12,7 @@
 # make study  the collapse studies; DATA= as above
 # make eval   evaluates the demo model, with BESIDE=DIR a second one too; DATA= as above
 # make samplers  the sampler study; DATA= as above
-# make measure-ui  benchmarks of the page: twenty visitors, first paint, from a clone to the first image
+# make measure-ui  benchmarks of the page: twenty visitors, first paint, bytes, from a clone to the first image
 # make gpu    everything that needs an NVIDIA GPU, in the active environment: tests, checked plans, docs/speed.md
 # make triton  Triton with the demo model, and the front on port 8000; make test-triton  the tests that need Triton
 # make bench  hardware utilization of the engines      make bench-serving  serving benchmarks
@@ -132,6 +132,7 @@ bench-serving: $(DEV)/.done
 measure-ui: $(DEV)/.done
 	$(DEV)/bin/python -m benchmarks.page_speed crowd
 	$(DEV)/bin/python -m benchmarks.page_speed paint
+	$(DEV)/bin/python -m benchmarks.page_speed sent
 	$(DEV)/bin/python -m benchmarks.page_speed clone
 
 gpu:

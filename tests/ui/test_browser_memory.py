@@ -163,6 +163,7 @@ def test_a_killed_server_and_the_next_one_lose_nothing(opened, free_port):
     page.wait_for_selector("#board .progress", state="detached")
     second = Server("--ui", "--port", port)
     page.wait_for_selector("#board .progress")  # the page has loaded again and draws, by itself
+    page.wait_for_selector("#board .drawing img")
     assert settings(page)["seed"] == seed
     page.click("#generate-stop")
     page.wait_for_selector("#board :text('Stopped')")
