@@ -155,7 +155,7 @@ def test_a_saved_png_restores_its_settings_and_draws_the_same(page, tmp_path):
     assert page.input_value("#generate-seed input") == "77"
     assert page.input_value("#index input") == "1"
     page.click("#generate-go")
-    page.wait_for_selector("#details .details")
+    page.wait_for_selector(f"#board button.card:only-child img[src='{source}']")
     assert page.get_attribute("#details img", "src") == source
 
 
