@@ -70,6 +70,7 @@ def finished(page, n, before=()):
         arg=[n, ",".join(before)],
     )
     page.wait_for_selector("#details .details")
+    page.wait_for_timeout(500)  # until the event has ended: a press before that is ignored
     return sources(page)
 
 
