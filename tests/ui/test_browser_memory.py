@@ -153,7 +153,7 @@ def test_a_killed_server_and_the_next_one_lose_nothing(opened, free_port):
     before = draw(page)
     page.click("#generate-sampling button >> nth=0")
     fill(page, "generate-steps", 250)
-    fill(page, "n", 16)
+    fill(page, "n", 4)
     page.click("#generate-go")
     page.wait_for_selector("#board .drawing img")
     page.wait_for_url("**steps=250**")
