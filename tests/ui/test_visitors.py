@@ -492,7 +492,7 @@ def test_a_visitor_costs_kilobytes_and_images_outlive_the_session(inside):
 def test_the_menu_has_the_samplers_of_the_model(server_url):
     async def run():
         client = AsyncClient(server_url)
-        info = ServerInfo(LimitedClient(client))
+        info = ServerInfo(LimitedClient(client), FinishedImages(client))
         with gr.Blocks():
             sampling = Sampling.build("test")
         await info.refresh()
@@ -510,11 +510,11 @@ def test_the_menu_has_the_samplers_of_the_model(server_url):
 def test_a_sample_of_one_step_is_shown_from_noise_to_image(server_url):
     async def run():
         client = AsyncClient(server_url)
-        info = ServerInfo(LimitedClient(client))
+        info = ServerInfo(LimitedClient(client), FinishedImages(client))
         with gr.Blocks():
-            way, stop = gr.HTML(), Stop(gr.Button())
+            way, message, stop = gr.HTML(), gr.HTML(), Stop(gr.Button())
         await info.refresh()
-        shown = [update[way] async for update in watching(info, way, stop)(207, 1, 0, 1) if way in update]
+        shown = [update[way] async for update in watching(info, way, message, stop)(207, 1, 0, 1) if way in update]
         await client.close()
         return shown
 
