@@ -158,13 +158,14 @@ def test_a_killed_server_and_the_next_one_lose_nothing(opened, free_port):
     page.wait_for_selector("#board .drawing img")
     page.wait_for_url("**steps=250**")
     seed = settings(page)["seed"]
+    page.evaluate("window.before = true")
     first.process.kill()
     first.process.wait()
     page.wait_for_selector("#down:has-text('does not respond')")
     page.wait_for_selector("#board .progress", state="detached")
     second = Server("--ui", "--port", port)
-    page.wait_for_selector("#board .progress")  # the page has loaded again and draws, by itself
-    page.wait_for_selector("#board .drawing img")
+    page.wait_for_function("!window.before && window.dsd?.ready()")  # the page has loaded again, by itself
+    page.wait_for_selector("#board .drawing img")  # and draws
     assert settings(page)["seed"] == seed
     page.click("#generate-stop")
     page.wait_for_selector("#board :text('Stopped')")
