@@ -91,7 +91,19 @@ class WatchedRun:
         log.info("%s: exporting a new checkpoint", self.run)
         target.parent.mkdir()
         # -P: never the modules of the folder that the server happens to be in, but those that it has itself.
-        command = [sys.executable, "-P", "-m", "export", str(self.checkpoint), "-o", str(target), "--name", self.name]
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "export",
+            str(self.checkpoint),
+            "-o",
+            str(target),
+            "--name",
+            self.name,
+            "--class-images",
+            "off",
+        ]
         output = target.parent / "output"
         with output.open("wb") as file:
             process = subprocess.Popen(

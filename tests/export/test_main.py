@@ -28,7 +28,7 @@ from tests.support.processor import has_int8, needs_int8
 
 
 def test_the_model_directory_is_complete(tiny_dir):
-    files = {"config.json", "model.safetensors", "model.onnx", "model.ort.onnx", "card.md"}
+    files = {"config.json", "model.safetensors", "model.onnx", "model.ort.onnx", "card.md", "classes.webp"}
     assert {file.name for file in tiny_dir.iterdir()} == files
     assert {file.stat().st_mode & 0o444 for file in tiny_dir.iterdir()} == {0o444}, "a server may run as another user"
     model = read_model_dir(tiny_dir)
