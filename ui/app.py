@@ -19,7 +19,7 @@ from dsd_serve.client import AsyncClient
 from dsd_serve.errors import DSDError, ServerError, shown
 from dsd_serve.imaging.codec import read_image, resize, write_image
 from dsd_serve.imaging.decoding import Decoder
-from ui import guard, image_routes, visitors
+from ui import guard, image_routes, tiles, visitors
 from ui.chosen_model import for_model
 from ui.fair_limit import LimitedClient
 from ui.finished import FinishedImages
@@ -61,6 +61,7 @@ def create_page(
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     add_routes(app, client)
     image_routes.add(app, kept)
+    tiles.add_route(app, client)
     info = ServerInfo(LimitedClient(client), kept, decoder or Decoder())
     blocks = build_page(info, address or (lambda _: client.url), uploads)
     files = resources.files("ui")
@@ -69,10 +70,13 @@ def create_page(
         blocks,
         path="/",
         theme=THEME,
-        css="".join(files.joinpath(name).read_text("utf-8") for name in ("style.css", "gallery.css")),
+        css="".join(
+            files.joinpath(name).read_text("utf-8")
+            for name in ("style.css", "classes.css", "gallery.css", "access.css")
+        ),
         head="".join(
             f"<script>{files.joinpath(name).read_text('utf-8')}</script>"
-            for name in ("memory.js", "gallery.js", "script.js")
+            for name in ("memory.js", "gallery.js", "script.js", "access.js")
         ),
         footer_links=[],
         run_history=False,

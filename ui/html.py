@@ -1,15 +1,13 @@
-"""Parts of the page that Gradio does not have, as HTML: board, details, strip, class picker. All text is escaped.
+"""Parts of the page that Gradio does not have, as HTML: board, details, strip. All text is escaped.
 
 Buttons have a `data-act`; `pressable` makes a gr.HTML whose `click` event carries its data.
 """
 
 import base64
-import json
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
-from urllib.parse import urlencode
 
 import gradio as gr
 from gradio.data_classes import ImageData
@@ -24,7 +22,7 @@ PRESSES = """
 element.addEventListener('click', (event) => {
   const pressed = event.target.closest('[data-act]');
   if (pressed) trigger('click', {
-    act: pressed.dataset.act, value: Number(pressed.dataset.value || 0), image: pressed.dataset.image || '',
+    act: (event.ctrlKey || event.metaKey || event.shiftKey) && pressed.dataset.more || pressed.dataset.act, value: Number(pressed.dataset.value || 0), image: pressed.dataset.image || '',
     query: pressed.dataset.query || '',
   });
 });
@@ -217,34 +215,6 @@ def facts(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Model", str(settings["model"])),
     ]
     return [*found, ("Strength", f"{settings['strength']:g}")] if "strength" in settings else found
-
-
-def picker(
-    classes: Sequence[Mapping[str, Any]],
-    chosen: Collection[int],
-    model: Mapping[str, Any],
-    example: str,
-    name: str = "",
-) -> str:
-    """Buttons for classes, each with an image of the model; the chosen ones stand out.
-
-    example: a text to search. name: of the model, if it is not the server's first.
-    """
-    if not classes:
-        return hint("No such class", f"Try part of its name, such as {example}.")
-    version = {"version": str(model.get("fingerprint", ""))[:12]}
-    query = escape(urlencode({"model": name, **version} if name else version))
-    return (
-        f'<div class="picker" role="group" aria-label="Classes" data-chosen="{escape(json.dumps(list(chosen)))}">'
-        + "".join(
-            f'<button type="button" class="class" data-act="toggle" data-value="{int(one["index"])}" '
-            f'aria-pressed="{str(one["index"] in chosen).lower()}" title="{escape(one["name"])}, {int(one["index"])}">'
-            f'<img loading="lazy" alt="" src="studio/class/{int(one["index"])}.png?{query}">'
-            f"<span>{escape(one['name'])}</span></button>"
-            for one in classes
-        )
-        + "</div>"
-    )
 
 
 def strip(images: Sequence[Finished], label: str) -> str:

@@ -16,7 +16,7 @@
   function save() {
     if (!ready) return;
     memory.search = settings(location.search);
-    memory.classes = parse(document.querySelector("#picker [data-chosen]")?.dataset.chosen ?? "null");
+    memory.classes = parse(document.querySelector("#chosen [data-chosen]")?.dataset.chosen ?? "null");
     memory.images = Object.fromEntries(PLACES.map((place) =>
       [place, [...document.querySelectorAll(`#${place} [data-image]`)].map((one) => one.dataset.image)]));
     try { sessionStorage.setItem(KEY, JSON.stringify(memory)); } catch { /* full, or forbidden */ }

@@ -14,10 +14,11 @@ from ui import html, links
 from ui.controls import Updates
 from ui.finished import Finished
 from ui.links import Link
+from ui.picker import MAX_CHOSEN
 from ui.requests import restored
 from ui.server_info import ServerInfo
 from ui.tabs import inside, walk
-from ui.tabs.generate import MAX_CHOSEN, GenerateTab, check_count, picked
+from ui.tabs.generate import GenerateTab, check_count
 from ui.tabs.inside import InsideTab
 from ui.tabs.photo import PhotoTab
 from ui.tabs.walk import WalkTab
@@ -85,7 +86,13 @@ class Opening:
 
     @property
     def outputs(self) -> list[Any]:
-        places = [self.generate.message, self.generate.chosen, self.generate.picker, self.generate.wanted]
+        places = [
+            self.generate.message,
+            self.generate.chosen,
+            self.generate.chips,
+            self.generate.picker,
+            self.generate.wanted,
+        ]
         boards = [one for tab in (self.photo.edit, self.photo.inpaint) for one in (tab.board, tab.message)]
         return [*self.controls.values(), *places, *boards, self.walk.strip, self.walk.moving, self.inside.way]
 
@@ -125,11 +132,8 @@ class Opening:
             message = html.callout(f"this link cannot be opened: the model has no class {missing[0]}")
             link = Link()
         chosen = [one for one in (kept.classes or link.classes) if one in known] or [self.info.default_class]
-        updates: Updates = {tab.chosen: chosen, tab.picker: self.picker(chosen), tab.message: message}
+        updates: Updates = {**tab.classes(self.info, chosen), tab.message: message}
         return {**updates, tab.wanted: self.complete(link) if link.draws else None}
-
-    def picker(self, chosen: list[int]) -> Any:
-        return gr.update(value=picked(self.info, self.info.classes, chosen), visible=self.info.has_classes)
 
     def complete(self, link: Link) -> Link | None:
         """A link with all settings, from the model's recommendation where it has none; None if it is too much."""

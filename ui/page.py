@@ -10,7 +10,7 @@ import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
 
 from dsd_serve.errors import DSDError, shown
-from ui import api, html
+from ui import api, html, picker
 from ui.controls import EVENT, Updates
 from ui.links import Link
 from ui.opening import Opening, mark_of, read
@@ -104,8 +104,9 @@ def build_page(info: ServerInfo, address: Callable[[gr.Request], str], uploads: 
             if not known.issuperset(chosen):  # this process has just started
                 chosen = [one for one in found.classes if one in known] or [info.default_class]
             return {
-                generate_tab.chosen: chosen,
-                generate_tab.picker: await generate.finder(info)(words, chosen),
+                **generate_tab.classes(info, chosen),
+                generate_tab.picker: picker.grid(info, picker.search(info.classes, words)),
+                generate_tab.wall: picker.wall(info),
                 inside_tab.model: inside.model_facts(info.model),
                 inside_tab.card: info.card,
                 **training_tab.fitted(info),

@@ -1,7 +1,7 @@
 """The Generate tab: images of classes."""
 
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import gradio as gr
 from dsd_serve import calls
 from dsd_serve.errors import DSDError, InputError
 from dsd_serve.params import SamplingParams, to_api
-from ui import html, snippets
+from ui import html, picker, snippets
 from ui.controls import EVENT, Sampling, Seed, Stop, Updates, actions, roll, sampling_of, until
 from ui.fair_limit import PER_CLICK
 from ui.finished import Finished
@@ -20,13 +20,11 @@ from ui.private_files import read_upload
 from ui.requests import Drawing, DrawRequest, draw
 from ui.requests import restored as earlier
 from ui.server_info import NO_CLASS, ServerInfo, class_of
-from ui.values import number_of, whole
+from ui.values import whole
 from ui.words import in_page_words
 
 PREVIEWS = 12  # of each image
 ALL_PREVIEWS = 480  # of a drawing: many images have fewer each
-MAX_SHOWN = 24  # classes in the picker
-MAX_CHOSEN = 16  # classes
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,9 @@ class GenerateTab:
     chosen: gr.State  # classes
     wanted: gr.State  # the link from which the page was opened
     search: gr.Textbox
+    chips: gr.HTML
     picker: gr.HTML
+    wall: gr.HTML
     n: gr.Slider
     index: gr.Number
     seed: Seed
@@ -49,17 +49,25 @@ class GenerateTab:
     outputs: list[Any]
 
     def fitted(self, info: ServerInfo) -> Updates:
-        chosen = [info.default_class]
         return {
-            self.chosen: chosen,
-            self.picker: gr.update(value=picked(info, info.classes, chosen), visible=info.has_classes),
+            **self.classes(info, [info.default_class]),
             self.search: gr.update(
-                placeholder=f"Search by name, such as {info.search_example}", visible=info.has_classes
+                placeholder=f"Search {len(info.classes)} classes, such as {info.search_example}",
+                visible=info.has_classes,
             ),
+            self.wall: picker.wall(info),
             self.n: gr.update(
                 maximum=info.model["limits"]["n"], label="Images per class" if info.has_classes else "Images"
             ),
             **self.sampling.fitted(info),
+        }
+
+    def classes(self, info: ServerInfo, chosen: list[int]) -> Updates:
+        """All classes, and those that are chosen."""
+        return {
+            self.chosen: chosen,
+            self.chips: gr.update(value=picker.chips(info, chosen), visible=info.has_classes),
+            self.picker: gr.update(value=picker.grid(info, info.classes), visible=info.has_classes),
         }
 
     @property
@@ -74,12 +82,11 @@ def build(info: ServerInfo, address: Callable[[gr.Request], str]) -> GenerateTab
     with gr.Row(elem_classes="sides"):
         with gr.Column(scale=2, min_width=320, elem_classes="controls"):
             search = gr.Textbox(
-                label="Class",
-                placeholder="Search by name",
-                elem_id="class-search",
-                info="Choose one or more. Each shows an image that the model drew.",
-            )
-            picker = html.pressable(elem_id="picker")
+                label="Search classes", placeholder="Search classes", elem_id="class-search", show_label=False,
+                container=False,
+            )  # fmt: skip
+            chips = html.pressable(elem_id="chosen")
+            classes = html.pressable(elem_id="picker")
             n = gr.Slider(1, 16, 4, step=1, label="Images per class", elem_id="n")
             seed = Seed.build("generate")
             go, button = actions("generate", "Generate")
@@ -92,7 +99,8 @@ def build(info: ServerInfo, address: Callable[[gr.Request], str]) -> GenerateTab
                 saved = gr.File(label="PNG saved from this page", elem_id="saved", height=170)
         with gr.Column(scale=3, min_width=320):
             message = html.shown("", elem_id="generate-message")
-            board = html.board_element(html.board(None), elem_id="board")
+            wall = html.pressable(html.hint("Nothing drawn yet", "Press Generate to draw."), elem_id="wall")
+            board = html.board_element({}, elem_id="board")
             details = html.pressable(elem_id="details")
             with gr.Accordion("Reproduce with code", open=False, elem_id="code"):
                 code = html.shown(html.hint("No code yet", "It appears with the images."))
@@ -168,7 +176,7 @@ def build(info: ServerInfo, address: Callable[[gr.Request], str]) -> GenerateTab
                 yield {**update, wanted: None}
 
     tab = GenerateTab(
-        drawing, chosen, wanted, search, picker, n, index, seed, sampling, message, board, details, code, history,
+        drawing, chosen, wanted, search, chips, classes, wall, n, index, seed, sampling, message, board, details, code, history,
         draw_wanted, outputs,
     )  # fmt: skip
     go.click(
@@ -178,8 +186,21 @@ def build(info: ServerInfo, address: Callable[[gr.Request], str]) -> GenerateTab
         trigger_mode="once",
         **EVENT,
     )
-    search.change(finder(info), [search, chosen], picker, trigger_mode="always_last", **EVENT)
-    picker.click(chooser(info), [search, chosen], [chosen, picker], trigger_mode="multiple", **EVENT)
+
+    def find(text: str) -> str:
+        return picker.grid(info, picker.search(info.classes, text))
+
+    def choose_first(text: str, chosen_: list[int]) -> Updates:
+        """Switch to the first class that a search finds, and show all classes again."""
+        found = picker.search(info.classes, text)
+        return {search: "", **tab.classes(info, [found[0]["index"]])} if found and text.strip() else {search: gr.skip()}
+
+    def choose(chosen_: list[int], event: gr.EventData) -> tuple[list[int], str]:
+        return picker.choose(info, chosen_, event)
+
+    search.change(find, search, classes, trigger_mode="always_last", **EVENT)
+    search.submit(choose_first, [search, chosen], [search, chosen, chips, classes], **EVENT)
+    gr.on([classes.click, chips.click, wall.click], choose, chosen, [chosen, chips], trigger_mode="multiple", **EVENT)
     saved.upload(restorer(info, tab), [saved], [*restored_controls(tab), message], **EVENT)
     return tab
 
@@ -244,53 +265,19 @@ def check_count(n: int, classes: int) -> None:
         )
 
 
-def finder(info: ServerInfo) -> Callable[..., Any]:
-    async def find(words: str, chosen: list[int]) -> str:
-        try:
-            found = await info.client.do(calls.classes((words or "")[:200]))
-        except DSDError as error:
-            return html.callout(str(error))
-        return picked(info, found, chosen)
-
-    return find
-
-
-def picked(info: ServerInfo, classes: Sequence[dict[str, Any]], chosen: Collection[int]) -> str:
-    """The picker with the first of some classes."""
-    return html.picker(classes[:MAX_SHOWN], chosen, info.model, info.search_example, info.client.chosen.current)
-
-
-def chooser(info: ServerInfo) -> Callable[..., Any]:
-    find = finder(info)
-
-    async def choose(words: str, chosen: list[int], event: gr.EventData) -> tuple[list[int], str]:
-        """Toggle a class; the last one stays. The list is changed in place and before anything is awaited, because the
-        next click may come before this one ends."""
-        one = number_of(event, {one["index"] for one in info.classes}.union(chosen))
-        if one not in chosen and len(chosen) >= MAX_CHOSEN:
-            return chosen, html.callout(
-                f"at most {MAX_CHOSEN} classes can be drawn at once: deselect one first"
-            ) + await find(words, chosen)
-        others = [index for index in chosen if index != one]
-        chosen[:] = others if one in chosen and others else [*others, one]
-        return chosen, await find(words, chosen)
-
-    return choose
-
-
 def restored_controls(tab: GenerateTab) -> list[Any]:
-    return [tab.chosen, tab.search, tab.picker, tab.n, tab.index, tab.seed.number, tab.seed.lock, *tab.sampling.inputs]
+    classes = [tab.chosen, tab.search, tab.chips, tab.picker]
+    return [*classes, tab.n, tab.index, tab.seed.number, tab.seed.lock, *tab.sampling.inputs]
 
 
 def restored(info: ServerInfo, tab: GenerateTab, settings: dict[str, Any]) -> Updates:
     """The controls with the settings of an image, to draw it again."""
     label = label_of(settings)
-    if (label == NO_CLASS) == info.has_classes:  # drawn by a model of the other kind
-        label = info.default_class
+    if label not in {one["index"] for one in info.classes} or (label == NO_CLASS) == info.has_classes:
+        label = info.default_class  # another model drew it
     return {
-        tab.chosen: [label],
+        **tab.classes(info, [label]),
         tab.search: "",
-        tab.picker: picked(info, info.classes, [label]),
         tab.n: 1,
         tab.index: whole("index of the first image", settings["index"]),
         tab.seed.number: whole("seed", settings["seed"]),
