@@ -64,6 +64,7 @@ test-slow: $(DEV)/.done
 	$(DEV)/bin/python -m pytest -m slow
 
 test-ui: $(DEV)/.done
+	PYTHON="$(abspath $(DEV))/bin/python" bash tests/clients/install.sh
 	$(call TRY,-m browser -rs tests/ui tests/server/test_web_browser.py)
 
 test-triton: $(DEV)/.done

@@ -16,7 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dsd_serve.checkpoint import CLASS_IMAGES, MAX_TEXT, ModelDir, read_model_dir
+from dsd_serve.checkpoint import MAX_TEXT, ModelDir, read_model_dir
+from dsd_serve.class_images import FILE as CLASS_IMAGES
 from dsd_serve.errors import CheckpointError, EngineUnavailableError, shown
 
 PREFIX = "hf:"

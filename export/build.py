@@ -17,7 +17,8 @@ import onnx
 from numpy.typing import NDArray
 
 from dsd_serve import __version__
-from dsd_serve.checkpoint import CLASS_IMAGES, ModelDir, config_json, read_model_dir, sha256
+from dsd_serve.checkpoint import ModelDir, config_json, read_model_dir, sha256
+from dsd_serve.class_images import FILE as CLASS_IMAGES
 from dsd_serve.class_images import Grid
 from dsd_serve.engines import Engine
 from dsd_serve.engines.onnx_engine import OnnxEngine, choose_provider, import_onnxruntime, open_session

@@ -31,6 +31,7 @@ from ui.private_files import Uploads
 from ui.server_info import ServerInfo
 from ui.theme import THEME
 
+STYLES = ("style.css", "classes.css", "gallery.css", "access.css")
 FRESH_S = 1.0  # seconds for which an answer of the server about itself is reused
 THUMBNAIL_SETTINGS = {"seed": 1, "n": 1}
 THUMBNAIL_SIZE = 128  # pixels a side
@@ -70,10 +71,7 @@ def create_page(
         blocks,
         path="/",
         theme=THEME,
-        css="".join(
-            files.joinpath(name).read_text("utf-8")
-            for name in ("style.css", "classes.css", "gallery.css", "access.css")
-        ),
+        css="".join(files.joinpath(name).read_text("utf-8") for name in STYLES),
         head="".join(
             f"<script>{files.joinpath(name).read_text('utf-8')}</script>"
             for name in ("memory.js", "gallery.js", "script.js", "access.js")

@@ -22,7 +22,8 @@ PRESSES = """
 element.addEventListener('click', (event) => {
   const pressed = event.target.closest('[data-act]');
   if (pressed) trigger('click', {
-    act: (event.ctrlKey || event.metaKey || event.shiftKey) && pressed.dataset.more || pressed.dataset.act, value: Number(pressed.dataset.value || 0), image: pressed.dataset.image || '',
+    act: (event.ctrlKey || event.metaKey || event.shiftKey) && pressed.dataset.more || pressed.dataset.act,
+    value: Number(pressed.dataset.value || 0), image: pressed.dataset.image || '',
     query: pressed.dataset.query || '',
   });
 });
@@ -136,7 +137,7 @@ def waits_for(drawing: Drawing, now: float) -> str:
 
 def card(image: DrawnImage, number: int, chosen: bool, named: bool) -> str:
     """An image with its caption. named: the caption begins with the class."""
-    name = f"<b>{escape(image.title)}</b>" if named else ""
+    name = f"<b>{escape(image.title)}</b> " if named else ""
     if image.finished is None:
         img = (
             f'<img decoding="sync" alt="" src="{data_uri(image.preview)}">'
@@ -150,10 +151,10 @@ def card(image: DrawnImage, number: int, chosen: bool, named: bool) -> str:
             f'<figcaption class="caption">{name}{escape(below)}</figcaption></figure>'
         )
     one = image.finished
-    label = escape(f"{image.title}, {image.caption}")
+    label = "" if named else f'aria-label="{escape(f"{image.title}, {image.caption}")}" '
     return (
         f'<button type="button" class="card" data-act="choose" data-value="{number}" {reference(one)} '
-        f'aria-pressed="{str(chosen).lower()}" aria-label="{label}"><img decoding="sync" alt="" '
+        f'aria-pressed="{str(chosen).lower()}" {label}><img decoding="sync" alt="" '
         f'src="{escape(one.url)}"><span class="caption">{name}{escape(image.caption)}</span></button>'
     )
 
@@ -199,7 +200,7 @@ def described(image: Finished | None, actions: Mapping[str, str]) -> str:
     return (
         f'<section class="details" aria-label="Selected image" {reference(image)}>'
         f'<button type="button" class="enlarge" aria-label="Enlarge"><img decoding="sync" alt="{title}" src="{url}">'
-        f'</button><div><h3>{title}</h3><dl>{rows}</dl><div class="actions">'
+        f'</button><div><h2>{title}</h2><dl>{rows}</dl><div class="actions">'
         f'<a class="action primary" download="{name}" href="{url}">Save PNG</a>{buttons}</div></div></section>'
     )
 

@@ -179,11 +179,13 @@ def connect(
             }
         target = {"edit": (photo_tab.photo, "photo"), "inside": (inside_tab.photo, "inside")}[act]
         path = save_bytes_to_cache(info.images.data(image), "image.png", target[0].GRADIO_CACHE)
-        return {tabs: gr.update(selected=target[1]), target[0]: path}
+        inner = {photo_tab.kinds: gr.update(selected="edit")} if act == "edit" else {}
+        return {tabs: gr.update(selected=target[1]), target[0]: path, **inner}
 
     ends = [control for end in (walk_tab.start, walk_tab.end) for control in (end.label, end.seed, end.index)]
     outputs = [
-        tabs, walk_tab.kinds, walk_tab.kind, *ends, *walk_tab.sampling.inputs, photo_tab.photo, inside_tab.photo,
+        tabs, walk_tab.kinds, walk_tab.kind, photo_tab.kinds, *ends,
+        *walk_tab.sampling.inputs, photo_tab.photo, inside_tab.photo,
         generate_tab.message, *generate.restored_controls(generate_tab),
     ]  # fmt: skip
     generate_tab.details.click(send, None, outputs, **EVENT)

@@ -1,4 +1,4 @@
-"""The choice of classes on Generate: search, a grid of their images, and the chosen ones, each with a button to remove it.
+"""The choice of classes on Generate: search, a grid of their images, and the chosen ones, which can be removed.
 
 A press on an image switches to its class; its + adds the class to the chosen ones, as a press with Shift or Ctrl does.
 """
@@ -21,7 +21,7 @@ from ui.values import number_of, pressed
 MAX_DRAWN = 24  # classes in the grid whose images are drawn when they come into view
 MAX_TILES = 300  # if their images are in one file
 MAX_CHOSEN = 16  # classes
-MAX_WALL = 90  # images that a page shows before anything is drawn
+MAX_WALL = 60  # images that a page shows before anything is drawn
 MAX_WORDS = 200  # characters of a search
 
 
@@ -95,7 +95,8 @@ def chips(info: ServerInfo, chosen: Collection[int], error: str = "") -> str:
         else ""
     )
     one_by_one = "".join(
-        f'<span class="chip">{escape(info.name_of(index))}{remove.format(index, escape(info.name_of(index)))}</span>'
+        f'<span class="chip"><span class="name">{escape(info.name_of(index))}</span>'
+        f"{remove.format(index, escape(info.name_of(index)))}</span>"
         for index in named
     )
     kept = escape(json.dumps(list(chosen)))

@@ -90,19 +90,17 @@
       localStorage.setItem("dsd-dark", dark);
       shade(dark);
     }
-    const toggled = event.target.closest?.("[data-act=toggle]"); // shown at once, before the server's update
-    if (toggled) toggled.ariaPressed = String(toggled.ariaPressed !== "true");
     const chosen = event.target.closest?.(".board [data-act=choose]"); // the board is not sent again
     for (const one of chosen?.closest(".board").querySelectorAll("[data-act=choose]") ?? []) one.ariaPressed = String(one === chosen);
     const go = event.target.closest?.("button[id$=-go]");
-    if (go && innerWidth < 768) follow(go);
+    if (go) follow(go);
   });
 
-  // On a phone results appear below the controls: scroll to them once they are there.
+  // Where results appear below the controls, out of view: scroll to them once they are there.
   const RESULTS = {"generate-go": "board", "edit-go": "edit-board", "inpaint-go": "inpaint-board", "walk-go": "walk-strip", "way-go": "way"};
   function follow(go) {
     const place = byId(RESULTS[go.id]);
-    if (!place) return;
+    if (!place || place.parentElement.getBoundingClientRect().top < 0.55 * innerHeight) return;
     const seen = new MutationObserver(() => {
       if (!place.parentElement.querySelector(".drawing, .progress, .strip, .callout")) return;
       seen.disconnect();

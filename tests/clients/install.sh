@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what tests/clients drives: Python clients that conflict with ours, a Node, and npm packages. The rest comes
+# Installs what tests/clients drives: Python clients that conflict with ours, a Node, and npm packages; and axe-core, with
+# which tests/ui checks the page. The rest comes
 # from the system, as far as it is there: apt-get install chromium curl default-jdk-headless netcat-openbsd nginx-light prometheus wget
 set -euo pipefail
 cd "$(dirname "$0")"

@@ -37,7 +37,7 @@ from ui.fair_limit import IN_FLIGHT, PER_CLICK, PER_VISITOR, TOTAL, VISITOR, Fai
 from ui.finished import FinishedImages
 from ui.requests import Drawing, DrawnImage, DrawRequest, draw
 from ui.server_info import ModelFacts, ServerInfo
-from ui.tabs.generate import MAX_CHOSEN, check_count, chooser
+from ui.tabs.generate import check_count
 from ui.tabs.inside import watching
 from ui.values import number_of, whole
 
@@ -521,27 +521,6 @@ def test_a_sample_of_one_step_is_shown_from_noise_to_image(server_url):
     shown = asyncio.run(run())
     assert len(shown) == 2
     assert [shown[-1].count(f">{words}<") for words in ("noise", "image")] == [1, 1]
-
-
-def test_too_many_classes_get_an_error(server_url):
-    async def run():
-        client = AsyncClient(server_url)
-        info = ServerInfo(LimitedClient(client), FinishedImages(client))
-        classes = [{"index": index, "name": f"class {index}"} for index in range(40)]
-        info.facts[""] = ModelFacts(classes=classes)
-        choose, chosen = chooser(info), [0]
-        for index in range(1, MAX_CHOSEN):
-            await choose("", chosen, SimpleNamespace(_data={"value": index}))
-        assert chosen == list(range(MAX_CHOSEN))
-        _, words = await choose("", chosen, SimpleNamespace(_data={"value": MAX_CHOSEN}))
-        assert chosen == list(range(MAX_CHOSEN))
-        await choose("", chosen, SimpleNamespace(_data={"value": 3}))
-        await client.close()
-        return words, chosen
-
-    words, chosen = asyncio.run(run())
-    assert f"at most {MAX_CHOSEN} classes" in words
-    assert 3 not in chosen
 
 
 @pytest.mark.parametrize("value", [None, "7", True, 2.5, -1, 2**53, 1e308, float("nan"), float("inf"), [7], 10**400])

@@ -176,8 +176,8 @@ def build(info: ServerInfo, address: Callable[[gr.Request], str]) -> GenerateTab
                 yield {**update, wanted: None}
 
     tab = GenerateTab(
-        drawing, chosen, wanted, search, chips, classes, wall, n, index, seed, sampling, message, board, details, code, history,
-        draw_wanted, outputs,
+        drawing, chosen, wanted, search, chips, classes, wall, n, index, seed, sampling, message, board, details,
+        code, history, draw_wanted, outputs,
     )  # fmt: skip
     go.click(
         generate,
@@ -298,6 +298,8 @@ def restorer(info: ServerInfo, tab: GenerateTab) -> Callable[[str | None], Updat
         words = f"seed {settings['seed']}: press Generate to draw it again."
         if settings.get("fingerprint") != info.model["fingerprint"]:
             words = "another model drew this image, so the result will differ."
+        if found[tab.chosen] != [label_of(settings)]:
+            words = f"this model does not know the class {label_of(settings)} of the image; the rest is restored."
         return {**found, tab.message: html.hint(f"Settings restored: {info.name_of(label_of(settings))}", words)}
 
     return restore

@@ -68,9 +68,9 @@ def build(info: ServerInfo, drawn: gr.State) -> InsideTab:
                 height=300, elem_id="inside-photo", buttons=[],
             )  # fmt: skip
         with gr.Column(scale=3, min_width=320):
-            gr.Markdown("### Latents", elem_classes="title")
+            gr.Markdown("## Latents", elem_classes="title")
             latents = html.shown(EMPTY, elem_id="latents")
-    gr.Markdown("### From noise to image", elem_classes="title")
+    gr.Markdown("## From noise to image", elem_classes="title")
     with gr.Row(elem_classes="way", equal_height=True):
         label = gr.Dropdown([(NONE, NO_CLASS)], value=NO_CLASS, label="Class", elem_id="way-class", min_width=260)
         seed = gr.Number(1, label="Seed", precision=0, elem_id="way-seed", min_width=110)
@@ -81,16 +81,16 @@ def build(info: ServerInfo, drawn: gr.State) -> InsideTab:
     stop = Stop(button)
     message = html.shown("", elem_id="way-message")
     way = html.shown(
-        html.hint("No steps yet", "Each step shows the model's estimate of the clean image."),
+        html.hint("No steps yet", "Press Show steps to see the model's estimate of the image after each step."),
         elem_id="way",
     )
     with gr.Row(elem_classes="sides"):
         with gr.Column(min_width=320):
-            gr.Markdown("### Server", elem_classes="title")
+            gr.Markdown("## Server", elem_classes="title")
             html.shown('<div id="now" aria-live="off"></div>')
             model = html.shown("", elem_id="model-facts")
         with gr.Column(min_width=320):
-            gr.Markdown("### Model card", elem_classes="title")
+            gr.Markdown("## Model card", elem_classes="title")
             card = gr.Markdown("", elem_id="model-card", elem_classes="card-text")
     photo.change(inspecting(info), [photo, drawn], [latents, label, seed, index, steps], **EVENT)
     go.click(
@@ -149,7 +149,8 @@ def latents_html(info: ServerInfo, shown: Any, z: Latents, decoded: dict[str, An
     words = (
         f"<dt>Latents</dt><dd>{tokens} tokens with {channels} channels; the colours are the first three principal "
         "components</dd>"
-        f"<dt>Effective rank</dt><dd><b data-rank>{effective_rank(z):.1f}</b> of {most} for this image</dd>"
+        f"<dt>Effective rank</dt><dd><b data-rank>{effective_rank(z):.1f}</b> of {most} for this image: the number of "
+        "directions that the latents use; near 1 they would have collapsed</dd>"
     )
     if len(others) > 1:
         rank = effective_rank(np.stack(others))

@@ -16,6 +16,7 @@ from dsd_serve import calls
 from dsd_serve.errors import DSDError, InputError
 from dsd_serve.imaging import codec
 from ui import html, snippets
+from ui.comparison import HELP, comparison
 from ui.controls import EVENT, Sampling, Seed, Stop, Updates, actions, roll, sampling_of, until
 from ui.finished import Finished
 from ui.photo_formats import read_photo
@@ -26,6 +27,11 @@ from ui.values import image_of, whole
 from ui.words import in_page_words
 
 SIDE = 512  # pixels a side of the photo's centre square, as it is shown and painted on
+PAINT = (
+    '<p class="note">Paint over the part to redraw. Without a graphics card the photo takes some seconds to appear.</p>'
+    '<p class="callout no-webgl-note">Painting needs WebGL, which this browser does not offer: use another browser, or '
+    "Edit, which redraws the whole photo.</p>"
+)
 MAX_PAINTING = 4 * SIDE**2  # pixels of the editor's canvas, on a screen of twice the usual density
 
 
@@ -64,6 +70,7 @@ class Redraw:
 @dataclass(frozen=True)
 class PhotoTab:
     photo: gr.Image
+    kinds: gr.Tabs
     edit: Redraw
     inpaint: Redraw
 
@@ -82,16 +89,14 @@ def build(info: ServerInfo, address: Callable[[gr.Request], str]) -> PhotoTab:
                 '<p class="line">The centre square is sent to the server and scaled to the size of the model. '
                 "The file is deleted after an hour.</p>"
             )
-        with gr.Column(scale=3, min_width=320), gr.Tabs(elem_classes="inner"):
+        with gr.Column(scale=3, min_width=320), gr.Tabs(elem_classes="inner") as kinds:
             with gr.Tab("Reconstruct", id="keeps"):
                 words = html.shown(html.hint("No photo yet", "Upload, take or paste one."), elem_id="kept")
-                slider = gr.ImageSlider(
-                    label="Photo and reconstruction", type="numpy", format="png", visible="hidden",
-                    elem_id="compare", max_height=SIDE, buttons=["fullscreen"],
-                )  # fmt: skip
+                both = html.shown("", elem_id="compare")
             with gr.Tab("Edit", id="edit"):
                 edit = redraw("edit", "Edit", 0.6, info, address, photo)
             with gr.Tab("Inpaint", id="inpaint"):
+                html.shown(PAINT)
                 editor = gr.ImageEditor(
                     label="Paint a mask", sources=(), transforms=(), layers=False,
                     brush=gr.Brush(colors=["#ff4d6d"], color_mode="fixed", default_size=48), eraser=gr.Eraser(48),
@@ -100,14 +105,14 @@ def build(info: ServerInfo, address: Callable[[gr.Request], str]) -> PhotoTab:
                 )  # fmt: skip
                 editor.preprocess = painting  # type: ignore[method-assign, assignment]  # Gradio's would decode anything
                 inpaint = redraw("inpaint", "Inpaint", 1.0, info, address, photo, editor)
-    photo.change(reconstructing(info), photo, [words, slider, editor], trigger_mode="always_last", **EVENT)
-    return PhotoTab(photo, edit, inpaint)
+    photo.change(reconstructing(info), photo, [words, both, editor], trigger_mode="always_last", **EVENT)
+    return PhotoTab(photo, kinds, edit, inpaint)
 
 
 def reconstructing(info: ServerInfo) -> Callable[..., Any]:
     async def reconstruct(path: str | None) -> AsyncIterator[tuple[Any, Any, Any]]:
         if path is None:
-            yield html.hint("No photo yet", "Upload, take or paste one."), gr.update(visible="hidden"), None
+            yield html.hint("No photo yet", "Upload, take or paste one."), "", None
             return
         yield html.waiting("Waiting for the server"), gr.skip(), gr.skip()
         try:
@@ -115,16 +120,20 @@ def reconstructing(info: ServerInfo) -> Callable[..., Any]:
             answer = await info.client.do(calls.reconstruct(data, size=min(SIDE, info.model["limits"]["size"])))
             shown = await info.decoder.read(data, SIDE)
         except DSDError as error:
-            yield html.callout(in_page_words(error)), gr.update(visible="hidden"), None
+            yield html.callout(in_page_words(error)), "", None
             return
         decoded = codec.resize(codec.read_image(b64decode(answer["base64"])), SIDE)
         size, (tokens, channels) = info.model["image_size"], info.model["latent_shape"]
         words = (
             f'<p class="figure"><b data-psnr>{answer["psnr"]:.1f} dB</b> PSNR at {size} x {size} pixels, from '
-            f"{tokens * channels} numbers: {tokens} tokens with {channels} channels. Drag the line to compare.</p>"
+            f"{tokens * channels} numbers: {tokens} tokens with {channels} channels. PSNR says how close the "
+            f"reconstruction is: 20 dB is rough, above 30 dB it is hard to tell apart. {HELP}</p>"
         )
-        both = (shown.transpose(1, 2, 0), decoded.transpose(1, 2, 0))
-        yield words, gr.update(value=both, visible=True), shown.transpose(1, 2, 0)
+        sides = [
+            info.images.keep(await asyncio.to_thread(codec.write_image, pixels), title)
+            for pixels, title in ((shown, "photo"), (decoded, "reconstruction"))
+        ]
+        yield words, comparison(*sides), shown.transpose(1, 2, 0)
 
     return reconstruct
 
@@ -144,13 +153,14 @@ def redraw(
             [(NONE, NO_CLASS)], value=NO_CLASS, label="Target class", elem_id=f"{name}-class", min_width=180
         )
         amount = gr.Slider(
-            0.05, 1, strength, step=0.05, label="Strength", info="1 keeps nothing", elem_id=f"{name}-strength",
-            min_width=180,
+            0.05, 1, strength, step=0.05, label="Strength", info="How much may change; 1 ignores the photo",
+            elem_id=f"{name}-strength", min_width=180,
         )  # fmt: skip
     with gr.Row():
         n = gr.Slider(1, 16, 4, step=1, label="Images", elem_id=f"{name}-n", min_width=180)
         with gr.Column(min_width=180):
             seed = Seed.build(name)
+    sampling = Sampling.build(name)
     go, button = actions(name, words)
     stop = Stop(button)
     place = f"{name}-board"
@@ -159,7 +169,6 @@ def redraw(
     details = html.pressable("", elem_id=f"{name}-details")
     with gr.Accordion("Reproduce with code", open=False, elem_id=f"{name}-code"):
         code = html.shown(html.hint("No code yet", "It appears with the images."))
-    sampling = Sampling.build(name)
     tab = Redraw(label, amount, n, seed, sampling, message, board, details, code)
 
     async def run(

@@ -173,5 +173,6 @@ def animated(image: Finished) -> str:
     return (
         f'<section class="moving" aria-label="Animation of the walk" {html.reference(image)}>'
         f'<img alt="Animation of the walk" src="{image.url}">'
-        f'<a class="action primary" download="walk.webp" href="{image.url}">Save animation</a></section>'
+        f'<a class="action primary" download="walk.webp" href="{image.url}">Save animation</a>'
+        '<button type="button" class="action" data-pause aria-pressed="false">Pause</button></section>'
     )
