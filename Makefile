@@ -14,7 +14,8 @@
 # make study  the collapse studies; DATA= as above
 # make eval   evaluates the demo model, with BESIDE=DIR a second one too; DATA= as above
 # make samplers  the sampler study; DATA= as above
-# make measure-ui  benchmarks of the pages: twenty visitors, first paint, from a clone to the first image, without a server
+# make measure-ui  benchmarks of the pages: twenty visitors, first paint, bytes, from a clone to the first image,
+#             and the page without a server
 # make gpu    everything that needs an NVIDIA GPU, in the active environment: tests, checked plans, docs/speed.md
 # make triton  Triton with the demo model, and the front on port 8000; make test-triton  the tests that need Triton
 # make bench  hardware utilization of the engines      make bench-serving  serving benchmarks
@@ -74,7 +75,7 @@ test-slow: $(DEV)/.done
 	$(DEV)/bin/python -m pytest -m slow
 
 test-ui: $(DEV)/.done
-	@$(MAKE) --no-print-directory $(NPM_OF_TESTS) || echo "make: without npm the tests of the page without a server are skipped"
+	@$(MAKE) --no-print-directory $(NPM_OF_TESTS) || echo "make: without npm some tests of the pages are skipped"
 	$(call TRY,-m browser -rs tests/ui tests/export tests/server/test_web_browser.py)
 
 test-triton: $(DEV)/.done
@@ -146,6 +147,7 @@ bench-serving: $(DEV)/.done
 measure-ui: $(DEV)/.done $(NPM)/node_modules/.done
 	$(DEV)/bin/python -m benchmarks.page_speed crowd
 	$(DEV)/bin/python -m benchmarks.page_speed paint
+	$(DEV)/bin/python -m benchmarks.page_speed sent
 	$(DEV)/bin/python -m benchmarks.page_speed clone
 	$(DEV)/bin/python -m benchmarks.web_speed
 

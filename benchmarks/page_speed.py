@@ -2,6 +2,7 @@
 
 python -m benchmarks.page_speed crowd        latency of page and API with twenty visitors
 python -m benchmarks.page_speed paint        time to the first paint and until Generate is enabled
+python -m benchmarks.page_speed sent         bytes that a browser receives for 160 images of ten classes
 python -m benchmarks.page_speed clone        time from `git clone` to the first image in the browser
 python -m benchmarks.page_speed screenshots --photo FILE    retake the screenshots in docs/ui
 
@@ -86,8 +87,8 @@ async def visitor(http: httpx.AsyncClient, event: int, end: float) -> tuple[int,
     drawn = previews = 0
     while time.monotonic() < end:
         session = uuid.uuid4().hex[:10]
-        # The first value is the choice of classes, which the page's process keeps for each session.
-        data = [None, 0, False, IMAGES, 0, STEPS, "heun", 3, 0, 1]
+        # The page's process keeps the first value, the chosen classes, and the last, what is shown.
+        data = [None, 0, False, IMAGES, 0, STEPS, "heun", 3, 0, 1, None]
         body = {"data": data, "fn_index": event, "session_hash": session, "event_data": None}
         (await http.post("/gradio_api/queue/join", json=body)).raise_for_status()
         async with http.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as answer:
@@ -196,6 +197,32 @@ def paint(visits: int) -> bool:
     return max(painted) < PAINT_SECONDS
 
 
+# Bytes.
+
+
+def sent() -> bool:
+    """Print the megabytes that a browser receives for 16 images of each of ten classes, the page itself not counted."""
+    with server() as url, chromium() as browser:
+        classes = [str(one["index"]) for one in httpx.get(f"{url}/classes").json()][:10]
+        page, received = browser.new_page(), 0
+        watching = page.context.new_cdp_session(page)
+        watching.send("Network.enable")
+
+        def count(event: dict[str, Any]) -> None:
+            nonlocal received
+            received += event["dataLength"]
+
+        watching.on("Network.dataReceived", count)
+        page.goto(f"{url}/?class={','.join(classes)}&n=16&seed=7")
+        page.wait_for_selector("#told [data-classes]", state="attached", timeout=60_000)
+        page_itself = received
+        page.wait_for_selector("#details .details", timeout=600_000)
+        page.wait_for_function("[...document.querySelectorAll('#board img')].every((one) => one.complete)")
+        images = page.locator("#board button.card").count()
+    print(f"{images} images: {(received - page_itself) / 1e6:.1f} MB")
+    return images == 16 * len(classes)
+
+
 # From a clone.
 
 
@@ -301,7 +328,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="benchmarks/page_speed.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("what", choices=["crowd", "paint", "clone", "screenshots"])
+    parser.add_argument("what", choices=["crowd", "paint", "sent", "clone", "screenshots"])
     parser.add_argument("--seconds", type=float, default=20, help="crowd: duration of each crowd")
     parser.add_argument("--visits", type=int, default=6, help="paint: number of visits")
     parser.add_argument("--photo", type=Path, help="screenshots: the photo to reconstruct")
@@ -311,6 +338,7 @@ def main() -> None:
     passed = {
         "crowd": lambda: crowd(options.seconds),
         "paint": lambda: paint(options.visits),
+        "sent": sent,
         "clone": clone,
         "screenshots": lambda: screenshots(options.photo),
     }[options.what]()

@@ -179,6 +179,11 @@ def card() -> Call[str]:
     return Call("GET", "/model/card", lambda answer: str(answer.text), media="text/markdown")
 
 
+def class_images() -> Call[bytes]:
+    """classes.webp: the images of the classes that dsd-export drew, in the grid that `model` describes."""
+    return Call("GET", "/classes.webp", body, media="image/webp")
+
+
 def checkpoints() -> Call[dict[str, Any]]:
     """The checkpoints of the training run that the server follows."""
     return Call("GET", "/checkpoints", document)

@@ -8,6 +8,7 @@ A model directory is what dsd-export writes and the engines, the server and Trit
     model.ort.onnx     the same with ONNX Runtime's own attention operator: what the ONNX engine runs
     model.P.onnx, model.P.ort.onnx, model.P.safetensors  the same in precision P, where it was exported
     card.md            the model card: training, classes, licence of the data
+    classes.webp       images of each class, where dsd-export drew them; config.json has their grid and sha256
 
 config.json is written last and removed first, so a directory that has one is complete.
 
@@ -20,13 +21,15 @@ import json
 import pickle
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dsd_serve.class_images import FILE as CLASS_IMAGES
+from dsd_serve.class_images import Grid
 from dsd_serve.config import ModelConfig
 from dsd_serve.errors import CheckpointError, DSDError, shown
 from dsd_serve.files import atomic
@@ -45,7 +48,7 @@ class ModelDir:
 
     defaults: the recommended sampling settings. artefacts: precision -> the record of dsd-export: `files` (sha256 by
     name), `made_from`, `measured`; empty for directories of versions that wrote none. step: of the
-    training, where it is known.
+    training, where it is known. class_images: the grid of classes.webp, if there is one.
     """
 
     path: Path
@@ -54,6 +57,7 @@ class ModelDir:
     defaults: SamplingParams = field(default_factory=SamplingParams)
     artefacts: Mapping[str, Any] = field(default_factory=dict)
     step: int | None = None
+    class_images: Grid | None = None
 
     def graph(self, precision: str = "fp32") -> Path:
         """The graph for ONNX Runtime: the one with its own operators, or the plain one if that is missing.
@@ -94,6 +98,8 @@ class ModelDir:
     def check(self, files: Iterable[Path]) -> None:
         """Raises CheckpointError if a file is not regular, or differs from the sha256 in config.json."""
         recorded = {name: sha for artefact in self.artefacts.values() for name, sha in artefact["files"].items()}
+        if self.class_images:
+            recorded[CLASS_IMAGES] = self.class_images.sha256
         for file in files:
             try:
                 check_regular(file)
@@ -209,7 +215,8 @@ def model_dir_of(path: Path, values: Mapping[str, Any]) -> ModelDir:
     step = values.get("step")
     if step is not None and (type(step) is not int or not 0 <= step < 2**53):
         raise CheckpointError(f"step must be an integer from 0, got {shown(step)}")
-    return ModelDir(path, name, config, defaults, artefacts, step)
+    grid = Grid.from_dict(values["class_images"]) if "class_images" in values else None
+    return ModelDir(path, name, config, defaults, artefacts, step, grid)
 
 
 def check_sampling(config: ModelConfig, defaults: SamplingParams) -> None:
@@ -228,6 +235,7 @@ def config_json(
     defaults: SamplingParams,
     artefacts: Mapping[str, Any] | None = None,
     step: int | None = None,
+    grid: Grid | None = None,
 ) -> str:
     """The text of config.json."""
     values: dict[str, Any] = {"format": FORMAT, "name": name, "network": config.to_dict()}
@@ -236,6 +244,8 @@ def config_json(
         values["step"] = step
     if artefacts:
         values["artefacts"] = dict(artefacts)
+    if grid:
+        values["class_images"] = asdict(grid)
     return json.dumps(values, indent=2) + "\n"
 
 

@@ -65,7 +65,7 @@ class Body:
         """The error of an answer: the server's sentence, or ours if it does not come from a DSD server."""
         status, text = self.head.status_code, b"".join(self.chunks)[:MAX_SENTENCE].decode("utf-8", "replace")
         if self.head.is_error and (sentence := sentence_in(text)):
-            return ServerError(sentence, status)
+            return ServerError(sentence, status, seconds_in(self.head.headers.get("retry-after", "")))
         got = f"the server at {self.url} answered {status}"
         if self.head.is_error:
             return ServerError(f"{got}{gist(text)}", status)
@@ -76,6 +76,11 @@ class Body:
         return ServerError(
             f"{got} {kind}{gist(text)}, and not {self.media or 'with success'}; is dsd-serve at this address?", NOT_OURS
         )
+
+
+def seconds_in(header: str) -> float | None:
+    """The seconds of a Retry-After header, None without one. Its other form, a date, is not read."""
+    return float(header) if header.isascii() and header.isdigit() and len(header) < 10 else None
 
 
 def sentence_in(text: str) -> str:

@@ -137,6 +137,15 @@ class ModelConfig:
         """The blocks at the end of the network that see r instead of t in a flow map (DMF, arXiv 2510.24474)."""
         return self.depth // 3
 
+    @property
+    def num_parameters(self) -> int:
+        """Weights of the network."""
+        d, patch = self.hidden_size, 3 * self.patch_size**2
+        block = 4 * d * d + d // self.num_heads + 3 * d * mlp_size(d) + 6 * d
+        borders = 2 * (patch * d + self.latent_dim * d) + d + d + self.latent_dim + patch
+        embeddings = 3 * d + (FREQUENCIES + d + 2) * d + (self.num_classes + 1) * d
+        return self.depth * block + borders + embeddings + 6 * d * d + d
+
     def flops_per_row(self) -> int:
         """Floating-point operations of the matrix products of one denoise row (a multiply and an add count as two)."""
         tokens, d = self.latent_shape[0], self.hidden_size

@@ -94,11 +94,15 @@ class CancelledError(DSDError):
 
 
 class ServerError(DSDError):
-    """A server answered with an error; `status` is its HTTP status."""
+    """A server answered with an error.
 
-    def __init__(self, message: str, status: int) -> None:
+    status: its HTTP status. retry_after: seconds after which the server asks to try again (Retry-After), None if it
+    does not.
+    """
+
+    def __init__(self, message: str, status: int, retry_after: float | None = None) -> None:
         super().__init__(message)
-        self.status = status
+        self.status, self.retry_after = status, retry_after
 
 
 class Shown(Repr):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dsd_serve.checkpoint import MAX_TEXT, ModelDir, read_model_dir
+from dsd_serve.class_images import FILE as CLASS_IMAGES
 from dsd_serve.errors import CheckpointError, EngineUnavailableError, shown
 
 PREFIX = "hf:"
@@ -124,6 +125,8 @@ def model_files(place: str, directory: ModelDir) -> list[str]:
             raise CheckpointError(
                 f"{place}: its config.json names the file {shown(name)}, which no model directory has"
             )
+    if directory.class_images:
+        names.append(CLASS_IMAGES)
     return list(dict.fromkeys(names))
 
 

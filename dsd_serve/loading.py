@@ -6,7 +6,8 @@ from pathlib import Path
 
 from dsd_serve.backends import ModelInfo, Observer
 from dsd_serve.backends.batcher import Batcher
-from dsd_serve.checkpoint import read_model_dir, read_text
+from dsd_serve.checkpoint import ModelDir, check_regular, read_model_dir, read_text
+from dsd_serve.class_images import FILE, MAX_BYTES, ClassImages
 from dsd_serve.engines import choose_precision, load_engine
 from dsd_serve.engines.selftest import self_test
 from dsd_serve.errors import CheckpointError
@@ -64,6 +65,7 @@ def load(
             batcher.budget,
             read_text(card) if card.exists() else None,
             int((path / "config.json").stat().st_mtime),
+            read_class_images(directory),
         )
         return Model(batcher, info)
 
@@ -75,3 +77,15 @@ def load(
             raise CheckpointError(f"{error.filename or path} cannot be read: {error.strerror or error}") from None
         except MemoryError:
             raise CheckpointError(f"the network of {path} needs more memory than there is") from None
+
+
+def read_class_images(directory: ModelDir) -> ClassImages | None:
+    """classes.webp of a model directory, checked. Raises CheckpointError, OSError if it is missing."""
+    if directory.class_images is None:
+        return None
+    file = directory.path / FILE
+    check_regular(file)
+    if (size := file.stat().st_size) > MAX_BYTES:
+        raise CheckpointError(f"{file} has {size:,} bytes; at most {MAX_BYTES:,} are read")
+    directory.check([file])
+    return ClassImages.of(directory.class_images, file.read_bytes())

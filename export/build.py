@@ -18,13 +18,17 @@ from numpy.typing import NDArray
 
 from dsd_serve import __version__
 from dsd_serve.checkpoint import ModelDir, config_json, read_model_dir, sha256
+from dsd_serve.class_images import FILE as CLASS_IMAGES
+from dsd_serve.class_images import Grid
 from dsd_serve.engines import Engine
 from dsd_serve.engines.onnx_engine import OnnxEngine, choose_provider, import_onnxruntime, open_session
 from dsd_serve.engines.plan import manifest_path
 from dsd_serve.errors import CheckpointError
+from dsd_serve.params import to_config
 from dsd_serve.precision import PRECISIONS, REFERENCE, Precision, precisions_of
 from export.card import with_measurements
 from export.commit import CONFIG, commit, drafting
+from export.draw_classes import draw_classes
 from export.graph.fuse import fuse
 from export.graph.half import emulated, half_weights, to_half
 from export.graph.int8 import int8_weights, to_int8
@@ -45,11 +49,13 @@ def export(
     precisions: Sequence[str] = (),
     force: bool = False,
     check: Callable[[], None] = lambda: None,
+    class_images: str = "auto",
 ) -> list[Report]:
     """Write the model directory `target` in fp32 and `precisions`, or bring it up to date.
 
     Precisions that the directory already has are kept up to date too. force: make everything again. check: called
-    between the steps, may raise to stop. Raises CheckpointError when a graph differs from the network by more than its
+    between the steps, may raise to stop. class_images: whether classes.webp is drawn: on, off, or auto, which leaves it
+    out where it would take long. Raises CheckpointError when a graph differs from the network by more than its
     limits; then nothing is changed.
     """
     with drafting(target) as draft:
@@ -60,6 +66,8 @@ def export(
             if name in needed:
                 work.update(row)
                 check()
+        if class_images != "off":
+            work.update_class_images(class_images == "on", check)
         return work.finish()
 
 
@@ -72,6 +80,8 @@ class Export:
         self.force = force
         self.record: dict[str, Any] = {}
         self.fresh: list[str] = []  # names of the files that were made
+        self.old_grid = old.class_images if old else None
+        self.grid: Grid | None = None
         store = dtype_of(network.store)
         write_weights(draft / FULL.weights, {name: array.astype(store) for name, array in network.state.items()})
         self.made_from = {
@@ -105,6 +115,19 @@ class Export:
             (self.target / name).exists() and sha256(self.target / name) == known
             for name, known in entry["files"].items()
         )
+
+    def update_class_images(self, asked: bool, check: Callable[[], None]) -> None:
+        """Draw the images of the classes, or keep the target's if they are up to date."""
+        made_from = {**self.made_from, "sampling": to_config(self.network.defaults)}
+        file, drawn, old = self.target / CLASS_IMAGES, self.draft / CLASS_IMAGES, self.old_grid
+        is_current = old and old.made_from == made_from and file.exists() and sha256(file) == old.sha256
+        if is_current and not self.force:
+            self.grid = old
+            link(file, drawn)
+        elif layout := draw_classes(self.draft, drawn, asked, check):
+            self.grid = Grid(*layout, sha256(drawn), made_from)
+            self.fresh.append(CLASS_IMAGES)
+            log.info("%s: %d bytes", CLASS_IMAGES, drawn.stat().st_size)
 
     def make_full(self, row: Precision) -> tuple[list[str], Report]:
         """The graphs of the network itself."""
@@ -182,13 +205,14 @@ class Export:
             for precision, entry in self.record.items()
         }
         (self.draft / CARD).write_text(with_measurements(network.card, reports, sizes), encoding="utf-8")
-        text = config_json(network.name, network.config, network.defaults, self.record, network.step)
+        text = config_json(network.name, network.config, network.defaults, self.record, network.step, self.grid)
         (self.draft / CONFIG).write_text(text, encoding="utf-8")
         before = {name for entry in self.old.values() for name in entry["files"]}
         now = {name for entry in self.record.values() for name in entry["files"]}
         new = [name for name in (*self.fresh, CARD, CONFIG) if differs(self.draft / name, self.target / name)]
         if new:
-            obsolete = [*sorted(before - now), *stale_plans(new)]
+            stale_images = [CLASS_IMAGES] if self.old_grid and not self.grid else []
+            obsolete = [*sorted(before - now), *stale_images, *stale_plans(new)]
             commit(self.draft, self.target, [*new, *([] if CONFIG in new else [CONFIG])], obsolete)
         return reports
 

@@ -7,9 +7,10 @@ dsd-export SOURCE --triton REPO [--triton-device gpu|cpu] [--triton-engine onnx|
 dsd-export SOURCE --web DIR [--runtime DIR]
 
 Turns a training checkpoint into a model directory: config.json, model.safetensors (the EMA weights), model.onnx (one
-graph for encode, denoise and decode rows), model.ort.onnx (the same with ONNX Runtime's own attention) and card.md;
-with --precision the same graphs in other precisions, with --trt TensorRT plans of them. SOURCE may also be a model
-directory; it then gets the files it lacks, without a checkpoint.
+graph for encode, denoise and decode rows), model.ort.onnx (the same with ONNX Runtime's own attention), card.md, and
+classes.webp, a few images of each class, if these take two minutes at most; with --precision the same graphs in other
+precisions, with --trt TensorRT plans of them. SOURCE may also be a model directory; it then gets the files it lacks,
+without a checkpoint.
 
 Each graph is verified on mixtures of rows, float32 against the torch network and the others against float32; a graph
 that differs by more than its limits is not written. Files that are up to date are kept. The directory is updated
@@ -118,7 +119,8 @@ def run(options: argparse.Namespace, check: Callable[[], None]) -> Path:
         plans = import_plans() if options.trt else None
         if plans:  # fail before the long work, not after it
             plans.check_options(plans.find_library(), build_options(plans, options))
-        export(read_network(options, target), target, precisions, options.force, check)
+        images = options.class_images or ("off" if options.untrained else "auto")
+        export(read_network(options, target), target, precisions, options.force, check, images)
         if plans:
             for precision in precisions:
                 check()
@@ -163,7 +165,20 @@ def check_plans(options: argparse.Namespace) -> Path:
 
 def changes_nothing(options: argparse.Namespace) -> bool:
     """Whether the source is a model directory, and no option changes or adds to it."""
-    changing = ("precision", "trt", "onnx", "force", "output", "name", "steps", "sampler", "guidance", "store", "notes")
+    changing = (
+        "precision",
+        "trt",
+        "onnx",
+        "force",
+        "output",
+        "name",
+        "steps",
+        "sampler",
+        "guidance",
+        "store",
+        "notes",
+        "class_images",
+    )
     is_dir = options.source is not None and options.source.is_dir()
     return is_dir and not any(getattr(options, name) for name in changing)
 
@@ -273,6 +288,11 @@ def arguments_parser() -> argparse.ArgumentParser:
         "--sampler", choices=SAMPLER_NAMES, help="recommended sampler (default heun, of a flow map flow_map)"
     )
     parser.add_argument("--guidance", type=float, help="recommended guidance scale (default 1, off)")
+    parser.add_argument(
+        "--class-images",
+        choices=("auto", "on", "off"),
+        help="draw classes.webp, images of each class for the page\n(default auto: if that takes two minutes at most)",
+    )
     parser.add_argument("--notes", type=Path, metavar="FILE", help="Markdown to put into the card")
     return parser
 

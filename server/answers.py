@@ -225,6 +225,15 @@ class SelfTest(Answer):
     max_difference: float
 
 
+class ClassImagesAnswer(Answer):
+    """The grid of /classes.webp: square images, row by row. Each class has `per_class` of them, one after another, the
+    most typical first; the classes are in the order of `classes`."""
+
+    columns: Annotated[int, Field(ge=1, description="images in a row")]
+    per_class: Annotated[int, Field(ge=1)]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="of the file")]
+
+
 class ModelAnswer(Answer):
     """The model, and the engine that runs it."""
 
@@ -235,6 +244,8 @@ class ModelAnswer(Answer):
     latent_shape: Annotated[list[int], Field(min_length=2, max_length=2, description="tokens and channels")]
     num_classes: Annotated[int, Field(ge=0)]
     classes: Annotated[list[int], Field(description="labels of the training classes")]
+    class_images: Annotated[ClassImagesAnswer | None, Field(description="null if dsd-export drew none")]
+    parameters: Annotated[int, Field(ge=1, description="weights of the network")]
     defaults: Defaults
     samplers: list[SamplerName]
     engine: Annotated[dict[str, str], Field(description="the engine and its device")]

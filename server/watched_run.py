@@ -88,7 +88,7 @@ class WatchedRun:
         """Make a model directory of the checkpoint, in a process of its own. Raises CheckpointError."""
         log.info("%s: exporting a new checkpoint", self.run)
         target.parent.mkdir()
-        options = ("--name", self.name, "--precision", self.precision)
+        options = ("--name", self.name, "--precision", self.precision, "--class-images", "off")
         output = target.parent / "output"
         with output.open("wb") as file:
             process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""The page as an ASGI application: Gradio's routes and three of our own that are requested often and need no events."""
+"""The page as an ASGI application: Gradio's routes, and our own that need no events."""
 
 import asyncio
 import contextlib
@@ -19,9 +19,10 @@ from dsd_serve.client import AsyncClient
 from dsd_serve.errors import DSDError, ServerError, shown
 from dsd_serve.imaging.codec import read_image, resize, write_image
 from dsd_serve.imaging.decoding import Decoder
-from ui import guard, visitors
+from ui import guard, image_routes, tiles, visitors
 from ui.chosen_model import for_model
 from ui.fair_limit import LimitedClient
+from ui.finished import FinishedImages
 from ui.page import build_page
 from ui.paths import CHECKPOINT, STATE, THUMBNAIL
 from ui.paths import FIRST_SEGMENTS as FIRST_SEGMENTS  # for server/ui_mount.py
@@ -30,6 +31,7 @@ from ui.private_files import Uploads
 from ui.server_info import ServerInfo
 from ui.theme import THEME
 
+STYLES = ("style.css", "classes.css", "gallery.css", "access.css")
 FRESH_S = 1.0  # seconds for which an answer of the server about itself is reused
 THUMBNAIL_SETTINGS = {"seed": 1, "n": 1}
 THUMBNAIL_SIZE = 128  # pixels a side
@@ -52,13 +54,16 @@ def create_page(
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with uploads.sweeping():
+        async with uploads.sweeping(), kept.sweeping():
             yield
         await client.close()
 
+    kept = FinishedImages(client)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     add_routes(app, client)
-    info = ServerInfo(LimitedClient(client), decoder or Decoder())
+    image_routes.add(app, kept)
+    tiles.add_route(app, client)
+    info = ServerInfo(LimitedClient(client), kept, decoder or Decoder())
     blocks = build_page(info, address or (lambda _: client.url), uploads)
     files = resources.files("ui")
     gr.mount_gradio_app(
@@ -66,8 +71,11 @@ def create_page(
         blocks,
         path="/",
         theme=THEME,
-        css=files.joinpath("style.css").read_text("utf-8"),
-        head=f"<script>{files.joinpath('script.js').read_text('utf-8')}</script>",
+        css="".join(files.joinpath(name).read_text("utf-8") for name in STYLES),
+        head="".join(
+            f"<script>{files.joinpath(name).read_text('utf-8')}</script>"
+            for name in ("memory.js", "gallery.js", "script.js", "access.js")
+        ),
         footer_links=[],
         run_history=False,
         ssr_mode=False,

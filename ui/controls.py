@@ -62,7 +62,8 @@ class Sampling:
                 gr.Slider(1, limits["steps"], first["steps"], step=1, label="Steps", elem_id=f"{name}-steps"),
                 gr.Radio(list(SAMPLER_NAMES), value=first["sampler"], label="Sampler", elem_id=f"{name}-sampler"),
                 gr.Slider(
-                    0, GUIDANCE_SHOWN, first["guidance"], step=0.1, label="Guidance", info="1 turns it off",
+                    0, GUIDANCE_SHOWN, first["guidance"], step=0.1, label="Guidance",
+                    info="How closely images follow the class: higher is less varied, 1 is off",
                     elem_id=f"{name}-guidance",
                 ),
                 gr.Slider(0, 1, 0, step=0.05, label="Guidance start", info="0 is noise, 1 is the image"),

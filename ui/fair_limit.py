@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from dataclasses import dataclass, field
@@ -16,6 +17,9 @@ IN_FLIGHT = 16  # images of all visitors at the server: enough to fill its batch
 PER_CLICK = 160  # images of one click
 PER_VISITOR = 2 * PER_CLICK  # unfinished images of one visitor, in all tabs
 TOTAL = 1024  # unfinished images of all visitors
+
+MAX_RETRY_S = 600.0  # for which a call that the server's queue has no room for is sent again
+LEAST_PAUSE_S = 1.0
 
 T = TypeVar("T")
 
@@ -71,6 +75,20 @@ class FairLimit:
                 self.free += n
             self.grant()
 
+    def in_flight(self) -> int:
+        """Images of the visitor whose event is running that are at the server."""
+        visitor = VISITOR.get()
+        return self.unfinished[visitor] - sum(n for n, _ in self.waiting.get(visitor, ()))
+
+    def ahead(self) -> int:
+        """Images that are requested before the next one of the visitor whose event is running."""
+        visitor, found = VISITOR.get(), 0
+        for name, requests in self.waiting.items():
+            if name == visitor:
+                return found
+            found += requests[0][0]
+        return 0
+
     def grant(self) -> None:
         """Grant turns while there is room. Nobody overtakes: large requests would otherwise wait for ever."""
         while self.waiting:
@@ -96,14 +114,24 @@ class LimitedClient:
     chosen: ChosenModels = field(default_factory=ChosenModels)
 
     async def do(self, call: Call[T]) -> T:
-        """Send a call and read its answer. Raises ServerError."""
+        """Send a call and read its answer. If the server's queue is full, it is sent again when the server says.
+
+        Raises ServerError.
+        """
         call = self.chosen.apply(call)
         if call.method == "GET":
             return await self.client.do(call)
-        n = images_of(call)
+        n, began = images_of(call), time.monotonic()
         with self.limit.counting(n):
-            async with self.limit.turn(n):
-                return await self.client.do(call)
+            while True:
+                try:
+                    async with self.limit.turn(n):
+                        return await self.client.do(call)
+                except ServerError as error:
+                    pause = pause_of(error)
+                    if pause is None or time.monotonic() + pause - began > MAX_RETRY_S:
+                        raise
+                await asyncio.sleep(pause)
 
     async def stream(self, call: Call[Event]) -> AsyncGenerator[Event, None]:
         """The events of a call as they arrive. Raises ServerError."""
@@ -113,6 +141,11 @@ class LimitedClient:
             async with self.limit.turn(n), contextlib.aclosing(self.client.stream(call)) as events:
                 async for event in events:
                     yield event
+
+
+def pause_of(error: ServerError) -> float | None:
+    """Seconds after which a refused call is sent again; None for an error that waiting does not mend."""
+    return None if error.retry_after is None else max(LEAST_PAUSE_S, error.retry_after)
 
 
 def images_of(call: Call[Any]) -> int:

@@ -15,15 +15,9 @@ from dsd_serve.errors import InputError
 from dsd_serve.origins import is_foreign
 from ui.paths import FILE, READABLE, UPLOAD, UPLOAD_PROGRESS, WRITABLE
 from ui.private_files import MAX_FILE, FolderFullError, Uploads
+from ui.site_head import rewritten
 
 MAX_FILES = 4  # of one upload
-# Gradio takes the server's address from the Host header and writes it into its page. Behind a proxy that does not pass
-# Host on, such as nginx by default, only the browser knows the right one.
-MARK = b"<script data-gradio-mode>"
-AT_OWN_ADDRESS = (
-    b"<script>gradio_config.root = location.origin + "
-    b"new URL(gradio_config.root, location.href).pathname.replace(/\\/$/, '')</script>"
-)
 ELSEWHERE = (
     "this server accepts requests from its own pages only, got one from {origin}; if that is a proxy in front of it, "
     "make it pass the Host header on (nginx: proxy_set_header Host $http_host)"
@@ -74,7 +68,7 @@ class Guard:
                     del headers[name]
             await send(message)
 
-        await self.app(scope, receive, rewritten(without_cors) if path_of(scope) == "/" else without_cors)
+        await self.app(scope, receive, with_our_head(without_cors, scope) if path_of(scope) == "/" else without_cors)
 
     async def respond(self, scope: Scope, receive: Receive) -> Response | None:
         """The response to a request that does not go to Gradio; None for one that does."""
@@ -131,8 +125,9 @@ def install(app: FastAPI, uploads: Uploads) -> None:
     app.add_middleware(Guard, uploads=uploads)
 
 
-def rewritten(send: Send) -> Send:
-    """A `send` that inserts AT_OWN_ADDRESS into the page."""
+def with_our_head(send: Send, scope: Scope) -> Send:
+    """A `send` of the page with our own head (ui/site_head.py)."""
+    base, query = str(Request(scope).base_url), scope.get("query_string", b"").decode("latin-1")
     start: Message = {}
     parts: list[bytes] = []
 
@@ -142,7 +137,7 @@ def rewritten(send: Send) -> Send:
             return
         parts.append(message.get("body", b""))
         if not message.get("more_body", False):
-            body = b"".join(parts).replace(MARK, AT_OWN_ADDRESS + MARK, 1)
+            body = rewritten(b"".join(parts), base, query)
             headers = MutableHeaders(raw=start["headers"])
             if body or "content-length" not in headers:  # a response to HEAD has a length and no body
                 headers["content-length"] = str(len(body))

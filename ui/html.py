@@ -1,31 +1,37 @@
-"""Parts of the page that Gradio does not have, as HTML: board, details, strip, class picker. All text is escaped.
+"""Parts of the page that Gradio does not have, as HTML: board, details, strip. All text is escaped.
 
 Buttons have a `data-act`; `pressable` makes a gr.HTML whose `click` event carries its data.
 """
 
 import base64
-import re
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
-from urllib.parse import urlencode
 
 import gradio as gr
 from gradio.data_classes import ImageData
 
+from ui.finished import Finished
+from ui.names import file_name
 from ui.requests import Drawing, DrawnImage
+from ui.words import in_page_words
 
 # Clicks on buttons and their contents. The listener is on the element, so it survives new values.
 PRESSES = """
 element.addEventListener('click', (event) => {
   const pressed = event.target.closest('[data-act]');
-  if (pressed) trigger('click', {act: pressed.dataset.act, value: Number(pressed.dataset.value || 0)});
+  if (pressed) trigger('click', {
+    act: (event.ctrlKey || event.metaKey || event.shiftKey) && pressed.dataset.more || pressed.dataset.act,
+    value: Number(pressed.dataset.value || 0), image: pressed.dataset.image || '',
+    query: pressed.dataset.query || '',
+  });
 });
 """
 
-# The page's process keeps a visitor's images for a while (ui/visitors.py).
-EXPIRED = "these images are no longer on the server: draw them again, their seeds are shown below them"
+# A board: its cards are a list, so that Gradio sends those that have changed and no others.
+BOARD = """${value.above || ''}${(value.cards || []).length
+  ? '<div class="board ' + value.size + '" data-link="' + value.link + '">' + value.cards.join('') + '</div>' : ''}"""
 
 
 def data_uri(data: bytes, media: str = "image/png") -> str:
@@ -54,6 +60,11 @@ def shown(value: str = "", **settings: Any) -> gr.HTML:
     return gr.HTML(value, js_on_load=None, apply_default_css=False, **settings)
 
 
+def board_element(value: dict[str, Any], **settings: Any) -> gr.HTML:
+    """A place for a board, as `board` makes it."""
+    return gr.HTML(value, html_template=BOARD, js_on_load=PRESSES, apply_default_css=False, **settings)
+
+
 def callout(sentence: str) -> str:
     """An error message, which screen readers read aloud."""
     return f'<p class="callout" role="alert">{escape(sentence)}</p>' if sentence else ""
@@ -63,55 +74,96 @@ def hint(title: str, sentence: str) -> str:
     return f'<div class="hint"><strong>{escape(title)}</strong><span>{escape(sentence)}</span></div>'
 
 
-def board(drawing: Drawing | None, chosen: int | None = None) -> str:
-    """The images of a drawing and its progress; those that are done can be selected."""
+def board(drawing: Drawing | None, chosen: int | None = None, place: str = "board") -> dict[str, Any]:
+    """The images of a drawing and its progress; those that are done can be selected. place: the id of its element."""
     if drawing is None:
-        return hint("Nothing drawn yet", "Press Generate to draw.")
+        return {"above": hint("Nothing drawn yet", "Press Generate to draw."), "cards": [], "size": "", "link": ""}
     images = drawing.images
-    if not any(image.png for image in images) and not drawing.running:
-        return callout(drawing.error) + ("" if drawing.error else hint("Stopped", "Nothing was drawn."))
     named = len({image.title for image in images}) > 1
-    cards = "".join(
+    cards = [
         card(image, number, number == chosen, named)
         for number, image in enumerate(images)
-        if image.png or drawing.running  # once it has ended, none is pending
+        if image.done or image.preview or drawing.running  # once it has ended, none is pending
+    ]
+    return {
+        "above": above(drawing, place) + callout(in_page_words(drawing.error)),
+        "cards": cards,
+        "size": "few" if len(images) <= 8 else "many",
+        "link": escape(drawing.link),
+    }
+
+
+def above(drawing: Drawing, place: str) -> str:
+    """The status of a drawing, and once it has ended what can be done with all its images. place: of its board."""
+    if drawing.running:
+        return status(drawing)
+    link = f'<button type="button" class="action" data-copy-link="{escape(drawing.link)}">Copy link</button>'
+    every = f'<button type="button" class="action" data-all="{place}">Save all</button>'
+    several = every if sum(image.done for image in drawing.images) > 1 else ""
+    return (
+        f'<div class="above">{status(drawing)}<div class="actions">{link if drawing.link else ""}{several}</div></div>'
     )
-    size = "few" if len(images) <= 8 else "many"
-    return f'{status(drawing)}{callout(drawing.error)}<div class="board {size}">{cards}</div>'
 
 
 def status(drawing: Drawing) -> str:
     done = sum(image.done for image in drawing.images)
     if drawing.running:
-        left = drawing.seconds_left(time.monotonic())
-        words = "Waiting for the server" if left is None else f"{left:.0f} s left" if left >= 1 else "almost done"
         return (
             f'<div class="progress" role="progressbar" aria-label="Drawing" aria-valuemin="0" aria-valuemax="100" '
             f'aria-valuenow="{100 * drawing.progress:.0f}"><span class="bar"><span style="width:'
             f'{100 * drawing.progress:.1f}%"></span></span><span class="words">{done} of {len(drawing.images)}, '
-            f"{words}</span></div>"
+            f"{waits_for(drawing, time.monotonic())}</span></div>"
         )
     if drawing.stopped:
         return f'<p class="line" role="status">Stopped. {done} of {len(drawing.images)} were done.</p>'
+    if not drawing.seconds:
+        return '<p class="line" role="status">Drawn earlier. Select an image for details.</p>'
     return f'<p class="line" role="status">{done} drawn in {drawing.seconds:.1f} s. Select one for details.</p>'
+
+
+def waits_for(drawing: Drawing, now: float) -> str:
+    """The time that a drawing still takes, or what it waits for."""
+    if (left := drawing.seconds_left(now)) is not None:
+        return f"{left:.0f} s left" if left >= 1 else "almost done"
+    if drawing.first_event:
+        return "drawing"
+    if drawing.retry_at > now:
+        return f"the queue of the server is full: trying again in {drawing.retry_at - now:.0f} s"
+    if drawing.ahead:
+        images = f"{drawing.ahead} image{'s' if drawing.ahead > 1 else ''} ahead"
+        return f"{images}, about {max(1, drawing.seconds_ahead):.0f} s"
+    return "waiting for the server"
 
 
 def card(image: DrawnImage, number: int, chosen: bool, named: bool) -> str:
     """An image with its caption. named: the caption begins with the class."""
-    name = f"<b>{escape(image.title)}</b>" if named else ""
-    img = f'<img decoding="sync" alt="" src="{data_uri(image.png)}">' if image.png else '<span class="blank"></span>'
-    if not image.done:
+    name = f"<b>{escape(image.title)}</b> " if named else ""
+    if image.finished is None:
+        img = (
+            f'<img decoding="sync" alt="" src="{data_uri(image.preview)}">'
+            if image.preview
+            else '<span class="blank"></span>'
+        )
         below = image.error or (f"step {image.step} of {image.steps}" if image.step else "waiting")
         part = 100 * image.step / max(image.steps, 1)
         return (
             f'<figure class="card drawing">{img}<span class="part" style="width:{part:.0f}%"></span>'
             f'<figcaption class="caption">{name}{escape(below)}</figcaption></figure>'
         )
-    label = escape(f"{image.title}, {image.caption}")
+    one = image.finished
+    label = "" if named else f'aria-label="{escape(f"{image.title}, {image.caption}")}" '
     return (
-        f'<button type="button" class="card" data-act="choose" data-value="{number}" '
-        f'aria-pressed="{str(chosen).lower()}" aria-label="{label}">{img}'
-        f'<span class="caption">{name}{escape(image.caption)}</span></button>'
+        f'<button type="button" class="card" data-act="choose" data-value="{number}" {reference(one)} '
+        f'aria-pressed="{str(chosen).lower()}" {label}><img decoding="sync" alt="" '
+        f'src="{escape(one.url)}"><span class="caption">{name}{escape(image.caption)}</span></button>'
+    )
+
+
+def reference(image: Finished) -> str:
+    """Attributes that name a finished image, and what the page's script shows of it."""
+    return (
+        f'data-image="{image.id}" data-query="{escape(image.query)}" data-title="{escape(image.title)}" '
+        f'data-file="{escape(file_name(image.title, image.settings))}"'
     )
 
 
@@ -124,36 +176,33 @@ ACTIONS = {
 }
 
 
-def details(image: DrawnImage | None) -> str:
+def details(image: Finished | None) -> str:
     """The selected image, its settings, and a button for each action."""
     return described(image, ACTIONS)
 
 
-def edited(image: DrawnImage | None) -> str:
+def edited(image: Finished | None) -> str:
     """The same for an edit, without buttons."""
     return described(image, {})
 
 
-def described(image: DrawnImage | None, actions: Mapping[str, str]) -> str:
-    if image is None or image.settings is None:
+def described(image: Finished | None, actions: Mapping[str, str]) -> str:
+    if image is None:
         return ""
     rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts(image.settings))
     buttons = "".join(
-        f'<button type="button" class="action" data-act="{act}">{words}</button>' for act, words in actions.items()
+        f'<button type="button" class="action" data-act="{act}" {reference(image)}>{words}</button>'
+        for act, words in actions.items()
     )
-    name = file_name(image.title, image.settings)
+    if image.query:
+        buttons += f'<button type="button" class="action" data-copy-link="{escape(image.query)}">Copy link</button>'
+    name, title, url = escape(file_name(image.title, image.settings)), escape(image.title), escape(image.url)
     return (
-        f'<section class="details" aria-label="Selected image"><img decoding="sync" alt="{escape(image.title)}" '
-        f'src="{data_uri(image.png)}"><div><h3>{escape(image.title)}</h3><dl>{rows}</dl><div class="actions">'
-        f'<a class="action primary" download="{escape(name)}" href="{data_uri(image.png)}">Save PNG</a>{buttons}'
-        "</div></div></section>"
+        f'<section class="details" aria-label="Selected image" {reference(image)}>'
+        f'<button type="button" class="enlarge" aria-label="Enlarge"><img decoding="sync" alt="{title}" src="{url}">'
+        f'</button><div><h2>{title}</h2><dl>{rows}</dl><div class="actions">'
+        f'<a class="action primary" download="{name}" href="{url}">Save PNG</a>{buttons}</div></div></section>'
     )
-
-
-def file_name(title: str, settings: Mapping[str, Any]) -> str:
-    """The name of an image's file, which any file system takes; letters of any script are kept."""
-    words = re.sub(r"[^\w.]+", "-", title.lower()).strip("-.") or str((settings["class"] or {}).get("index", "image"))
-    return f"{words}-{settings['seed']}-{settings['index']}.png"
 
 
 def facts(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -169,43 +218,15 @@ def facts(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [*found, ("Strength", f"{settings['strength']:g}")] if "strength" in settings else found
 
 
-def picker(
-    classes: Sequence[Mapping[str, Any]],
-    chosen: Collection[int],
-    model: Mapping[str, Any],
-    example: str,
-    name: str = "",
-) -> str:
-    """Buttons for classes, each with an image of the model; the chosen ones stand out.
-
-    example: a text to search. name: of the model, if it is not the server's first.
-    """
-    if not classes:
-        return hint("No such class", f"Try part of its name, such as {example}.")
-    version = {"version": str(model.get("fingerprint", ""))[:12]}
-    query = escape(urlencode({"model": name, **version} if name else version))
-    return (
-        '<div class="picker" role="group" aria-label="Classes">'
-        + "".join(
-            f'<button type="button" class="class" data-act="toggle" data-value="{int(one["index"])}" '
-            f'aria-pressed="{str(one["index"] in chosen).lower()}" title="{escape(one["name"])}, {int(one["index"])}">'
-            f'<img loading="lazy" alt="" src="studio/class/{int(one["index"])}.png?{query}">'
-            f"<span>{escape(one['name'])}</span></button>"
-            for one in classes
-        )
-        + "</div>"
-    )
-
-
-def strip(images: Sequence[tuple[bytes, str]], label: str) -> str:
-    """Images in a row, each with a caption."""
+def strip(images: Sequence[Finished], label: str) -> str:
+    """Images in a row, each with its title as a caption."""
     columns = len(images) if len(images) <= 9 else -(-len(images) // 2)
     return (
         f'<div class="strip" style="--columns:{columns}" role="group" aria-label="{escape(label)}">'
         + "".join(
-            f'<figure><img decoding="sync" alt="{escape(words)}" src="{data_uri(png)}"><figcaption>{escape(words)}'
-            "</figcaption></figure>"
-            for png, words in images
+            f'<figure {reference(one)}><img decoding="sync" alt="{escape(one.title)}" src="{escape(one.url)}">'
+            f"<figcaption>{escape(one.title)}</figcaption></figure>"
+            for one in images
         )
         + "</div>"
     )
@@ -236,6 +257,15 @@ def waiting(words: str) -> str:
         f'<div class="progress" role="progressbar" aria-label="{escape(words)}"><span class="bar unknown"><span></span>'
         f'</span><span class="words">{escape(words)}</span></div>'
     )
+
+
+def saves(files: Sequence[tuple[str, str]]) -> str:
+    """Links that save files, given as names and addresses, which code needs."""
+    links = "".join(
+        f'<a class="action" download="{escape(name)}" href="{escape(url)}">Save {escape(name)}</a>'
+        for name, url in files
+    )
+    return f'<div class="actions">{links}</div>' if links else ""
 
 
 def code(lines: Mapping[str, str]) -> str:

@@ -1,10 +1,14 @@
-"""Paths of the page: what Gradio needs, and three of our own."""
+"""Paths of the page: what Gradio needs, and our own."""
 
 import re
 
 STATE = "/studio/state"
 THUMBNAIL = "/studio/class/{index}.png"
 CHECKPOINT = "/studio/checkpoint/{step}.png"
+IMAGE = "/studio/image/{image_id}.{kind}"
+ZIP = "/studio/images.zip"
+ICON = "/studio/icon.svg"
+CLASS_IMAGES = "/studio/classes.webp"
 UPLOAD = "/gradio_api/upload"
 UPLOAD_PROGRESS = "/gradio_api/upload_progress"
 FILE = "/gradio_api/file="
@@ -21,7 +25,8 @@ NAME = "[A-Za-z0-9_-]{1,64}"
 READABLE = re.compile(
     rf"/|/config|/theme\.css|/favicon\.ico|/robots\.txt|/manifest\.json"
     rf"|/(assets|static|svelte)/.*"
-    rf"|/studio/(state|class/[0-9]{{1,9}}\.png|checkpoint/[0-9]{{1,16}}\.png)"
-    rf"|/gradio_api/(info|startup-events|queue/data|theme\.css|heartbeat/{NAME}|call/(v2/)?{NAME}/{NAME})"
+    rf"|/studio/(state|class/[0-9]{{1,9}}\.png|checkpoint/[0-9]{{1,16}}\.png|images\.zip|icon\.svg|classes\.webp)"
+    rf"|/studio/image/([0-9a-f]{{32}}|link)\.(png|webp)"
+    rf"|/gradio_api/(app_id|info|startup-events|queue/data|theme\.css|heartbeat/{NAME}|call/(v2/)?{NAME}/{NAME})"
 )
 WRITABLE = re.compile(rf"/gradio_api/(queue/join|cancel|run/predict|call/(v2/)?{NAME})")

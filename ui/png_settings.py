@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dsd_serve.errors import InputError
+from dsd_serve.errors import InputError, shown
 from dsd_serve.imaging.provenance import settings_of
 from dsd_serve.params import MAX_SEED, SamplingParams, from_api, to_api
 from ui.server_info import NO_CLASS
@@ -27,6 +27,24 @@ def drawn_settings(data: bytes) -> dict[str, Any] | None:
     except InputError:
         return None
     return found
+
+
+def restorable_settings(data: bytes) -> dict[str, Any]:
+    """`drawn_settings`. Raises InputError, which says why the file has none."""
+    if (found := drawn_settings(data)) is not None:
+        return found
+    claimed = settings_of(data)
+    if claimed is None:
+        raise InputError("this file has no DSD settings: choose a PNG that was saved from this page or by /generate")
+    if "strength" in claimed:
+        raise InputError(
+            "this image is an edit of a photo, which its file does not contain, so its settings are not enough to draw "
+            'it again: open that photo on "Your photo" and edit it there with seed '
+            f"{shown(claimed.get('seed'))} and strength {shown(claimed.get('strength'))}"
+        )
+    if "from" in claimed:
+        raise InputError("this image is part of a walk: its ends are on Walk, and it cannot be drawn alone")
+    raise InputError("the DSD settings in this file are incomplete or out of range: choose another PNG")
 
 
 def label_of(settings: Mapping[str, Any]) -> int:

@@ -8,64 +8,84 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from dsd_serve import calls
 from dsd_serve.calls import Call, Event
 from dsd_serve.errors import ServerError
 from ui.display import SHOWN, enlarged
-from ui.fair_limit import LimitedClient
+from ui.fair_limit import MAX_RETRY_S, LimitedClient, pause_of
+from ui.finished import Finished, FinishedImages
 
 PAUSE = 0.1  # seconds between two updates of a drawing; more would be invisible and costly
-BYTES_PER_S = 2_000_000  # sent to a visitor by the updates of a drawing, each of which contains all its images
+WAITING_S = 1.0  # between two updates while nothing has begun
 
 
 @dataclass
 class DrawnImage:
-    """An image from its first preview on. `png` is a preview until `settings` are set."""
+    """An image from its first preview on. preview: a PNG. finished: set once it is done."""
 
     title: str
     steps: int
     step: int = 0
-    png: bytes = b""
-    settings: dict[str, Any] | None = None
+    preview: bytes = b""
+    finished: Finished | None = None
     error: str = ""
 
     @property
     def done(self) -> bool:
-        return self.settings is not None
+        return self.finished is not None
 
     @property
     def caption(self) -> str:
         """Seed and index, once it is done."""
-        if self.settings is None:
+        if self.finished is None:
             return ""
-        return f"seed {self.settings['seed']}" + (f" #{self.settings['index']}" if self.settings["index"] else "")
+        settings = self.finished.settings
+        return f"seed {settings['seed']}" + (f" #{settings['index']}" if settings["index"] else "")
 
 
 @dataclass(frozen=True)
 class DrawRequest:
-    """A request for `n` images of `steps` steps each. call: streams their events."""
+    """A request for `n` images of `steps` steps each. call: streams their events. model: its name, empty for the
+    server's first."""
 
     title: str
     call: Call[Event]
     n: int
     steps: int
+    model: str = ""
 
 
 @dataclass
 class Drawing:
-    """All images of some requests. error: the first error of the server that ended one of them."""
+    """All images of some requests.
+
+    link: the query string from which they can be drawn again. error: the first error of the server that ended one of
+    the requests. retry_at: time at which a request that the server refused is sent again, 0 while none waits for that.
+    ahead: images that the server and this page draw first, while nothing has begun; seconds_ahead: how long they take.
+    """
 
     images: list[DrawnImage]
+    link: str = ""
     started: float = field(default_factory=time.monotonic)
     first_event: float = 0.0  # time of the first event; 0 while all requests wait
+    first_progress: float = 0.0  # after it
     seconds: float = 0.0  # from the start until all were done
     running: bool = True
     stopped: bool = False  # before all images were done
     error: str = ""
+    retry_at: float = 0.0
+    ahead: int = 0
+    seconds_ahead: float = 0.0
 
     @property
     def first(self) -> int:
         """Number of the first image that is done, 0 if none is."""
         return next((number for number, image in enumerate(self.images) if image.done), 0)
+
+    @property
+    def empty(self) -> bool:
+        """Whether it has nothing to show."""
+        return not any(image.done or image.preview for image in self.images)
 
     @property
     def progress(self) -> float:
@@ -75,60 +95,88 @@ class Drawing:
 
     @property
     def size(self) -> int:
-        """Bytes of all images."""
-        return sum(len(image.png) for image in self.images)
+        """Bytes of all previews; finished images are counted where they are kept."""
+        return sum(len(image.preview) for image in self.images)
 
     def seconds_left(self, now: float) -> float | None:
-        """Estimate from the progress so far; None before the first event."""
-        if not self.first_event or not self.progress:
-            return None
-        return (now - self.started) * (1 / self.progress - 1)
+        """Estimate from the progress since the first event, however long that had to wait; None before there is any."""
+        progress = self.progress - self.first_progress
+        return (now - self.first_event) / progress * (1 - self.progress) if progress > 0 else None
 
     def update(self, images: Sequence[DrawnImage], event: Event) -> None:
-        """Apply an event of the request for these images."""
-        self.first_event = self.first_event or time.monotonic()
-        if event.name == "done":
+        """Apply a preview or an error of the request for these images."""
+        if event.name not in ("preview", "error"):
             return
         image = images[event.data["image"]]
         if event.name == "error":
             image.error = str(event.data["detail"])
             self.error = self.error or image.error
             return
-        image.png = base64.b64decode(event.data["base64"])
-        if event.name == "preview":
-            image.step = event.data["step"]
-        else:
-            image.settings = {name: value for name, value in event.data.items() if name not in ("image", "base64")}
+        image.preview = base64.b64decode(event.data["base64"])
+        image.step = event.data["step"]
 
 
-async def draw(client: LimitedClient, requests: Sequence[DrawRequest]) -> AsyncGenerator[Drawing, None]:
+async def draw(
+    client: LimitedClient, requests: Sequence[DrawRequest], kept: FinishedImages, link: str = ""
+) -> AsyncGenerator[Drawing, None]:
     """Send all requests, each in its turn. Yields the same Drawing whenever it has changed, last when all have ended.
 
     Closing the iterator closes the requests, which cancels unfinished work on the server, and leaves the Drawing
-    stopped. If these are more images than a visitor may request, the Drawing ends at once with an error.
+    stopped. If these are more images than a visitor may request, the Drawing ends at once with an error. A request for
+    which the server's queue has no room is sent again when the server says.
     """
     groups = [[DrawnImage(request.title, request.steps) for _ in range(request.n)] for request in requests]
-    drawing = Drawing([image for group in groups for image in group])
+    drawing = Drawing([image for group in groups for image in group], link)
     changed = asyncio.Event()
 
+    async def finish(request: DrawRequest, images: list[DrawnImage], data: dict[str, Any]) -> None:
+        image = images[data["image"]]
+        settings = {name: value for name, value in data.items() if name not in ("image", "base64")}
+        png = await asyncio.to_thread(enlarged, base64.b64decode(data["base64"]), SHOWN)
+        image.finished = kept.keep(png, image.title, settings, model=request.model)
+        image.preview = b""
+
+    async def send(request: DrawRequest, images: list[DrawnImage]) -> None:
+        async with (
+            client.limit.turn(request.n),
+            contextlib.aclosing(client.client.stream(client.chosen.apply(request.call))) as events,
+        ):
+            async for event in events:
+                drawing.retry_at = 0.0
+                drawing.update(images, event)
+                if event.name == "image":
+                    await finish(request, images, event.data)
+                if not drawing.first_event:
+                    drawing.first_event, drawing.first_progress = time.monotonic(), drawing.progress
+                changed.set()
+
     async def follow(request: DrawRequest, images: list[DrawnImage]) -> None:
+        began = time.monotonic()
         try:
-            async with (
-                client.limit.turn(request.n),
-                contextlib.aclosing(client.client.stream(client.chosen.apply(request.call))) as events,
-            ):
-                async for event in events:
-                    drawing.update(images, event)
-                    if event.name == "image":
-                        image = images[event.data["image"]]
-                        image.png = await asyncio.to_thread(enlarged, image.png, SHOWN)
+            while True:
+                try:
+                    return await send(request, images)
+                except ServerError as error:
+                    pause = pause_of(error)
+                    if pause is None or time.monotonic() + pause - began > MAX_RETRY_S:
+                        raise
+                    drawing.retry_at = time.monotonic() + pause
                     changed.set()
+                    await asyncio.sleep(pause)
         except ServerError as error:
             drawing.error = drawing.error or str(error)
             for image in images:
                 image.error = "" if image.done else str(error)
         finally:
             changed.set()
+
+    async def look_ahead() -> None:
+        """What is ahead of the drawing, while nothing of it has begun."""
+        with contextlib.suppress(ServerError):
+            load = await client.client.do(calls.batcher())
+            own = client.limit.in_flight()
+            drawing.ahead = max(0, len(load["running"]) + len(load["waiting"]) - own) + client.limit.ahead()
+            drawing.seconds_ahead = float(load["seconds_ahead"])
 
     with contextlib.ExitStack() as stack:
         try:
@@ -141,10 +189,14 @@ async def draw(client: LimitedClient, requests: Sequence[DrawRequest]) -> AsyncG
         try:
             yield drawing
             while not all(task.done() for task in tasks):
-                await changed.wait()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(WAITING_S if not drawing.first_event or drawing.retry_at else None):
+                        await changed.wait()
+                if not (changed.is_set() or drawing.first_event):
+                    await look_ahead()
                 changed.clear()
                 yield drawing
-                await asyncio.wait(tasks, timeout=max(PAUSE, drawing.size / BYTES_PER_S))
+                await asyncio.wait(tasks, timeout=PAUSE)
             await asyncio.gather(*tasks)  # raises only what a bug of ours can raise
             drawing.running, drawing.seconds = False, time.monotonic() - drawing.started
             yield drawing
@@ -153,3 +205,9 @@ async def draw(client: LimitedClient, requests: Sequence[DrawRequest]) -> AsyncG
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def restored(link: str, images: Sequence[Finished]) -> Drawing:
+    """A drawing that has ended, of images that are kept."""
+    drawn = [DrawnImage(one.title, int(one.settings.get("steps", 0)), finished=one) for one in images]
+    return Drawing(drawn, link, running=False)

@@ -1,9 +1,10 @@
-// The page's own script: server state, light and dark, copying, keyboard. It makes requests to this page only.
+// The page's own script: server state, light and dark, keyboard. It makes requests to this page only.
 (() => {
   const SECONDS = 2;
   let up = null;
   let version = "";
   let largest = Infinity; // bytes of an upload
+  let failures = 0; // requests in a row that were not answered
 
   const byId = (id) => document.getElementById(id);
 
@@ -38,13 +39,28 @@
       } else list.append(...fact("Server", "down"));
       now.replaceChildren(list);
     }
+    if (!state.up) lost();
     if (state.body_mb) largest = 1e6 * state.body_mb;
-    // After an outage it may be another server: fetch its description again.
-    if (state.up && up === false) byId("refresh")?.click();
-    // Another model, or the images of another checkpoint.
-    else if (state.up && version && state.version !== version) byId("follow")?.click();
+    // A page that was opened before its server was up is still empty.
+    if (state.up && up === false && !document.querySelector("#told [data-classes]")) window.dsd.open();
+    // After an outage it may be another server; else it may have another model, or images of another checkpoint.
+    else if (state.up && (up === false || (version && state.version !== version))) byId("follow")?.click();
     if (state.up) version = state.version;
     up = state.up;
+  }
+
+  // Work under way ended with the connection. Once that is back, Gradio loads the page again, which draws the rest.
+  function lost() {
+    for (const one of document.querySelectorAll(".progress")) {
+      const done = one.querySelector(".words")?.textContent.match(/^\d+ of \d+/)?.[0];
+      const line = document.createElement("p");
+      line.className = "line";
+      line.textContent = `The connection was lost${done ? `: ${done} were done` : ""}. It goes on when the server is back.`;
+      one.replaceWith(line);
+    }
+    for (const toast of document.querySelectorAll(".toast-body")) { // Gradio's says less than ours
+      if (/connection/i.test(toast.textContent)) toast.style.display = "none";
+    }
   }
 
   async function look() {
@@ -53,8 +69,10 @@
         const answer = await fetch("studio/state", {signal: AbortSignal.timeout(8000)});
         if (!answer.ok) throw new Error();
         show(await answer.json());
+        failures = 0;
       } catch {
-        show({up: false, sentence: "The server of this page does not respond."});
+        // One may fail because the browser or the network is busy.
+        if (++failures >= 2) show({up: false, sentence: "The server of this page does not respond."});
       }
     }
     setTimeout(look, 1000 * SECONDS);
@@ -66,50 +84,29 @@
     if (button) button.textContent = dark ? "Light" : "Dark";
   }
 
-  async function copy(button) {
-    const text = button.closest(".code").querySelector("code").textContent;
-    try {
-      await navigator.clipboard.writeText(text);
-    } catch { // without a secure context
-      const area = Object.assign(document.createElement("textarea"), {value: text});
-      document.body.append(area);
-      area.select();
-      document.execCommand("copy");
-      area.remove();
-    }
-    button.textContent = "Copied";
-    setTimeout(() => { button.textContent = "Copy"; }, 1500);
-  }
-
   document.addEventListener("click", (event) => {
     if (event.target.id === "shade") {
       const dark = !document.body.classList.contains("dark");
       localStorage.setItem("dsd-dark", dark);
       shade(dark);
     }
-    const toggled = event.target.closest?.("[data-act=toggle]"); // shown at once, before the server's update
-    if (toggled) toggled.ariaPressed = String(toggled.ariaPressed !== "true");
-    const chosen = event.target.closest?.("#board [data-act=choose]"); // the board is not sent again
-    if (chosen && !document.querySelector("#board .drawing")) {
-      for (const one of document.querySelectorAll("#board [data-act=choose]")) one.ariaPressed = String(one === chosen);
-    }
-    const button = event.target.closest?.("[data-copy]");
-    if (button) copy(button);
+    const chosen = event.target.closest?.(".board [data-act=choose]"); // the board is not sent again
+    for (const one of chosen?.closest(".board").querySelectorAll("[data-act=choose]") ?? []) one.ariaPressed = String(one === chosen);
     const go = event.target.closest?.("button[id$=-go]");
-    if (go && innerWidth < 768) follow(go);
+    if (go) follow(go);
   });
 
-  // On a phone results appear below the controls: scroll to them once they are there.
+  // Where results appear below the controls, out of view: scroll to them once they are there.
   const RESULTS = {"generate-go": "board", "edit-go": "edit-board", "inpaint-go": "inpaint-board", "walk-go": "walk-strip", "way-go": "way"};
   function follow(go) {
     const place = byId(RESULTS[go.id]);
-    if (!place) return;
+    if (!place || place.parentElement.getBoundingClientRect().top < 0.55 * innerHeight) return;
     const seen = new MutationObserver(() => {
-      if (!place.querySelector(".drawing, .progress, .strip, .callout")) return;
+      if (!place.parentElement.querySelector(".drawing, .progress, .strip, .callout")) return;
       seen.disconnect();
       place.scrollIntoView({block: "start"}); // at once: later updates would interrupt smooth scrolling
     });
-    seen.observe(place, {childList: true, subtree: true});
+    seen.observe(place.parentElement, {childList: true, subtree: true});
   }
 
   // A file above the server's limit is not sent: its answer would not be a readable sentence.

@@ -8,8 +8,9 @@ from dsd_serve.errors import ServerError
 from dsd_serve.imaging.decoding import Decoder
 from dsd_serve.params import API_NAMES, RECOMMENDED, SAMPLER_NAMES, SamplingParams
 from ui.fair_limit import LimitedClient
+from ui.finished import FinishedImages
 
-GOLDEN_RETRIEVER = "n02099601"  # the wnid of the class that is selected at first, if the model has it
+FIRST = ("n04146614", "n02099601")  # wnids of the class that is selected at first: a school bus, a golden retriever
 NO_CLASS = -1  # in menus and lists of chosen classes
 NONE = "no class"
 MOST_IN_MENUS = 2000  # classes: every visitor gets all menus; the search on Generate finds the others too
@@ -42,11 +43,12 @@ class ModelFacts:
 class ServerInfo:
     """A server and its latest answers about itself and the model that the visitor has chosen.
 
-    decoder: of visitors' photos. names: of its models. run: the training run that it follows, as /checkpoints describes
-    it.
+    images: finished ones. decoder: of visitors' photos. names: of its models. run: the training run that it follows, as
+    /checkpoints describes it.
     """
 
     client: LimitedClient
+    images: FinishedImages
     decoder: Decoder = field(default_factory=Decoder)
     names: list[str] = field(default_factory=list)
     run: dict[str, Any] | None = None
@@ -108,7 +110,8 @@ class ServerInfo:
     @property
     def default_class(self) -> int:
         """Index of the class that is selected at first; NO_CLASS if there is none."""
-        return self.preferred(GOLDEN_RETRIEVER, 0)
+        known = {one.get("wnid") for one in self.classes}
+        return self.preferred(next((wnid for wnid in FIRST if wnid in known), ""), 0)
 
     def preferred(self, wnid: str, position: int) -> int:
         """Index of the class with a wnid, else of that at a position."""
@@ -121,9 +124,7 @@ class ServerInfo:
     def search_example(self) -> str:
         """A text that finds a class."""
         first = next((one for one in self.classes if one["index"] == self.default_class), None)
-        if first is None:
-            return "part of it"
-        return "retriever" if first.get("wnid") == GOLDEN_RETRIEVER else str(first["name"])
+        return "part of it" if first is None else str(first["name"])
 
     def name_of(self, index: int) -> str:
         found = next((one["name"] for one in self.classes if one["index"] == index), None)

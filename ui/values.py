@@ -20,9 +20,21 @@ def is_number(value: Any) -> bool:
 def whole(name: str, value: Any, least: int = 0, most: int = MAX_WHOLE) -> int:
     """The value of a number field as an integer. Raises InputError if it is empty or out of range."""
     if not is_number(value) or value != int(value) or not least <= value <= most:
-        given = "nothing" if value is None else f"{value:.15g}" if is_number(value) else shown(value)
+        given = "an empty field" if value is None else as_written(value) if is_number(value) else shown(value)
         raise InputError(f"{name} must be a whole number from {least} to {most}, got {given}")
     return int(value)
+
+
+def as_written(value: float) -> str:
+    """A number as a visitor writes it."""
+    return str(int(value)) if value == int(value) and abs(value) <= 10**21 else f"{value:.15g}"
+
+
+def image_of(event: gr.EventData) -> tuple[str, str]:
+    """The id of the finished image of a pressed button, and the settings from which it can be drawn again."""
+    found = [pressed(event).get(name) for name in ("image", "query")]
+    image, query = (one if isinstance(one, str) and len(one) <= MAX_TEXT else "" for one in found)
+    return image, query
 
 
 def number_of(event: gr.EventData, among: Container[int]) -> int:

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from dsd_serve.backends.tick_times import TickTimes
+from dsd_serve.class_images import ClassImages
 from dsd_serve.config import ModelConfig
 from dsd_serve.engines.selftest import BatchInvariance
 from dsd_serve.errors import CancelledError, ConfigError, DeadlineError, InputError, QueueFullError
@@ -31,7 +32,7 @@ class ModelInfo:
     """A model and the engine that runs it, as plain values that can travel.
 
     described: the engine's `describe`. budget: rows a tick, as measured at the start. card: the text of card.md.
-    created: of its config.json, in seconds since 1970.
+    created: of its config.json, in seconds since 1970. class_images: those of its directory, if there are any.
     """
 
     name: str
@@ -43,6 +44,7 @@ class ModelInfo:
     budget: int
     card: str | None
     created: int
+    class_images: ClassImages | None = None
 
     @cached_property
     def table(self) -> ClassTable:
@@ -117,12 +119,13 @@ class ModelInfo:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelInfo":
-        """The inverse of `to_dict`. Raises ConfigError, KeyError or TypeError for impossible values."""
+        """The inverse of `to_dict`. Raises DSDError, KeyError or TypeError for impossible values."""
         info = cls(
             **{
                 **values,
                 "config": ModelConfig.from_dict(values["config"]),
                 "defaults": SamplingParams(**values["defaults"]),
+                "class_images": ClassImages.from_dict(images) if (images := values.get("class_images")) else None,
                 "invariance": BatchInvariance(
                     **{**values["invariance"], "row_counts": tuple(values["invariance"].get("row_counts", ()))}
                 ),

@@ -9,9 +9,10 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from dsd_serve import __version__
 from dsd_serve.params import samplers_of, to_recommended
 from server import error_responses
-from server.answers import Defaults, Health, ImageClassAnswer, ModelAnswer, SelfTest
+from server.answers import ClassImagesAnswer, Defaults, Health, ImageClassAnswer, ModelAnswer, SelfTest
 from server.error_responses import refuse_repeated
-from server.openapi import problems
+from server.openapi import BINARY, header, problems
+from server.responses import is_fresh
 from server.router import Router
 from server.schemas import ClassesQuery, ModelQuery
 from server.service import Service
@@ -19,6 +20,10 @@ from server.site import root_path
 
 router = Router()
 
+OF_A_FILE = {
+    "ETag": header("of every byte", type="string", pattern='^"[0-9a-f]{32}"$'),
+    "Cache-Control": header("no-cache: caches ask again, and get 304 while it is the same"),
+}
 OF_A_NAME = {422: "there is no model of this name", 503: "the model cannot be loaded now"}
 
 
@@ -36,6 +41,28 @@ async def classes(request: Request, query: Annotated[ClassesQuery, Query()]) -> 
     return JSONResponse([c.to_dict() for c in found])  # not filled one by one: there may be 100,000
 
 
+@router.get(
+    "/classes.webp",
+    response_class=Response,
+    responses={
+        200: {"content": {"image/webp": BINARY}, "description": "WebP", "headers": OF_A_FILE},
+        304: {"description": "the client has it: If-None-Match names the ETag", "headers": OF_A_FILE},
+        **problems(404, 422, 503, words={404: "dsd-export drew no images of this model's classes", **OF_A_NAME}),
+    },
+    dependencies=[Depends(refuse_repeated)],
+)
+async def class_images(request: Request, query: Annotated[ModelQuery, Query()]) -> Response:
+    """Images of all classes in one file, drawn by dsd-export: `class_images` of /model describes the grid."""
+    service: Service = request.app.state.service
+    images = (await service.models.info(query.model, service.settings.max_seconds)).class_images
+    if images is None:
+        raise HTTPException(404, "this model has no images of its classes; dsd-export --class-images on draws them")
+    headers = {"Cache-Control": "no-cache", "ETag": f'"{images.grid.sha256[:32]}"'}
+    if is_fresh(request, headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    return Response(images.data, headers=headers, media_type="image/webp")
+
+
 @router.get("/model", dependencies=[Depends(refuse_repeated)], responses=problems(422, 503, words=OF_A_NAME))
 async def model(request: Request, query: Annotated[ModelQuery, Query()]) -> ModelAnswer:
     """The model, its recommended settings, its engine, and the limits of this server."""
@@ -43,6 +70,7 @@ async def model(request: Request, query: Annotated[ModelQuery, Query()]) -> Mode
     info = await service.models.info(query.model, service.settings.max_seconds)
     loaded = service.models.find(query.model).served
     config, defaults, settings = info.config, info.defaults, service.settings
+    grid = info.class_images.grid if info.class_images else None
     return ModelAnswer(
         name=info.name,
         fingerprint=info.fingerprint,
@@ -51,6 +79,10 @@ async def model(request: Request, query: Annotated[ModelQuery, Query()]) -> Mode
         latent_shape=list(config.latent_shape),
         num_classes=config.num_classes,
         classes=list(config.trained_classes),
+        class_images=ClassImagesAnswer(columns=grid.columns, per_class=grid.per_class, sha256=grid.sha256)
+        if grid
+        else None,
+        parameters=config.num_parameters,
         defaults=Defaults(
             **{**to_recommended(defaults), "steps": min(defaults.num_steps, settings.max_steps)},
         ),

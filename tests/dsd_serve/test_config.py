@@ -81,3 +81,4 @@ def test_flops_count_what_torch_counts():
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.denoise(torch.zeros(1, *config.latent_shape), torch.zeros(1), torch.zeros(1, dtype=torch.long))
     assert abs(counter.get_total_flops() / config.flops_per_row() - 1) < 0.02
+    assert sum(weights.numel() for weights in model.parameters()) == config.num_parameters

@@ -28,7 +28,7 @@ from tests.support.processor import has_int8, needs_int8
 
 
 def test_the_model_directory_is_complete(tiny_dir):
-    files = {"config.json", "model.safetensors", "model.onnx", "model.ort.onnx", "card.md"}
+    files = {"config.json", "model.safetensors", "model.onnx", "model.ort.onnx", "card.md", "classes.webp"}
     assert {file.name for file in tiny_dir.iterdir()} == files
     assert {file.stat().st_mode & 0o444 for file in tiny_dir.iterdir()} == {0o444}, "a server may run as another user"
     model = read_model_dir(tiny_dir)
@@ -223,11 +223,11 @@ def test_a_precision_is_added_without_the_checkpoint_and_the_rest_stays(director
     assert load_engine("onnx", directory, precision="int8")
 
 
-def test_only_the_card_and_the_configuration_follow_a_new_name(directory):
+def test_no_graph_follows_a_new_name_and_guidance(directory):
     before = stamps(directory)
     main([str(directory), "--name", "other", "--guidance", "3"])
     after = stamps(directory)
-    assert {name for name in before if before[name] != after[name]} <= {"card.md", "config.json"}
+    assert {name for name in before if before[name] != after[name]} <= {"card.md", "config.json", "classes.webp"}
     assert (read_model_dir(directory).name, read_model_dir(directory).defaults.guidance_scale) == ("other", 3)
 
 

@@ -12,7 +12,7 @@ async def click_of(http, element):
 
 def generate_inputs(seed, n, steps):
     """The inputs of Generate, in order."""
-    return [None, seed, True, n, 0, steps, "heun", 1.5, 0, 1]
+    return [None, seed, True, n, 0, steps, "heun", 1.5, 0, 1, None]
 
 
 async def pressed(http, session, event, data):

@@ -61,9 +61,9 @@ def test_reconstruct_edit_walk_and_inspect_by_gradio_client(gradio, photo):
     kept, psnr = gradio.predict(photo, api_name="/reconstruct")
     assert Image.open(kept).size == (256, 256)
     assert psnr > 3
-    edited, settings = gradio.predict(photo, None, "950", 0.5, 1, api_name="/edit")
+    edited, settings = gradio.predict(photo, None, "950", 0.5, 1, 4, "euler", 1.5, 2, api_name="/edit")
     assert Image.open(edited).size == (256, 256)
-    assert settings["strength"] == 0.5
+    assert [settings[name] for name in ("strength", "seed", "index", "steps", "sampler")] == [0.5, 1, 2, 4, "euler"]
     strip, animation = gradio.predict("207", 1, "1", 1, 4, api_name="/walk")
     assert len(strip) == 4
     assert Image.open(animation).is_animated
@@ -81,6 +81,8 @@ def test_wrong_files_and_settings_get_the_server_s_error(gradio, tmp_path):
         gradio.predict(handle_file(str(wrong)), api_name="/reconstruct")
     with pytest.raises(AppError, match="steps must be at most 250"):
         gradio.predict("207", 5, 1, 9999, "euler", 1.5, api_name="/generate")
+    with pytest.raises(AppError, match=r"seed must be a whole number .* got 1\.5"):
+        gradio.predict("207", 1.5, 1, None, None, None, api_name="/generate")
     with pytest.raises(AppError, match="class must be an index"):
         gradio.predict("no such thing", 5, 1, None, None, None, api_name="/generate")
 
@@ -215,6 +217,7 @@ def test_the_client_streams_previews_and_leaving_cancels(server_url):
 
 def test_a_drawing_of_several_requests_shows_previews_and_errors(server_url):
     from ui.fair_limit import LimitedClient
+    from ui.finished import FinishedImages
     from ui.requests import DrawRequest, draw
 
     async def run():
@@ -225,10 +228,10 @@ def test_a_drawing_of_several_requests_shows_previews_and_errors(server_url):
             DrawRequest("none", calls.generate_events("nonsense"), 1, 4),
         ]
         seen = [
-            (current.progress, [bool(one.png) for one in current.images], current.images[0].done)
-            async for current in draw(limited, requests)
+            (current.progress, [bool(one.preview) for one in current.images], current.images[0].done)
+            async for current in draw(limited, requests, FinishedImages(client))
         ]
-        last = [current async for current in draw(limited, requests)][-1]
+        last = [current async for current in draw(limited, requests, FinishedImages(client))][-1]
         await client.close()
         return seen, last
 
@@ -252,10 +255,10 @@ def test_principal_components_give_like_tokens_like_colours():
 
 
 def test_names_are_escaped():
-    from ui.html import callout, picker
+    from ui.html import callout
 
     evil = "<img src=x onerror=alert(1)>"
-    assert "<img src=x" not in callout(evil) + picker([{"index": 1, "name": evil}], [], {"fingerprint": evil}, evil)
+    assert "<img src=x" not in callout(evil)
 
 
 def test_the_page_and_api_keys_do_not_go_together(tiny_dir, monkeypatch):

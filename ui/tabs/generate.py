@@ -1,7 +1,7 @@
 """The Generate tab: images of classes."""
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,61 +9,84 @@ import gradio as gr
 
 from dsd_serve import calls
 from dsd_serve.errors import DSDError, InputError
-from ui import html, snippets
+from dsd_serve.params import SamplingParams, to_api
+from ui import html, picker, snippets
 from ui.controls import EVENT, Sampling, Seed, Stop, Updates, actions, roll, sampling_of, until
 from ui.fair_limit import PER_CLICK
-from ui.png_settings import drawn_settings, label_of
+from ui.finished import Finished
+from ui.links import Link
+from ui.png_settings import label_of, restorable_settings
 from ui.private_files import read_upload
-from ui.requests import DrawRequest, draw
+from ui.requests import Drawing, DrawRequest, draw
+from ui.requests import restored as earlier
 from ui.server_info import NO_CLASS, ServerInfo, class_of
-from ui.values import number_of, whole
+from ui.values import whole
+from ui.words import in_page_words
 
 PREVIEWS = 12  # of each image
-MAX_SHOWN = 24  # classes in the picker
-MAX_CHOSEN = 16  # classes
+ALL_PREVIEWS = 480  # of a drawing: many images have fewer each
 
 
 @dataclass(frozen=True)
 class GenerateTab:
     drawing: gr.State
-    number: gr.State  # of the selected image
     chosen: gr.State  # classes
+    wanted: gr.State  # the link from which the page was opened
     search: gr.Textbox
+    chips: gr.HTML
     picker: gr.HTML
+    wall: gr.HTML
     n: gr.Slider
     index: gr.Number
     seed: Seed
     sampling: Sampling
+    message: gr.HTML
     board: gr.HTML
     details: gr.HTML
     code: gr.HTML
+    history: gr.HTML  # filled by the page's script
+    draw_wanted: Callable[..., Any]  # an event: inputs wanted and drawing, outputs `outputs`
+    outputs: list[Any]
 
     def fitted(self, info: ServerInfo) -> Updates:
-        chosen = [info.default_class]
         return {
-            self.chosen: chosen,
-            self.picker: gr.update(value=picked(info, info.classes, chosen), visible=info.has_classes),
+            **self.classes(info, [info.default_class]),
             self.search: gr.update(
-                placeholder=f"Search by name, such as {info.search_example}", visible=info.has_classes
+                placeholder=f"Search {len(info.classes)} classes, such as {info.search_example}",
+                visible=info.has_classes,
             ),
+            self.wall: picker.wall(info),
             self.n: gr.update(
                 maximum=info.model["limits"]["n"], label="Images per class" if info.has_classes else "Images"
             ),
             **self.sampling.fitted(info),
         }
 
+    def classes(self, info: ServerInfo, chosen: list[int]) -> Updates:
+        """All classes, and those that are chosen."""
+        return {
+            self.chosen: chosen,
+            self.chips: gr.update(value=picker.chips(info, chosen), visible=info.has_classes),
+            self.picker: gr.update(value=picker.grid(info, info.classes), visible=info.has_classes),
+        }
+
+    @property
+    def remembered(self) -> dict[str, Any]:
+        """The controls whose values the browser keeps, by name."""
+        own = {"n": self.n, "index": self.index, "seed": self.seed.number, "keep": self.seed.lock}
+        return {**own, **vars(self.sampling)}
+
 
 def build(info: ServerInfo, address: Callable[[gr.Request], str]) -> GenerateTab:
-    drawing, number, chosen = gr.State(None), gr.State(0), gr.State([NO_CLASS])
+    drawing, chosen, wanted = gr.State(None), gr.State([NO_CLASS]), gr.State(None)
     with gr.Row(elem_classes="sides"):
         with gr.Column(scale=2, min_width=320, elem_classes="controls"):
             search = gr.Textbox(
-                label="Class",
-                placeholder="Search by name",
-                elem_id="class-search",
-                info="Choose one or more. Each shows an image that the model drew.",
-            )
-            picker = html.pressable(elem_id="picker")
+                label="Search classes", placeholder="Search classes", elem_id="class-search", show_label=False,
+                container=False,
+            )  # fmt: skip
+            chips = html.pressable(elem_id="chosen")
+            classes = html.pressable(elem_id="picker")
             n = gr.Slider(1, 16, 4, step=1, label="Images per class", elem_id="n")
             seed = Seed.build("generate")
             go, button = actions("generate", "Generate")
@@ -75,65 +98,155 @@ def build(info: ServerInfo, address: Callable[[gr.Request], str]) -> GenerateTab
                 )  # fmt: skip
                 saved = gr.File(label="PNG saved from this page", elem_id="saved", height=170)
         with gr.Column(scale=3, min_width=320):
-            board = html.pressable(html.board(None), elem_id="board")
+            message = html.shown("", elem_id="generate-message")
+            wall = html.pressable(html.hint("Nothing drawn yet", "Press Generate to draw."), elem_id="wall")
+            board = html.board_element({}, elem_id="board")
             details = html.pressable(elem_id="details")
-            with gr.Accordion("Code", open=False, elem_id="code"):
+            with gr.Accordion("Reproduce with code", open=False, elem_id="code"):
                 code = html.shown(html.hint("No code yet", "It appears with the images."))
+            history = html.pressable('<div class="history-place"></div>', elem_id="history")
     stop = Stop(button)
-    tab = GenerateTab(drawing, number, chosen, search, picker, n, index, seed, sampling, board, details, code)
+    outputs = [seed.number, *stop.outputs, message, board, drawing, details, code, wanted]
 
     async def generate(
-        request: gr.Request, classes: list[int], number_: float, keep: bool, count: float, first: float, *how: Any
+        request: gr.Request, classes: list[int], number_: float, keep: bool, count: float, first: float, *rest: Any
     ) -> AsyncIterator[Updates]:
+        *how, previous = rest
         try:
             settings = {
                 "seed": whole("seed", number_) if keep else roll(),
                 **({"index": whole("index of the first image", first)} if first else {}),
-                **({"model": name} if (name := info.client.chosen.current) else {}),
                 **sampling_of(info, *how),
             }
-            n_, steps = whole("images per class", count, 1), settings["steps"]
+            n_ = whole("images per class", count, 1, info.model["limits"]["n"])
             classes = classes if classes != [NO_CLASS] else [await first_class(info)]
             check_count(n_, len(classes))
         except DSDError as error:
-            yield {board: html.callout(str(error))}
+            yield {message: html.callout(in_page_words(error))}
             return
-        requests = [
-            DrawRequest(
-                info.name_of(one),
-                calls.generate_events(class_of(one), n=n_, preview_every=max(1, -(-steps // PREVIEWS)), **settings),
-                n_,
-                steps,
-            )
-            for one in classes
-        ]
-        code_ = html.code(snippets.lines(address(request), classes, settings, n_))
+        named = tuple(one for one in classes if one != NO_CLASS)
+        link = Link(named, n_, info.client.chosen.current, settings)
+        async with contextlib.aclosing(drawn(request, link, previous)) as updates:
+            async for update in updates:
+                yield update
+
+    async def drawn(request: gr.Request, link: Link, previous: Drawing | None) -> AsyncGenerator[Updates, None]:
+        """Draw the images of a link. If nothing is drawn, the previous images stay."""
+        requests = requests_of(info, link)
+        previous = None if previous is None or previous.empty else previous
         pressed, started = stop.begin()
-        now: Updates = {**started, seed.number: settings["seed"], details: "", code: code_}
-        async with contextlib.aclosing(until(pressed, draw(info.client, requests))) as updates:
+        now: Updates = {**started, seed.number: link.settings["seed"], message: ""}
+        begun = False
+        async with contextlib.aclosing(until(pressed, draw(info.client, requests, info.images, link.query))) as updates:
             async for current in updates:
-                if current.running:
-                    yield {**now, board: html.board(current), drawing: current, number: 0}
-                    now = {}
+                if not current.running:
+                    continue
+                if current.empty and previous:
+                    yield {**now, message: html.status(current)}
+                elif begun:
+                    yield {board: html.board(current)}
+                else:
+                    begun = True
+                    yield {**now, message: "", details: "", code: "", drawing: current, board: html.board(current)}
+                now = {}
+        if current.empty:
+            yield {**stop.end(), message: nothing_drawn(current), board: html.board(previous), drawing: previous}
+            return
         yield {
             **stop.end(),
+            message: "",
+            drawing: current,
             board: html.board(current, current.first),
-            details: html.details(current.images[current.first]),
-            number: current.first,
+            **chosen_image(info, tab, current.images[current.first].finished, address(request)),
         }
 
-    outputs = [seed.number, *stop.outputs, board, drawing, number, details, code]
+    async def draw_wanted(request: gr.Request, link: Link | None, previous: Drawing | None) -> AsyncIterator[Updates]:
+        """The images of the link with which the page was opened: those that are kept, or drawn now."""
+        if link is None:
+            yield {wanted: None}
+            return
+        kept = kept_images(info, link)
+        if kept:
+            current = earlier(link.query, kept)
+            shown = chosen_image(info, tab, kept[0], address(request))
+            yield {drawing: current, board: html.board(current, 0), message: "", wanted: None, **shown}
+            return
+        async with contextlib.aclosing(drawn(request, link, previous)) as updates:
+            async for update in updates:
+                yield {**update, wanted: None}
+
+    tab = GenerateTab(
+        drawing, chosen, wanted, search, chips, classes, wall, n, index, seed, sampling, message, board, details,
+        code, history, draw_wanted, outputs,
+    )  # fmt: skip
     go.click(
         generate,
-        [chosen, seed.number, seed.lock, n, index, *sampling.inputs],
+        [chosen, seed.number, seed.lock, n, index, *sampling.inputs, drawing],
         outputs,
         trigger_mode="once",
         **EVENT,
     )
-    search.change(finder(info), [search, chosen], picker, trigger_mode="always_last", **EVENT)
-    picker.click(chooser(info), [search, chosen], [chosen, picker], trigger_mode="multiple", **EVENT)
-    saved.upload(restorer(info, tab), [saved], [*restored_controls(tab), board], **EVENT)
+
+    def find(text: str) -> str:
+        return picker.grid(info, picker.search(info.classes, text))
+
+    def choose_first(text: str, chosen_: list[int]) -> Updates:
+        """Switch to the first class that a search finds, and show all classes again."""
+        found = picker.search(info.classes, text)
+        return {search: "", **tab.classes(info, [found[0]["index"]])} if found and text.strip() else {search: gr.skip()}
+
+    def choose(chosen_: list[int], event: gr.EventData) -> tuple[list[int], str]:
+        return picker.choose(info, chosen_, event)
+
+    search.change(find, search, classes, trigger_mode="always_last", **EVENT)
+    search.submit(choose_first, [search, chosen], [search, chosen, chips, classes], **EVENT)
+    gr.on([classes.click, chips.click, wall.click], choose, chosen, [chosen, chips], trigger_mode="multiple", **EVENT)
+    saved.upload(restorer(info, tab), [saved], [*restored_controls(tab), message], **EVENT)
     return tab
+
+
+def nothing_drawn(drawing: Drawing) -> str:
+    """Why a drawing has ended without an image."""
+    return html.callout(in_page_words(drawing.error)) or html.hint("Stopped", "Nothing was drawn.")
+
+
+def requests_of(info: ServerInfo, link: Link) -> list[DrawRequest]:
+    """A request for each class of a link."""
+    classes = [*link.classes] or [NO_CLASS]
+    steps = int(link.settings["steps"])
+    previews = min(PREVIEWS, max(2, ALL_PREVIEWS // (link.n * len(classes))))
+    every = max(1, -(-steps // previews))
+    return [
+        DrawRequest(
+            info.name_of(one),
+            calls.generate_events(class_of(one), n=link.n, preview_every=every, **link.settings),
+            link.n,
+            steps,
+            link.model,
+        )
+        for one in classes
+    ]
+
+
+def kept_images(info: ServerInfo, link: Link) -> list[Finished]:
+    """The images of a link if all of them are kept; otherwise none."""
+    settings = {**to_api(SamplingParams()), **link.settings, "fingerprint": info.model["fingerprint"]}
+    found = [
+        info.images.drawn_with(
+            {**settings, "class": {"index": one} if one != NO_CLASS else None, "index": settings["index"] + number}
+        )
+        for one in ([*link.classes] or [NO_CLASS])
+        for number in range(link.n)
+    ]
+    return [one for one in found if one is not None] if all(found) else []
+
+
+def chosen_image(info: ServerInfo, tab: GenerateTab, image: Finished | None, url: str) -> Updates:
+    """The details of an image and the code that gives its file."""
+    if image is None:
+        return {tab.details: "", tab.code: ""}
+    lines = snippets.drawn(url, image, info.model["image_size"])
+    return {tab.details: html.details(image), tab.code: html.code(lines)}
 
 
 async def first_class(info: ServerInfo) -> int:
@@ -152,53 +265,19 @@ def check_count(n: int, classes: int) -> None:
         )
 
 
-def finder(info: ServerInfo) -> Callable[..., Any]:
-    async def find(words: str, chosen: list[int]) -> str:
-        try:
-            found = await info.client.do(calls.classes((words or "")[:200]))
-        except DSDError as error:
-            return html.callout(str(error))
-        return picked(info, found, chosen)
-
-    return find
-
-
-def picked(info: ServerInfo, classes: Sequence[dict[str, Any]], chosen: Collection[int]) -> str:
-    """The picker with the first of some classes."""
-    return html.picker(classes[:MAX_SHOWN], chosen, info.model, info.search_example, info.client.chosen.current)
-
-
-def chooser(info: ServerInfo) -> Callable[..., Any]:
-    find = finder(info)
-
-    async def choose(words: str, chosen: list[int], event: gr.EventData) -> tuple[list[int], str]:
-        """Toggle a class; the last one stays. The list is changed in place and before anything is awaited, because the
-        next click may come before this one ends."""
-        one = number_of(event, {one["index"] for one in info.classes}.union(chosen))
-        if one not in chosen and len(chosen) >= MAX_CHOSEN:
-            return chosen, html.callout(
-                f"at most {MAX_CHOSEN} classes can be drawn at once: deselect one first"
-            ) + await find(words, chosen)
-        others = [index for index in chosen if index != one]
-        chosen[:] = others if one in chosen and others else [*others, one]
-        return chosen, await find(words, chosen)
-
-    return choose
-
-
 def restored_controls(tab: GenerateTab) -> list[Any]:
-    return [tab.chosen, tab.search, tab.picker, tab.n, tab.index, tab.seed.number, tab.seed.lock, *tab.sampling.inputs]
+    classes = [tab.chosen, tab.search, tab.chips, tab.picker]
+    return [*classes, tab.n, tab.index, tab.seed.number, tab.seed.lock, *tab.sampling.inputs]
 
 
 def restored(info: ServerInfo, tab: GenerateTab, settings: dict[str, Any]) -> Updates:
     """The controls with the settings of an image, to draw it again."""
     label = label_of(settings)
-    if (label == NO_CLASS) == info.has_classes:  # drawn by a model of the other kind
-        label = info.default_class
+    if label not in {one["index"] for one in info.classes} or (label == NO_CLASS) == info.has_classes:
+        label = info.default_class  # another model drew it
     return {
-        tab.chosen: [label],
+        **tab.classes(info, [label]),
         tab.search: "",
-        tab.picker: picked(info, info.classes, [label]),
         tab.n: 1,
         tab.index: whole("index of the first image", settings["index"]),
         tab.seed.number: whole("seed", settings["seed"]),
@@ -210,18 +289,17 @@ def restored(info: ServerInfo, tab: GenerateTab, settings: dict[str, Any]) -> Up
 def restorer(info: ServerInfo, tab: GenerateTab) -> Callable[[str | None], Updates]:
     def restore(path: str | None) -> Updates:
         if path is None:
-            return {tab.board: gr.skip()}
+            return {tab.message: gr.skip()}
         try:
-            settings = drawn_settings(read_upload(path))
+            settings = restorable_settings(read_upload(path))
         except DSDError as error:
-            return {tab.board: html.callout(str(error))}
-        if settings is None:
-            sentence = "this file has no DSD settings: choose a PNG that was saved from this page or by /generate"
-            return {tab.board: html.callout(sentence)}
+            return {tab.message: html.callout(in_page_words(error))}
         found = restored(info, tab, settings)
         words = f"seed {settings['seed']}: press Generate to draw it again."
         if settings.get("fingerprint") != info.model["fingerprint"]:
             words = "another model drew this image, so the result will differ."
-        return {**found, tab.board: html.hint(f"Settings restored: {info.name_of(label_of(settings))}", words)}
+        if found[tab.chosen] != [label_of(settings)]:
+            words = f"this model does not know the class {label_of(settings)} of the image; the rest is restored."
+        return {**found, tab.message: html.hint(f"Settings restored: {info.name_of(label_of(settings))}", words)}
 
     return restore

@@ -15,15 +15,23 @@ from gradio.components.image_editor import EditorData
 from dsd_serve import calls
 from dsd_serve.errors import DSDError, InputError
 from dsd_serve.imaging import codec
-from ui import html
+from ui import html, snippets
+from ui.comparison import HELP, comparison
 from ui.controls import EVENT, Sampling, Seed, Stop, Updates, actions, roll, sampling_of, until
-from ui.private_files import read_upload
-from ui.requests import Drawing, DrawRequest, draw
+from ui.finished import Finished
+from ui.photo_formats import read_photo
+from ui.requests import DrawRequest, draw
 from ui.server_info import NO_CLASS, NONE, ServerInfo, class_of
-from ui.tabs.generate import PREVIEWS
-from ui.values import number_of, whole
+from ui.tabs.generate import PREVIEWS, nothing_drawn
+from ui.values import image_of, whole
+from ui.words import in_page_words
 
 SIDE = 512  # pixels a side of the photo's centre square, as it is shown and painted on
+PAINT = (
+    '<p class="note">Paint over the part to redraw. Without a graphics card the photo takes some seconds to appear.</p>'
+    '<p class="callout no-webgl-note">Painting needs WebGL, which this browser does not offer: use another browser, or '
+    "Edit, which redraws the whole photo.</p>"
+)
 MAX_PAINTING = 4 * SIDE**2  # pixels of the editor's canvas, on a screen of twice the usual density
 
 
@@ -36,9 +44,16 @@ class Redraw:
     n: gr.Slider
     seed: Seed
     sampling: Sampling
-    drawing: gr.State
+    message: gr.HTML
     board: gr.HTML
     details: gr.HTML
+    code: gr.HTML
+
+    @property
+    def remembered(self) -> dict[str, Any]:
+        """The controls whose values the browser keeps, by name."""
+        own = {"class": self.label, "strength": self.strength, "n": self.n, "seed": self.seed.number}
+        return {**own, "keep": self.seed.lock, **vars(self.sampling)}
 
     def fitted(self, info: ServerInfo) -> Updates:
         return {
@@ -55,6 +70,7 @@ class Redraw:
 @dataclass(frozen=True)
 class PhotoTab:
     photo: gr.Image
+    kinds: gr.Tabs
     edit: Redraw
     inpaint: Redraw
 
@@ -62,7 +78,7 @@ class PhotoTab:
         return {**self.edit.fitted(info), **self.inpaint.fitted(info)}
 
 
-def build(info: ServerInfo) -> PhotoTab:
+def build(info: ServerInfo, address: Callable[[gr.Request], str]) -> PhotoTab:
     with gr.Row(elem_classes="sides"):
         with gr.Column(scale=2, min_width=300, elem_classes="controls"):
             photo = html.photo(
@@ -73,16 +89,14 @@ def build(info: ServerInfo) -> PhotoTab:
                 '<p class="line">The centre square is sent to the server and scaled to the size of the model. '
                 "The file is deleted after an hour.</p>"
             )
-        with gr.Column(scale=3, min_width=320), gr.Tabs(elem_classes="inner"):
+        with gr.Column(scale=3, min_width=320), gr.Tabs(elem_classes="inner") as kinds:
             with gr.Tab("Reconstruct", id="keeps"):
                 words = html.shown(html.hint("No photo yet", "Upload, take or paste one."), elem_id="kept")
-                slider = gr.ImageSlider(
-                    label="Photo and reconstruction", type="numpy", format="png", visible="hidden",
-                    elem_id="compare", max_height=SIDE, buttons=["fullscreen"],
-                )  # fmt: skip
+                both = html.shown("", elem_id="compare")
             with gr.Tab("Edit", id="edit"):
-                edit = redraw("edit", "Edit", 0.6, info, photo)
+                edit = redraw("edit", "Edit", 0.6, info, address, photo)
             with gr.Tab("Inpaint", id="inpaint"):
+                html.shown(PAINT)
                 editor = gr.ImageEditor(
                     label="Paint a mask", sources=(), transforms=(), layers=False,
                     brush=gr.Brush(colors=["#ff4d6d"], color_mode="fixed", default_size=48), eraser=gr.Eraser(48),
@@ -90,57 +104,75 @@ def build(info: ServerInfo) -> PhotoTab:
                     buttons=[],
                 )  # fmt: skip
                 editor.preprocess = painting  # type: ignore[method-assign, assignment]  # Gradio's would decode anything
-                inpaint = redraw("inpaint", "Inpaint", 1.0, info, photo, editor)
-    photo.change(reconstructing(info), photo, [words, slider, editor], trigger_mode="always_last", **EVENT)
-    return PhotoTab(photo, edit, inpaint)
+                inpaint = redraw("inpaint", "Inpaint", 1.0, info, address, photo, editor)
+    photo.change(reconstructing(info), photo, [words, both, editor], trigger_mode="always_last", **EVENT)
+    return PhotoTab(photo, kinds, edit, inpaint)
 
 
 def reconstructing(info: ServerInfo) -> Callable[..., Any]:
-    async def reconstruct(path: str | None) -> tuple[str, Any, Any]:
+    async def reconstruct(path: str | None) -> AsyncIterator[tuple[Any, Any, Any]]:
         if path is None:
-            return html.hint("No photo yet", "Upload, take or paste one."), gr.update(visible="hidden"), None
+            yield html.hint("No photo yet", "Upload, take or paste one."), "", None
+            return
+        yield html.waiting("Waiting for the server"), gr.skip(), gr.skip()
         try:
-            data = read_upload(path)
+            data = read_photo(path)
             answer = await info.client.do(calls.reconstruct(data, size=min(SIDE, info.model["limits"]["size"])))
             shown = await info.decoder.read(data, SIDE)
         except DSDError as error:
-            return html.callout(str(error)), gr.update(visible="hidden"), None
+            yield html.callout(in_page_words(error)), "", None
+            return
         decoded = codec.resize(codec.read_image(b64decode(answer["base64"])), SIDE)
         size, (tokens, channels) = info.model["image_size"], info.model["latent_shape"]
         words = (
             f'<p class="figure"><b data-psnr>{answer["psnr"]:.1f} dB</b> PSNR at {size} x {size} pixels, from '
-            f"{tokens * channels} numbers: {tokens} tokens with {channels} channels. Drag the line to compare.</p>"
+            f"{tokens * channels} numbers: {tokens} tokens with {channels} channels. PSNR says how close the "
+            f"reconstruction is: 20 dB is rough, above 30 dB it is hard to tell apart. {HELP}</p>"
         )
-        both = (shown.transpose(1, 2, 0), decoded.transpose(1, 2, 0))
-        return words, gr.update(value=both, visible=True), shown.transpose(1, 2, 0)
+        sides = [
+            info.images.keep(await asyncio.to_thread(codec.write_image, pixels), title)
+            for pixels, title in ((shown, "photo"), (decoded, "reconstruction"))
+        ]
+        yield words, comparison(*sides), shown.transpose(1, 2, 0)
 
     return reconstruct
 
 
 def redraw(
-    name: str, words: str, strength: float, info: ServerInfo, photo: gr.Image, editor: gr.ImageEditor | None = None
+    name: str,
+    words: str,
+    strength: float,
+    info: ServerInfo,
+    address: Callable[[gr.Request], str],
+    photo: gr.Image,
+    editor: gr.ImageEditor | None = None,
 ) -> Redraw:
-    drawing = gr.State(None)
+    drawing, made_from = gr.State(None), gr.State(None)
     with gr.Row():
         label = gr.Dropdown(
             [(NONE, NO_CLASS)], value=NO_CLASS, label="Target class", elem_id=f"{name}-class", min_width=180
         )
         amount = gr.Slider(
-            0.05, 1, strength, step=0.05, label="Strength", info="1 keeps nothing", elem_id=f"{name}-strength",
-            min_width=180,
+            0.05, 1, strength, step=0.05, label="Strength", info="How much may change; 1 ignores the photo",
+            elem_id=f"{name}-strength", min_width=180,
         )  # fmt: skip
     with gr.Row():
         n = gr.Slider(1, 16, 4, step=1, label="Images", elem_id=f"{name}-n", min_width=180)
         with gr.Column(min_width=180):
             seed = Seed.build(name)
+    sampling = Sampling.build(name)
     go, button = actions(name, words)
     stop = Stop(button)
-    board = html.pressable("", elem_id=f"{name}-board")
-    details = html.shown("", elem_id=f"{name}-details")
-    sampling = Sampling.build(name)
-    tab = Redraw(label, amount, n, seed, sampling, drawing, board, details)
+    place = f"{name}-board"
+    message = html.shown("", elem_id=f"{name}-message")
+    board = html.board_element({}, elem_id=place)
+    details = html.pressable("", elem_id=f"{name}-details")
+    with gr.Accordion("Reproduce with code", open=False, elem_id=f"{name}-code"):
+        code = html.shown(html.hint("No code yet", "It appears with the images."))
+    tab = Redraw(label, amount, n, seed, sampling, message, board, details, code)
 
     async def run(
+        request: gr.Request,
         path: str | None,
         mask: bytes | None,
         towards: int,
@@ -148,16 +180,17 @@ def redraw(
         count: float,
         number: float,
         keep: bool,
-        *how: Any,
+        *rest: Any,
     ) -> AsyncIterator[Updates]:
+        *how, previous = rest
         try:
             image = photo_bytes(path)
             if editor is not None:
                 image = await square(info, image, mask)
             settings = {"seed": whole("seed", number) if keep else roll(), "strength": part, **sampling_of(info, *how)}
-            n_ = whole("images", count, 1)
+            n_ = whole("images", count, 1, info.model["limits"]["n"])
         except DSDError as error:
-            yield {board: html.callout(str(error)), details: ""}
+            yield {message: html.callout(in_page_words(error))}
             return
         if towards == NO_CLASS:
             settings.pop("guidance", None)  # there is no class to guide to
@@ -166,17 +199,36 @@ def redraw(
         every = max(1, -(-steps // PREVIEWS))
         call = calls.edit_events(image, mask, class_=class_of(towards), n=n_, preview_every=every, **settings)
         pressed, started = stop.begin()
-        now: Updates = {**started, seed.number: settings["seed"], details: ""}
-        requests = [DrawRequest(title, call, n_, steps)]
-        async with contextlib.aclosing(until(pressed, draw(info.client, requests))) as updates:
+        now: Updates = {**started, seed.number: settings["seed"], message: ""}
+        requests = [DrawRequest(title, call, n_, steps, info.client.chosen.current)]
+        sources_ = sources(info, str(path), image, mask)
+        previous = None if previous is None or previous.empty else previous
+        begun = False
+        async with contextlib.aclosing(until(pressed, draw(info.client, requests, info.images))) as updates:
             async for current in updates:
-                if current.running:
-                    yield {**now, board: html.board(current), drawing: current}
-                    now = {}
+                if not current.running:
+                    continue
+                if current.empty and previous:
+                    yield {**now, message: html.status(current)}
+                elif begun:
+                    yield {board: html.board(current, place=place)}
+                else:
+                    begun = True
+                    cleared = {message: "", details: "", code: "", made_from: sources_}
+                    yield {**now, **cleared, drawing: current, board: html.board(current, place=place)}
+                now = {}
+        if current.empty:
+            shown = html.board(previous, place=place) if previous else {}
+            yield {**stop.end(), message: nothing_drawn(current), board: shown, drawing: previous}
+            return
+        chosen = current.images[current.first].finished
         yield {
             **stop.end(),
-            board: html.board(current, current.first),
-            details: html.edited(current.images[current.first]),
+            message: "",
+            drawing: current,
+            board: html.board(current, current.first, place),
+            details: html.edited(chosen),
+            code: code_of(info, address(request), chosen, sources_),
         }
 
     mask = gr.State(None)
@@ -186,29 +238,49 @@ def redraw(
         trigger = go.click(mask_of, editor, mask, trigger_mode="once", **EVENT).success
     trigger(
         run,
-        [photo, mask, label, amount, n, seed.number, seed.lock, *sampling.inputs],
-        [seed.number, *stop.outputs, board, drawing, details],
+        [photo, mask, label, amount, n, seed.number, seed.lock, *sampling.inputs, drawing],
+        [seed.number, *stop.outputs, message, board, drawing, details, code, made_from],
         trigger_mode="once",
         **EVENT,
     )
-    board.click(show_details, drawing, [board, details], **EVENT)
+
+    async def choose(
+        request: gr.Request, sources_: list[tuple[str, str]] | None, event: gr.EventData
+    ) -> tuple[str, str, str]:
+        try:
+            image = await info.images.find(*image_of(event))
+        except DSDError as error:
+            return html.callout(str(error)), "", ""
+        return "", html.edited(image), code_of(info, address(request), image, sources_)
+
+    board.click(choose, made_from, [message, details, code], **EVENT)
     return tab
 
 
-def show_details(drawing: Drawing | None, event: gr.EventData) -> tuple[Any, Any]:
-    if drawing is None:
-        return gr.skip(), html.callout(html.EXPIRED)
-    number = number_of(event, range(len(drawing.images)))
-    if drawing.running or not drawing.images[number].done:
-        return gr.skip(), gr.skip()
-    return html.board(drawing, number), html.edited(drawing.images[number])
+def sources(info: ServerInfo, path: str, image: bytes, mask: bytes | None) -> list[tuple[str, str]]:
+    """The files that an edit is made from, as names and addresses: the photo is the visitor's own and has none, unless
+    it was cut to the square that was painted on."""
+    if mask is None:
+        return [(Path(path).name, "")]
+    return [
+        ("square.png", info.images.keep(image, "square").url),
+        ("mask.png", info.images.keep(mask, "mask").url),
+    ]
+
+
+def code_of(info: ServerInfo, url: str, image: Finished | None, sources_: list[tuple[str, str]] | None) -> str:
+    """The code that gives the file of an edit, and links to the files that it needs."""
+    if image is None or not sources_:
+        return ""
+    lines = snippets.edited(url, image, info.model["image_size"], *(name for name, _ in sources_))
+    return html.saves([one for one in sources_ if one[1]]) + html.code(lines)
 
 
 def photo_bytes(path: str | None) -> bytes:
     """The bytes of the photo. Raises InputError if there is none."""
     if path is None:
         raise InputError("there is no photo yet: upload, take or paste one")
-    return read_upload(path)
+    return read_photo(path)
 
 
 async def square(info: ServerInfo, image: bytes, mask: bytes | None) -> bytes:

@@ -1,0 +1,340 @@
+"""What the page remembers, in Chromium: a reload, Back, a link, a lost connection and a new server lose nothing."""
+
+import shlex
+import subprocess
+import sys
+from urllib.parse import parse_qs, urlsplit
+
+import httpx
+import pytest
+
+from dsd_serve.imaging.codec import write_image
+from tests.support.data import ROOT, sample_image
+from tests.support.servers import Server, until
+
+pytestmark = pytest.mark.browser
+pytest.importorskip("playwright.sync_api", reason="the browser tests need playwright: pip install '.[dev]'")
+
+READY = "#told [data-classes]"
+
+
+@pytest.fixture(scope="module")
+def running():
+    running = Server("--ui")
+    yield running
+    assert running.stop() == 0
+    assert "Traceback" not in running.log
+
+
+@pytest.fixture
+def opened(browser, running):
+    """Opens the page as a new visitor."""
+    contexts = []
+
+    def opened(url=running.url, width=1280, **settings):
+        context = browser.new_context(viewport={"width": width, "height": 900}, **settings)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(120_000)
+        page.goto(url)
+        page.wait_for_selector(READY, state="attached")
+        page.wait_for_function("window.dsd.ready()")
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+
+
+def fill(page, where, value):
+    page.fill(f"#{where} input[type=number]", str(value))
+    page.keyboard.press("Tab")
+
+
+def sources(page, board="board"):
+    return page.eval_on_selector_all(f"#{board} .card img", "all => all.map(one => one.getAttribute('src'))")
+
+
+def draw(page, n=2):
+    """Press Generate; returns the addresses of the images."""
+    fill(page, "n", n)
+    before = sources(page)
+    page.click("#generate-go")
+    return finished(page, n, before)
+
+
+def finished(page, n, before=()):
+    page.wait_for_function(
+        "([n, before]) => { const all = [...document.querySelectorAll('#board button.card img')]"
+        ".map(one => one.getAttribute('src')); return all.length === n && String(all) !== before; }",
+        arg=[n, ",".join(before)],
+    )
+    page.wait_for_selector("#details .details")
+    page.wait_for_timeout(500)  # until the event has ended: a press before that is ignored
+    return sources(page)
+
+
+def reload(page):
+    page.reload()
+    page.wait_for_selector(READY, state="attached")
+    page.wait_for_function("window.dsd.ready()")
+
+
+def settings(page):
+    return {name: values[0] for name, values in parse_qs(urlsplit(page.url).query).items()}
+
+
+def wait_for_tab(page, name):
+    page.wait_for_selector(f"#tabs [role=tab][aria-selected=true]:has-text('{name}')")
+
+
+def test_a_reload_back_and_a_link_show_the_same_images(opened):
+    page = opened()
+    first = draw(page)
+    page.wait_for_url("**seed=**")
+    assert settings(page)["class"] == "207"
+    assert settings(page)["seed"] == page.input_value("#generate-seed input")
+    page.click("#generate-sampling button >> nth=0")
+    fill(page, "generate-steps", 5)
+    page.wait_for_timeout(500)
+    reload(page)
+    assert finished(page, 2) == first
+    assert page.inner_text("#board [role=status]").startswith("Drawn earlier")
+    assert page.evaluate("JSON.parse(sessionStorage['dsd-page']).values['generate.num_steps']") == 5  # not yet drawn
+    second = draw(page)
+    page.wait_for_url("**steps=5**")
+    assert second != first
+    page.go_back()
+    assert finished(page, 2, second) == first
+    page.go_forward()
+    assert finished(page, 2, first) == second
+
+    page.get_by_role("tab", name="Walk", exact=True).click()
+    page.wait_for_url("**tab=walk**")
+    reload(page)
+    wait_for_tab(page, "Walk")
+    page.go_back()
+    wait_for_tab(page, "Generate")
+
+    page.click("#board button.card >> nth=1")
+    link = page.wait_for_selector("#details [data-copy-link*='index=1']").get_attribute("data-copy-link")
+    other = opened(page.evaluate("link => window.dsd.address(link)", link))  # another visitor
+    assert finished(other, 1) == [second[1]]
+    assert other.get_attribute("#details a[download]", "href") == second[1]
+
+
+def test_a_wrong_link_says_what_is_wrong(opened, running):
+    for query, sentence in (
+        ("seed=x", "seed in the link must be a number"),
+        ("class=999", "has no class 999"),
+    ):
+        page = opened(f"{running.url}?{query}")
+        page.wait_for_selector(f"#generate-message .callout:has-text('{sentence}')")
+
+
+def test_a_short_loss_of_the_network_changes_nothing(opened):
+    page = opened()
+    shown = draw(page)
+    page.click("#generate-sampling button >> nth=0")
+    fill(page, "generate-steps", 7)
+    page.context.set_offline(True)
+    page.wait_for_selector("#pill[data-up=false]")
+    page.context.set_offline(False)
+    page.wait_for_selector("#pill[data-up=true]")
+    page.wait_for_timeout(1500)
+    assert page.input_value("#generate-steps input[type=number]") == "7"
+    assert sources(page) == shown
+
+
+def test_a_killed_server_and_the_next_one_lose_nothing(opened, free_port):
+    port = str(free_port())
+    first = Server("--ui", "--port", port)
+    page = opened(first.url)
+    before = draw(page)
+    page.click("#generate-sampling button >> nth=0")
+    fill(page, "generate-steps", 250)
+    fill(page, "n", 4)
+    page.click("#generate-go")
+    page.wait_for_selector("#board .drawing img")
+    page.wait_for_url("**steps=250**")
+    seed = settings(page)["seed"]
+    page.evaluate("window.before = true")
+    first.process.kill()
+    first.process.wait()
+    page.wait_for_selector("#down:has-text('does not respond')")
+    page.wait_for_selector("#board .progress", state="detached")
+    second = Server("--ui", "--port", port)
+    page.wait_for_function("!window.before && window.dsd?.ready()")  # the page has loaded again, by itself
+    page.wait_for_selector("#board .drawing img")  # and draws
+    assert settings(page)["seed"] == seed
+    page.click("#generate-stop")
+    page.wait_for_selector("#board :text('Stopped')")
+    page.go_back()
+    assert finished(page, 2) == before  # the new server has drawn the same bytes
+    assert second.stop() == 0
+
+
+def test_errors_stand_above_the_images(opened):
+    page = opened()
+    shown = draw(page)
+    page.fill("#generate-seed input", "-5")
+    page.check("#generate-lock input")
+    page.click("#generate-go")
+    page.wait_for_selector("#generate-message .callout:has-text('Seed must be a whole number from 0 to')")
+    assert sources(page) == shown
+    page.fill("#generate-seed input", "9007199254740992")
+    page.click("#generate-go")
+    page.wait_for_selector("#generate-message .callout:has-text('got 9007199254740992')")
+
+
+def test_a_full_queue_is_waited_for(opened, free_port):
+    busy = Server("--ui", "--max-waiting", "8")
+    page = opened(busy.url)
+    shown = draw(page, 1)
+    query = {"class": 1, "n": 8, "steps": 250, "format": "json"}
+    hold = [subprocess.Popen(["curl", "-s", f"{busy.url}/generate?{httpx.QueryParams(query)}", "-o", "/dev/null"])]
+    until(lambda: httpx.get(f"{busy.url}/debug/batcher").json()["running"])
+    page.click("#generate-go")
+    page.wait_for_selector("#generate-message :text('trying again in')")
+    assert sources(page) == shown
+    for one in hold:
+        one.terminate()
+    finished(page, 1, shown)
+    assert not page.inner_text("#generate-message")
+    assert busy.stop() == 0
+
+
+def test_images_are_sent_once(opened):
+    page = opened()
+    requested, received = [], [0]
+    page.on("request", lambda request: requested.append(request.url) if "/studio/image/" in request.url else None)
+    watching = page.context.new_cdp_session(page)
+    watching.send("Network.enable")
+    watching.on("Network.dataReceived", lambda event: received.__setitem__(0, received[0] + event["dataLength"]))
+    shown = draw(page, 16)
+    page.wait_for_function("[...document.querySelectorAll('#board img')].every(one => one.complete)")
+    assert len(requested) == len(set(requested)) <= 17
+    files = sum(len(httpx.get(f"{page.url.partition('?')[0]}{one}").content) for one in shown)
+    assert received[0] < files + 2_500_000  # previews and all updates
+    before = received[0]
+    page.click("#board button.card >> nth=3")
+    page.wait_for_selector(f"#details img[src='{shown[3]}']")
+    assert received[0] - before < 100_000
+
+
+def snippet(page, place, number):
+    return page.text_content(f"#{place} pre >> nth={number}")
+
+
+def execute(code, folder):
+    """Run curl or Python code in a folder of its own; returns what it wrote there."""
+    known = set(folder.iterdir())
+    command = shlex.split(code) if code.startswith("curl") else [sys.executable, "-c", code]
+    subprocess.run(
+        command, cwd=folder, check=True, capture_output=True, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+    )
+    (written,) = set(folder.iterdir()) - known
+    data = written.read_bytes()
+    written.unlink()
+    return written.name, data
+
+
+def saved(page, link):
+    """The name and the bytes of the file that a link saves."""
+    with page.expect_download() as download:
+        page.click(link)
+    return download.value.suggested_filename, download.value.path().read_bytes()
+
+
+def test_code_gives_the_very_bytes_that_the_page_saves(opened, tmp_path):
+    page = opened()
+    draw(page, 3)
+    page.click("#board button.card >> nth=2")
+    page.wait_for_selector("#details dd:has-text('index 2')")
+    page.click("#code button >> nth=0")
+    expected = saved(page, "#details a[download]")
+    assert [execute(snippet(page, "code", number), tmp_path) for number in (0, 1)] == [expected] * 2
+
+    photo = tmp_path / "my photo.png"
+    photo.write_bytes(write_image(sample_image(207, 0, size=200)))
+    page.get_by_role("tab", name="Your photo", exact=True).click()
+    page.set_input_files("#photo input[type=file]", photo)
+    page.wait_for_selector("#kept [data-psnr]")
+    page.get_by_role("tab", name="Edit", exact=True).click()
+    fill(page, "edit-n", 2)
+    page.click("#edit-go")
+    page.wait_for_selector("#edit-details .details")
+    page.click("#edit-board button.card >> nth=1")
+    page.wait_for_selector("#edit-details dd:has-text('index 1')")
+    page.click("#edit-code button >> nth=0")
+    expected = saved(page, "#edit-details a[download]")
+    assert "-edit-" in expected[0]
+    assert [execute(snippet(page, "edit-code", number), tmp_path) for number in (0, 1)] == [expected] * 2
+
+    # That file alone is not enough to draw it again, which is said where it is dropped.
+    (tmp_path / "edit.png").write_bytes(expected[1])
+    page.get_by_role("tab", name="Generate", exact=True).click()
+    shown = sources(page)
+    page.click("#again button >> nth=0")
+    page.set_input_files("#saved input[type=file]", tmp_path / "edit.png")
+    page.wait_for_selector("#generate-message .callout:has-text('an edit of a photo')")
+    assert sources(page) == shown
+
+    page.get_by_role("tab", name="Walk", exact=True).click()
+    fill(page, "walk-n", 3)
+    page.click("#walk-go")
+    page.wait_for_selector("#walk-animation img")
+    page.click("#walk-code button >> nth=0")
+    expected = saved(page, "#walk-animation a[download]")
+    assert execute(snippet(page, "walk-code", 1), tmp_path) == expected
+    assert execute(snippet(page, "walk-code", 0), tmp_path)[0] == "walk.zip"
+
+    # The photo, its edits and the walk are there after a reload.
+    edits = sources(page, "edit-board")
+    reload(page)
+    page.wait_for_selector("#walk-strip figure >> nth=2")
+    assert page.locator("#walk-animation img").count() == 1
+    page.get_by_role("tab", name="Your photo", exact=True).click()
+    page.get_by_role("tab", name="Edit", exact=True).click()
+    page.wait_for_selector("#edit-board button.card >> nth=1")
+    assert sources(page, "edit-board") == edits
+    page.wait_for_selector("#photo img")
+
+
+def test_history_stars_large_view_comparison_and_all_in_one_file(opened):
+    page = opened()
+    draw(page, 3)
+    page.wait_for_selector("#history .old >> nth=2")
+    page.click("#details .enlarge")
+    page.wait_for_selector("#lightbox[open] :text('1 of 3')")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_selector("#lightbox :text('2 of 3')")
+    page.click("#light-star")
+    page.click("#light-compare")
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#lightbox figure").count() == 2
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#lightbox", state="hidden")
+    with page.expect_download() as download:
+        page.click("[data-all=board]")
+    names = subprocess.run(["unzip", "-Z1", download.value.path()], capture_output=True, text=True, check=True).stdout
+    assert len(names.split()) == 3
+    starred = page.wait_for_selector("#history .old.star").get_attribute("data-image")
+    draw(page, 1)
+    reload(page)
+    page.wait_for_selector("#history .old >> nth=3")
+    page.click("#history #only-stars")
+    page.wait_for_function("document.querySelectorAll('#history .old').length === 1")
+    page.click("#history .old.star")
+    page.wait_for_selector(f"#details .details[data-image='{starred}']")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_the_head_is_our_own_in_any_language(opened, running):
+    page = opened(f"{running.url}?class=207&seed=7&steps=4", locale="ar")
+    assert page.get_attribute("html", "lang") == "en"
+    image = page.get_attribute("meta[property='og:image']", "content")
+    assert image.startswith(f"{running.url}/studio/image/link.png?class=207&seed=7")
+    assert httpx.get(image).content == httpx.get(f"{running.url}/{finished(page, 1)[0]}").content
+    assert "Gradio" not in page.inner_html("head meta[property='og:title']") + page.content().split("<script")[0]
+    assert httpx.get(f"{running.url}/favicon.ico").headers["content-type"] == "image/svg+xml"
