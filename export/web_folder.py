@@ -2,7 +2,7 @@
 
     DIR/index.html ...   the page, the files of export/web/
     DIR/network.json     the network, its classes and settings, and of each file that is fetched size and sha256
-    DIR/model/           graph, weights and card of the model directory, and an image of all classes
+    DIR/model/           graph, weights and card of the model directory, and classes.webp, where there is one
     DIR/runtime/         ONNX Runtime Web
 
 Nothing outside of the folder is fetched. It may be served by any static host, under any path.
@@ -18,14 +18,13 @@ from typing import Any
 
 from dsd_serve import __version__
 from dsd_serve.checkpoint import ModelDir, read_model_dir, read_text, sha256
+from dsd_serve.class_images import FILE as CLASS_IMAGES
 from dsd_serve.config import ModelConfig
-from dsd_serve.engines.onnx_engine import OnnxEngine
 from dsd_serve.errors import CheckpointError, DSDError
-from dsd_serve.imaging.codec import encode, sheet, sheet_shape
 from dsd_serve.labels import table_of
 from dsd_serve.params import API_NAMES, SETTINGS, SHOWN_WITH_IMAGE, SamplingParams, samplers_of
-from dsd_serve.programs import Generate, run_all
 from export.commit import drafting, move
+from export.draw_classes import SIZE
 from export.source import CARD
 from export.web_runtime import BUILDS, README, find_runtime, pinned_version
 
@@ -33,11 +32,8 @@ log = logging.getLogger(__name__)
 
 FORMAT = "dsd-web-1"
 DESCRIPTION = "network.json"
-MODEL, RUNTIME, SPRITE = "model", "runtime", "classes.webp"
+MODEL, RUNTIME = "model", "runtime"
 EXACT = 2**53  # whole numbers up to here are numbers in JSON as browsers read it
-MOST_FLOPS = 10**12  # of the image of all classes: some ten seconds
-SPRITE_QUALITY = 90
-TOGETHER = 16  # images drawn at a time
 
 
 def write_web(model_dir: Path, target: Path, runtime: Path | None = None) -> None:
@@ -53,8 +49,7 @@ def write_web(model_dir: Path, target: Path, runtime: Path | None = None) -> Non
         files = copy_model(directory, draft / MODEL) | copy_runtime(package, draft / RUNTIME)
         for page in resources.files("export").joinpath("web").iterdir():
             copy_page(page, draft / page.name)
-        sprite = write_sprite(directory, draft / MODEL / SPRITE)
-        values = description(directory, files, sprite)
+        values = description(directory, files, copy_class_images(directory, draft / MODEL))
         (draft / DESCRIPTION).write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
         names = sorted(file.name for file in draft.iterdir() if file.name != DESCRIPTION)
         old = draft / "replaced"
@@ -135,25 +130,19 @@ def copy(source: Path, target: Path) -> dict[str, Any]:
     return {"bytes": target.stat().st_size, "sha256": sha256(target)}
 
 
-def write_sprite(directory: ModelDir, file: Path) -> dict[str, Any] | None:
-    """Draw one image of every class into a sheet. Returns its place for the page.
-
-    None if there are no classes, or drawing them takes long.
-    """
-    config, labels = directory.config, directory.config.trained_classes
-    tasks = [Generate(label, directory.defaults) for label in labels]
-    if not tasks or sum(task.cost.rows for task in tasks) * config.flops_per_row() > MOST_FLOPS:
+def copy_class_images(directory: ModelDir, folder: Path) -> dict[str, Any] | None:
+    """Copy the images of the classes, if the directory has them. Returns their places for the page."""
+    grid = directory.class_images
+    if grid is None:
         return None
-    engine = OnnxEngine.load(directory.path)
-    images = []
-    for start in range(0, len(tasks), TOGETHER):
-        images += run_all(engine, [task.program(config) for task in tasks[start : start + TOGETHER]])
-    columns, _ = sheet_shape(len(images))
-    file.write_bytes(encode(sheet(images, columns=columns), "webp", quality=SPRITE_QUALITY))
-    return {"url": f"{MODEL}/{file.name}?v={sha256(file)[:16]}", "columns": columns, "size": config.image_size}
+    source = directory.path / CLASS_IMAGES
+    directory.check([source])
+    copy(source, folder / CLASS_IMAGES)
+    url = f"{MODEL}/{CLASS_IMAGES}?v={grid.sha256[:16]}"
+    return {"url": url, "columns": grid.columns, "perClass": grid.per_class, "size": SIZE}
 
 
-def description(directory: ModelDir, files: dict[str, Any], sprite: dict[str, Any] | None) -> dict[str, Any]:
+def description(directory: ModelDir, files: dict[str, Any], images: dict[str, Any] | None) -> dict[str, Any]:
     """The contents of network.json."""
     config = directory.config
     graph, weights = (f"{MODEL}/{file.name}" for file in graph_and_weights(directory))
@@ -173,7 +162,7 @@ def description(directory: ModelDir, files: dict[str, Any], sprite: dict[str, An
         "graph": graph,
         "weights": weights,
         "runtime": {"version": pinned_version(), **builds},
-        "sprite": sprite,
+        "classImages": images,
     }
 
 

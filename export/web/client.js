@@ -45,8 +45,9 @@
  * @property {number} modelBytes    size of graph and weights
  * @property {number} fetchedBytes  bytes of all files that the worker read, as stored: a host may send fewer, compressed
  * @property {number} milliseconds  from the call of `load` to its end
- * @property {?{url: string, columns: number, size: number}} sprite   one image that shows all classes, each in a square
- *     of `size` pixels: class number i of `classes` in column i % columns, row floor(i / columns); null if there is none
+ * @property {?{url: string, columns: number, perClass: number, size: number}} classImages   one image with `perClass`
+ *     squares of `size` pixels for each class: number k of class number i of `classes` is square n = i * perClass + k, in
+ *     column n % columns, row floor(n / columns); null if there is none
  *
  * @typedef {object} Image
  * @property {Uint8ClampedArray} pixels   RGBA, rows from the top, as `ImageData` takes them

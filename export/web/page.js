@@ -4,7 +4,7 @@ import { DSD } from "./client.js";
 import { ClassTable } from "./page/classes.js";
 import { DrawView } from "./page/draw_view.js";
 import { History, savePNG } from "./page/history.js";
-import { cutSprite, display, ImageElement } from "./page/images.js";
+import { cutClassImages, display, ImageElement } from "./page/images.js";
 import { address, parseLink } from "./page/link.js";
 import { fileOf } from "./page/photo_file.js";
 import { PhotoView } from "./page/photo_view.js";
@@ -130,10 +130,10 @@ class Page {
 
   /** The images of the classes, where the folder has them. */
   async #showClasses() {
-    const { sprite, classes } = this.info;
-    if (!sprite) return;
+    const { classImages, classes } = this.info;
+    if (!classImages) return;
     try {
-      const images = await cutSprite(sprite, new URL("./", import.meta.url), classes.length);
+      const images = await cutClassImages(classImages, new URL("./", import.meta.url), classes.length);
       classes.forEach(({ index }, i) => this.table.images.set(index, images[i]));
       for (const view of Object.values(this.views)) view.showImages();
     } catch {

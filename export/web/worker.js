@@ -79,7 +79,7 @@ const CALLS = {
       modelBytes: files[description.graph].bytes + files[description.weights].bytes,
       fetchedBytes: network.fetchedBytes,
       milliseconds: performance.now() - began,
-      sprite: description.sprite,
+      classImages: description.classImages,
     };
     return info;
   },

@@ -271,7 +271,7 @@ def test_a_thousand_classes_are_a_list_to_search(opened, url):
 
     def more(route):
         values = route.fetch().json()
-        route.fulfill(body=json.dumps({**values, "classes": classes, "sprite": None}))
+        route.fulfill(body=json.dumps({**values, "classes": classes, "classImages": None}))
 
     page.route("**/network.json", more)
     page.goto(f"{url}#draw?class=5&seed=7&n=1&steps=1&guidance=1")

@@ -8,15 +8,12 @@ import pytest
 
 from dsd_serve.imaging.codec import read_image, write_image
 from dsd_serve.imaging.provenance import settings_of
-from tests.support.data import ROOT, sample_image
+from tests.support.axe import violations
+from tests.support.data import sample_image
 from tests.support.servers import Server
 
 pytestmark = pytest.mark.browser
 
-AXE = ROOT / "tests/clients/node_modules/axe-core/axe.min.js"  # by tests/clients/install.sh
-RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
-BROKEN = """async (rules) => (await axe.run(document, {runOnly: {type: 'tag', values: rules}})).violations.map(
-  (one) => `${one.id}: ${one.nodes.map((node) => node.target.join(' ')).slice(0, 5).join(', ')}`)"""
 FOCUSED = "document.activeElement"
 
 
@@ -62,14 +59,11 @@ def chosen(page):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_on_any_tab(opened, photo, scheme):
-    if not AXE.exists():
-        pytest.skip("axe-core is missing: tests/clients/install.sh installs it")
     page = opened(color_scheme=scheme)
-    page.evaluate(AXE.read_text())
 
     def check(where):
         page.wait_for_timeout(300)  # transitions of colours
-        assert page.evaluate(BROKEN, RULES) == [], where
+        assert violations(page) == [], where
 
     check("Generate, before anything is drawn")
     page.click("#picker .class:nth-child(2) .more")

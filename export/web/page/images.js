@@ -113,7 +113,7 @@ export function psnr(a, b) {
 }
 
 /** The squares of a sheet of equal images, as images. */
-export async function cutSprite({ url, columns, size }, base, count) {
+export async function cutClassImages({ url, columns, perClass, size }, base, count) {
   const image = new Image();
   image.src = new URL(url, base).href;
   await image.decode();
@@ -122,8 +122,9 @@ export async function cutSprite({ url, columns, size }, base, count) {
   canvas.height = image.naturalHeight;
   const context = canvas.getContext("2d", { willReadFrequently: true });
   context.drawImage(image, 0, 0);
-  return Array.from({ length: count }, (_, i) => ({
-    pixels: context.getImageData((i % columns) * size, Math.floor(i / columns) * size, size, size).data,
-    width: size,
-  }));
+  return Array.from({ length: count }, (_, i) => {
+    const n = i * perClass; // the most typical one
+    const pixels = context.getImageData((n % columns) * size, Math.floor(n / columns) * size, size, size).data;
+    return { pixels, width: size };
+  });
 }
