@@ -153,7 +153,10 @@ def test_a_configuration_is_frozen_and_survives_a_round_trip():
     assert TrainConfig.from_dict(config.to_dict()) == config
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "training/configs").glob("*.toml")), ids=lambda path: path.stem)
+SHIPPED = [path for path in sorted((ROOT / "training/configs").glob("*.toml")) if not path.stem.startswith("distill-")]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_configuration_loads(path):
     assert load_config(path).run.dir == f"runs/{path.stem}"
 
