@@ -12,7 +12,7 @@ from dsd_serve.params import SamplingParams
 from training.device import Device, choose_device
 from training.distillation.distill import add_gradient, new_student
 from training.distillation.distill_config import DistillConfig
-from training.distillation.flow_map_loss import Classroom
+from training.distillation.flow_map_loss import BatchMaker
 from training.distillation.teacher import Teacher, read_teacher
 from training.estimate import Item, Micro, cost_lines
 from training.state import State
@@ -45,10 +45,10 @@ def micro_batches(
     state: State, forward: Any, config: DistillConfig, where: Device, teacher: Teacher, fast: bool
 ) -> Micro:
     """Real micro-batches of so many trajectories."""
-    room = Classroom(teacher, state.objective.model, fast)
+    maker = BatchMaker(teacher, state.objective.model, fast)
 
     def micro(number: int, backward: bool) -> None:
-        add_gradient(state, forward, config, where, room, 0, 1.0, number, backward)
+        add_gradient(state, forward, config, where, maker, 0, 1.0, number, backward)
 
     return micro
 

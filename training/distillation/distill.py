@@ -20,7 +20,7 @@ from dsd_serve.network import DSD
 from dsd_serve.params import SamplingParams, to_config
 from training.device import Device, agree_on_step, choose_device, distributed
 from training.distillation.distill_config import DistillConfig
-from training.distillation.flow_map_loss import Classroom, FlowMapObjective
+from training.distillation.flow_map_loss import BatchMaker, FlowMapObjective
 from training.distillation.held_out_seeds import HeldOutSeeds
 from training.distillation.teacher import Teacher, read_teacher
 from training.journal import Journal
@@ -70,7 +70,7 @@ def check_same_teacher(path: Path, teacher: Teacher) -> None:
 
 
 def distill_step(
-    state: State, forward: Any, config: DistillConfig, where: Device, room: Classroom
+    state: State, forward: Any, config: DistillConfig, where: Device, maker: BatchMaker
 ) -> dict[str, Tensor]:
     """One optimiser step over this process's micro-batches; returns as `train_step`."""
     return accumulated_step(
@@ -78,7 +78,7 @@ def distill_step(
         forward,
         config,
         where,
-        lambda number, share: add_gradient(state, forward, config, where, room, number, share),
+        lambda number, share: add_gradient(state, forward, config, where, maker, number, share),
     )
 
 
@@ -87,7 +87,7 @@ def add_gradient(
     forward: Any,
     config: DistillConfig,
     where: Device,
-    room: Classroom,
+    maker: BatchMaker,
     number: int,
     share: float,
     batch: int | None = None,
@@ -97,8 +97,8 @@ def add_gradient(
     as configured."""
     generator = generator_for(config.run.seed, state.step, number, where.device)
     with where.computing():
-        lesson = room.lesson(batch or config.optim.micro_batch_size, config.teacher.steps, config.jumps, generator)
-        total, parts = forward(lesson)
+        rows = maker.make(batch or config.optim.micro_batch_size, config.teacher.steps, config.jumps, generator)
+        total, parts = forward(rows)
         if backward:
             (total * share).backward()
     return {name: value.detach() for name, value in {"loss": total, **parts}.items()}
@@ -139,7 +139,7 @@ def distill(config: DistillConfig) -> tuple[State, Path, bool]:
     if first:
         announce(state, config, where, teacher)
     forward = distributed(state.objective, where)
-    room = Classroom(teacher, state.objective.model, where.compiled)
+    maker = BatchMaker(teacher, state.objective.model, where.compiled)
     journal = Journal(folder, first, state.step)
     held = HeldOutSeeds(teacher, config, where) if first else None
 
@@ -151,7 +151,7 @@ def distill(config: DistillConfig) -> tuple[State, Path, bool]:
         held.write_images(folder / f"samples-{state.step:07d}.png", state.ema)
 
     work = Work(
-        step=lambda: distill_step(state, forward, config, where, room),
+        step=lambda: distill_step(state, forward, config, where, maker),
         evaluate=evaluate,
         save=lambda: save(state, config, checkpoint, **record(config, teacher)),
         rate="trajectories_per_second",

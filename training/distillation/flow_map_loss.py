@@ -30,7 +30,7 @@ DECODED_T = 0.7  # lowest t of the noise of latents that are decoded
 
 
 @dataclass
-class Lesson:
+class JumpBatch:
     """The rows of one micro-batch and their targets.
 
     Jumps: z_t [J, L, C], t, r and labels [J], target [J, L, C]; the last B of them go to r = 1, and end in `image`
@@ -69,37 +69,37 @@ class FlowMapObjective(NetworkObjective):
         self.frozen = (teacher,)  # in a tuple, so that it is not a submodule: neither trained nor saved
         self.model, self.config = model, config
 
-    def forward(self, lesson: Lesson) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, rows: JumpBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The total loss, and its unweighted parts by name."""
         (teacher,) = self.frozen
-        model, jumps, ends = self.model, len(lesson.t), len(lesson.image)
+        model, jumps, ends = self.model, len(rows.t), len(rows.image)
         z_hat = model.denoise(
-            torch.cat([lesson.z_t, lesson.flow_z_t]),
-            torch.cat([lesson.t, lesson.flow_t]),
-            torch.cat([lesson.labels, lesson.flow_labels]),
-            torch.cat([lesson.r, lesson.flow_t]),
+            torch.cat([rows.z_t, rows.flow_z_t]),
+            torch.cat([rows.t, rows.flow_t]),
+            torch.cat([rows.labels, rows.flow_labels]),
+            torch.cat([rows.r, rows.flow_t]),
         )
-        between, end, flow = z_hat.split([jumps - ends, ends, len(lesson.flow_t)])
+        between, end, flow = z_hat.split([jumps - ends, ends, len(rows.flow_t)])
         parts = {
-            "jump": F.mse_loss(between, lesson.target[:-ends]),
-            "end": F.mse_loss(end, lesson.target[-ends:]),
-            "flow": F.mse_loss(flow, lesson.flow_target),
+            "jump": F.mse_loss(between, rows.target[:-ends]),
+            "end": F.mse_loss(end, rows.target[-ends:]),
+            "flow": F.mse_loss(flow, rows.flow_target),
         }
         if self.config.image_weight or self.config.feature_weight:
             image = teacher.decode(end)
-            parts["image"] = F.l1_loss(image, lesson.image) + pyramid_distance(image, lesson.image)
+            parts["image"] = F.l1_loss(image, rows.image) + pyramid_distance(image, rows.image)
             if self.config.feature_weight:
-                parts["feature"] = distance(look(teacher, image)[1], lesson.hidden)
+                parts["feature"] = distance(look(teacher, image)[1], rows.hidden)
         if self.config.encode_weight:
-            parts["encode"] = F.mse_loss(model.encode(lesson.images), lesson.latents)
+            parts["encode"] = F.mse_loss(model.encode(rows.images), rows.latents)
         if self.config.decode_weight:
-            parts["decode"] = F.l1_loss(model.decode(lesson.decode_z), lesson.decoded)
+            parts["decode"] = F.l1_loss(model.decode(rows.decode_z), rows.decoded)
         total = torch.stack([getattr(self.config, f"{name}_weight") * part for name, part in parts.items()]).sum()
         return total, parts
 
 
-class Classroom:
-    """Makes lessons: the teacher draws, the student's own jumps are tried, and pairs of points are chosen.
+class BatchMaker:
+    """Makes micro-batches: the teacher draws, the student's own jumps are tried, and pairs of points are chosen.
 
     The networks are compiled where `compiled` says so.
     """
@@ -114,7 +114,7 @@ class Classroom:
         self.look = fast(lambda images: look(network, images))
 
     @torch.no_grad()
-    def lesson(self, batch: int, steps: int, jumps: JumpSection, generator: torch.Generator) -> Lesson:
+    def make(self, batch: int, steps: int, jumps: JumpSection, generator: torch.Generator) -> JumpBatch:
         """`batch` trajectories of so many steps, and rows on them: a function of the networks and the generator."""
         device, classes = generator.device, torch.tensor(self.config.drawable_labels, device=generator.device)
 
@@ -163,7 +163,7 @@ class Classroom:
         decode_z = add_noise(
             decode_z, torch.randn(decode_z.shape, generator=generator, device=device), column(decode_t)
         )
-        return Lesson(
+        return JumpBatch(
             z_t=z_t,
             t=t,
             r=r,
