@@ -84,8 +84,8 @@ def configured(name: str, batch: int, overrides: Sequence[str]) -> TrainConfig:
 
 def random_batches(config: TrainConfig) -> Iterator[Batch]:
     for step in itertools.count():
-        for _ in range(config.optim.batch_size // config.optim.micro_batch_size):
-            yield random_batch(config.network_config(), config.optim.micro_batch_size, step)
+        for number in range(config.optim.batch_size // config.optim.micro_batch_size):
+            yield random_batch(config.network_config(), config.optim.micro_batch_size, step, number)
 
 
 def time_case(

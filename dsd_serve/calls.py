@@ -60,6 +60,8 @@ class EventReader:
 
     def feed(self, chunk: bytes) -> Iterator[Event]:
         """The events that these bytes complete."""
+        if not chunk:  # says nothing of a line feed to come
+            return
         if not self.began:
             chunk = b"".join(self.rest) + chunk
             if len(chunk) < len(BOM) and BOM.startswith(chunk):

@@ -85,10 +85,11 @@ def state_bytes(state: State) -> dict[str, int]:
     }
 
 
-def random_batch(network: ModelConfig, number: int, step: int) -> Batch:
+def random_batch(network: ModelConfig, images: int, step: int, number: int = 0) -> Batch:
+    """A micro-batch of random images: `number` of that step."""
     generator = torch.Generator().manual_seed(step)
-    pixels = torch.randint(0, 256, (number, *network.pixel_shape), generator=generator, dtype=torch.uint8)
-    return step, 0, pixels, torch.randint(0, max(1, network.num_classes), (number,), generator=generator)
+    pixels = torch.randint(0, 256, (images, *network.pixel_shape), generator=generator, dtype=torch.uint8)
+    return step, number, pixels, torch.randint(0, max(1, network.num_classes), (images,), generator=generator)
 
 
 Micro = Callable[[int, bool], Any]  # forward over a micro-batch of so many images, and backward if asked

@@ -12,7 +12,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dsd_serve import calls
@@ -308,6 +308,7 @@ def read(body: bytes, *cuts: int):
     st.booleans(),
     st.lists(st.integers(0, 10_000), max_size=6),
 )
+@example([("preview", {}), ("preview", {})], "\r\n", True, [205, 205])  # an empty chunk between CR and LF
 def test_events_do_not_depend_on_chunks_and_line_endings(sent, end, bom, cuts):
     lines = ["\ufeff: a comment" if bom else ":", "retry: 10"]
     for number, (name, data) in enumerate(sent):

@@ -193,11 +193,11 @@ def test_a_second_run_does_nothing(checkpoint, directory, caplog):
     assert "fp32: unchanged (model.safetensors, model.onnx, model.ort.onnx)" in caplog.text
 
 
-def test_other_recommended_settings_reach_configuration_and_card_and_nothing_else(directory):
+def test_other_recommended_settings_change_no_weights_and_no_graph(directory):
     before = stamps(directory)
     main([str(directory), "--sampler", "dpmpp_2m", "--steps", "3"])
     after = stamps(directory)
-    assert {name for name in before if before[name] != after[name]} == {"card.md", "config.json"}
+    assert {name for name in before if before[name] != after[name]} == {"card.md", "config.json", "classes.webp"}
     defaults = read_model_dir(directory).defaults
     assert (defaults.sampler, defaults.num_steps, defaults.guidance_scale) == ("dpmpp_2m", 3, 1.5)
     assert "| sampling | dpmpp_2m, 3 steps, guidance 1.5 |" in (directory / "card.md").read_text()
