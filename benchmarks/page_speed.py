@@ -268,47 +268,51 @@ def answers(port: int) -> bool:
 
 
 def screenshots(photo: Path) -> bool:
-    """Retake docs/ui/*.png. photo: the photo to reconstruct."""
+    """Retake docs/ui/*.png but training.png. photo: the photo to reconstruct."""
     target = ROOT / "docs" / "ui"
+    wide = {"x": 20, "y": 0, "width": 1240, "height": 760}
     with server() as url, chromium() as browser:
         page = opened(browser, url, "light")
-        for index in (1, 967, 779):
-            page.click(f"#picker [data-value='{index}']")
-        page.click("#picker [data-value='207']")
+        page.screenshot(path=target / "first.png", clip={**wide})
+        for index in (967, 1):
+            page.hover(f"#picker .class:has([data-value='{index}'])")
+            page.click(f"#picker .more[data-value='{index}']")
+            page.wait_for_selector(f"#picker .only[data-value='{index}'][aria-pressed=true]")
         drawn(page, 7)
-        page.click("#board button.card >> nth=9")
-        page.wait_for_selector("#details h3:has-text('school bus')")
-        page.wait_for_selector("#pill:has-text('ready')")
-        page.screenshot(path=target / "generate.png", clip={"x": 20, "y": 0, "width": 1240, "height": 900})
+        page.screenshot(path=target / "generate.png", clip={**wide, "height": 900})
         tab(page, "Walk")
         page.click("#walk-go")
         page.wait_for_selector("#walk-animation img")
-        page.screenshot(path=target / "walk.png", clip={"x": 20, "y": 0, "width": 1240, "height": 780})
+        page.screenshot(path=target / "walk.png", clip={**wide, "height": 780})
         page = opened(browser, url, "dark")
-        page.click("#picker [data-value='107']")
-        page.click("#picker [data-value='207']")
         drawn(page, 7)
         page.click("#details [data-act=inside]")
         page.wait_for_selector("#latents [data-rank]")
         page.click("#way-go")
         page.wait_for_selector("#way figure:has-text('image')")
-        page.screenshot(path=target / "inside.png", clip={"x": 20, "y": 0, "width": 1240, "height": 820})
+        page.screenshot(path=target / "inside.png", clip={**wide, "height": 820})
         tab(page, "Your photo")
         page.set_input_files("#photo input[type=file]", photo)
         page.wait_for_selector("#kept [data-psnr]")
-        page.wait_for_timeout(1500)  # the slider moves to the middle
-        page.screenshot(path=target / "photo.png", clip={"x": 20, "y": 0, "width": 1240, "height": 820})
+        page.wait_for_selector("#compare .compare")
+        page.screenshot(path=target / "photo.png", clip={**wide, "height": 820})
         with Image.open(target / "photo.png") as taken:  # a photo makes a large PNG, and is shown small
             small = taken.resize((800, 529), Image.Resampling.LANCZOS)
         small.save(target / "photo.png", optimize=True)
+        page = opened(browser, url, "dark", width=390, height=844, scale=2)
+        page.screenshot(path=target / "phone.png")
     return True
 
 
-def opened(browser: Browser, url: str, shade: Literal["light", "dark"]) -> Page:
-    page = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme=shade).new_page()
+def opened(
+    browser: Browser, url: str, shade: Literal["light", "dark"], width: int = 1280, height: int = 900, scale: int = 1
+) -> Page:
+    page = browser.new_context(
+        viewport={"width": width, "height": height}, color_scheme=shade, device_scale_factor=scale
+    ).new_page()
     page.goto(url)
-    page.wait_for_selector("#picker [data-value='207'][aria-pressed=true]")
-    page.wait_for_function("[...document.querySelectorAll('#picker img')].every((one) => one.naturalWidth)")
+    page.wait_for_selector("#picker .only[aria-pressed=true]")
+    page.wait_for_timeout(2000)  # for the images of the classes, which are backgrounds
     return page
 
 
