@@ -75,7 +75,7 @@
     const values = Object.entries(memory.values ?? {}).filter(([name]) => same || own(name));
     if (opens) {
       ready = false;
-      setTimeout(restored, 0, String(++opening));
+      setTimeout(restored, 0, String(++opening), currentTab());
     }
     return {
       opening: String(opening), search: location.search, values: Object.fromEntries(values), images: memory.images ?? {},
@@ -84,13 +84,13 @@
   }
 
   // Once the answer has arrived, which has our number, what is shown is remembered again.
-  async function restored(number) {
+  async function restored(number, before) {
     while (!document.querySelector(`#told [data-opening="${number}"]`)) {
       if (number !== String(opening)) return;
       await pause(50);
     }
     await pause(300); // Gradio sets the controls one after the other
-    select(tabOf(location.search));
+    if (currentTab() === before) select(tabOf(location.search)); // else the visitor has chosen one meanwhile
     if (number === "1") await restorePhotos();
     ready = true;
     follow();

@@ -115,7 +115,7 @@ def test_generate_shows_previews_then_images_with_their_settings(page):
     page.click("#picker .only", modifiers=["Shift"])
     page.fill("#class-search textarea, #class-search input", "")
     page.wait_for_function("document.querySelectorAll('#picker [aria-pressed=true]').length === 2")
-    fill_number(page, "n", 2)
+    fill_number(page, "n", 8)
     steps(page, 250)
     assert width(page) == 1240  # as below: nothing jumps when the images arrive
     page.click("#generate-go")
@@ -123,8 +123,8 @@ def test_generate_shows_previews_then_images_with_their_settings(page):
     assert width(page) == 1240
     assert page.locator("#details .details").count() == 0
     page.wait_for_selector("#details .details")
-    assert page.locator("#board button.card").count() == 4
-    page.click("#board button.card >> nth=3")
+    assert page.locator("#board button.card").count() == 16
+    page.click("#board button.card >> nth=11")
     page.wait_for_selector("#details h2:has-text('orange')")
     assert page.input_value("#generate-seed input") in page.inner_text("#details")
     page.click("#code button >> nth=0")

@@ -123,6 +123,15 @@ def test_a_reload_back_and_a_link_show_the_same_images(opened):
     assert other.get_attribute("#details a[download]", "href") == second[1]
 
 
+def test_a_tab_that_is_chosen_while_the_page_opens_stays(opened):
+    page = opened()
+    page.reload()
+    page.get_by_role("tab", name="Walk", exact=True).click()
+    page.wait_for_function("window.dsd.ready()")
+    page.wait_for_url("**?tab=walk")
+    assert page.get_by_role("tab", name="Walk", exact=True).get_attribute("aria-selected") == "true"
+
+
 def test_a_wrong_link_says_what_is_wrong(opened, running):
     for query, sentence in (
         ("seed=x", "seed in the link must be a number"),
