@@ -92,7 +92,7 @@ def test_a_reload_back_and_a_link_show_the_same_images(opened):
     page = opened()
     first = draw(page)
     page.wait_for_url("**seed=**")
-    assert settings(page)["class"] == "207"
+    assert settings(page)["class"] == "779"
     assert settings(page)["seed"] == page.input_value("#generate-seed input")
     page.click("#generate-sampling button >> nth=0")
     fill(page, "generate-steps", 5)
