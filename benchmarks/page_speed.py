@@ -4,7 +4,6 @@ python -m benchmarks.page_speed crowd        latency of page and API with twenty
 python -m benchmarks.page_speed paint        time to the first paint and until Generate is enabled
 python -m benchmarks.page_speed sent         bytes that a browser receives for 160 images of ten classes
 python -m benchmarks.page_speed clone        time from `git clone` to the first image in the browser
-python -m benchmarks.page_speed screenshots --photo FILE    retake the screenshots in docs/ui
 
 The first two exit with 1 if a limit is exceeded. Needs the `dev` extra and chromium.
 """
@@ -27,11 +26,10 @@ import time
 import uuid
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import httpx
-from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, sync_playwright
 
 ROOT = Path(__file__).parents[1]
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
@@ -264,87 +262,19 @@ def answers(port: int) -> bool:
     return False
 
 
-# Screenshots of the README.
-
-
-def screenshots(photo: Path) -> bool:
-    """Retake docs/ui/*.png but training.png. photo: the photo to reconstruct."""
-    target = ROOT / "docs" / "ui"
-    wide = {"x": 20, "y": 0, "width": 1240, "height": 760}
-    with server() as url, chromium() as browser:
-        page = opened(browser, url, "light")
-        page.screenshot(path=target / "first.png", clip={**wide})
-        for index in (967, 1):
-            page.hover(f"#picker .class:has([data-value='{index}'])")
-            page.click(f"#picker .more[data-value='{index}']")
-            page.wait_for_selector(f"#picker .only[data-value='{index}'][aria-pressed=true]")
-        drawn(page, 7)
-        page.screenshot(path=target / "generate.png", clip={**wide, "height": 900})
-        tab(page, "Walk")
-        page.click("#walk-go")
-        page.wait_for_selector("#walk-animation img")
-        page.screenshot(path=target / "walk.png", clip={**wide, "height": 780})
-        page = opened(browser, url, "dark")
-        drawn(page, 7)
-        page.click("#details [data-act=inside]")
-        page.wait_for_selector("#latents [data-rank]")
-        page.click("#way-go")
-        page.wait_for_selector("#way figure:has-text('image')")
-        page.screenshot(path=target / "inside.png", clip={**wide, "height": 820})
-        tab(page, "Your photo")
-        page.set_input_files("#photo input[type=file]", photo)
-        page.wait_for_selector("#kept [data-psnr]")
-        page.wait_for_selector("#compare .compare")
-        page.screenshot(path=target / "photo.png", clip={**wide, "height": 820})
-        with Image.open(target / "photo.png") as taken:  # a photo makes a large PNG, and is shown small
-            small = taken.resize((800, 529), Image.Resampling.LANCZOS)
-        small.save(target / "photo.png", optimize=True)
-        page = opened(browser, url, "dark", width=390, height=844, scale=2)
-        page.screenshot(path=target / "phone.png")
-    return True
-
-
-def opened(
-    browser: Browser, url: str, shade: Literal["light", "dark"], width: int = 1280, height: int = 900, scale: int = 1
-) -> Page:
-    page = browser.new_context(
-        viewport={"width": width, "height": height}, color_scheme=shade, device_scale_factor=scale
-    ).new_page()
-    page.goto(url)
-    page.wait_for_selector("#picker .only[aria-pressed=true]")
-    page.wait_for_timeout(2000)  # for the images of the classes, which are backgrounds
-    return page
-
-
-def drawn(page: Page, seed: int) -> None:
-    page.fill("#generate-seed input", str(seed))
-    page.check("#generate-lock input")
-    page.click("#generate-go")
-    page.wait_for_selector("#details .details")
-    page.mouse.move(0, 0)
-
-
-def tab(page: Page, name: str) -> None:
-    page.get_by_role("tab", name=name, exact=True).click()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="benchmarks/page_speed.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("what", choices=["crowd", "paint", "sent", "clone", "screenshots"])
+    parser.add_argument("what", choices=["crowd", "paint", "sent", "clone"])
     parser.add_argument("--seconds", type=float, default=20, help="crowd: duration of each crowd")
     parser.add_argument("--visits", type=int, default=6, help="paint: number of visits")
-    parser.add_argument("--photo", type=Path, help="screenshots: the photo to reconstruct")
     options = parser.parse_args()
-    if options.what == "screenshots" and not (options.photo and options.photo.is_file()):
-        parser.error("screenshots needs --photo FILE")
     passed = {
         "crowd": lambda: crowd(options.seconds),
         "paint": lambda: paint(options.visits),
         "sent": sent,
         "clone": clone,
-        "screenshots": lambda: screenshots(options.photo),
     }[options.what]()
     sys.exit(0 if passed else "page_speed: a limit is exceeded")
 
