@@ -197,10 +197,10 @@ def test_errors_stand_above_the_images(opened):
 
 
 def test_a_full_queue_is_waited_for(opened, free_port):
-    busy = Server("--ui", "--max-waiting", "8")
+    busy = Server("--ui", "--max-waiting", "8", "--row-budget", "2")
     page = opened(busy.url)
     shown = draw(page, 1)
-    query = {"class": 1, "n": 8, "steps": 250, "format": "json"}
+    query = {"class": 1, "n": 8, "steps": 1000, "format": "json"}
     hold = [subprocess.Popen(["curl", "-s", f"{busy.url}/generate?{httpx.QueryParams(query)}", "-o", "/dev/null"])]
     until(lambda: httpx.get(f"{busy.url}/debug/batcher").json()["running"])
     page.click("#generate-go")

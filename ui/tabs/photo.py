@@ -114,7 +114,8 @@ def reconstructing(info: ServerInfo) -> Callable[..., Any]:
         if path is None:
             yield html.hint("No photo yet", "Upload, take or paste one."), "", None
             return
-        yield html.waiting("Waiting for the server"), gr.skip(), gr.skip()
+        # Not gr.skip() for the editor: Gradio would make another one, with its own preprocess in place of ours.
+        yield html.waiting("Waiting for the server"), gr.skip(), None
         try:
             data = read_photo(path)
             answer = await info.client.do(calls.reconstruct(data, size=min(SIDE, info.model["limits"]["size"])))
