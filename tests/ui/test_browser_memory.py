@@ -200,7 +200,8 @@ def test_a_full_queue_is_waited_for(opened, free_port):
     busy = Server("--ui", "--max-waiting", "8", "--row-budget", "2")
     page = opened(busy.url)
     shown = draw(page, 1)
-    query = {"class": 1, "n": 8, "steps": 1000, "format": "json"}
+    fill(page, "n", 4)
+    query = {"class": 1, "n": 8, "steps": 250, "format": "json"}
     hold = [subprocess.Popen(["curl", "-s", f"{busy.url}/generate?{httpx.QueryParams(query)}", "-o", "/dev/null"])]
     until(lambda: httpx.get(f"{busy.url}/debug/batcher").json()["running"])
     page.click("#generate-go")
@@ -208,7 +209,7 @@ def test_a_full_queue_is_waited_for(opened, free_port):
     assert sources(page) == shown
     for one in hold:
         one.terminate()
-    finished(page, 1, shown)
+    finished(page, 4, shown)
     assert not page.inner_text("#generate-message")
     assert busy.stop() == 0
 
