@@ -286,7 +286,7 @@ def test_what_a_visitor_fetches(browser, site):  # noqa: F811
 
 
 def test_webgpu_on_a_software_adapter(browser, own_dir, tmp_path):  # noqa: F811
-    """Where it is asked for: by itself the page does not take an adapter that is no GPU."""
+    """Where it is asked for: by itself the page does not take an adapter that is not a GPU."""
     write_web(own_dir, tmp_path / "site", installed_runtime())
     (tmp_path / "site/blank.html").write_text(BLANK)
     site, model, engine = Site(tmp_path / "site"), read_model_dir(own_dir), OnnxEngine.load(own_dir)
