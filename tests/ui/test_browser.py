@@ -50,6 +50,8 @@ def opened(browser, running):
 def page(opened):
     page = opened()
     page.wait_for_selector("#picker .class")
+    page.wait_for_function("window.dsd.ready()")
+    page.wait_for_timeout(1000)  # Gradio may still set controls to what the browser remembers
     return page
 
 
