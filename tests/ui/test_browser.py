@@ -75,6 +75,7 @@ def steps(page, value):
     """Set the steps of Generate: with the default, the demo model finishes before a preview is visible."""
     if not page.is_visible("#generate-steps"):
         page.click("#generate-sampling button >> nth=0")
+        page.wait_for_timeout(500)  # Gradio makes the controls of an accordion when it opens
     fill_number(page, "generate-steps", value)
 
 

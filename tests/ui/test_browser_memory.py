@@ -95,6 +95,7 @@ def test_a_reload_back_and_a_link_show_the_same_images(opened):
     assert settings(page)["class"] == "779"
     assert settings(page)["seed"] == page.input_value("#generate-seed input")
     page.click("#generate-sampling button >> nth=0")
+    page.wait_for_timeout(500)  # Gradio makes the controls of an accordion when it opens
     fill(page, "generate-steps", 5)
     page.wait_for_timeout(500)
     reload(page)
@@ -145,6 +146,7 @@ def test_a_short_loss_of_the_network_changes_nothing(opened):
     page = opened()
     shown = draw(page)
     page.click("#generate-sampling button >> nth=0")
+    page.wait_for_timeout(500)  # Gradio makes the controls of an accordion when it opens
     fill(page, "generate-steps", 7)
     page.context.set_offline(True)
     page.wait_for_selector("#pill[data-up=false]")
@@ -161,6 +163,7 @@ def test_a_killed_server_and_the_next_one_lose_nothing(opened, free_port):
     page = opened(first.url)
     before = draw(page)
     page.click("#generate-sampling button >> nth=0")
+    page.wait_for_timeout(500)  # Gradio makes the controls of an accordion when it opens
     fill(page, "generate-steps", 250)
     fill(page, "n", 4)
     page.click("#generate-go")
