@@ -45,7 +45,7 @@ def build(info: ServerInfo) -> None:
         steps: float | None = None,
         sampler: str | None = None,
         guidance: float | None = None,
-        index: float = 0,
+        index: float | None = None,
     ) -> Any:
         """Draw n images of a class; a model without classes takes none. Returns their files and settings."""
         given = {**sampling(seed, index, steps, sampler, guidance), "n": whole_number("n", n, 1)}
@@ -67,7 +67,7 @@ def build(info: ServerInfo) -> None:
         steps: float | None = None,
         sampler: str | None = None,
         guidance: float | None = None,
-        index: float = 0,
+        index: float | None = None,
     ) -> Any:
         """Redraw an image, or the white part of its mask, towards a class. Returns the file and the settings."""
         mask_ = None if mask is None else read(mask)
@@ -85,15 +85,15 @@ def build(info: ServerInfo) -> None:
         steps: float | None = None,
         sampler: str | None = None,
         guidance: float | None = None,
-        index: float = 0,
-        to_index: float = 0,
+        index: float | None = None,
+        to_index: float | None = None,
     ) -> Any:
         """Walk from a class and seed to another. Returns the files of n images and of an animation."""
-        start = {"class": class_ or None, "seed": whole_number("seed", seed), "index": whole_number("index", index)}
+        start = {"class": class_ or None, "seed": whole_number("seed", seed), "index": whole_number("index", index or 0)}
         end = {
             "class": to_class or None,
             "seed": whole_number("to_seed", to_seed),
-            "index": whole_number("to_index", to_index),
+            "index": whole_number("to_index", to_index or 0),
         }
         given = {"steps": steps if steps is None else whole_number("steps", steps, 1), "sampler": sampler or None}
         call = calls.interpolate(start, end, n=whole_number("n", n, 2), guidance=guidance, **given)
@@ -144,12 +144,12 @@ def whole_number(name: str, value: float, least: int = 0) -> int:
 
 
 def sampling(
-    seed: float, index: float, steps: float | None, sampler: str | None, guidance: float | None
+    seed: float, index: float | None, steps: float | None, sampler: str | None, guidance: float | None
 ) -> dict[str, Any]:
     """The settings of a request; those that are None are the model's. Raises gr.Error."""
     return {
         "seed": whole_number("seed", seed),
-        "index": whole_number("index", index),
+        "index": whole_number("index", index or 0),
         "steps": None if steps is None else whole_number("steps", steps, 1),
         "sampler": sampler or None,
         "guidance": guidance,

@@ -187,7 +187,7 @@ def test_an_upload_belongs_to_its_session(page):
 def test_only_the_same_session_may_send_back_a_file_of_the_page(page):
     (answer,) = [
         json.loads(line[6:])
-        for line in page.event(page.named("generate"), ["207", 5, 1, 2, None, None, 0], "maker").splitlines()
+        for line in page.event(page.named("generate"), ["207", 5, 1, 2, None, None, None], "maker").splitlines()
         if "process_completed" in line
     ]
     path = answer["output"]["data"][0][0]["image"]["path"]
