@@ -89,7 +89,11 @@ def build(info: ServerInfo) -> None:
         to_index: float | None = None,
     ) -> Any:
         """Walk from a class and seed to another. Returns the files of n images and of an animation."""
-        start = {"class": class_ or None, "seed": whole_number("seed", seed), "index": whole_number("index", index or 0)}
+        start = {
+            "class": class_ or None,
+            "seed": whole_number("seed", seed),
+            "index": whole_number("index", index or 0),
+        }
         end = {
             "class": to_class or None,
             "seed": whole_number("to_seed", to_seed),
