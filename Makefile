@@ -114,11 +114,10 @@ fmt: $(DEV)/.done
 ci: lint docs audit test test-thorough test-ui test-triton test-clients
 
 demo: $(DEV)/.done
-	$(DEV)/bin/dsd-train training/configs/demo.toml data.path=$(DATA) \
+	$(DEV)/bin/dsd-train training/configs/demo.toml run.start_from=studies/results/tiny-imagenet data.path=$(DATA) \
 		data.validation=$(DATA)/validation-00000-of-00001.parquet
-	$(DEV)/bin/dsd-export runs/demo/checkpoint.pt
-	$(DEV)/bin/dsd-train training/configs/demo-sharper.toml run.start_from=runs/demo/model data.path=$(DATA) \
-		data.validation=$(DATA)/validation-00000-of-00001.parquet
+	$(DEV)/bin/dsd-export runs/demo/checkpoint.pt --store fp16 --sampler dpmpp_2m --steps 9 --guidance 3
+	$(MAKE) distill TEACHER=runs/demo/model FAST=runs/demo-fast
 
 distill: $(DEV)/.done
 	$(DEV)/bin/dsd-distill $(TEACHER) -o $(FAST) --config training/configs/distill-demo.toml run.dir=$(FAST)-run $(ARGS)
