@@ -8,10 +8,11 @@ from studies.edits_beside import main
 from tests.support.data import sample_image
 
 
-def test_the_figure_shows_both_models(tiny_dir, flow_map_dir, tmp_path):
+def test_the_figure_shows_both_models(flow_map_dir, tmp_path):
     photo, figure = tmp_path / "photo.png", tmp_path / "beside.png"
     codec.to_pil(sample_image(1, 0)).save(photo)
-    main([str(flow_map_dir), str(tiny_dir), str(photo), "--class", "goldfish", "--walk", "1", "207", "-o", str(figure)])
+    models = [str(flow_map_dir)] * 2
+    main([*models, str(photo), "--class", "0", "--walk", "0", "2", "-o", str(figure)])
     assert Image.open(figure).size[0] > 800
 
 
