@@ -158,12 +158,12 @@ def document(values: dict[str, Any]) -> str:
         f"Written by `{values['command']}` on {values['machine']}. Errors are against float32.",
         "",
         "- **ms per row**: time of a denoise row in ONNX Runtime on this CPU, median of rounds that alternate between",
-        "  precisions, and the speed relative to float32. ONNX Runtime has no bf16 operators for CPUs, and computes fp16",
-        "  in float32 between conversions. Both are for GPUs, on which nothing has been measured yet.",
+        "  precisions, and the speed relative to float32. ONNX Runtime has no bf16 operators for CPUs, and computes",
+        "  fp16 in float32 between conversions. Both are for GPUs, on which nothing has been measured yet.",
         "- **latents**: largest error of a row, and root mean square error relative to the latents, as measured by",
         "  dsd-export.",
-        f"- **image**: PSNR of images drawn in {NUM_STEPS} Euler steps, median and worst. fp16 and bf16 are emulated: each",
-        "  operator runs in float32, and its result is rounded.",
+        f"- **image**: PSNR of images drawn in {NUM_STEPS} Euler steps, median and worst. fp16 and bf16 are emulated:",
+        "  each operator runs in float32, and its result is rounded.",
     ]
     for model in values["models"]:
         lines += model_section(model)
@@ -205,8 +205,9 @@ def model_section(model: dict[str, Any]) -> list[str]:
 
 def island_section(errors: dict[str, dict[str, Any]]) -> list[str]:
     lines = [
-        "Errors of the first model above, without fused operators. *conditioning*: embeddings, time features, modulation;",
-        "*residual*: the stream between blocks, gates and shifts; *heads*: everything after the last block's products.",
+        "Errors of the first model above, without fused operators. *conditioning*: embeddings, time features,",
+        "modulation; *residual*: the stream between blocks, gates and shifts; *heads*: everything after the last",
+        "block's products.",
         "",
     ]
     rows = []

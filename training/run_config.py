@@ -109,7 +109,7 @@ class DataSection(Section):
 class LossSection(Section):
     """The objective and its parts. The paper states the parts, none of the weights: all numbers are our choice."""
 
-    objective: Objective = "dsd"  # stated: dsd is both cures; stop_gradient the first alone; naive none
+    objective: Objective = "dsd"  # stated: dsd is both remedies; stop_gradient the first alone; naive none
     denoise_weight: NonNegativeFloat = 1.0
     denoise_weighting: Literal["uniform", "velocity"] = "velocity"  # 1 / (1 - t)^2, 1 - t floored, as UNITE's code
     denoise_floor: PositiveFloat = 0.3  # of 1 - t in that weight
@@ -236,7 +236,7 @@ class TrainConfig(RunConfig):
         changes = self.model.model_dump(exclude={"preset"}, exclude_none=True)
         if self.model.class_names:
             changes["num_classes"] = len(self.model.class_names)
-        # A velocity predictor is part of what the baselines are: the clean-latent loss is the second cure.
+        # A velocity predictor is part of what the baselines are: the clean-latent loss is the second remedy.
         prediction = "latents" if self.loss.objective == "dsd" else "velocity"
         number = changes.get("num_classes", IMAGENET_CLASSES)
         labels = [item for item in self.data.classes if isinstance(item, int) and item < number]
