@@ -1,4 +1,4 @@
-"""The code of the engine process: an engine and its batcher in a process of their own, for a server that starts it.
+"""The engine process: an engine and its batcher in a separate process, started by the server.
 
 `backends/process/process_backend.py` is the other side, `backends/process/engine_messages.py` describes the messages.
 The main thread exchanges them while another loads the model, and the batcher's thread runs it. The process ends when

@@ -1,4 +1,4 @@
-"""Temporary folders that a process holds locked while it lives, so that those of killed processes can be deleted.
+"""Temporary folders that are locked while their process runs, so that those of killed processes can be deleted.
 
 Process ids are not enough for that, because they are reused, and containers that share a folder have their own.
 """

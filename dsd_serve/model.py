@@ -1,4 +1,4 @@
-"""A model to draw with from Python: a model directory on an engine behind a batcher. The server and Triton use it too.
+"""Models in Python: a model directory on an engine behind a batcher. The server and Triton use it too.
 
 ```python
 with dsd_serve.load() as model:  # the demo model

@@ -1,4 +1,4 @@
-"""Sampling settings: their fields, limits, and names in every dialect.
+"""Sampling settings: their fields, limits, and their names in each interface.
 
 A dialect is a set of names for the same settings: `SamplingParams` and Triton use the field names, the HTTP API, the
 settings of an image and the Python client use the short names of `API_NAMES`, config.json holds the recommended ones

@@ -1,4 +1,4 @@
-"""The connections of a server: how many there may be, and which one gives way to a new one."""
+"""The connections of a server: their number, and which one is closed for a new one."""
 
 from __future__ import annotations
 

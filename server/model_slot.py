@@ -1,4 +1,4 @@
-"""A name under which a model is served: how the model is used, loaded, replaced and put to rest."""
+"""A name under which a model is served: how the model is loaded, used, replaced and unloaded."""
 
 import contextlib
 import logging

@@ -1,4 +1,4 @@
-"""Configuration files: TOML, overrides from the command line, and the sentences of what is wrong in them."""
+"""Configuration files: TOML, overrides from the command line, and messages about what is wrong in them."""
 
 import tomllib
 from collections.abc import Sequence

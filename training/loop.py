@@ -1,4 +1,4 @@
-"""The loop of a run, whatever it trains: steps, records, evaluations and saves, until it is done or a signal comes."""
+"""The loop of training and distillation: steps, records, evaluations and saves, until a run is done or interrupted."""
 
 import signal
 import sys

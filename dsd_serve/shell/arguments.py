@@ -1,4 +1,4 @@
-"""Flags of the programs of the shell: the model and its engine, and all sampling settings, which params.py describes.
+"""Flags of the shell commands: the model and its engine, and all sampling settings, which params.py describes.
 
 Its imports are light, so that --help and a wrong flag take no time.
 """

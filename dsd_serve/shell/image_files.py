@@ -1,4 +1,4 @@
-"""Images as PNG files: where -o puts them, which names they get, and that no file is lost without being asked for."""
+"""Images as PNG files: where -o puts them, their names, and the protection of existing files."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The manifest of a run: JSON next to its samples that says which model drew them, how, and which of them.
+"""The manifest of a run: JSON next to its samples, with the model, the settings and the part of the set.
 
 A run that goes on, or joins the shards of others, must have the same one.
 """

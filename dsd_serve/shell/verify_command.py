@@ -1,4 +1,4 @@
-"""dsd-verify: check what image files say of their origin, by drawing them again.
+"""dsd-verify: check the origin of image files by drawing them again.
 
 dsd-verify dog.png --model my-model
 

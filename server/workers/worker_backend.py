@@ -1,4 +1,4 @@
-"""The backend of an HTTP worker: its tasks travel to the main process, whose queue is that of all workers."""
+"""The backend of an HTTP worker: its tasks are sent to the main process, whose queue all workers share."""
 
 import logging
 import os

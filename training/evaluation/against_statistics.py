@@ -1,4 +1,4 @@
-"""FID, sFID and Inception score of samples against published statistics, with all that such a number depends on."""
+"""FID, sFID and Inception score of samples against published statistics, with everything that affects these numbers."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The backend with an engine process: tasks travel to it as messages, and it is started again whenever it ends.
+"""The backend with an engine process: tasks are sent to it as messages, and it is restarted whenever it ends.
 
 HTTP and the batcher then do not share an interpreter, and an engine that fails takes nothing with it but the tasks
 that it had.

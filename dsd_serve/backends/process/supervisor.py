@@ -1,4 +1,4 @@
-"""Supervision of a child process: it is started again whenever it ends, after longer and longer pauses."""
+"""Supervision of a child process: it is restarted whenever it ends, after increasing pauses."""
 
 import logging
 import math
