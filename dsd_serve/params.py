@@ -58,10 +58,10 @@ class SamplingParams:
     """
 
     seed: int = setting(0, "seed of the noise", least=0, most=MAX_SEED, header=True)
-    index: int = setting(0, "number of the first image of this seed", least=0, most=MAX_SEED)
+    index: int = setting(0, "index of the first image", least=0, most=MAX_SEED)
     num_steps: int = setting(
         25,
-        "steps of the sampler",
+        "number of steps of the sampler",
         least=1,
         most=MAX_STEPS,
         api="steps",
@@ -77,7 +77,13 @@ class SamplingParams:
         header=True,
     )
     guidance_scale: float = setting(
-        1.0, "guidance scale, 1 is off", least=0, most=MAX_GUIDANCE, api="guidance", recommended=True, header=True
+        1.0,
+        "guidance scale; 1: off",
+        least=0,
+        most=MAX_GUIDANCE,
+        api="guidance",
+        recommended=True,
+        header=True,
     )
     guidance_start: float = setting(0.0, "time from which guidance is on; 0 is noise, 1 is data", least=0, most=1)
     guidance_stop: float = setting(
@@ -85,7 +91,7 @@ class SamplingParams:
     )
     preview_every: int = setting(
         0,
-        "with events: a preview every that many steps, 0 is none",
+        "with events: steps between previews; 0: none",
         least=0,
         most=MAX_STEPS,
         shown_with_image=False,
