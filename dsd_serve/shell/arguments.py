@@ -51,10 +51,10 @@ def add_sampling_flags(parser: argparse.ArgumentParser, *, per_class: bool = Fal
         setting = SAMPLING[name]
         if setting.recommended:
             default = "the model's"
+        elif name == "seed":
+            default = "random, or 0 with --per-class" if per_class else "random"
         else:
-            default = (
-                f"{setting.default:g}" if name != "seed" else "random; with --per-class 0" if per_class else "random"
-            )
+            default = f"{setting.default:g}"
         group.add_argument(
             "--" + API_NAMES[name].replace("_", "-"),
             dest=API_NAMES[name],

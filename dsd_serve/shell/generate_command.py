@@ -5,10 +5,10 @@ dsd-generate goldfish "golden retriever" -n 4 -o animals         four of each, i
 dsd-generate all -n 2 --seed 1 --grid grid.png                   side by side
 dsd-generate all --per-class 50 --shard 3/8 -o samples           a shard of a set for statistics
 
-CLASS is an index, a wnid or a name, or `all` for all classes of the model. An image depends only on the model, the settings, the class,
-the seed and the index, so its bytes equal those of the server and of Python. With -n the images of each class have the
-indices 0, 1, 2 ...; with --per-class every image of the set has its own index. Files are named CLASS-SEED-INDEX.png.
-No file is replaced without --force.
+CLASS is an index, a wnid or a name, or `all` for all classes of the model. An image depends only on the model, the
+settings, the class, the seed and the index, so its bytes equal those of the server and of Python. With -n the images of
+each class have the indices 0, 1, 2 ...; with --per-class every image of the set has its own index. Files are named
+CLASS-SEED-INDEX.png. No file is replaced without --force.
 
 With --per-class, run a stopped command again to resume it. FILE.npz is in the format of ADM (guided-diffusion),
 out-%05d.tar in that of webdataset. --merge joins the .npz files of all shards.
