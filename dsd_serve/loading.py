@@ -76,7 +76,7 @@ def load(
         except OSError as error:
             raise CheckpointError(f"{error.filename or path} cannot be read: {error.strerror or error}") from None
         except MemoryError:
-            raise CheckpointError(f"the network of {path} needs more memory than there is") from None
+            raise CheckpointError(f"the network of {path} needs more memory than is free") from None
 
 
 def read_class_images(directory: ModelDir) -> ClassImages | None:

@@ -201,9 +201,7 @@ class Model:
             raise InputError("start and end must be two classes or two images, got one of each")
         else:
             if seed is not None or end_seed is not None or settings:
-                raise InputError(
-                    "a walk between images samples nothing, so it takes no seed or settings; leave them out"
-                )
+                raise InputError("a walk between images needs no noise, so leave out seed and sampling settings")
             z, z_end = self.run([Encode(self.read(cast(ImageInput, one))) for one in ends])
             tasks = [Decode(between(z, z_end, fraction, on_sphere=False)) for fraction in fractions]
             common = {"model": self.info.name}

@@ -67,7 +67,7 @@ def read_network(options: argparse.Namespace, target: Path) -> Network:
     source: Path | None = options.source
     if source and source.is_dir():
         if options.store or options.notes:
-            raise CheckpointError(f"--store and --notes are for checkpoints, and {source} is a model directory")
+            raise CheckpointError(f"--store and --notes are for checkpoints, but {source} is a model directory")
         directory = read_model_dir(source)
         directory.check([directory.weights])
         defaults = from_api(vars(options), directory.defaults)

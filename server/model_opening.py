@@ -58,7 +58,7 @@ class Opener:
             )
         if live and settings.triton:
             raise ConfigError(
-                "triton does not go together with admin_key, watch, lazy, rest_after and several models: its own model "
+                "triton cannot be combined with admin_key, watch, lazy, rest_after and several models: its own model "
                 "repository replaces models"
             )
         self.apart = (live or settings.engine_apart) and engine is None

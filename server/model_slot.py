@@ -182,7 +182,7 @@ class Slot:
                 return
             self.served = None
             self.draining.append(served)
-        log.info("%s rests after %g s without a request", self.name, after)
+        log.info("%s is unloaded after %g s without a request", self.name, after)
         self.retire(served)
 
     def retire(self, old: Served) -> None:

@@ -156,7 +156,7 @@ def configuration(images: Images, options: argparse.Namespace, shape: Shape, cud
     labels = "" if options.labels == "auto" else labels
     return f"""\
 [model]
-preset = "{shape.preset}"  # what is not said here, see dsd_serve/config.py
+preset = "{shape.preset}"  # the other settings: dsd_serve/config.py
 image_size = {shape.image_size}  # pixels; images are cropped to squares in their middle
 patch_size = {shape.patch_size}  # {tokens} tokens; half of it is finer, and four to five times as slow
 latent_dim = {shape.latent_dim}  # channels of a token

@@ -111,9 +111,9 @@ def check_finite(state: State, checkpoint: Path) -> None:
         return
     kept = "nothing was saved yet"
     if checkpoint.exists():
-        kept = f"{checkpoint} of step {read_checkpoint(checkpoint)['step']} is from before and is kept"
+        kept = f"the earlier {checkpoint} of step {read_checkpoint(checkpoint)['step']} is kept"
     raise ConfigError(
-        f"the gradient is not finite at step {state.step}; {kept}; go on with a lower optim.lr, or run.precision=fp32"
+        f"the gradient is not finite at step {state.step}; {kept}; resume with a lower optim.lr or run.precision=fp32"
     )
 
 

@@ -196,7 +196,7 @@ def stopped_by(error: KeyboardInterrupt) -> str:
 def sentence_of(error: OSError) -> str:
     """An error of the system in words."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return "the disk is full" if error.errno != errno.EFBIG else "the file would be larger than files may be here"
+        return "the disk is full" if error.errno != errno.EFBIG else "the file would exceed the file size limit"
     return f"{error.filename or 'the output'} cannot be written or read: {error.strerror or error}"
 
 

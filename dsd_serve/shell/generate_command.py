@@ -157,10 +157,10 @@ def generate_many(options: argparse.Namespace) -> None:
             samples = SampleSet(tuple(classes), options.per_class, sampling_params(model, options, 0))
             written, drawn = generate_shard(model, samples, shard, output, options.size)
     except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(*error.args, "stopped; give the same command again to go on") from None
+        raise KeyboardInterrupt(*error.args, "stopped; run the same command again to resume") from None
     except OSError as error:
-        raise InputError(f"{sentence_of(error)}; give the same command again to go on") from None
-    say(f"{drawn:,} images were drawn" if drawn else "all images were there already")
+        raise InputError(f"{sentence_of(error)}; run the same command again to resume") from None
+    say(f"{drawn:,} images were drawn" if drawn else "all images already exist")
     for path in written:
         print(path)
 

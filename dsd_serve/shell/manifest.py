@@ -73,7 +73,7 @@ def check_same(path: Path, begun: Mapping[str, Any], planned: Mapping[str, Any],
     for key in dict.fromkeys((*planned, *begun)):
         if key not in apart and begun.get(key) != planned.get(key):
             raise InputError(
-                f"{path} is of a run with {key} {shown(begun.get(key))}, and this one has {shown(planned.get(key))}: "
+                f"{path} belongs to a run with {key} {shown(begun.get(key))}, not {shown(planned.get(key))}: "
                 "give the same model and settings to go on with it, or another -o"
             )
 
@@ -88,7 +88,7 @@ def locked(manifest: Path) -> Iterator[None]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         if not taken(descriptor, path):
-            raise InputError(f"another dsd-generate is at work on {manifest}; wait for it to end")
+            raise InputError(f"another dsd-generate is writing {manifest}; wait for it to end")
         try:
             yield
         finally:

@@ -99,7 +99,7 @@ def load_traces(enabled: bool) -> Traces:
             raise ConfigError(f"{name} must be {' or '.join(ALLOWED[name])}, got {shown(variable(name))}")
         if variable(name).lower() == off:
             if enabled:
-                raise ConfigError(f"--otel asks for traces and {name}={off} forbids them; take one of them back")
+                raise ConfigError(f"--otel turns traces on and {name}={off} turns them off; remove one of them")
             log.info("%s=%s: no traces are sent", name, off)
             return Traces()
     for name in PROTOCOLS:

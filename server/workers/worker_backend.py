@@ -34,7 +34,7 @@ class WorkerBackend(MessageBackend):
 
     def __init__(self, endpoint: str, *, max_waiting: int, max_seconds: float, refusals: Observer) -> None:
         super().__init__(Admission(max_waiting, max_seconds, refusals), Observer())
-        self.reason = "the server starts; try again soon"
+        self.reason = "the server is starting; try again soon"
         self.orders: deque[Counts | Drain | ReloadKeys | Workers] = deque()
         self.pids: list[int] = []
         self.heard = time.monotonic()

@@ -121,7 +121,7 @@ def test_what_cannot_be_watched_is_a_sentence(own_dir, tmp_path, monkeypatch):
         (Settings(watch=str(tmp_path), model=("a",)), "serves that run itself"),
         (Settings(watch=str(tmp_path), engine="tensorrt"), "needs engine onnx or torch"),
         (Settings(watch="on", engine_process="off"), "engine_process must be auto or on"),
-        (Settings(watch="on", triton="localhost:1"), "triton does not go together with"),
+        (Settings(watch="on", triton="localhost:1"), "triton cannot be combined with"),
     ):
         with pytest.raises(ConfigError, match=sentence):
             Service(settings)

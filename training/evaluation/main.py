@@ -152,7 +152,7 @@ def run_statistics(options: argparse.Namespace) -> dict[str, Any]:
     """The sheet of `--statistics`: samples of files, or of a model."""
     for name in ("real", "reference", "beside", "blur"):
         if getattr(options, name):
-            raise InputError(f"--{name} compares real images, and --statistics takes the place of these")
+            raise InputError(f"--{name} compares with real images, which --statistics replaces; leave one of them out")
     if not options.inception:
         raise InputError("--statistics needs the Inception network: --inception WEIGHTS")
     if bool(options.model) == isinstance(options.samples, str):

@@ -62,7 +62,9 @@ class ProcessBackend(MessageBackend, Supervisor):
         """A reason once the process has ended several times with no task done in between, else None."""
         if self.ends < GIVE_UP_AFTER:
             return None
-        return f"the engine process ended {self.ends} times with nothing done in between; at last it {self.last_end}"
+        return (
+            f"the engine process ended {self.ends} times without an image in between; the last time it {self.last_end}"
+        )
 
     def snapshot(self) -> dict[str, Any]:
         """The running and waiting tasks, as plain values, and the process."""

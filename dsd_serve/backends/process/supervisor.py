@@ -180,7 +180,7 @@ class Supervisor:
                 for message, arrays in received:
                     self.take(message, arrays)
             except BrokenMessage as error:
-                raise ProcessEnds(f"sent a message that makes no sense ({error}), and was killed") from None
+                raise ProcessEnds(f"sent an invalid message ({error}), and was killed") from None
             if child.process.returncode is not None:
                 raise ProcessEnds(child.how_it_ended())
             if now - checked > 10 * CHECK_EVERY:
@@ -193,7 +193,7 @@ class Supervisor:
         """Look after what is late. Raises ProcessEnds."""
         silent = now - self.heard
         if now > self.stop_at + STOP_WITHIN:
-            raise ProcessEnds("did not end when it was told to, and was killed")
+            raise ProcessEnds("did not end in time, and was killed")
         if self.loading:
             if silent > LOAD_SILENCE:
                 raise ProcessEnds(f"hung for {silent:.0f} s while it was starting, and was killed")

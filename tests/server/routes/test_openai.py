@@ -228,7 +228,7 @@ def test_the_async_client(server_url):
         ({"n": 0}, "n", "n must be greater than or equal to 1"),
         ({"n": 11}, "n", "n must be less than or equal to 10"),
         ({"n": 9}, "n", "n must be at most 8 on this server"),
-        ({"background": "transparent"}, "background", "draws nothing transparent"),
+        ({"background": "transparent"}, "background", "images are always opaque"),
         ({"response_format": "url"}, "response_format", "response_format must be b64_json"),
         ({"output_format": "svg"}, "output_format", "must be 'png', 'jpeg' or 'webp', got 'svg'"),
         ({"output_format": "gif"}, "output_format", "must be 'png', 'jpeg' or 'webp', got 'gif'"),
