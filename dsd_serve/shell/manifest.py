@@ -74,7 +74,7 @@ def check_same(path: Path, begun: Mapping[str, Any], planned: Mapping[str, Any],
         if key not in apart and begun.get(key) != planned.get(key):
             raise InputError(
                 f"{path} belongs to a run with {key} {shown(begun.get(key))}, not {shown(planned.get(key))}: "
-                "give the same model and settings to go on with it, or another -o"
+                "give the same model and settings to resume it, or another -o"
             )
 
 

@@ -139,8 +139,8 @@ def warnings(sheet: Mapping[str, Any], seen: Summary, reference: Statistics, res
     samples = sheet["samples"]
     if seen.pictures < USUAL:
         found.append(
-            f"{seen.pictures:,} samples: the FID of fewer than {USUAL:,} is biased upwards, and compares only with "
-            "that of as many"
+            f"{seen.pictures:,} samples: the FID of fewer than {USUAL:,} is biased upwards, and comparable only "
+            "at the same number of samples"
         )
     if seen.pictures <= len(seen.pool.mean):
         found.append(
