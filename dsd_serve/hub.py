@@ -179,7 +179,7 @@ def sentences(place: str, hub: Any) -> Iterator[None]:
         raise CheckpointError(f"{place}: the repository has no such revision") from None
     except (errors.RevisionResolutionError, errors.LocalEntryNotFoundError):
         raise CheckpointError(
-            f"{place} is not in the cache, at least not as a whole, and {endpoint} cannot be reached or must not be "
+            f"{place} is not in the cache, at least not as a whole, and {endpoint} cannot be reached, or is turned off "
             "(HF_HUB_OFFLINE)"
         ) from None
     except errors.HfHubHTTPError as error:

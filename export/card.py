@@ -156,7 +156,7 @@ def flow_map_sentence(defaults: SamplingParams) -> str:
     """What a flow map is, and how many rows an image needs with the recommended settings."""
     rows = Generate(0, defaults).cost.rows
     return (
-        "the network takes the time to jump to; an image with these settings is "
+        "the network takes the time to jump to; an image with these settings takes "
         f"{rows} rows, {rows - 1} to denoise and 1 to decode"
     )
 

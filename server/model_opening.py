@@ -53,7 +53,7 @@ class Opener:
         live = live or settings.live
         if live and settings.engine_process == "off":
             raise ConfigError(
-                "engine_process must be auto or on where models are replaced or put to rest, because each then has a "
+                "engine_process must be auto or on if models are replaced or unloaded, because each then has a "
                 "process of its own"
             )
         if live and settings.triton:

@@ -78,7 +78,7 @@ class Settings:
 
     @property
     def live(self) -> bool:
-        """Whether models are loaded, replaced or put to rest while the server runs."""
+        """Whether models are loaded, replaced or unloaded while the server runs."""
         return bool(self.watch or self.lazy or self.rest_after or len(self.model) > 1)
 
     @property
@@ -305,7 +305,7 @@ def number(source: str, text: str, kind: type[int] | type[float], least: float, 
 
 
 def check(settings: Settings) -> None:
-    """Raises ConfigError for settings that do not go together."""
+    """Raises ConfigError for settings that cannot be combined."""
     if settings.max_uploads_mb < 2 * settings.max_body_mb:
         raise ConfigError(
             f"max_uploads_mb must be at least twice max_body_mb, got {settings.max_uploads_mb:g} "
@@ -330,7 +330,7 @@ def check(settings: Settings) -> None:
     if workers > 1 and (settings.live or settings.admin_key or os.environ.get("DSD_ADMIN_KEY", "").strip()):
         raise ConfigError(
             f"http_workers must be 1 with several models, watch, lazy, rest_after or admin_key, got {workers}: HTTP "
-            "workers serve one model, which stays"
+            "workers serve a single model that does not change"
         )
     if settings.engine_process == "on" and not POSIX:
         raise ConfigError("engine_process must be auto or off on this system: on needs Linux or macOS")

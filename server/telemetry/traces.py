@@ -105,7 +105,7 @@ def load_traces(enabled: bool) -> Traces:
     for name in PROTOCOLS:
         if variable(name) not in ("", "http/protobuf"):
             raise ConfigError(
-                f"{name} must be http/protobuf, got {shown(variable(name))}; its port is 4318 as a rule. "
+                f"{name} must be http/protobuf, got {shown(variable(name))}; its usual port is 4318. "
                 "OTEL_TRACES_EXPORTER=none sends no traces"
             )
     for name in ENDPOINTS:

@@ -59,7 +59,7 @@ def serve(settings: Settings, sockets: list[socket.socket]) -> None:
         except OSError as error:
             raise ConfigError(
                 f"HTTP workers need a folder for their metrics, which TMPDIR can name ({error.strerror}); "
-                "--http-workers 1 does without it"
+                "--http-workers 1 needs none"
             ) from None
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         shared_metrics.share(folder, "main")
@@ -253,7 +253,7 @@ class HttpWorker(Supervisor):
             from_worker,
             descriptors=sorted({one for of_worker in descriptors for one in of_worker}),
             stdout=None,
-            without="--http-workers 1 does without it",
+            without="--http-workers 1 needs none",
         )
         return self.opened
 

@@ -96,7 +96,7 @@ class ProcessBackend(MessageBackend, Supervisor):
             MODULE,
             lambda endpoint: messages.StartEngine(endpoint, os.getpid(), self.settings, level),
             messages.from_engine,
-            without="--engine-process off does without it",
+            without="--engine-process off needs none",
         )
 
     def lost(self) -> None:

@@ -127,8 +127,8 @@ class Supervisor:
     def restart_soon(self) -> None:
         self.ends += 1
         pause = min(FIRST_PAUSE * 2 ** min(self.ends - 1, 30), LONGEST_PAUSE)
-        log.error("%s %s; it is started again in %.1f s", self.name, self.last_end, pause)
-        self.change("down", f"{self.name} {self.last_end}; it is started again in {pause:.1f} s")
+        log.error("%s %s; restarting it in %.1f s", self.name, self.last_end, pause)
+        self.change("down", f"{self.name} {self.last_end}; restarting it in {pause:.1f} s")
         self.lost()
         with self.changed:
             self.changed.wait_for(lambda: self.closed, pause)
@@ -162,7 +162,7 @@ class Supervisor:
         finally:
             with self.changed:
                 self.child = None
-                self.reason = self.reason or f"{self.name} has ended, and is started again"
+                self.reason = self.reason or f"{self.name} has ended and is being restarted"
             child.close()
 
     def talk(self, child: ChildProcess) -> None:
