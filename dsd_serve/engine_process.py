@@ -58,7 +58,7 @@ class EngineProcess(Observer):
         self.ending = False
 
     def run(self) -> None:
-        """Until the server wants this process to end, or the engine cannot be loaded or fails for good."""
+        """Until the server ends this process, or the engine cannot be loaded or fails for good."""
         threading.Thread(target=self.load, name="load", daemon=True).start()
         while not self.ending:
             if parent_ended():

@@ -144,7 +144,7 @@ def check_files(place: str, directory: ModelDir, names: list[str]) -> None:
     folder = directory.path
     for name in names:
         if not (folder / name).exists():
-            raise CheckpointError(f"{place}: {name} is not in the cache and the hub cannot be asked for it")
+            raise CheckpointError(f"{place}: {name} is not in the cache and the hub cannot be reached")
     try:
         directory.check([folder / name for name in names])
     except CheckpointError:

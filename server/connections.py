@@ -33,7 +33,7 @@ class Connection(Protocol):
 
 
 class ConnectionLimiter:
-    """The connections of one server. When there are too many, the one that has been idle for the longest gives way.
+    """The connections of one server. When there are too many, the one that has been idle longest is closed.
 
     cut: called with one of CUTS for each connection that the server closes of its own accord.
     """

@@ -129,7 +129,7 @@ def import_library(name: str) -> ModuleType:
 def find_library() -> ModuleType:
     """`tensorrt` if it is installed, else `tensorrt_rtx`.
 
-    A tensorrt that is installed and broken is an error and never replaced: its owner wants plans of that library.
+    A tensorrt that is installed and broken is an error and never replaced by the other library.
     """
     for name in LIBRARIES:
         try:

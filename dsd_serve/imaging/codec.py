@@ -39,7 +39,7 @@ TURNS = {  # EXIF orientation -> the operation that turns the image upright
 
 
 def outdated() -> str:
-    """A warning if the installed Pillow has known security holes, else "". overrides.txt says how it may get here."""
+    """A warning if the installed Pillow has known vulnerabilities, else "". overrides.txt says how it is replaced."""
     if int(PILLOW.partition(".")[0]) >= 13:
         return ""
     return f"Pillow {PILLOW} has known vulnerabilities, which 13 fixes: pip install --no-deps 'pillow>=13'"

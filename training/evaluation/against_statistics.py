@@ -94,7 +94,7 @@ def measure(
 ) -> dict[str, Any]:
     """The sheet of samples against the statistics of a file: metrics, their conditions, and warnings.
 
-    batches: images in lists of a given length. describe: the samples in plain values, asked for after they were read.
+    batches: images in lists of a given length. describe: the samples in plain values, called after they were read.
     weights: of the Inception network. size: resize the samples to this size in pixels.
     """
     given = read_statistics(statistics_file, InceptionNetwork.sizes)

@@ -143,7 +143,7 @@ def named_classes(evaluator: Evaluator, subjects: Sequence[Subject]) -> dict[str
     values: dict[str, Any] = {"class_names": [c.name for c in found if c]} if any(found) else {}
     if evaluator.imagenet is None:
         values["left_out"] = (
-            "top1_lite0 is left out: the classifier knows the classes of ImageNet-1k, and the model has others or none"
+            "top1_lite0 is left out: the classifier has the classes of ImageNet-1k, but the model has others or none"
         )
     return values
 

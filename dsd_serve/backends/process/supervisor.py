@@ -41,7 +41,7 @@ class Supervisor:
         self.reason: str | None = f"{name} has not started"  # why it is not ready
         self.first: Future[Any] = Future()  # done when the first process is ready
         self.closed = False
-        self.stop_at = math.inf  # when the process was told to end
+        self.stop_at = math.inf  # when the process was asked to end
         self.loading = True
         self.heard = self.hanging_since = math.inf  # when the last message came, and since when it hangs
         self.restarts = 0

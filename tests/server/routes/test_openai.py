@@ -219,7 +219,7 @@ def test_the_async_client(server_url):
     ("options", "param", "words"),
     [
         ({"prompt": "golden retreiver"}, "prompt", "did you mean 207 (Golden Retriever)?"),
-        ({"prompt": "tiger shark"}, "prompt", "which this model was not trained on; it knows 1 (goldfish), 207"),
+        ({"prompt": "tiger shark"}, "prompt", "which this model was not trained on; the model has 1 (goldfish), 207"),
         ({"prompt": ""}, "prompt", "class must be an index"),
         ({"class_id": 1000}, "class_id", "class must be an index"),
         ({"size": "16x32"}, "size", "auto or a square like 256x256, at least 8x8, got '16x32'"),
