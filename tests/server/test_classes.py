@@ -192,7 +192,7 @@ def test_the_card_lists_own_classes(own_dir):
     assert "3 classes, and nothing else: Grandma's cat (0), 金毛犬 (1), Café (2)." in card
     assert "licences of its training images" in card
     assert not IMAGENET.search(card)
-    assert "no classes to choose from" in classes_sentence(PLAIN)
+    assert "the model has no classes" in classes_sentence(PLAIN)
     assert classes_sentence(PRESETS["demo"]) == "All 1000 classes of ImageNet-1k."
 
 
