@@ -126,7 +126,9 @@ def report(results: dict[str, Any]) -> str:
         "Written by `python -m benchmarks.training_speed --data tiny-imagenet-200` on "
         f"{results['device']}, {results['cores']} cores, torch {results['torch']}: the fastest step in "
         f"{MIN_SECONDS:.0f} seconds. A product of two {SIDE} x {SIDE} matrices reaches {rates['fp32']:.3f} TFLOP/s in "
-        f"fp32 and {rates['bf16']:.3f} in bf16; the last column is the share of that rate.",
+        f"fp32 and {rates['bf16']:.3f} in bf16; the last column is the share of that rate. *Math* attention is "
+        "computed by plain matrix products, *fused* attention by torch's kernel; a *draw* is a noise draw per encoded "
+        "image. Only the last four rows include reading the images.",
         "",
     ]
     rows = []

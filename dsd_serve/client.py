@@ -18,8 +18,8 @@ KEEP_ALIVE = 4.0  # seconds an idle connection is reused: less than any server k
 class Client:
     """Calls a DSD server.
 
-    api_key: for a server that requires one. timeout: seconds that may pass without a byte. max_bytes: of an answer, or
-    of one event. `do` and `stream` send any call of calls.py; the other methods are short for the usual ones.
+    api_key: for a server that requires one. timeout: seconds that may pass without a byte. max_bytes: maximum size of
+    an answer, or of one event. `do` and `stream` send any call of calls.py; the other methods are shortcuts.
 
     Raises ServerError: with the server's own sentence and status; with status 502 for an answer that does not come from
     a DSD server, is cut off, or larger than max_bytes; with 503 when the server cannot be reached. A redirect is not
@@ -83,11 +83,11 @@ class Client:
         return self.do(calls.generate_json(class_, **settings))
 
     def generate_events(self, class_: str | int | None = None, **settings: Any) -> Iterator[Event]:
-        """Previews while it samples, then the images: events `preview`, `image` or `error`, and `done`."""
+        """Previews during sampling, then the images: events `preview`, `image` or `error`, and `done`."""
         return self.stream(calls.generate_events(class_, **settings))
 
     def edit(self, image: bytes, mask: bytes | None = None, **settings: Any) -> dict[str, Any]:
-        """An image redrawn towards class_ by strength, or where a mask is white; images as base64."""
+        """An image redrawn towards class_ by strength, or only where a mask is white; images as base64."""
         return self.do(calls.edit_json(image, mask, **settings))
 
     def reconstruct(self, image: bytes, **settings: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The answers of servers as clients read them: bounded, and with an error if they are not as requested."""
+"""Reading of server answers by clients: within limits, with an error if an answer is not as requested."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The code of the engine process: an engine and its batcher in a process of their own, for a server that starts it.
+"""The engine process: an engine and its batcher in a separate process, started by the server.
 
 `backends/process/process_backend.py` is the other side, `backends/process/engine_messages.py` describes the messages.
 The main thread exchanges them while another loads the model, and the batcher's thread runs it. The process ends when
@@ -58,7 +58,7 @@ class EngineProcess(Observer):
         self.ending = False
 
     def run(self) -> None:
-        """Until the server wants this process to end, or the engine cannot be loaded or fails for good."""
+        """Until the server ends this process, or the engine cannot be loaded or fails for good."""
         threading.Thread(target=self.load, name="load", daemon=True).start()
         while not self.ending:
             if parent_ended():

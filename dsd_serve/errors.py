@@ -10,7 +10,7 @@
       QueueFullError          too many programs are waiting
       DeadlineError           the result would be, or was, too late for its caller
       ClosedError             the batcher accepts nothing more: it drains, or its engine is dead
-        NotReadyError         (Triton) one instance carries out nothing now, and has not begun; another one may
+        NotReadyError         (Triton) one instance is not ready and has not begun; another one may be
       CancelledError          the caller gave up before the result was ready
       ServerError             (client) the server answered with a problem document
 

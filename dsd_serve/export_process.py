@@ -1,4 +1,4 @@
-"""dsd-export as a process of its own, for applications that may not import it: its command and what it needs."""
+"""dsd-export in a separate process, for applications that may not import it: the command and its requirements."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""The flow convention, written once: t = 0 is noise, t = 1 is data.
+"""The flow convention: t = 0 is noise, t = 1 is data.
 
     z_t = t z + (1 - t) noise
     velocity = dz_t/dt = z - noise = (z_hat - z_t) / (1 - t)

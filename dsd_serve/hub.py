@@ -144,7 +144,7 @@ def check_files(place: str, directory: ModelDir, names: list[str]) -> None:
     folder = directory.path
     for name in names:
         if not (folder / name).exists():
-            raise CheckpointError(f"{place}: {name} is not in the cache and the hub cannot be asked for it")
+            raise CheckpointError(f"{place}: {name} is not in the cache and the hub cannot be reached")
     try:
         directory.check([folder / name for name in names])
     except CheckpointError:
@@ -179,7 +179,7 @@ def sentences(place: str, hub: Any) -> Iterator[None]:
         raise CheckpointError(f"{place}: the repository has no such revision") from None
     except (errors.RevisionResolutionError, errors.LocalEntryNotFoundError):
         raise CheckpointError(
-            f"{place} is not in the cache, at least not as a whole, and {endpoint} cannot be reached or must not be "
+            f"{place} is not in the cache, at least not as a whole, and {endpoint} cannot be reached, or is turned off "
             "(HF_HUB_OFFLINE)"
         ) from None
     except errors.HfHubHTTPError as error:

@@ -234,8 +234,8 @@ class ClassTable:
     def offer(self) -> str:
         """A part of a sentence: the classes that the model can draw."""
         if len(self.trained) > LISTED:
-            return f"it knows {len(self.trained)} classes, see /classes"
-        return f"it knows {listed(self.trained)}"
+            return f"the model has {len(self.trained)} classes, see /classes"
+        return f"the model has {listed(self.trained)}"
 
 
 @lru_cache(maxsize=8)

@@ -32,12 +32,11 @@ def load(
 ) -> Model:
     """Load a model directory, test its engine, warm it up, and start its batcher.
 
-    model: the directory or hf:org/name[@revision], by default the demo model of the package. engine: onnx, torch or
-    tensorrt, or a loaded one.
-    device: cpu, cuda or cuda:N. precision: one in which the directory has a graph, or auto: fp16 on a GPU where it has
-    that, else fp32. threads: of the CPU, 0 for all cores. row_budget: rows a tick, 0 measures the best, also while it
-    serves. max_waiting, max_seconds: limits of the queue, see `Batcher`.
-    Raises CheckpointError when the directory is wrong, EngineUnavailableError when the engine cannot run here.
+    model: a model directory or hf:org/name[@revision]; by default the demo model. engine: onnx, torch or tensorrt, or a
+    loaded one. device: cpu, cuda or cuda:N. precision: one that the model was exported in, or auto: fp16 on a GPU if
+    the model has it, else fp32. threads: of the CPU, 0 for all cores. row_budget: maximum number of rows in one call of
+    the engine; 0 measures the best number. max_waiting, max_seconds: limits of the queue, see `Batcher`. Raises
+    CheckpointError when the directory is wrong, EngineUnavailableError when the engine cannot run here.
     """
     path = demo_model() if model is None else model_dir(model)
 
@@ -76,7 +75,7 @@ def load(
         except OSError as error:
             raise CheckpointError(f"{error.filename or path} cannot be read: {error.strerror or error}") from None
         except MemoryError:
-            raise CheckpointError(f"the network of {path} needs more memory than there is") from None
+            raise CheckpointError(f"the network of {path} needs more memory than is free") from None
 
 
 def read_class_images(directory: ModelDir) -> ClassImages | None:

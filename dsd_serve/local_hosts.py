@@ -1,4 +1,4 @@
-"""Hosts: which names and addresses are this machine."""
+"""The names and addresses of this machine."""
 
 import ipaddress
 import socket

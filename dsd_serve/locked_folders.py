@@ -1,4 +1,4 @@
-"""Temporary folders that a process holds locked while it lives, so that those of killed processes can be deleted.
+"""Temporary folders that are locked while their process runs, so that those of killed processes can be deleted.
 
 Process ids are not enough for that, because they are reused, and containers that share a folder have their own.
 """
@@ -25,7 +25,7 @@ def new_locked_folder(kind: str, parent: str) -> Path:
             fcntl.flock(os.open(folder, FOLDER), fcntl.LOCK_EX)  # stays open: closing it would release the lock
         except FileNotFoundError:  # deleted as abandoned, before it was locked
             continue
-        except OSError:  # a file system without locks: under a name that nobody deletes
+        except OSError:  # a file system without locks: under a name that is never deleted
             folder.rmdir()
             return Path(tempfile.mkdtemp(prefix=f"dsd-{kind}-", dir=parent)).resolve()
         if folder.is_dir():

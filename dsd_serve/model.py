@@ -1,4 +1,4 @@
-"""A model to draw with from Python: a model directory on an engine behind a batcher. The server and Triton use it too.
+"""Models in Python: a model directory on an engine behind a batcher. The server and Triton use it too.
 
 ```python
 with dsd_serve.load() as model:  # the demo model
@@ -35,7 +35,7 @@ UNDER_WAY = 256  # tasks of one call that the backend holds at a time, at least
 
 
 class Model:
-    """Draws, edits, encodes and decodes images with one network. All methods may be called from any thread; the rows of
+    """One network that draws, edits, encodes and decodes images. All methods may be called from any thread; the rows of
     concurrent calls share batches. `load` opens one; `close` or a `with` block ends it.
 
     Classes are given by index, wnid or name. Images are given as a path, the bytes of a PNG, JPEG or WebP file, a PIL
@@ -94,7 +94,7 @@ class Model:
         """Draw images of classes: one image for one class, a list if `n` or a list of classes is given. A model
         without classes takes none.
 
-        n: images of each class; image i has index `index + i` of the seed, as those of one request to a server.
+        n: images of each class; image i has index `index + i`, as in a request to a server.
         on_preview(number, step, image): called from another thread with the clean estimate of image `number` every
         `preview_every` steps, by default after each.
         """
@@ -151,10 +151,10 @@ class Model:
         on_preview: OnImagePreview | None = None,
         **settings: Any,
     ) -> Image.Image | list[Image.Image]:
-        """Redraw an image towards a class, or towards none; a list of `n` variants if `n` is given.
+        """Redraw an image, towards a class if one is given; a list of `n` variants if `n` is given.
 
-        strength: the amount of noise in (0, 1]; 1 keeps nothing of the image. mask: an image, white where to redraw;
-        the rest keeps its pixels. n, on_preview: as in `generate`.
+        strength: the amount of noise in (0, 1]; 1 keeps nothing of the image. mask: an image, white where it is
+        redrawn; the rest keeps its pixels. n, on_preview: as in `generate`.
         """
         if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 < strength <= 1:
             raise InputError(f"strength must be above 0 and at most 1, got {shown(strength)}", "strength")
@@ -180,10 +180,10 @@ class Model:
     ) -> list[Image.Image]:
         """`n` images from `start` to `end`, both included: between two classes, or between two images.
 
-        A str or an int is a class, so a file is given as a Path. A model without classes walks between two seeds if
-        both ends are left out. Between classes the noise goes from that of `seed` to
-        that of `end_seed`, the same unless given, and the clean estimates of both classes are averaged. Between images
-        the latents are interpolated; nothing is sampled, so seeds and settings are refused.
+        A str or an int is a class, so give a file as a Path. A model without classes walks between two seeds if both
+        ends are left out. Between classes the noise goes from that of `seed` to that of `end_seed` (default: `seed`),
+        and the clean estimates of both classes are averaged. Between images the latents are interpolated; nothing is
+        sampled, so seeds and settings are rejected.
         """
         whole("n", n, 2, MAX_IMAGES)
         fractions = walk_fractions(n)
@@ -201,9 +201,7 @@ class Model:
             raise InputError("start and end must be two classes or two images, got one of each")
         else:
             if seed is not None or end_seed is not None or settings:
-                raise InputError(
-                    "a walk between images samples nothing, so it takes no seed or settings; leave them out"
-                )
+                raise InputError("a walk between images needs no noise, so leave out seed and sampling settings")
             z, z_end = self.run([Encode(self.read(cast(ImageInput, one))) for one in ends])
             tasks = [Decode(between(z, z_end, fraction, on_sphere=False)) for fraction in fractions]
             common = {"model": self.info.name}
@@ -248,7 +246,7 @@ class Model:
         return made
 
     def close(self) -> None:
-        """Finish the work that is under way and free the engine. Later calls raise ClosedError."""
+        """Finish running work and free the engine. Later calls raise ClosedError."""
         self.closed = True
         self.backend.close()
 

@@ -1,4 +1,4 @@
-"""The one network, in the order in which it runs.
+"""The network, in the order in which it runs.
 
 Legend of shapes: B rows (E of them to encode, M to denoise, D to decode in the unified forward), L latent tokens
 (= patches), C latent channels, W hidden size, H heads, S pixels along one side, P pixels along one side of a patch,

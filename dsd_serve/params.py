@@ -1,10 +1,10 @@
-"""Sampling settings: their fields, limits, and names in every dialect.
+"""Sampling settings: their fields, limits, and their names in each interface.
 
-A dialect is a set of names for the same settings: `SamplingParams` and Triton use the field names, the HTTP API, the
-settings of an image and the Python client use the short names of `API_NAMES`, config.json holds the recommended ones
-under their field names, and /v1 has OpenAI's and diffusers' names. All conversions are here. A new setting is a field
-of `SamplingParams` and, to offer it over HTTP, a field of `SamplingQuery` (server/schemas.py), and for /v1 one in
-server/openai_schemas.py: its limits, descriptions, answers, headers and all conversions follow.
+The settings have different names in different interfaces: `SamplingParams` and Triton use the field names, the HTTP
+API, the settings of an image and the Python client use the short names of `API_NAMES`, config.json holds the
+recommended ones under their field names, and /v1 has OpenAI's and diffusers' names. All conversions are here. A new
+setting is a field of `SamplingParams` and, to offer it over HTTP, a field of `SamplingQuery` (server/schemas.py), and
+for /v1 one in server/openai_schemas.py: its limits, descriptions, answers, headers and all conversions follow.
 """
 
 from collections.abc import Mapping
@@ -23,9 +23,9 @@ MAX_GUIDANCE = 100.0
 class Setting:
     """The description of a field of `SamplingParams`.
 
-    about: its meaning, in a phrase. least, most: limits of a number, both included. choices: the values of a text.
-    api, openai: its name in those dialects; empty if it is the field's. recommended: a model directory holds the value
-    for callers that give none. shown_with_image: drawing an image again needs the value. header: answers have it in a
+    about: its meaning, in a phrase. least, most: limits of a number, both included. choices: the values of a text. api,
+    openai: its name in those interfaces; empty if it is the field's. recommended: a model directory holds the value for
+    callers that give none. shown_with_image: drawing an image again needs the value. header: answers have it in a
     header X-DSD-*.
     """
 
@@ -54,14 +54,14 @@ class SamplingParams:
     image i of any other request with that seed. num_steps: steps of the sampler (heun evaluates the network twice in
     all but the last). guidance_scale: classifier-free guidance, 1 is off. guidance_start and guidance_stop: the times
     (0 = noise, 1 = data) between which it is on (arXiv 2404.07724); elsewhere a step costs one row, not two.
-    preview_every: decode the clean estimate every that many steps; 0 is never.
+    preview_every: steps between previews, which are decoded clean estimates; 0: none.
     """
 
     seed: int = setting(0, "seed of the noise", least=0, most=MAX_SEED, header=True)
-    index: int = setting(0, "number of the first image of this seed", least=0, most=MAX_SEED)
+    index: int = setting(0, "index of the first image", least=0, most=MAX_SEED)
     num_steps: int = setting(
         25,
-        "steps of the sampler",
+        "number of steps of the sampler",
         least=1,
         most=MAX_STEPS,
         api="steps",
@@ -77,7 +77,13 @@ class SamplingParams:
         header=True,
     )
     guidance_scale: float = setting(
-        1.0, "guidance scale, 1 is off", least=0, most=MAX_GUIDANCE, api="guidance", recommended=True, header=True
+        1.0,
+        "guidance scale; 1: off",
+        least=0,
+        most=MAX_GUIDANCE,
+        api="guidance",
+        recommended=True,
+        header=True,
     )
     guidance_start: float = setting(0.0, "time from which guidance is on; 0 is noise, 1 is data", least=0, most=1)
     guidance_stop: float = setting(
@@ -85,7 +91,7 @@ class SamplingParams:
     )
     preview_every: int = setting(
         0,
-        "with events: a preview every that many steps, 0 is none",
+        "with events: steps between previews; 0: none",
         least=0,
         most=MAX_STEPS,
         shown_with_image=False,
@@ -181,7 +187,7 @@ def to_headers(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def from_openai(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that are given, by their names in OpenAI's dialect, under those of the HTTP API."""
+    """The given settings, from their names in OpenAI's API to those of the HTTP API."""
     return {api: values[name] for api, name in OPENAI_NAMES.items() if values.get(name) is not None}
 
 

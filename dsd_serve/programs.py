@@ -1,4 +1,4 @@
-"""Programs and tasks. A program is a generator that yields rows, is sent their outputs and returns its result.
+"""Programs and tasks. A program is a generator that yields rows, receives their outputs and returns its result.
 
 Programs are plain maths: no queue, no thread, no engine. `run` is the simple way to run them, the batcher the fast one.
 A task is a program before it starts: plain values, which can be sent to another process, with a cost. Rows are tasks
@@ -57,7 +57,7 @@ def generate(
 
     label: a class, or several with weights that sum to 1. noise: the initial noise, float32 [L, C], instead of that of
     the seed. on_preview(step, pixels) is called with the decoded clean estimate of every `params.preview_every`-th
-    step, counted from 1; its Decode row rides along with the rows of the evaluation that follows.
+    step, counted from 1; its Decode row is in the same tick as the rows of the next evaluation.
     """
     z = initial_noise(params.seed, params.index, config.latent_shape) if noise is None else noise
     check_sampler(params.sampler, config.flow_map)
@@ -131,11 +131,11 @@ def edit(
     mask: Array | None = None,
     on_preview: OnPreview | None = None,
 ) -> Generator[list[Row], list[Array], Pixels]:
-    """Noise an image and sample on from there towards a class (SDEdit, arXiv 2108.01073): uint8 [3, H, W].
+    """Add noise to an image and denoise it towards a class (SDEdit, arXiv 2108.01073): uint8 [3, H, W].
 
-    pixels: uint8 [3, H, W] of the network's size. label: a class, or the null label for none. strength: the
-    amount of noise in (0, 1], which is also the share of `params.num_steps` that runs; 1 keeps nothing. mask: bool
-    [H, W], True where to redraw; the rest of the image keeps its pixels.
+    pixels: uint8 [3, H, W] of the network's size. label: a class, or the null label for none. strength: the amount of
+    noise in (0, 1], which is also the share of `params.num_steps` that runs; 1 keeps nothing. mask: bool [H, W], True
+    where the image is redrawn; the rest of the image keeps its pixels.
     """
     check_sampler(params.sampler, config.flow_map)
     z = yield from encode(pixels)

@@ -1,7 +1,7 @@
 """Rows: the unit of work, and the signature of the graph that runs them.
 
-The network takes three kinds of rows in one call. This file is the contract between the exported graph, the engines and
-the programs, and the only place of the names below.
+The network takes three kinds of rows in one call. The names and shapes below are the
+interface between the exported graph, the engines and the programs, and are defined only here.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ OUTPUT_NAMES = ("encoded_latents", "denoised_latents", "decoded_pixels")
 
 @dataclass(frozen=True)
 class Cost:
-    """Work of a task: rows of the network, and ticks, which follow one another."""
+    """Work of a task: rows of the network, and consecutive ticks."""
 
     rows: int
     ticks: int

@@ -1,7 +1,7 @@
 """Samplers of the flow dz/dt = velocity from t = 0 to t = 1, each a short generator.
 
 A sampler takes noise z [L, C], increasing timesteps that begin anywhere below 1 and end at 1, and `denoise`, a
-`Denoiser`. It never calls a network: it yields the rows that `denoise` yields, and is sent their outputs.
+`Denoiser`. It never calls a network: it yields the rows that `denoise` yields, and receives their outputs.
 """
 
 import math
@@ -67,7 +67,7 @@ def average(estimates: Sequence[Latents], weights: Sequence[float]) -> Latents:
 
 
 def keeping(denoise: Denoiser, z: Latents, drawn: Array) -> Denoiser:
-    """`denoise` that draws only the tokens of `drawn`, bool [L, 1]; the others are known to be those of z.
+    """`denoise` that draws only the tokens of `drawn`, bool [L, 1]; the others stay those of z.
 
     A clean estimate of z gives the velocity z - noise, so known tokens stay on the straight path from their own noise.
     """
@@ -90,7 +90,7 @@ def num_rows(params: SamplingParams, ts: list[float], num_labels: int = 1) -> in
 
 
 def euler(z: Latents, ts: list[float], denoise: Denoiser) -> Rows:
-    """First order, one evaluation a step."""
+    """First order, one evaluation per step."""
     for t, t_next in pairwise(ts):
         z_hat = yield from denoise(z, t)
         z = jump(z_hat, z, t, t_next)
@@ -98,7 +98,7 @@ def euler(z: Latents, ts: list[float], denoise: Denoiser) -> Rows:
 
 
 def flow_map(z: Latents, ts: list[float], denoise: Denoiser) -> Rows:
-    """The jumps of a model with a flow map (arXiv 2510.24474), one evaluation a step: made for few steps."""
+    """The jumps of a model with a flow map (arXiv 2510.24474), one evaluation per step; for few steps."""
     for t, t_next in pairwise(ts):
         z_hat = yield from denoise(z, t, t_next)
         z = jump(z_hat, z, t, t_next)
@@ -106,7 +106,7 @@ def flow_map(z: Latents, ts: list[float], denoise: Denoiser) -> Rows:
 
 
 def heun(z: Latents, ts: list[float], denoise: Denoiser) -> Rows:
-    """Second order, two evaluations a step; the last step is Euler's, because t = 1 is never evaluated."""
+    """Second order, two evaluations per step; the last step is Euler's, because t = 1 is never evaluated."""
     for t, t_next in pairwise(ts):
         v = velocity((yield from denoise(z, t)), z, t)
         z_next = z + (t_next - t) * v
@@ -121,7 +121,7 @@ def dpmpp_2m(z: Latents, ts: list[float], denoise: Denoiser) -> Rows:
     """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2) with alpha = t, sigma = 1 - t: second order, one evaluation.
 
     The first step and the last are first order: lambda = log(alpha / sigma) is infinite at both ends. There, steps in
-    lambda stay large however many there are, which costs the whole range a factor log(num_steps) of its order.
+    lambda remain large for any num_steps, which costs a factor log(num_steps) in the error over the whole range.
     """
     previous: tuple[float, Latents] | None = None
     for t, t_next in pairwise(ts):

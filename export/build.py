@@ -193,7 +193,7 @@ class Export:
         report = verify(OnnxEngine(session, self.network.config, "cpu", row.name), reference, row.name)
         log.info("%s: %s", name, report)
         if not report.passed:
-            raise CheckpointError(f"the exported graph {name} is not the network, nothing was written: {report}")
+            raise CheckpointError(f"the graph {name} differs from the network, so nothing was written: {report}")
         return report
 
     def finish(self) -> list[Report]:

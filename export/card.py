@@ -14,9 +14,9 @@ from export.verify import Report
 
 DATA_NOTE = (
     "Images of ImageNet and everything derived from it, Tiny-ImageNet included, are for research and education, not "
-    "for commercial use; the same applies to a model that was trained on them."
+    "for commercial use; the same applies to models trained on them."
 )
-OWN_DATA_NOTE = "The model may be used as the licences of its training images permit; `--notes FILE` puts them here."
+OWN_DATA_NOTE = "Use the model only as the licences of its training images permit; `--notes FILE` adds them here."
 MOST_NAMES = 1000  # of classes in a card
 MEASURED = "## Measured at export"
 
@@ -94,8 +94,8 @@ def with_measurements(card: str, reports: Sequence[Report], sizes: dict[str, int
         "",
         MEASURED,
         "",
-        f"On {reports[0].num_rows} rows in mixtures; fp32 against the torch network, the others against fp32. "
-        f"{halves} are checked on a CPU, each operator in float32 and its result rounded.",
+        f"On {reports[0].num_rows} rows in mixed batches; fp32 is compared with the torch network, the others with "
+        f"fp32. {halves} are checked on a CPU, each operator in float32 and its result rounded.",
         "",
         *markdown_table(header, rows),
         "",
@@ -156,7 +156,7 @@ def flow_map_sentence(defaults: SamplingParams) -> str:
     """What a flow map is, and how many rows an image needs with the recommended settings."""
     rows = Generate(0, defaults).cost.rows
     return (
-        "the network takes the time to jump to; an image with these settings is "
+        "the time to jump to is an input of the network; an image with these settings takes "
         f"{rows} rows, {rows - 1} to denoise and 1 to decode"
     )
 
@@ -165,7 +165,7 @@ def classes_sentence(config: ModelConfig) -> str:
     """What the model draws: its classes by name and index, of which a long list is cut."""
     table = table_of(config)
     if not config.num_classes:
-        return "Images of one kind: it has no classes to choose from."
+        return "Images of one kind: the model has no classes."
     if table.is_imagenet and not config.classes:
         return f"All {config.num_classes} classes of ImageNet-1k."
     names = ", ".join(f"{escaped(c.name)} ({c.index})" for c in table.trained[:MOST_NAMES])

@@ -32,7 +32,7 @@ def draw_classes(
     folder: Path, file: Path, asked: bool, check: Callable[[], None] = lambda: None
 ) -> tuple[int, int] | None:
     """Draw images of each class of the model directory `folder` with its recommended settings. Returns columns and
-    per_class of the grid in `file`; None if nothing was drawn, because it would take too long and was not asked for,
+    per_class of the grid in `file`; None if nothing was drawn, because it would take too long and was not requested,
     or the model has no classes.
 
     Seed and index decide an image, and on a CPU the same weights give the same file.

@@ -1,4 +1,4 @@
-"""Make a model directory, TensorRT plans of it, a Triton repository, and a web page that needs no server.
+"""Make a model directory, its TensorRT plans, a Triton repository, and a web page that needs no server.
 
 dsd-export SOURCE [--onnx] [--trt] [--precision NAME ...] [-o DIR]
 dsd-export DIR --check [--precision NAME ...] [--device cuda:N]
@@ -8,9 +8,9 @@ dsd-export SOURCE --web DIR [--runtime DIR]
 
 Turns a training checkpoint into a model directory: config.json, model.safetensors (the EMA weights), model.onnx (one
 graph for encode, denoise and decode rows), model.ort.onnx (the same with ONNX Runtime's own attention), card.md, and
-classes.webp, a few images of each class, if these take two minutes at most; with --precision the same graphs in other
-precisions, with --trt TensorRT plans of them. SOURCE may also be a model directory; it then gets the files it lacks,
-without a checkpoint.
+classes.webp, a few images of each class, if drawing them takes at most two minutes; with --precision the same graphs in
+other precisions, with --trt TensorRT plans of them. SOURCE may also be a model directory; it then gets the files it
+lacks, without a checkpoint.
 
 Each graph is verified on mixtures of rows, float32 against the torch network and the others against float32; a graph
 that differs by more than its limits is not written. Files that are up to date are kept. The directory is updated
@@ -21,9 +21,9 @@ With --triton the model directory is also written into a Triton model repository
 Hugging Face hub, with its card as README.md; a SOURCE hf:org/name[@revision] comes from there. The token is that of
 HF_TOKEN or of `hf auth login`.
 
-With --web a static web page is written that draws in the visitor's browser: any static host can serve DIR, and no
-server of ours is needed. ONNX Runtime Web is copied from the npm package onnxruntime-web, found in node_modules of the
-working directory or its parents, or in --runtime.
+With --web a static web page is written that draws in the visitor's browser: any static host can serve DIR, and no other
+server is needed. ONNX Runtime Web is copied from the npm package onnxruntime-web, found in node_modules of the working
+directory or its parents, or in --runtime.
 
 A plan must pass checks before it is written: finite outputs for every class, errors against float32, rows that do not
 depend on their neighbours, a whole generation, the precision that was really built. If this machine cannot run the
@@ -67,7 +67,7 @@ def read_network(options: argparse.Namespace, target: Path) -> Network:
     source: Path | None = options.source
     if source and source.is_dir():
         if options.store or options.notes:
-            raise CheckpointError(f"--store and --notes are for checkpoints, and {source} is a model directory")
+            raise CheckpointError(f"--store and --notes are for checkpoints, but {source} is a model directory")
         directory = read_model_dir(source)
         directory.check([directory.weights])
         defaults = from_api(vars(options), directory.defaults)
@@ -216,14 +216,14 @@ def arguments_parser() -> argparse.ArgumentParser:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("source", type=Path, nargs="?", help="a checkpoint.pt of dsd-train, or a model directory")
     source.add_argument("--untrained", choices=PRESETS, metavar="PRESET", help="random weights of a preset instead")
-    parser.add_argument("--onnx", action="store_true", help="ONNX graphs; always made, as the source of all else")
-    parser.add_argument("--trt", action="store_true", help="TensorRT plans too, one for each precision")
+    parser.add_argument("--onnx", action="store_true", help="ONNX graphs; always exported")
+    parser.add_argument("--trt", action="store_true", help="also build TensorRT plans, one for each precision")
     parser.add_argument(
         "--precision",
         nargs="+",
         action="extend",
         choices=PRECISIONS,
-        help=f"one or more (default {REFERENCE}, which is always made)",
+        help=f"one or more (default {REFERENCE}, which is always exported)",
     )
     parser.add_argument(
         "-o",
@@ -247,12 +247,12 @@ def arguments_parser() -> argparse.ArgumentParser:
     web = parser.add_argument_group("web page")
     web.add_argument("--web", type=Path, metavar="DIR", help="write a static web page that draws in the browser")
     web.add_argument(
-        "--runtime", type=Path, metavar="DIR", help="the npm package onnxruntime-web, or a folder that has it"
+        "--runtime", type=Path, metavar="DIR", help="the npm package onnxruntime-web, or a folder that contains it"
     )
     hub = parser.add_argument_group("Hugging Face hub")
-    hub.add_argument("--push", metavar="hf:org/name", help="push the model directory; makes the repository")
+    hub.add_argument("--push", metavar="hf:org/name", help="push the model directory; creates the repository if needed")
     hub.add_argument(
-        "--license", default="other", metavar="ID", help="licence in its card, as the hub spells it (default other)"
+        "--license", default="other", metavar="ID", help="licence id of the hub, for the card (default other)"
     )
     plan = parser.add_argument_group("TensorRT plans")
     plan.add_argument("--check", action="store_true", help="run the checks of a model directory's plans")
@@ -267,7 +267,7 @@ def arguments_parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--version-compatible",
         action="store_true",
-        help="later TensorRT releases of the same major version load it",
+        help="build plans that later releases of the same major version of TensorRT load too",
     )
     plan.add_argument(
         "--targets",
@@ -276,24 +276,24 @@ def arguments_parser() -> argparse.ArgumentParser:
         help="compute capabilities that a plan of tensorrt_rtx is for, such as 8.9 12.0\n(default: 8.6 8.9 12.0)",
     )
     plan.add_argument("--timing-cache", type=Path, metavar="FILE", help="speeds up the next build by tensorrt")
-    parser.add_argument("--force", action="store_true", help="make everything again, even if up to date")
+    parser.add_argument("--force", action="store_true", help="redo everything, even if it is up to date")
     parser.add_argument("--name", help="the model's name (default: the name of DIR; a model directory keeps its name)")
     parser.add_argument(
         "--store",
         choices=tuple(name for name, row in PRECISIONS.items() if row.storable),
         help="type of the weights in model.safetensors (default fp32)",
     )
-    parser.add_argument("--steps", type=int, help="recommended number of steps (default 25, of a flow map 2)")
+    parser.add_argument("--steps", type=int, help="recommended number of steps (default 25; 2 for a flow map)")
     parser.add_argument(
-        "--sampler", choices=SAMPLER_NAMES, help="recommended sampler (default heun, of a flow map flow_map)"
+        "--sampler", choices=SAMPLER_NAMES, help="recommended sampler (default heun; flow_map for a flow map)"
     )
     parser.add_argument("--guidance", type=float, help="recommended guidance scale (default 1, off)")
     parser.add_argument(
         "--class-images",
         choices=("auto", "on", "off"),
-        help="draw classes.webp, images of each class for the page\n(default auto: if that takes two minutes at most)",
+        help="draw classes.webp, images of each class for the page\n(default auto: if this takes at most two minutes)",
     )
-    parser.add_argument("--notes", type=Path, metavar="FILE", help="Markdown to put into the card")
+    parser.add_argument("--notes", type=Path, metavar="FILE", help="Markdown file to include in the card")
     return parser
 
 

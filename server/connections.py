@@ -1,4 +1,4 @@
-"""The connections of a server: how many there may be, and which one gives way to a new one."""
+"""The connections of a server: their number, and which one is closed for a new one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Connection(Protocol):
 
 
 class ConnectionLimiter:
-    """The connections of one server. When there are too many, the one that has been idle for the longest gives way.
+    """The connections of one server. When there are too many, the one that has been idle longest is closed.
 
     cut: called with one of CUTS for each connection that the server closes of its own accord.
     """
@@ -61,13 +61,13 @@ class ConnectionLimiter:
         refused = None
         from_there = self.by_address[address] + self.others.get(address, 0)
         if most_each and from_there > most_each and not self.drop_idle(address):
-            refused = RejectedRequest(429, f"this address has {most_each} connections already, the most it may have")
+            refused = RejectedRequest(429, f"this address already has {most_each} connections, the maximum")
         if len(self.open) > most:
-            self.say("crowd", f"{most} connections are open, the most that --max-connections allows; idle ones go")
+            self.say("crowd", f"{most} connections are open, the limit of --max-connections; idle ones are closed")
             busiest = max(self.idle, key=lambda one: len(self.idle[one]), default=None)
             if busiest is None or not self.drop_idle(busiest):
                 refused = RejectedRequest(
-                    503, f"the server has {most} connections already, the most it takes; try again soon"
+                    503, f"the server already has {most} connections, the maximum; try again soon"
                 )
         if len(self.open) > most + RESERVE:
             self.cut("crowded")

@@ -1,4 +1,4 @@
-"""The front of a server process, dsd-serve or dsd-ui: how it starts, where it listens, what it lets through.
+"""What dsd-serve and dsd-ui share: how they start and listen, and the checks of every request.
 
 Its imports are light, so that Ctrl-C ends the program silently while the rest is loaded.
 """

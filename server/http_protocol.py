@@ -177,7 +177,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self.come += len(body)
         if self.cycle.response_complete:
             if self.come > LINGER_BYTES:
-                raise RejectedRequest(413, "the body goes on long after its answer")
+                raise RejectedRequest(413, "the body continued long after the answer")
         elif self.ignored and self.come > MAX_IGNORED:
             raise RejectedRequest(
                 413, f"a {self.scope['method']} takes no body, and this one is over {MAX_IGNORED} bytes"
@@ -290,7 +290,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self.taken, self.stalled = taken, now
         elif now - self.stalled >= settings.write_timeout:
             self.limiter.cut("unread")
-            log.info("%s did not take its answer within %g seconds", self.address, settings.write_timeout)
+            log.info("%s did not read its answer within %g seconds", self.address, settings.write_timeout)
             self.abort()
             return
         if self.line.unsent:

@@ -83,7 +83,7 @@ def load_keys(path: str, environment: Mapping[str, str]) -> list[ApiKey]:
 def renew(keys: list[ApiKey], read: Sequence[ApiKey]) -> None:
     """Replace the keys by reloaded ones. A key that stays keeps the quota that it has used."""
     if not read:
-        raise ConfigError("there is no API key any more, and without one everybody could send requests")
+        raise ConfigError("there is no API key left, and without one anyone could send requests")
     before = {(key.name, key.digest): key for key in keys}
     renewed = []
     for key in read:
@@ -110,7 +110,7 @@ def read_file(path: Path, setting: str = "api_keys", kind: str = "API key", form
     if len(data) > MAX_FILE:
         raise ConfigError(f"{file} is not a file of {kind}s: it is larger than {MAX_FILE // 1_000_000} MB")
     if readable_by_all:
-        log.warning("everybody on this machine can read the %ss in %s: chmod 600 it", kind, file)
+        log.warning("every user of this machine can read the %ss in %s: chmod 600 it", kind, file)
     lines = re.split("\r\n|\r|\n", text)
     found = [(f"line {i} of {file}", re.split(r"(?:^|\s)#", line)[0].strip(" \t")) for i, line in enumerate(lines, 1)]
     found = [(where, line) for where, line in found if line]

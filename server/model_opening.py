@@ -53,12 +53,12 @@ class Opener:
         live = live or settings.live
         if live and settings.engine_process == "off":
             raise ConfigError(
-                "engine_process must be auto or on where models are replaced or put to rest, because each then has a "
+                "engine_process must be auto or on if models are replaced or unloaded, because each then has a "
                 "process of its own"
             )
         if live and settings.triton:
             raise ConfigError(
-                "triton does not go together with admin_key, watch, lazy, rest_after and several models: its own model "
+                "triton cannot be combined with admin_key, watch, lazy, rest_after and several models: its own model "
                 "repository replaces models"
             )
         self.apart = (live or settings.engine_apart) and engine is None

@@ -1,4 +1,4 @@
-"""A name under which a model is served: how the model is used, loaded, replaced and put to rest."""
+"""A name under which a model is served: how the model is loaded, used, replaced and unloaded."""
 
 import contextlib
 import logging
@@ -182,7 +182,7 @@ class Slot:
                 return
             self.served = None
             self.draining.append(served)
-        log.info("%s rests after %g s without a request", self.name, after)
+        log.info("%s is unloaded after %g s without a request", self.name, after)
         self.retire(served)
 
     def retire(self, old: Served) -> None:

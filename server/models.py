@@ -1,4 +1,4 @@
-"""The models of a server by their names: which one a request uses, and what they are together."""
+"""The models of a server by their names: which one a request uses, and their combined state."""
 
 import asyncio
 import threading

@@ -91,12 +91,12 @@ class Options(Request):
     response_format: Annotated[
         str,
         AfterValidator(
-            lambda value: only(value, ("b64_json",), "images are in the answer, none are kept to be linked to")
+            lambda value: only(value, ("b64_json",), "images are in the answer, because none are stored to link to")
         ),
     ] = "b64_json"
     output_format: Literal["png", "jpeg", "webp"] = "png"
     output_compression: Annotated[
-        int | None, Field(ge=0, le=100, description="quality of jpeg and webp; png has none but 100"), WholeNumber
+        int | None, Field(ge=0, le=100, description="quality of jpeg and webp; for png only 100"), WholeNumber
     ] = None
     user: Ignored = None
     # Not OpenAI's; they are named as in other image servers.
@@ -149,7 +149,7 @@ class GenerationRequest(Options):
         WholeNumber,
     ] = None
     background: Annotated[
-        str, AfterValidator(lambda value: only(value, ("auto", "opaque"), "the network draws nothing transparent"))
+        str, AfterValidator(lambda value: only(value, ("auto", "opaque"), "images are always opaque"))
     ] = "auto"
     quality: Ignored = None
     style: Ignored = None

@@ -159,7 +159,7 @@ class Encoder:
             async with asyncio.timeout_at(held.deadline):
                 claim = await self.memory.take(needed, held.who)
         except TimeoutError:
-            raise DeadlineError("the images are drawn, but could not be encoded in time and were given up") from None
+            raise DeadlineError("the images were drawn, but could not be encoded in time") from None
         making = self.threads.submit(make)
         try:
             made = await asyncio.wrap_future(making)

@@ -90,14 +90,14 @@ class Service:
     def reload_keys(self) -> None:
         """Reload the API keys. The old ones stay if that fails, or if the server was started without keys."""
         if not self.keys:
-            log.info("there are no API keys to read again, so SIGHUP has no effect")
+            log.info("there are no API keys to reload, so SIGHUP has no effect")
             return
         try:
             renew(self.keys, load_keys(self.settings.api_keys, os.environ))
         except ConfigError as error:
-            log.error("the API keys stay as they were: %s", error)
+            log.error("the API keys are unchanged: %s", error)
         else:
-            log.info("%d API keys were read again", len(self.keys))
+            log.info("%d API keys were reloaded", len(self.keys))
 
     @property
     def waits(self) -> bool:

@@ -78,7 +78,7 @@ class Settings:
 
     @property
     def live(self) -> bool:
-        """Whether models are loaded, replaced or put to rest while the server runs."""
+        """Whether models are loaded, replaced or unloaded while the server runs."""
         return bool(self.watch or self.lazy or self.rest_after or len(self.model) > 1)
 
     @property
@@ -88,69 +88,68 @@ class Settings:
 
 
 HELP = {
-    "model": "model directory of dsd-export, or hf:org/name[@revision]. NAME=DIR serves it under a name; several of "
-    "these serve several models, each with an engine process (default: the demo model of the package)",
+    "model": "model directory of dsd-export, or hf:org/name[@revision]. NAME=DIR gives it a name; repeat the flag to "
+    "serve several models, each with an engine process (default: the demo model)",
     "host": "address to listen on; 0.0.0.0 for all interfaces, :: for all of IPv4 and IPv6",
     "port": "TCP port",
-    "engine": f"engine that runs the network: {' or '.join(ENGINE_NAMES)}",
-    "device": "cpu, cuda or cuda:N; never replaced by another one",
-    "precision": f"{listed(PRECISIONS)}, of those that the model was exported in; auto: fp16 on a GPU where it was, "
+    "engine": f"engine that runs the network: {listed(ENGINE_NAMES)}",
+    "device": "cpu, cuda or cuda:N; there is no fallback",
+    "precision": f"{listed(PRECISIONS)}, if the model was exported in it; auto: fp16 on a GPU if the model has it, "
     "else fp32",
     "threads": "CPU threads of the engine, 0 for all cores",
-    "row_budget": "rows per tick of the batcher, 0 to measure the best value at start and while it serves",
-    "engine_process": "on: the engine has a process of its own, which is started again when it fails; off: it is in "
-    "the server's; auto: on for devices other than cpu",
-    "http_workers": "processes that answer HTTP on the one port, with one queue for all. Limits hold for all together, "
-    "and each has its share of --max-connections and of the memory for requests",
-    "lazy": "load each model when a request first needs it, which waits for it (default: all at the start)",
-    "rest_after": "seconds without a request after which a model is unloaded until the next one; 0 is never",
-    "watch": "without a value: replace a model when its directory changes. With the folder of a run of dsd-train: "
-    "serve each new checkpoint of it, and show the same seeds of all of them (default: off)",
-    "max_waiting": "length of the queue, in images; more are rejected with 429",
-    "max_wait": "limit of the estimated wait, in seconds; above it requests are rejected with 429",
+    "row_budget": "maximum number of rows in one call of the engine; 0 measures the best number",
+    "engine_process": "on: the engine runs in a separate process, which is restarted when it fails; off: it runs in "
+    "the server's process; auto: on unless the device is cpu",
+    "http_workers": "processes that answer HTTP on one port and share one queue. Limits hold for all together; each "
+    "has an equal share of --max-connections and of the memory for requests",
+    "lazy": "load each model when a request first needs it; that request waits (default: load all at the start)",
+    "rest_after": "seconds without a request after which a model is unloaded until the next one; 0: never",
+    "watch": "without a value: replace a model when its directory changes. With the run folder of dsd-train: serve "
+    "each new checkpoint, and show the same seeds over the checkpoints (default: off)",
+    "max_waiting": "maximum length of the queue, in images; beyond it requests are rejected with 429",
+    "max_wait": "maximum estimated wait, in seconds; beyond it requests are rejected with 429",
     "max_seconds": "time limit of a request, in seconds; one that would take longer is rejected with 504",
     "max_images": "largest n of one request",
     "max_steps": "largest number of sampler steps",
     "max_size": "largest side of an answer's images, in pixels",
     "max_body_mb": "largest request body, in megabytes",
-    "max_uploads_mb": "memory for the bodies of all requests, twice their size; more is answered with 429",
+    "max_uploads_mb": "memory for the bodies of all requests, each counted twice; beyond it the answer is 429",
     "max_decode_mb": "memory for decoding uploads; images that would exceed it wait",
-    "max_encode_mb": "memory for encoding answers, and for those that wait to be sent; what would need more waits, and "
-    "what could never be encoded is refused with 422",
+    "max_encode_mb": "memory for answers, from encoding until they are sent; answers that would exceed it wait, and "
+    "one that could never fit is rejected with 422",
     "body_timeout": "time limit for the body of a request, in seconds",
     "head_timeout": "time limit for the request line and headers, in seconds",
-    "write_timeout": "seconds in which a client must take 64 KiB of its answer, or all that is left of it; else its "
-    "connection is closed, and its request cancelled",
-    "keep_alive": "seconds for which a connection is kept after an answer: longer than a proxy in front does (nginx "
-    "and load balancers 60), because what it sends while the server closes is lost",
-    "max_connections": "connections at once. The one that has been idle for the longest gives way to a new one; if all "
-    "are busy, new ones are answered with 503, except for /health. At most 64 less than ulimit -n (default: half of "
-    "it, up to 1024)",
-    "max_connections_per_address": "the same for one address, or one /64 of IPv6, with 429; only where clients connect "
-    "directly, because all that come through a proxy have the proxy's address (default: 0, no limit)",
+    "write_timeout": "seconds in which a client must read 64 KiB of its answer, or the rest of it; otherwise the "
+    "connection is closed and the request cancelled",
+    "keep_alive": "seconds for which an idle connection is kept; longer than in a proxy in front (nginx and load "
+    "balancers: 60), because a request that arrives while the server closes the connection is lost",
+    "max_connections": "maximum number of connections. At the limit the one that has been idle longest is closed; if "
+    "all are busy, new ones get 503, except for /health. At most 64 less than ulimit -n (default: half of it, up to "
+    "1024)",
+    "max_connections_per_address": "the same for one address, or one /64 of IPv6, with 429; only if clients connect "
+    "directly, because all connections through a proxy have the proxy's address (default: 0, no limit)",
     "max_megapixels": "largest uploaded image, in millions of pixels",
     "grace": "seconds to finish running requests after SIGTERM; a second signal ends the server at once",
-    "api_keys": "file of API keys, one name:key[:requests_per_minute[:images_at_once]] a line; # begins a comment. "
-    "With keys every request but those to /health needs one, as Authorization: Bearer KEY or X-API-Key: KEY. Keys may "
-    "also stand in the environment variable DSD_API_KEYS, comma separated (default: none, everybody may send requests)",
-    "admin_key": "file with a key of at least 16 characters for POST /admin/model, which replaces a model while the "
-    "server runs; the key may also stand in the environment variable DSD_ADMIN_KEY (default: none, the path does not "
-    "exist)",
-    "cors_origins": "web pages whose scripts may use the server, as https://a.example,https://b.example, or * for all "
-    "(default: none)",
-    "allowed_hosts": "names under which the server may be called, as images.example.com,*.example.org, or * for any: "
-    "protects from web pages that reach it by a name of their own. IP addresses, localhost, names without a dot, *.svc "
-    "and *.internal always hold (default: only those)",
-    "root_path": "path under which a reverse proxy shows the server, as /dsd, so that links lead there (default: what "
-    "the proxy says in X-Forwarded-Prefix, else none)",
+    "api_keys": "file of API keys with lines name:key[:requests_per_minute[:images_at_once]]; # begins a comment. If "
+    "there are keys, every request needs one, except those to /health and /docs, as Authorization: Bearer KEY or "
+    "X-API-Key: KEY. DSD_API_KEYS may hold the keys instead, comma separated (default: none, anyone may send requests)",
+    "admin_key": "file with a key of at least 16 characters, which enables POST /admin/model to replace a model while "
+    "the server runs; DSD_ADMIN_KEY may hold the key instead (default: none)",
+    "cors_origins": "web pages whose scripts may use the server, such as https://a.example,https://b.example, or * "
+    "for all (default: none)",
+    "allowed_hosts": "host names of the server, such as images.example.com,*.example.org, or * for any; others are "
+    "rejected, because a web page could point its own name at the server. IP addresses, localhost, names without a "
+    "dot, *.svc and *.internal are always accepted (default: only those)",
+    "root_path": "path under which a reverse proxy shows the server, such as /dsd, for correct links (default: from "
+    "the header X-Forwarded-Prefix, else none)",
     "log_level": "debug, info, warning or error; access lines are info",
     "log_format": "pretty or json. Access lines go to stdout, the rest to stderr",
-    "otel": "send traces by OTLP/HTTP, by default to localhost:4318; also on when OTEL_EXPORTER_OTLP_ENDPOINT is set, "
-    "and the other OTEL_* variables hold. Needs the extra otel (default: off)",
-    "triton": "HOST:PORT[,HOST:PORT] of Triton servers (gRPC, 8001) that do the work, with the model that dsd-export "
-    "--triton wrote; the settings of the model and --max-wait then have no effect, config.pbtxt has them. Needs the "
-    "extra triton (default: the work is done here)",
-    "ui": "web UI at /, a client of this server. Needs the extra ui (default: off)",
+    "otel": "send traces over OTLP/HTTP, by default to localhost:4318; other OTEL_* variables apply, and setting "
+    "OTEL_EXPORTER_OTLP_ENDPOINT also turns traces on. Needs the extra otel (default: off)",
+    "triton": "HOST:PORT[,HOST:PORT] of Triton servers (gRPC port, 8001) that do the work, with the model repository "
+    "of dsd-export --triton; config.pbtxt then has the settings of the model and --max-wait. Needs the extra triton "
+    "(default: none)",
+    "ui": "web page at /, a client of this server. Needs the extra ui (default: off)",
 }
 
 CONNECTIONS = ("head_timeout", "write_timeout", "keep_alive", "max_connections", "max_connections_per_address")
@@ -242,7 +241,8 @@ def add_flag(group: Any, name: str, default: Any) -> None:
     elif isinstance(default, tuple):
         options |= {"action": "append", "metavar": METAVARS[name]}
     else:
-        options["metavar"] = METAVARS.get(name, name.rpartition("_")[2].upper())
+        number = isinstance(default, int | float)
+        options["metavar"] = METAVARS.get(name, "N" if number else name.rpartition("_")[2].upper())
     group.add_argument("--" + name.replace("_", "-"), **options)
 
 
@@ -305,7 +305,7 @@ def number(source: str, text: str, kind: type[int] | type[float], least: float, 
 
 
 def check(settings: Settings) -> None:
-    """Raises ConfigError for settings that do not go together."""
+    """Raises ConfigError for settings that cannot be combined."""
     if settings.max_uploads_mb < 2 * settings.max_body_mb:
         raise ConfigError(
             f"max_uploads_mb must be at least twice max_body_mb, got {settings.max_uploads_mb:g} "
@@ -330,7 +330,7 @@ def check(settings: Settings) -> None:
     if workers > 1 and (settings.live or settings.admin_key or os.environ.get("DSD_ADMIN_KEY", "").strip()):
         raise ConfigError(
             f"http_workers must be 1 with several models, watch, lazy, rest_after or admin_key, got {workers}: HTTP "
-            "workers serve one model, which stays"
+            "workers serve a single model that does not change"
         )
     if settings.engine_process == "on" and not POSIX:
         raise ConfigError("engine_process must be auto or off on this system: on needs Linux or macOS")

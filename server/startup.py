@@ -44,7 +44,7 @@ class StartupApp:
         if scope["path"] == "/health/live":
             return JSONResponse({"status": "live"})
         return error_responses.problem(
-            503, self.not_ready() or "the server starts; try again soon", {"Retry-After": "5"}
+            503, self.not_ready() or "the server is starting; try again soon", {"Retry-After": "5"}
         )
 
     async def lifespan(self, receive: Receive, send: Send) -> None:

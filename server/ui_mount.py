@@ -14,7 +14,7 @@ from server.middleware.prefix import below_prefix
 from server.service import Service
 
 MISSING = "--ui needs gradio ({error}): pip install 'dsd-serve[ui]', or leave --ui out"
-KEYS = "--ui and API keys do not go together: anybody who opens the page would draw without a key; serve it with dsd-ui"
+KEYS = "--ui cannot be combined with API keys, because anyone could draw on the page without one; serve it with dsd-ui"
 
 
 class PageRoute(BaseRoute):

@@ -49,9 +49,9 @@ class WatchedDirectories:
                 try:
                     self.look(slot)
                 except DSDError as error:
-                    log.error("the model %s stays as it is: %s", slot.name, error)
+                    log.error("the model %s is not replaced: %s", slot.name, error)
                 except Exception:
-                    log.exception("the directory of the model %s could not be looked at", slot.name)
+                    log.exception("the directory of the model %s could not be checked", slot.name)
 
     def look(self, slot: Slot) -> None:
         """Replace the model if its directory has changed. Raises DSDError, once for each change."""

@@ -157,13 +157,13 @@ class WatchedRun:
 
 def check(settings: Settings, run: Path) -> None:
     if settings.model or settings.lazy:
-        raise ConfigError(f"watch {run} serves that run itself: leave model and lazy out, or give watch no folder")
+        raise ConfigError(f"watch {run} serves the models of that run: leave out model and lazy")
     if not run.is_dir():
         raise ConfigError(f"watch must be the folder of a run of dsd-train, and {run} is not a folder")
     if (run / "config.json").exists():
         raise ConfigError(f"{run} is a model directory, not a run: dsd-serve --model {run} --watch")
     if settings.engine not in ENGINES:
-        raise ConfigError(f"watch of a run needs engine {' or '.join(ENGINES)}, got {settings.engine}")
+        raise ConfigError(f"watch with a run needs engine {' or '.join(ENGINES)}, got {settings.engine}")
     if missing := missing_packages():
         raise EngineUnavailableError(
             f"watch exports the checkpoints of {run}, which needs {', '.join(missing)}: pip install 'dsd-serve[export]'"

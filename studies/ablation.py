@@ -1,4 +1,4 @@
-"""The ablation: each switch of the training recipe on its own.
+"""The ablation: one switch of the training recipe changed at a time.
 
 python -m studies.ablation --data tiny-imagenet-200
 
@@ -150,12 +150,12 @@ def write(results: dict[str, dict[str, Any]], output: Output) -> None:
 
 HEAD = """# Ablation of the training recipe
 
-Written by `python -m studies.ablation --data tiny-imagenet-200`. Each line changes one switch of the base,
-`studies/configs/ablation.toml`: 0.9M parameters, ten classes at 32 x 32, 100 steps of 64 images. PSNR in dB on 500
-held-out images; "denoised from t" encodes them, noises the latents to t (0 is noise), denoises once with the true class
-and decodes. `+` and `-` mark values above or below all seeds of the base; differences within these may be chance. Cost
-is the operations of the matrix products of a step relative to the base; those of Muon and of a vision model are not
-counted. `python -m benchmarks.training_speed` measures seconds.
+Written by `python -m studies.ablation --data tiny-imagenet-200`. Each row changes one switch of the base
+configuration, `studies/configs/ablation.toml`: 0.9M parameters, ten classes at 32 x 32, 100 steps of 64 images. PSNR
+is in dB, on 500 held-out images; "denoised from t" encodes them, adds noise to the latents up to t (0 is noise),
+denoises once with the true class and decodes. `+` and `-` mark values above or below all three seeds of the base;
+smaller differences may be chance. Cost is the number of operations in the matrix products of a step, relative to the
+base, without those of Muon and of the vision model. `python -m benchmarks.training_speed` measures time.
 
 """
 

@@ -43,7 +43,7 @@ from export.verify import Report, verify
 
 NUM_STEPS = 50
 ROUNDS = 15
-PAYS = 1.1  # speed-up over float32 from which on a precision pays
+PAYS = 1.1  # speed-up over float32 above which a precision counts as faster
 
 
 @contextlib.contextmanager
@@ -87,7 +87,7 @@ def psnr(ours: Any, theirs: Any) -> float:
 
 
 def speeds(model: ModelDir, num_rows: int) -> dict[str, float]:
-    """Median milliseconds per denoise row of each precision that the CPU runs, measured in turns."""
+    """Median milliseconds per denoise row of each precision that the CPU runs, measured in alternation."""
     on_cpu = [precision for precision in model.precisions if precision in precisions_of("onnx", "cpu")]
     engines = {name: OnnxEngine.load(model.path, precision=name, flush_denormals=True) for name in on_cpu}
     rows = denoise_rows(model.config, num_rows)
@@ -157,12 +157,13 @@ def document(values: dict[str, Any]) -> str:
         "",
         f"Written by `{values['command']}` on {values['machine']}. Errors are against float32.",
         "",
-        "- **ms per row**: denoise rows through ONNX Runtime here, median of rounds in turns with float32, and the",
-        "  speed relative to float32. ONNX Runtime has no bf16 operators for CPUs, and computes fp16 in float32",
-        "  between conversions. Both are for GPUs, on which nothing has been measured yet.",
-        "- **latents**: largest error of a row, and root mean square error as a share of the latents, by dsd-export.",
-        f"- **image**: PSNR of whole generations, {NUM_STEPS} Euler steps, median and worst. fp16 and bf16 are",
-        "  emulated: each operator in float32, its result rounded.",
+        "- **ms per row**: time of a denoise row in ONNX Runtime on this CPU, median of rounds that alternate between",
+        "  precisions, and the speed relative to float32. ONNX Runtime has no bf16 operators for CPUs, and computes",
+        "  fp16 in float32 between conversions. Both are for GPUs, on which nothing has been measured yet.",
+        "- **latents**: largest error of a row, and root mean square error relative to the latents, as measured by",
+        "  dsd-export.",
+        f"- **image**: PSNR of images drawn in {NUM_STEPS} Euler steps, median and worst. fp16 and bf16 are emulated:",
+        "  each operator runs in float32, and its result is rounded.",
     ]
     for model in values["models"]:
         lines += model_section(model)
@@ -188,12 +189,12 @@ def model_section(model: dict[str, Any]) -> list[str]:
             ratio = base["ms_per_row"] / milliseconds
             speed = f"{milliseconds:.2f}, {ratio:.2f} x"
             if precision != "fp32":
-                verdict = "pays" if ratio >= PAYS else "does not pay"
-                verdicts.append(f"{precision} {verdict} on this CPU ({ratio:.2f} times the speed)")
+                verdict = "is faster" if ratio >= PAYS else "is not faster"
+                verdicts.append(f"{precision} {verdict} than fp32 on this CPU ({ratio:.2f} times the speed)")
         else:
             verdicts.append(f"{precision} does not run on a CPU")
         is_shared = precision != "fp32" and result["weights_file"] == base["weights_file"]
-        shared = " (model.safetensors itself)" if is_shared else ""
+        shared = " (the same file)" if is_shared else ""
         errors = "-" if precision == "fp32" else f"{report['latent_error']:.1e}, {report['latent_rms']:.1e}"
         image = "-" if precision == "fp32" else f"{result['psnr_median']:.1f}, {result['psnr_least']:.1f} dB"
         size = f"{result['weights_bytes'] / 1e6:.1f} MB{shared}"
@@ -204,8 +205,9 @@ def model_section(model: dict[str, Any]) -> list[str]:
 
 def island_section(errors: dict[str, dict[str, Any]]) -> list[str]:
     lines = [
-        "The first model above, plain graph. *conditioning*: embeddings, time features, modulation; *residual*: the",
-        "stream between blocks, gates and shifts; *heads*: everything after the last block's products.",
+        "Errors of the first model above, without fused operators. *conditioning*: embeddings, time features,",
+        "modulation; *residual*: the stream between blocks, gates and shifts; *heads*: everything after the last",
+        "block's products.",
         "",
     ]
     rows = []
@@ -217,7 +219,7 @@ def island_section(errors: dict[str, dict[str, Any]]) -> list[str]:
         *lines,
         *markdown_table(header, rows),
         "",
-        f"Chosen: {', '.join(part for part in PARTS if part in ISLANDS)}.",
+        f"The export keeps these in float32: {', '.join(part for part in PARTS if part in ISLANDS)}.",
     ]
 
 

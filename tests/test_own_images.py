@@ -185,7 +185,9 @@ def test_the_openai_client_draws_by_name(served):
     for name in NAMES:
         answer = client.images.generate(prompt=name, extra_body={"seed": 1, "num_inference_steps": 2})
         assert base64.b64decode(answer.data[0].b64_json) == drawn(served, name)
-    with pytest.raises(openai.BadRequestError, match="it knows 0 \\(Café\\), 1 \\(Grandma's cat\\), 2 \\(金毛犬\\)"):
+    with pytest.raises(
+        openai.BadRequestError, match="the model has 0 \\(Café\\), 1 \\(Grandma's cat\\), 2 \\(金毛犬\\)"
+    ):
         client.images.generate(prompt="a dog")
 
 
@@ -214,7 +216,7 @@ def test_nothing_of_imagenet_is_in_any_answer(served):
     assert {answer.status_code for answer in answers} == {200}
     for wrong in ("dog", "4", "", "?"):
         answers.append(served.get("/generate", params={"class": wrong}))
-        assert "it knows 0 (Café), 1 (Grandma's cat), 2 (金毛犬)" in refusal(answers[-1])
+        assert "the model has 0 (Café), 1 (Grandma's cat), 2 (金毛犬)" in refusal(answers[-1])
     check_own(answers)
 
 
@@ -247,7 +249,7 @@ def test_triton_draws_by_name(served, three, triton_of):
         pixels = np.array(answer.json()["image"], np.uint8).reshape(3, SIZE, SIZE)
         assert np.array_equal(pixels, read_image(drawn(served, name)))
     refused = httpx.post(f"{triton.http}/v2/models/dsd/generate", json={**asked, "label": "dog"}, timeout=60)
-    assert "it knows 0 (Café), 1 (Grandma's cat), 2 (金毛犬)" in refused.json()["error"]
+    assert "the model has 0 (Café), 1 (Grandma's cat), 2 (金毛犬)" in refused.json()["error"]
     front = Server("--triton", triton.grpc)
     with httpx.Client(base_url=front.url, timeout=60) as client:
         assert client.get("/classes").json() == served.get("/classes").json()

@@ -1,4 +1,4 @@
-"""Configuration files: TOML, overrides from the command line, and the sentences of what is wrong in them."""
+"""Configuration files: TOML, overrides from the command line, and messages about what is wrong in them."""
 
 import tomllib
 from collections.abc import Sequence
@@ -84,7 +84,7 @@ def read_config(kind: type[Kind], path: Path | None, overrides: Sequence[str], f
         key, equals, text = override.partition("=")
         section, dot, name = key.partition(".")
         if not (equals and dot and name):
-            raise ConfigError(f"an override reads section.key=value, got {override!r}")
+            raise ConfigError(f"an override must be section.key=value, got {override!r}")
         values.setdefault(section, {})
         if not isinstance(values[section], dict):
             raise ConfigError(f"{section} must be a section with keys, got {values[section]!r}")

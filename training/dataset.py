@@ -194,7 +194,7 @@ class Images(Dataset[tuple[Tensor, int]]):
         if len(broken) > 2 * math.ceil(self.data.broken_share * len(some)):  # twice: they are few
             named = "; ".join(str(one) for one in broken[:3])
             raise CheckpointError(
-                f"{self.path}: {len(broken)} of {len(some)} images looked at cannot be read, far more than "
+                f"{self.path}: {len(broken)} of {len(some)} checked images cannot be read, far more than "
                 f"data.broken_share={self.data.broken_share:g}: {named}"
             )
 

@@ -107,7 +107,7 @@ def choose_device(config: RunConfig, network: ModelConfig) -> Device:
         if num_micro % world:
             raise ConfigError(
                 f"optim.batch_size / optim.micro_batch_size is {num_micro}; it must be a multiple of the {world} "
-                "processes, so that each has as much to do; lower optim.micro_batch_size"
+                "processes, so that each has the same share; lower optim.micro_batch_size"
             )
     try:
         device = torch.device(name)

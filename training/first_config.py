@@ -2,9 +2,9 @@
 
 dsd-train init IMAGES [-o FILE.toml] [--start-from MODEL] [--validation IMAGES] [--labels own] [--force]
 
-IMAGES is what data.path may be: a folder of folders, a folder of images, parquet, tar or CSV files. Size, network,
-length and augmentation follow from the images and from this machine, where the time of a run is measured. With
---start-from the run fine-tunes a model, "demo" or a model directory: its network, and a tenth of the length.
+IMAGES is a folder with a folder for each class, a folder of images, parquet, tar or CSV files, as for data.path. Image
+size, network, length and augmentation are chosen from the images and from the measured speed of this machine. With
+--start-from the run fine-tunes a model: it has that model's network, and a tenth of the steps.
 """
 
 import argparse
@@ -156,7 +156,7 @@ def configuration(images: Images, options: argparse.Namespace, shape: Shape, cud
     labels = "" if options.labels == "auto" else labels
     return f"""\
 [model]
-preset = "{shape.preset}"  # what is not said here, see dsd_serve/config.py
+preset = "{shape.preset}"  # the other settings: dsd_serve/config.py
 image_size = {shape.image_size}  # pixels; images are cropped to squares in their middle
 patch_size = {shape.patch_size}  # {tokens} tokens; half of it is finer, and four to five times as slow
 latent_dim = {shape.latent_dim}  # channels of a token
@@ -256,14 +256,23 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="dsd-train init", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("images", metavar="IMAGES", help="a folder of images or of a folder for each class, ...")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: NAME.toml here, NAME of the images")
+    parser.add_argument("images", metavar="IMAGES", help="images, in any form of data.path")
     parser.add_argument(
-        "--start-from", default="", metavar="MODEL", help="fine-tune this model; demo is the one of dsd-serve"
+        "-o", "--output", type=Path, metavar="FILE", help="default: NAME.toml, after the name of IMAGES"
     )
-    parser.add_argument("--validation", default="", metavar="IMAGES", help="held-out images (default: a share)")
+    parser.add_argument(
+        "--start-from", default="", metavar="MODEL", help="model directory to fine-tune, or demo for the demo model"
+    )
+    parser.add_argument(
+        "--validation", default="", metavar="IMAGES", help="held-out images (default: a share of IMAGES)"
+    )
     choices = get_args(DataSection.model_fields["labels"].annotation)
-    parser.add_argument("--labels", choices=choices, default="auto", help="what the names of classes mean")
+    parser.add_argument(
+        "--labels",
+        choices=choices,
+        default="auto",
+        help="what class names are: wnids and labels of ImageNet-1k, or own names",
+    )
     parser.add_argument("--force", action="store_true", help="replace the file if it exists")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -1,4 +1,4 @@
-"""What a run says of its images when it starts, and the list of those that cannot be read."""
+"""The report on a run's images when it starts, and the list of those that cannot be read."""
 
 import logging
 from collections.abc import Iterator, Sequence

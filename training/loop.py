@@ -1,4 +1,4 @@
-"""The loop of a run, whatever it trains: steps, records, evaluations and saves, until it is done or a signal comes."""
+"""The loop of training and distillation: steps, records, evaluations and saves, until a run is done or interrupted."""
 
 import signal
 import sys
@@ -111,9 +111,9 @@ def check_finite(state: State, checkpoint: Path) -> None:
         return
     kept = "nothing was saved yet"
     if checkpoint.exists():
-        kept = f"{checkpoint} of step {read_checkpoint(checkpoint)['step']} is from before and is kept"
+        kept = f"the earlier {checkpoint} of step {read_checkpoint(checkpoint)['step']} is kept"
     raise ConfigError(
-        f"the gradient is not finite at step {state.step}; {kept}; go on with a lower optim.lr, or run.precision=fp32"
+        f"the gradient is not finite at step {state.step}; {kept}; resume with a lower optim.lr or run.precision=fp32"
     )
 
 

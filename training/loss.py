@@ -3,9 +3,9 @@
 For an image x the latents are z = E(x+), from the online encoder and the augmented image; the targets are
 z_target = E_ema(x), from the EMA encoder and the clean image. With z_t = t z + (1 - t) noise the three objectives are
 
-    dsd            w(t) || z_hat(z_t, t, y) - sg(z_target) ||^2     both cures: stop-gradient, clean-latent prediction
-    stop_gradient  || v(z_t, t, y) - (sg(z_target) - noise) ||^2    the first cure alone
-    naive          || v(z_t, t, y) - (z - noise) ||^2               neither
+    dsd            w(t) || z_hat(z_t, t, y) - sg(z_target) ||^2    both remedies: stop-gradient, clean-latent prediction
+    stop_gradient  || v(z_t, t, y) - (sg(z_target) - noise) ||^2   the first remedy alone
+    naive          || v(z_t, t, y) - (z - noise) ||^2              neither
 
 and the gradient reaches the encoder through z_t in all of them. To these are added the reconstruction of the image, the
 same pixel losses of the decoded clean estimate, and auxiliary losses on hidden states.

@@ -126,7 +126,7 @@ def micro_batches(
 
 
 class Reader(Dataset[Read]):
-    """Images that are decoded when they are asked for, by the worker processes of a loader."""
+    """Images that are decoded on demand, by the worker processes of a loader."""
 
     def __init__(self, images: Images) -> None:
         self.images = images

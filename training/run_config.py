@@ -1,6 +1,7 @@
 """The training configuration: strict pydantic models, read from TOML and overridden from the command line.
 
-The comment at each value says whether the paper (arXiv 2511.14716) states it or we chose it.
+The comment at each value says whether the paper (arXiv 2511.14716) states it, related work such as UNITE
+(arXiv 2603.22283) uses it, or we chose it.
 """
 
 from collections.abc import Sequence
@@ -39,8 +40,10 @@ class ModelSection(Section):
     hidden_size: int | None = None
     depth: int | None = None
     num_heads: int | None = None
-    num_classes: int | None = None  # of the data where it is left out
-    class_names: Annotated[tuple[str, ...], FromList] = ()  # as num_classes: the name of each label, to fix their order
+    num_classes: int | None = None  # left out: that of the data
+    class_names: Annotated[
+        tuple[str, ...], FromList
+    ] = ()  # the name of each label, to fix their order; left out: those of the data
 
     @field_validator("preset")
     @classmethod
@@ -61,31 +64,29 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
-    """Where the images are, and what is done to them; see training/sources for the layouts.
+    """The images, and their augmentation; see training/sources for the layouts.
 
-    A step flips, crops and then changes colours, each image by random numbers of its place in the run.
+    A step flips, crops and then changes colours; the random numbers depend on the seed and the position in the run.
     """
 
     path: str = ""
     validation: str = ""  # held-out images, with classes of the same names; empty: a share of `path` is held out
     validation_share: Share = 0.0  # of each class; 0: see training/dataset.py
-    labels: Literal["auto", "imagenet", "own", "none"] = (
-        "auto"  # auto: ImageNet's where all names are its wnids or labels
-    )
-    classes: tuple[int | str, ...] = ()  # those to keep, by name, wnid or label; empty: all
+    labels: Literal["auto", "imagenet", "own", "none"] = "auto"  # auto: ImageNet's if all names are its wnids or labels
+    classes: tuple[int | str, ...] = ()  # classes to keep, by name, wnid or label; empty: all
     image_column: str = ""  # of parquet, CSV and hf:NAME; empty: the one with a usual name
     label_column: str = ""  # as image_column; a key of the .json members of webdataset shards
-    broken_share: Share = 0.05  # images that cannot be read are skipped up to this share; beyond it the run is refused
+    broken_share: Share = 0.05  # images that cannot be read are skipped up to this share; beyond it the run stops
     resize: Literal["fit", "adm"] = (
         "fit"  # as the server does; or as ADM, with which FID statistics of ImageNet are made
     )
     shuffle_shards: NonNegativeInt = 0  # tar shards shuffled at a time, read nearly in a row; 0: all images at once
-    balance: bool = False  # every batch holds its classes as evenly as can be, rare ones repeated
-    flip: bool = True  # horizontal flips; the paper states augmentation, not which
-    crop: Share = 1.0  # least share of the area that random square crops keep; 1: off
+    balance: bool = False  # batches have equally many images of each class, as far as possible; rare images repeat
+    flip: bool = True  # horizontal flips; the paper has augmentation, but does not say which
+    crop: Share = 1.0  # smallest share of the area of a random square crop; 1: off
     colour: Share = 0.0  # largest change of brightness, contrast and saturation, as a share; 0: off
     memory_gb: float = 8.0  # decoded images up to this size are held in memory, by all processes of a machine
-    num_workers: NonNegativeInt = 2  # processes that decode where they are not, of each process that trains
+    num_workers: NonNegativeInt = 2  # decoding processes for each training process, if images are not held in memory
 
     @field_validator("classes", mode="before")
     @classmethod
@@ -107,9 +108,9 @@ class DataSection(Section):
 
 
 class LossSection(Section):
-    """The objective and its parts. The paper states the parts, none of the weights: all numbers are our choice."""
+    """The objective and its parts. The paper states the parts but not their weights: all numbers are our choice."""
 
-    objective: Objective = "dsd"  # stated: dsd is both cures; stop_gradient the first alone; naive none
+    objective: Objective = "dsd"  # stated: dsd is both remedies; stop_gradient the first alone; naive none
     denoise_weight: NonNegativeFloat = 1.0
     denoise_weighting: Literal["uniform", "velocity"] = "velocity"  # 1 / (1 - t)^2, 1 - t floored, as UNITE's code
     denoise_floor: PositiveFloat = 0.3  # of 1 - t in that weight
@@ -119,7 +120,9 @@ class LossSection(Section):
     t_shift: PositiveFloat = 1.0  # s in t' = s t / (1 - (1 - s) t): below 1 towards noise (UNITE: 0.5), 1 is off
     class_dropout: Share = 0.1  # share of rows whose label becomes null_label, for guidance
     gradient_through_z_t: bool = True  # inferred from the paper's P(z1, t, eps): only the target is detached
-    mask_ratio: Share = 0.25  # stated: augmentation, masking its example. Share of patches hidden from the encoder ...
+    mask_ratio: Share = (
+        0.25  # stated: masking as an example of augmentation. Share of patches hidden from the encoder ...
+    )
     mask_probability: Share = 0.0  # ... in this share of images
     reconstruction_weight: NonNegativeFloat = 4.0  # stated: a reconstruction task
     reconstruction_norm: Literal["l1", "l2"] = "l1"
@@ -144,7 +147,7 @@ class LossSection(Section):
 
 
 class OptimSection(Section):
-    """Optimiser and length. The paper states none of it, but 50 epochs for its results."""
+    """Optimiser and length. The paper states only 50 epochs for its results."""
 
     steps: PositiveInt = 1000
     batch_size: PositiveInt = 128  # images per step, over all devices
@@ -171,7 +174,7 @@ class OptimSection(Section):
 
 
 class RunSection(Section):
-    """Where and how it runs, whatever it trains."""
+    """The run: folder, seed, device and intervals."""
 
     dir: str = ""  # empty: runs/NAME of the configuration file
     # A model directory or hf:org/name whose weights a new run begins with, both the network's and the EMA copy's.
@@ -187,7 +190,7 @@ class RunSection(Section):
 
 
 class TrainRunSection(RunSection):
-    """Where and how it runs, and what is measured on held-out images."""
+    """The run, and its evaluations on held-out images."""
 
     eval_images: PositiveInt = 512
     sample_steps: PositiveInt = 25
@@ -195,21 +198,21 @@ class TrainRunSection(RunSection):
 
 
 class MonitorSection(Section):
-    """Thresholds that tell collapse and memorisation from health; crossing one logs a warning.
+    """Thresholds for collapse and memorisation; crossing one logs a warning.
 
-    All ours: the study of docs/collapse.png has 0.07 and 0.02 for naive training, 0.15 for a rank that is squeezed,
+    All ours: the study of docs/collapse.png has 0.07 and 0.02 for naive training, 0.15 for stop-gradient,
     0.57 and 0.96 for DSD.
     """
 
     rank_share: NonNegativeFloat = 0.25  # least effective rank of the latents, as a share of their channels; 0: off
     picture_std: NonNegativeFloat = 0.1  # least spread of the latents between images, of at most about 1; 0: off
-    psnr_drop: NonNegativeFloat = 2.0  # dB that reconstruction may lie below its best so far
+    psnr_drop: NonNegativeFloat = 2.0  # dB by which reconstruction may fall below its best so far
     overfit_evals: NonNegativeInt = 3  # evaluations in a row in which held-out images get worse, training images better
-    overfit_drop: NonNegativeFloat = 0.2  # dB that held-out images must have lost over them (psnr_0.5)
+    overfit_drop: NonNegativeFloat = 0.2  # dB that held-out images must lose over these evaluations (psnr_0.5)
 
 
 class RunConfig(Section):
-    """What every run is configured by."""
+    """The settings of every run."""
 
     optim: OptimSection = OptimSection()
     run: RunSection = RunSection()
@@ -236,7 +239,7 @@ class TrainConfig(RunConfig):
         changes = self.model.model_dump(exclude={"preset"}, exclude_none=True)
         if self.model.class_names:
             changes["num_classes"] = len(self.model.class_names)
-        # A velocity predictor is part of what the baselines are: the clean-latent loss is the second cure.
+        # A velocity predictor is part of what the baselines are: the clean-latent loss is the second remedy.
         prediction = "latents" if self.loss.objective == "dsd" else "velocity"
         number = changes.get("num_classes", IMAGENET_CLASSES)
         labels = [item for item in self.data.classes if isinstance(item, int) and item < number]

@@ -107,7 +107,7 @@ def start_from(state: State, path: Path) -> None:
     if directory.config.num_classes and ours.num_classes:
         labels = ours.trained_classes
         known = {label for _, label in known_classes(directory.config, ours)}.intersection(labels)
-        log.info("starts with the weights of %s, which knows %d of the %d classes", path, len(known), len(labels))
+        log.info("starts from the weights of %s, which has %d of the %d classes", path, len(known), len(labels))
 
 
 def save(state: State, config: RunConfig, path: Path, **more: Any) -> None:

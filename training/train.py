@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("config", type=Path, help="a TOML file, see training/configs")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that replace the file's")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that override the file")
     parser.add_argument("--dry-run", action="store_true", help="print the cost of the run; needs no data")
     options = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -37,7 +37,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--port", default="7860", help="port of the page (default %(default)s)")
     front.add_flags(parser)
     parser.epilog = (
-        "If the server has API keys, put one into the environment variable DSD_API_KEY; everybody who can open the "
+        "If the server has API keys, put one into the environment variable DSD_API_KEY; everyone who can open the "
         "page then uses it."
     )
     return parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""What the page shows when it is opened: what the browser remembers of an earlier visit, and the images of a link."""
+"""The state of the page when it is opened: from the browser's memory of an earlier visit, and from a link."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""The head of the page, Gradio's made our own: its address, language, icon, and the preview of links to it."""
+"""The HTML head of the page, changed from Gradio's: its address, language, icon, and the preview of links to it."""
 
 import re
 from html import escape

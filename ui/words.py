@@ -1,4 +1,4 @@
-"""Errors in the words of the page: the API's names of parameters become the labels of its controls."""
+"""Error messages for the page: the API's parameter names are replaced by the labels of the controls."""
 
 import re
 

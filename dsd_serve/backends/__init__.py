@@ -1,6 +1,6 @@
 """Backends carry out tasks: a batcher in this process, an engine process with its batcher, or Triton servers.
 
-This file is their interface: a backend takes tasks, gives a job for each, and describes the model that it serves.
+Their interface: a backend takes tasks, returns a job for each, and describes the model that it serves.
 """
 
 import math

@@ -1,11 +1,11 @@
 """The batcher: many programs on one engine, their rows mixed in every tick.
 
-A tick takes the rows that programs wait for, runs the engine once and sends the outputs back. Programs join and leave
-between ticks, so requests of different kinds, samplers and step counts share batches, and none waits for the last step
-of another. The rows of one yield always go in the same tick. Results equal those of `programs.run`, independent of the
-other programs.
+A tick takes the rows that programs are waiting for, runs the engine once and returns the outputs. Programs join and
+leave between ticks, so requests of different kinds, samplers and step counts share batches, and none waits for the last
+step of another. The rows of one yield always go in the same tick. Results equal those of `programs.run`, independent of
+the other programs.
 
-On a device two ticks are under way: while it runs the rows of some programs, Python advances the others.
+On a GPU two ticks are in flight: while it runs the rows of some programs, Python advances the others.
 """
 
 import itertools
@@ -36,10 +36,10 @@ ONE_ROW = Cost(1, 1)
 
 
 class Batcher:
-    """Owns one thread and the engine. All methods may be called from any thread.
+    """One thread that runs the programs on the engine. All methods may be called from any thread.
 
-    budget: rows per tick; 0 measures it, and again while it serves. max_waiting: programs that may wait. max_seconds:
-    of estimated work that may be ahead of a program. Above either, QueueFullError.
+    budget: maximum number of rows per tick; 0 measures the best number. max_waiting: maximum number of waiting
+    programs. max_seconds: maximum estimated work ahead of a program. Beyond either, QueueFullError.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Batcher:
             return self.put(programs, math.inf if timeout is None else time.monotonic() + timeout)
 
     def put(self, programs: Sequence[tuple[Program, Cost]], deadline: float = math.inf) -> list[ProgramJob]:
-        """Put programs in the queue that somebody else has admitted. deadline: of `time.monotonic`. Raises ClosedError
+        """Put programs that were already admitted into the queue. deadline: of `time.monotonic`. Raises ClosedError
         if the engine is dead."""
         with self.condition:
             if self.dead:

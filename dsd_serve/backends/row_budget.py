@@ -1,4 +1,4 @@
-"""How many rows a tick takes: the row budget of a batcher, measured at its start and again while it serves.
+"""The row budget of a batcher, measured at its start and while it serves.
 
 The rates of two sizes are compared by trials: two ticks of s rows and one of 2 s, one after the other, under load that
 fills both. They do the same work at the same time, so that a busy machine slows them alike, and neither is favoured

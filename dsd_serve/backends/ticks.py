@@ -1,4 +1,4 @@
-"""Ticks under way: one on an engine in this thread, two on a device, which runs one while Python advances the other."""
+"""Ticks in flight: one on an engine in this thread, two on a device, which runs one while Python advances the other."""
 
 import time
 from collections import deque

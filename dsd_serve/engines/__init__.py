@@ -68,5 +68,5 @@ def choose_precision(directory: ModelDir, engine: str, device: str, precision: s
         log.info("precision auto is %s, in which the model was exported", half)
         return half
     how = f"dsd-export {directory.path} {'--trt ' if engine == 'tensorrt' else ''}--precision {half}"
-    log.warning("precision auto is %s; a GPU is faster in %s, which %s exports", REFERENCE, half, how)
+    log.warning("precision auto is %s; a GPU is faster in %s: run %s", REFERENCE, half, how)
     return REFERENCE

@@ -129,7 +129,7 @@ def import_library(name: str) -> ModuleType:
 def find_library() -> ModuleType:
     """`tensorrt` if it is installed, else `tensorrt_rtx`.
 
-    A tensorrt that is installed and broken is an error and never replaced: its owner wants plans of that library.
+    A tensorrt that is installed and broken is an error and never replaced by the other library.
     """
     for name in LIBRARIES:
         try:
@@ -156,14 +156,14 @@ def check_plan(manifest: Manifest, directory: ModelDir, version: str, gpu: Gpu) 
         raise CheckpointError(f"{plan} was made from another {missing} than this directory's: {again}")
     built = f"{manifest.library} {manifest.library_version}"
     if not runs_with(manifest, version):
-        raise EngineUnavailableError(f"{plan} was built with {built}, and here is {version}: {again}, or install that")
+        raise EngineUnavailableError(f"{plan} was built with {built}, but {version} is installed: {again}")
     if reason := other_gpus(manifest, gpu):
         fix = f"{again} on this machine"
         if manifest.library == "tensorrt_rtx":
             fix = f"{again} --targets {gpu.capability}"
             if gpu.capability not in RTX_CAPABILITIES:
                 fix = f"tensorrt_rtx does not support that GPU; {HOW_TO_INSTALL['tensorrt']}, and {again}"
-        raise EngineUnavailableError(f"{plan} was built for {reason}, and here is {gpu}: {fix}")
+        raise EngineUnavailableError(f"{plan} was built for {reason}, but the GPU is {gpu}: {fix}")
 
 
 def check_bytes(plan: Path, data: bytes, manifest: Manifest) -> None:

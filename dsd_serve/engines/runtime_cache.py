@@ -1,4 +1,4 @@
-"""How TensorRT-RTX makes its kernels, and the cache of them on disk.
+"""The kernels of TensorRT-RTX: how they are compiled, and their cache on disk.
 
 TensorRT-RTX compiles kernels for the shapes of a call at run time. By default a slower kernel runs meanwhile, so equal
 calls would give other bits later, and a CUDA graph would keep the slower kernel for ever. Here it compiles before the

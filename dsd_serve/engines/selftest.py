@@ -42,7 +42,7 @@ class BatchInvariance:
         if self.holds:
             return f"{self.num_rows} rows give the same bits alone and in {calls}"
         return (
-            f"{self.dependent_rows} of {self.num_rows} rows differ in {calls} from themselves alone, by at most "
+            f"{self.dependent_rows} of {self.num_rows} rows differ between {calls} and a call of their own, by at most "
             f"{self.max_difference:.1e}: the same seed may give slightly different images under load"
         )
 

@@ -39,10 +39,10 @@ TURNS = {  # EXIF orientation -> the operation that turns the image upright
 
 
 def outdated() -> str:
-    """A warning if the installed Pillow has known security holes, else "". overrides.txt says how it may get here."""
+    """A warning if the installed Pillow has known vulnerabilities, else "". overrides.txt says how it is replaced."""
     if int(PILLOW.partition(".")[0]) >= 13:
         return ""
-    return f"Pillow {PILLOW} has known security holes, which 13 closes: pip install --no-deps 'pillow>=13'"
+    return f"Pillow {PILLOW} has known vulnerabilities, which 13 fixes: pip install --no-deps 'pillow>=13'"
 
 
 def read_image(data: bytes, max_pixels: int = MAX_PIXELS, size: int | None = None) -> Pixels:

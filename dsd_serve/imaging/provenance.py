@@ -1,4 +1,4 @@
-"""What an image file says of its origin: that a model made it (IPTC, in XMP), and the settings that draw it again."""
+"""The origin of an image in its file: a mark that a model made it (IPTC, in XMP), and the settings to draw it again."""
 
 import io
 import json

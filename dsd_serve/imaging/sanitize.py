@@ -78,7 +78,7 @@ def inspect(data: bytes) -> ImageFile:
 
 
 def cut_off() -> InputError:
-    return InputError("the image is broken: the file is cut off before its end; send it again, whole")
+    return InputError("the image is broken: the file is truncated; send the whole file")
 
 
 def broken(why: str) -> InputError:

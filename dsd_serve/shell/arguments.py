@@ -1,4 +1,4 @@
-"""Flags of the programs of the shell: the model and its engine, and all sampling settings, which params.py describes.
+"""Flags of the shell commands: the model and its engine, and all sampling settings, which params.py describes.
 
 Its imports are light, so that --help and a wrong flag take no time.
 """
@@ -38,21 +38,23 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser_of(program: str, about: str | None) -> Parser:
-    """A parser that knows --version."""
+    """A parser with --version."""
     parser = Parser(prog=program, description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
 
 
-def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
+def add_sampling_flags(parser: argparse.ArgumentParser, *, per_class: bool = False) -> None:
     """A flag for each sampling setting, under its name in the HTTP API, and --size."""
     group = parser.add_argument_group("sampling")
     for name in SHOWN_WITH_IMAGE:
         setting = SAMPLING[name]
         if setting.recommended:
             default = "the model's"
+        elif name == "seed":
+            default = "random, or 0 with --per-class" if per_class else "random"
         else:
-            default = f"{setting.default:g}" if name != "seed" else "a random one; 0 with --per-class"
+            default = f"{setting.default:g}"
         group.add_argument(
             "--" + API_NAMES[name].replace("_", "-"),
             dest=API_NAMES[name],
@@ -64,14 +66,14 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
         "--size",
         type=whole_number(8, 16_384),
         metavar="N",
-        help="side of the images in pixels; they are scaled (default: the model's)",
+        help="side in pixels to which images are scaled (default: the model's)",
     )
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model and engine")
     group.add_argument(
-        "--model", metavar="DIR", help="model directory, as dsd-export writes it, or hf:org/name (default: the demo)"
+        "--model", metavar="DIR", help="model directory of dsd-export, or hf:org/name (default: the demo model)"
     )
     group.add_argument("--engine", choices=ENGINES, default="onnx", help="engine that runs the network (onnx)")
     group.add_argument("--device", type=device, default="cpu", help="cpu, cuda or cuda:N (cpu)")
@@ -79,7 +81,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         "--precision",
         default="auto",
         metavar="NAME",
-        help="one that the model was exported in (auto: fp16 on a GPU where it was, else fp32)",
+        help="a precision of the exported model (auto: fp16 on a GPU if the model has it, else fp32)",
     )
     group.add_argument(
         "--threads",
@@ -92,7 +94,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         "--row-budget",
         type=whole_number(1, MAX_ROWS),
         metavar="N",
-        help="rows that the engine runs at once (16, or 64 for many images)",
+        help="rows in one call of the engine (16, or 64 for many images)",
     )
 
 
@@ -194,7 +196,7 @@ def stopped_by(error: KeyboardInterrupt) -> str:
 def sentence_of(error: OSError) -> str:
     """An error of the system in words."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return "the disk is full" if error.errno != errno.EFBIG else "the file would be larger than files may be here"
+        return "the disk is full" if error.errno != errno.EFBIG else "the file would exceed the file size limit"
     return f"{error.filename or 'the output'} cannot be written or read: {error.strerror or error}"
 
 

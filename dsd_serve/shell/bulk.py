@@ -1,4 +1,4 @@
-"""Many samples: a shard of a set is drawn into a folder, an .npz or tar files, and a stopped run goes on."""
+"""Many samples: drawing a shard of a set into a folder, an .npz or tar files, and resuming a stopped run."""
 
 import os
 from collections.abc import Iterator, Sequence

@@ -3,15 +3,15 @@
 dsd-generate 207 -o dog.png                                      one image
 dsd-generate goldfish "golden retriever" -n 4 -o animals         four of each, into a folder
 dsd-generate all -n 2 --seed 1 --grid grid.png                   side by side
-dsd-generate all --per-class 50 --shard 3/8 -o samples           part of 50 of each class, for statistics
+dsd-generate all --per-class 50 --shard 3/8 -o samples           a shard of a set for statistics
 
-CLASS is an index, a wnid or a name, or `all` for all classes of the model. An image depends on the model, its settings,
-its class, the seed and its index alone, so the bytes are those of the server and of Python. With -n the images of each
-class have the indices 0, 1, 2 ...; with --per-class every image of the set has an index of its own. Files are named
+CLASS is an index, a wnid or a name, or `all` for all classes of the model. An image depends only on the model, the
+settings, the class, the seed and the index, so its bytes equal those of the server and of Python. With -n the images of
+each class have the indices 0, 1, 2 ...; with --per-class every image of the set has its own index. Files are named
 CLASS-SEED-INDEX.png. No file is replaced without --force.
 
-With --per-class a stopped command goes on when it is given again. FILE.npz is ADM's format, out-%05d.tar webdataset's.
---merge joins the .npz files of all shards.
+With --per-class, run a stopped command again to resume it. FILE.npz is in the format of ADM (guided-diffusion),
+out-%05d.tar in that of webdataset. --merge joins the .npz files of all shards.
 """
 
 import argparse
@@ -50,7 +50,10 @@ def arguments_parser() -> Parser:
     parser.add_argument("names", nargs="*", metavar="CLASS", help="index, wnid or name of a class; all: every class")
     parser.add_argument("--classes", nargs="+", default=[], metavar="CLASS", help="the same, as a flag")
     parser.add_argument(
-        "-n", type=whole_number(1, MAX_IMAGES), metavar="N", help="images of each class, from one request's noise (1)"
+        "-n",
+        type=whole_number(1, MAX_IMAGES),
+        metavar="N",
+        help="images of each class; all classes get the same noise (1)",
     )
     parser.add_argument(
         "-o",
@@ -59,18 +62,23 @@ def arguments_parser() -> Parser:
         help="FILE.png, a folder, or - for stdout; with --per-class a folder, FILE.npz or out-%%05d.tar "
         "(default: this folder)",
     )
-    parser.add_argument("--grid", type=Path, metavar="FILE.png", help="all images side by side; without -o only that")
+    parser.add_argument(
+        "--grid",
+        type=Path,
+        metavar="FILE.png",
+        help="write all images into one file, side by side; without -o only this file",
+    )
     parser.add_argument("--force", action="store_true", help="replace files that exist")
-    add_sampling_flags(parser)
+    add_sampling_flags(parser, per_class=True)
     many = parser.add_argument_group("many images")
     many.add_argument(
         "--per-class",
         type=whole_number(1, MAX_IMAGES),
         metavar="N",
-        help="images of each class, each of its own noise",
+        help="images of each class; every image gets its own noise",
     )
-    many.add_argument("--shard", metavar="I/N", help="draw part I of N, as 3/8 (1/1)")
-    many.add_argument("--per-tar", type=whole_number(1, MAX_IMAGES), metavar="N", help="images of a tar file (1000)")
+    many.add_argument("--shard", metavar="I/N", help="draw part I of N, such as 3/8 (1/1)")
+    many.add_argument("--per-tar", type=whole_number(1, MAX_IMAGES), metavar="N", help="images in a tar file (1000)")
     many.add_argument("--merge", action="store_true", help="join FILE-1-of-N.npz to FILE-N-of-N.npz into -o FILE.npz")
     add_model_flags(parser)
     return parser
@@ -149,10 +157,10 @@ def generate_many(options: argparse.Namespace) -> None:
             samples = SampleSet(tuple(classes), options.per_class, sampling_params(model, options, 0))
             written, drawn = generate_shard(model, samples, shard, output, options.size)
     except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(*error.args, "stopped; give the same command again to go on") from None
+        raise KeyboardInterrupt(*error.args, "stopped; run the same command again to resume") from None
     except OSError as error:
-        raise InputError(f"{sentence_of(error)}; give the same command again to go on") from None
-    say(f"{drawn:,} images were drawn" if drawn else "all images were there already")
+        raise InputError(f"{sentence_of(error)}; run the same command again to resume") from None
+    say(f"{drawn:,} images were drawn" if drawn else "all images already exist")
     for path in written:
         print(path)
 

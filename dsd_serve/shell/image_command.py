@@ -6,7 +6,7 @@ dsd-image encode photo.jpg -o z.npy                              latents: .npy, 
 dsd-image decode z.npy -o photo.png
 dsd-image walk goldfish 970 -n 8 --grid walk.png                 or between two image files
 
-The bytes are those of the server and of Python for the same seeds. No file is replaced without --force.
+For a seed the bytes equal those of the server and of Python. No file is replaced without --force.
 """
 
 import argparse
@@ -48,26 +48,37 @@ def arguments_parser() -> Parser:
         return made
 
     images = "FILE.png, a folder, or - for stdout (default: this folder)"
-    encode = verb("encode", "the latents of an image", "FILE.npy, FILE.safetensors or FILE.json (default: IMAGE.npy)")
+    encode = verb(
+        "encode", "write the latents of an image", "FILE.npy, FILE.safetensors or FILE.json (default: IMAGE.npy)"
+    )
     encode.add_argument("image", type=Path, metavar="IMAGE", help="PNG, JPEG or WebP")
-    decode = verb("decode", "the image of latents", images)
+    decode = verb("decode", "draw the image of latents", images)
     decode.add_argument("latents", type=Path, metavar="LATENTS", help="a .npy, .safetensors or .json file")
     reconstruct = verb("reconstruct", "encode an image and decode its latents", images)
     reconstruct.add_argument("image", type=Path, metavar="IMAGE", help="PNG, JPEG or WebP")
     for made in (decode, reconstruct):
         made.add_argument("--size", type=whole_number(8, 16_384), metavar="N", help="side of the image in pixels")
-    edit = verb("edit", "redraw an image towards a class, or towards none", images)
+    edit = verb("edit", "redraw an image, towards a class if one is given", images)
     edit.add_argument("image", type=Path, metavar="IMAGE", help="PNG, JPEG or WebP")
     edit.add_argument("class_", nargs="?", metavar="CLASS", help="index, wnid or name of a class")
     edit.add_argument("--strength", default="0.6", metavar="X", help="amount of noise, above 0 and at most 1 (0.6)")
-    edit.add_argument("--mask", type=Path, metavar="IMAGE", help="white where to redraw (default: everywhere)")
+    edit.add_argument(
+        "--mask", type=Path, metavar="IMAGE", help="mask, white where the image is redrawn (default: everywhere)"
+    )
     edit.add_argument("-n", type=whole_number(1, MAX_IMAGES), default=1, metavar="N", help="variants (1)")
-    walk = verb("walk", "images on the way from one class to another, or from one image file to another", images)
+    walk = verb("walk", "draw the images between two classes or two image files", images)
     walk.add_argument("start", metavar="START", help="a class, or an image file")
     walk.add_argument("end", metavar="END", help="a class, or an image file")
-    walk.add_argument("-n", type=whole_number(2, MAX_IMAGES), default=8, metavar="N", help="images, both ends too (8)")
-    walk.add_argument("--end-seed", type=whole_number(0, 2**63 - 1), metavar="N", help="seed of the end (as --seed)")
-    walk.add_argument("--grid", type=Path, metavar="FILE.png", help="all in a row; without -o only that")
+    walk.add_argument(
+        "-n", type=whole_number(2, MAX_IMAGES), default=8, metavar="N", help="number of images, both ends included (8)"
+    )
+    walk.add_argument("--end-seed", type=whole_number(0, 2**63 - 1), metavar="N", help="seed of END (default: --seed)")
+    walk.add_argument(
+        "--grid",
+        type=Path,
+        metavar="FILE.png",
+        help="write all images into one file, in a row; without -o only this file",
+    )
     for made in (edit, walk):
         add_sampling_flags(made)
     for made in (encode, decode, reconstruct, edit, walk):

@@ -1,4 +1,4 @@
-"""Images as PNG files: where -o puts them, which names they get, and that no file is lost without being asked for."""
+"""Images as PNG files: where -o puts them, their names, and the protection of existing files."""
 
 import json
 import os
@@ -29,7 +29,7 @@ class ImageFiles:
         self.stdout = target == STDOUT
         self.paths = [] if self.stdout else paths_of(target, names)
         if self.stdout and len(names) > 1:
-            raise InputError(f"-o - writes one image to stdout, and this makes {len(names):,}: give a folder")
+            raise InputError(f"-o - writes one image to stdout, but there are {len(names):,}: give a folder")
         if self.stdout and sys.stdout.isatty():
             raise InputError("-o - would write a PNG file to the terminal: send it to a file or a program")
         check_free(self.paths, force)
@@ -62,7 +62,7 @@ def paths_of(target: str, names: Sequence[str]) -> list[Path]:
     if path.suffix.lower() == ".png" and not path.is_dir():
         if len(names) > 1:
             raise InputError(
-                f"{path} holds one image, and this makes {len(names):,}: give a folder as -o, or --grid {path} to have "
+                f"{path} holds one image, but there are {len(names):,}: give a folder as -o, or --grid {path} to have "
                 "them side by side"
             )
         return [path]

@@ -1,4 +1,4 @@
-"""The manifest of a run: JSON next to its samples that says which model drew them, how, and which of them.
+"""The manifest of a run: JSON next to its samples, with the model, the settings and the part of the set.
 
 A run that goes on, or joins the shards of others, must have the same one.
 """
@@ -73,8 +73,8 @@ def check_same(path: Path, begun: Mapping[str, Any], planned: Mapping[str, Any],
     for key in dict.fromkeys((*planned, *begun)):
         if key not in apart and begun.get(key) != planned.get(key):
             raise InputError(
-                f"{path} is of a run with {key} {shown(begun.get(key))}, and this one has {shown(planned.get(key))}: "
-                "give the same model and settings to go on with it, or another -o"
+                f"{path} belongs to a run with {key} {shown(begun.get(key))}, not {shown(planned.get(key))}: "
+                "give the same model and settings to resume it, or another -o"
             )
 
 
@@ -88,7 +88,7 @@ def locked(manifest: Path) -> Iterator[None]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         if not taken(descriptor, path):
-            raise InputError(f"another dsd-generate is at work on {manifest}; wait for it to end")
+            raise InputError(f"another dsd-generate is writing {manifest}; wait for it to end")
         try:
             yield
         finally:

@@ -60,7 +60,7 @@ def redraw(model: Model, settings: Mapping[str, Any], width: int, height: int) -
     if not is_drawn(settings):
         raise InputError("was made from another image or from latents, which its settings do not hold")
     if "seed" not in settings or isinstance(settings.get("class"), list):
-        raise InputError("shows a walk or several classes, whose images only dsd-verify of each single file can check")
+        raise InputError("shows a walk or several classes; only files of single images can be checked")
     if settings.get("fingerprint") != model.info.fingerprint:
         theirs = f"{shown(settings.get('model'))}, fingerprint {str(settings.get('fingerprint'))[:12]!r}"
         raise InputError(

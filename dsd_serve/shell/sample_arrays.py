@@ -41,7 +41,7 @@ class SampleArrays:
     def check_new(self, numbers: range) -> None:
         """Raises InputError if there is a file that is not of this run."""
         if self.target.exists():
-            raise InputError(f"{self.target} is there already; give another -o, or delete it")
+            raise InputError(f"{self.target} already exists; give another -o, or delete it")
         self.part.unlink(missing_ok=True)
 
     def begin(self, samples: SampleSet, numbers: range, size: int) -> Iterator[int]:
@@ -118,7 +118,7 @@ def merge(target: Path) -> Path:
     merged = SampleArrays(target, Shard())
     for path in (target, merged.manifest):
         if path.exists():
-            raise InputError(f"{path} is there already; give another -o, or delete it")
+            raise InputError(f"{path} already exists; give another -o, or delete it")
     with ExitStack() as stack:
         archives = [stack.enter_context(zipfile.ZipFile(shard.target)) for shard in shards]
         pixels, numbers = (

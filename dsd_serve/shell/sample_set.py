@@ -1,4 +1,4 @@
-"""Which images a run draws, and drawing them: classes, seed and index of each, and the share of one shard."""
+"""The images of a run, and drawing them: class, seed and index of each, and the part of one shard."""
 
 import re
 from collections import deque

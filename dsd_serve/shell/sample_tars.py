@@ -52,7 +52,7 @@ class SampleTars:
         """Raises InputError if there is a file that is not of this run."""
         for tar in self.tars(numbers):
             if self.path(tar).exists():
-                raise InputError(f"{self.path(tar)} is there already; give another -o, or delete it")
+                raise InputError(f"{self.path(tar)} already exists; give another -o, or delete it")
             self.part(tar).unlink(missing_ok=True)
 
     def begin(self, samples: SampleSet, numbers: range, size: int) -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""An image in the terminal, by the protocols of kitty and of iTerm2, where the terminal says that it knows one."""
+"""An image in the terminal, by the protocol of kitty or iTerm2, if the terminal supports one."""
 
 import base64
 import os

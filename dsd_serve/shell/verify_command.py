@@ -1,11 +1,11 @@
-"""dsd-verify: check what image files say of their origin, by drawing them again.
+"""dsd-verify: check the origin of image files by drawing them again.
 
 dsd-verify dog.png --model my-model
 
 Each file is one of:
-  identical bytes   the model draws this very file from the settings in it
-  same pixels       the model draws this image; the file was written again by another program, or by another version
-  not the same      the settings draw another image; another kind of CPU or GPU can cause small differences
+  identical bytes   the model draws exactly this file from the settings in it
+  same pixels       the model draws this image; another program, or another version, has rewritten the file
+  not the same      the settings give another image; another kind of CPU or GPU can cause small differences
 
 The exit status is 0 if every file is one of the first two.
 """

@@ -19,7 +19,7 @@ MAX_UNASKED_BYTES = 100_000  # of the body of a GET, which nothing reads
 COPIES = 2  # the body, and the files that are read from it
 LEAST_BYTES = 5_000  # that must come in each GRACE seconds
 GRACE = 5.0  # seconds
-IDLE = 1.0  # seconds without LEAST_BYTES after which a body gives way to others when there is no room
+IDLE = 1.0  # seconds without LEAST_BYTES after which a body is dropped for others when memory is short
 PIECE = 262_144  # bytes of an answer that are handed over at once
 
 

@@ -59,7 +59,7 @@ async def replace_model(request: Request, service: Annotated[Service, Depends(ch
     except (ClosedError, QueueFullError):
         raise
     except DSDError as error:
-        raise InputError(f"{error}; the model {slot.name} is as it was", "model") from None
+        raise InputError(f"{error}; the model {slot.name} is unchanged", "model") from None
     return ModelReplaced(
         name=slot.name,
         fingerprint=served.info.fingerprint,

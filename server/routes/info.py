@@ -126,7 +126,7 @@ async def model_card(request: Request, query: Annotated[ModelQuery, Query()]) ->
     return PlainTextResponse(card, media_type="text/markdown")
 
 
-@router.get("/health/live", response_model=Health, responses=problems(503, words={503: "to be started again"}))
+@router.get("/health/live", response_model=Health, responses=problems(503, words={503: "the server must be restarted"}))
 async def live(request: Request) -> Response:
     """Liveness: the process answers, and the engine works or can be started again."""
     if reason := request.app.state.service.models.given_up:

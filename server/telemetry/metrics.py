@@ -81,7 +81,7 @@ class Metrics(Observer):
         )
         self.dropped = Counter(
             "dsd_log_lines_dropped_total",
-            "Lines of the log that were dropped, because nobody read it or it could not be written.",
+            "Lines of the log that were dropped, because stdout or stderr was not read or failed.",
             **into,
         )
 

@@ -99,13 +99,13 @@ def load_traces(enabled: bool) -> Traces:
             raise ConfigError(f"{name} must be {' or '.join(ALLOWED[name])}, got {shown(variable(name))}")
         if variable(name).lower() == off:
             if enabled:
-                raise ConfigError(f"--otel asks for traces and {name}={off} forbids them; take one of them back")
+                raise ConfigError(f"--otel turns traces on and {name}={off} turns them off; remove one of them")
             log.info("%s=%s: no traces are sent", name, off)
             return Traces()
     for name in PROTOCOLS:
         if variable(name) not in ("", "http/protobuf"):
             raise ConfigError(
-                f"{name} must be http/protobuf, got {shown(variable(name))}; its port is 4318 as a rule. "
+                f"{name} must be http/protobuf, got {shown(variable(name))}; its usual port is 4318. "
                 "OTEL_TRACES_EXPORTER=none sends no traces"
             )
     for name in ENDPOINTS:

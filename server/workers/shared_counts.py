@@ -92,7 +92,7 @@ class GroupCounts:
         self.note(worker, Counts(zero[0], zero[1], {}))
 
     def begin(self, worker: int) -> None:
-        """A worker starts and knows nothing of the others."""
+        """A worker starts, without the counts of the others."""
         all_of = [
             {name: self.of_others(own, worker, name) for name in set().union(*own)}
             for own in (self.images, self.connections)
@@ -100,7 +100,7 @@ class GroupCounts:
         self.unsent[worker] = Counts(all_of[0], all_of[1], {})
 
     def take(self, worker: int) -> Counts | None:
-        """What a worker has to be told, if anything."""
+        """New counts for a worker, if there are any."""
         unsent = self.unsent[worker]
         if not (unsent.images or unsent.connections or unsent.tokens):
             return None

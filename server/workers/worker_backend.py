@@ -1,4 +1,4 @@
-"""The backend of an HTTP worker: its tasks travel to the main process, whose queue is that of all workers."""
+"""The backend of an HTTP worker: its tasks are sent to the main process, whose queue all workers share."""
 
 import logging
 import os
@@ -27,14 +27,14 @@ LAST_MESSAGES = 2000  # milliseconds for what is unsent at the end
 class WorkerBackend(MessageBackend):
     """Owns the thread that talks to the main process, which admits what this has admitted, and has the last word.
 
-    refusals: is notified of what is refused here; the main process counts the rest. orders: what it wants of the worker
+    refusals: is notified of what is refused here; the main process counts the rest. orders: what the worker is to do
     beside its tasks, for the worker's own loop. Whatever goes wrong with the messages ends this process, which is then
     started again.
     """
 
     def __init__(self, endpoint: str, *, max_waiting: int, max_seconds: float, refusals: Observer) -> None:
         super().__init__(Admission(max_waiting, max_seconds, refusals), Observer())
-        self.reason = "the server starts; try again soon"
+        self.reason = "the server is starting; try again soon"
         self.orders: deque[Counts | Drain | ReloadKeys | Workers] = deque()
         self.pids: list[int] = []
         self.heard = time.monotonic()
@@ -54,7 +54,7 @@ class WorkerBackend(MessageBackend):
         return self.box
 
     def wait(self) -> ModelInfo:
-        """The model, as soon as the main process knows it. Raises ClosedError if this is closed before."""
+        """The model, as soon as the main process has it. Raises ClosedError if this is closed before."""
         self.known.wait()
         if self.closed:
             raise ClosedError("the server is shutting down")

@@ -59,7 +59,7 @@ def serve(settings: Settings, sockets: list[socket.socket]) -> None:
         except OSError as error:
             raise ConfigError(
                 f"HTTP workers need a folder for their metrics, which TMPDIR can name ({error.strerror}); "
-                "--http-workers 1 does without it"
+                "--http-workers 1 needs none"
             ) from None
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         shared_metrics.share(folder, "main")
@@ -73,7 +73,7 @@ def serve(settings: Settings, sockets: list[socket.socket]) -> None:
 
 
 def open_backend(settings: Settings, metrics: Metrics) -> tuple[Backend, ModelInfo | None]:
-    """The backend of the settings, and its model unless only Triton knows it. Raises DSDError."""
+    """The backend of the settings, and its model, unless it comes from Triton. Raises DSDError."""
     model_metrics = ModelMetrics(metrics, Models())
     opener = Opener(settings, model_metrics, None, live=False)
     if settings.triton:
@@ -222,7 +222,7 @@ class HttpWorker(Supervisor):
         self.tasks: WorkerTasks | None = None
         self.opened: ChildProcess | None = None
         self.ready_since = math.inf
-        self.known: Workers | None = None  # what it knows of the others
+        self.known: Workers | None = None  # the others' counts that it has
 
     def drain(self, until: float) -> None:
         """Let it finish what it has and end; it is killed at `until`, a time of `time.monotonic`."""
@@ -253,7 +253,7 @@ class HttpWorker(Supervisor):
             from_worker,
             descriptors=sorted({one for of_worker in descriptors for one in of_worker}),
             stdout=None,
-            without="--http-workers 1 does without it",
+            without="--http-workers 1 needs none",
         )
         return self.opened
 

@@ -34,7 +34,7 @@ def test_every_class_is_found_by_index_and_wnid():
 
 
 def test_an_untrained_class_is_named_and_the_trained_ones_listed():
-    with pytest.raises(InputError, match=r"tiger shark, which this model was not trained on; it knows 207"):
+    with pytest.raises(InputError, match=r"tiger shark, which this model was not trained on; the model has 207"):
         imagenet(207).resolve("3")
 
 
@@ -148,7 +148,7 @@ def test_sentences_of_own_classes_name_nothing_of_imagenet():
     with pytest.raises(InputError, match=r"^class 'n02099601'|^class must be an index or a name, got 'n02099601'"):
         table.resolve("n02099601")
     with pytest.raises(
-        InputError, match=r"is Grandma's cat, which this model was not trained on; it knows 1 \(金毛犬\)"
+        InputError, match=r"is Grandma's cat, which this model was not trained on; the model has 1 \(金毛犬\)"
     ):
         table.resolve("0")
 

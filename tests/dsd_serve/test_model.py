@@ -168,7 +168,7 @@ def test_threads_share_the_model_and_get_their_own_images(model):
         (lambda m: m.walk(1, 207, n=1), "n must be a whole number from 2"),
         (lambda m: m.walk(1, b"image"), "start and end must be two classes or two images"),
         (lambda m: m.walk(1, "unicorn"), "end must be an index, a wnid"),
-        (lambda m: m.walk(b"a", b"b", seed=1), "takes no seed"),
+        (lambda m: m.walk(b"a", b"b", seed=1), "needs no noise, so leave out seed"),
     ],
 )
 def test_wrong_arguments_get_a_sentence(model, call, words):

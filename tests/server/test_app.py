@@ -80,7 +80,7 @@ def test_json_holds_every_image_and_what_draws_it_again(http):
     ("query", "words"),
     [
         ({}, "class is missing"),
-        ({"class": "3"}, "tiger shark, which this model was not trained on; it knows 1 (goldfish), 207"),
+        ({"class": "3"}, "tiger shark, which this model was not trained on; the model has 1 (goldfish), 207"),
         ({"class": "1000"}, "class must be an index"),
         ({"class": "golden retreiver"}, "did you mean 207 (Golden Retriever)?"),
         ({"clas": "207", "class": "207"}, "there is no parameter 'clas'"),

@@ -81,7 +81,7 @@ def test_own_classes_give_different_images(own):
 def test_any_other_name_is_refused_with_the_classes(own, name):
     sentence = detail(own.get("/generate", params={"class": name}))
     assert sentence.startswith(f"class must be an index or a name, got '{name}'; ")
-    assert "it knows 0 (Grandma's cat), 1 (金毛犬), 2 (Café)" in sentence
+    assert "the model has 0 (Grandma's cat), 1 (金毛犬), 2 (Café)" in sentence
 
 
 @pytest.mark.parametrize(("value", "shown"), [(True, "true"), (None, "null"), (1.5, "1.5"), ([1], "[1]"), ({}, "{}")])
@@ -169,7 +169,7 @@ def test_the_client_draws_and_lists(own):
     client = Client(str(own.base_url))
     assert client.generate("Café", seed=1) == own.get("/generate", params={"class": 2, "seed": 1}).content
     assert [one["name"] for one in client.classes()] == list(NAMES)
-    with pytest.raises(ServerError, match="it knows 0"):
+    with pytest.raises(ServerError, match="the model has 0"):
         client.generate("dog")
 
 
@@ -192,7 +192,7 @@ def test_the_card_lists_own_classes(own_dir):
     assert "3 classes, and nothing else: Grandma's cat (0), 金毛犬 (1), Café (2)." in card
     assert "licences of its training images" in card
     assert not IMAGENET.search(card)
-    assert "no classes to choose from" in classes_sentence(PLAIN)
+    assert "the model has no classes" in classes_sentence(PLAIN)
     assert classes_sentence(PRESETS["demo"]) == "All 1000 classes of ImageNet-1k."
 
 

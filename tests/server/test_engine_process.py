@@ -192,7 +192,7 @@ def test_an_engine_that_cannot_be_started_again_fails_liveness(tiny_dir, tmp_pat
         os.kill(engine_pid(client), signal.SIGKILL)
         until(lambda: client.get("/health/live").status_code == 503, 60)
         detail = problem(client.get("/health/live"), 503)
-        assert "the engine process ended 5 times with nothing done in between; at last it cannot serve" in detail
+        assert "the engine process ended 5 times without an image in between; the last time it cannot serve" in detail
         assert "this server should be restarted" in detail
         folder.symlink_to(tiny_dir)
         until(lambda: client.get("/health/ready").status_code == 200, 60)

@@ -77,7 +77,7 @@ def test_the_default_is_three_rows(http, engine, flow_map_dir):
     model = http.get("/model").json()
     assert model["defaults"] == {"steps": 2, "sampler": "flow_map", "guidance": 1}
     assert model["samplers"] == ["euler", "heun", "dpmpp_2m", "flow_map"]
-    rows = "an image with these settings is 3 rows, 2 to denoise and 1 to decode"
+    rows = "an image with these settings takes 3 rows, 2 to denoise and 1 to decode"
     assert rows in http.get("/model/card").text
     assert np.array_equal(
         pixels_of(http.get("/generate", params={"class": 0, "seed": 1})), drawn(engine, 0, 1, [0, 0.5, 1])

@@ -176,15 +176,15 @@ def test_sighup_reads_the_keys_again(launch, tmp_path):
     assert [status(key) for key in ("first-key-0123456789", "third-key-0123456789")] == [200, 401]
     assert status("second-key-0123456789") == 200  # one a minute
     file.write_text(KEYS.replace("first", "third"))
-    hang_up("2 API keys were read again")
+    hang_up("2 API keys were reloaded")
     assert [status(key) for key in ("first-key-0123456789", "third-key-0123456789")] == [401, 200]
     assert status("second-key-0123456789") == 429  # a reload is not a new minute
     for broken in ("nonsense", "", "a:short"):
         file.write_text(broken)
-        hang_up("the API keys stay as they were")
+        hang_up("the API keys are unchanged")
         assert status("third-key-0123456789") == 200
     file.unlink()
-    hang_up("the API keys stay as they were")
+    hang_up("the API keys are unchanged")
     assert [status("third-key-0123456789"), status("")] == [200, 401]
     assert server.stop() == 0
 

@@ -140,7 +140,7 @@ def test_a_model_that_fails_changes_nothing(http, live, own_dir, tmp_path):
         file.write(b"\xff\xff\xff\xff")
     for path, sentence in ((damaged, "is not the file that config.json was written with"), (tmp_path, "has no config")):
         detail = problem(put(http, path), 422)
-        assert sentence in detail and detail.endswith("; the model model is as it was")
+        assert sentence in detail and detail.endswith("; the model model is unchanged")
     wrong = http.post("/admin/model", json={"model": str(own_dir), "name": "b"}, headers=ADMIN)
     assert problem(wrong, 422) == "there is no model 'b' here; this server has model"
     assert http.get("/model").json()["fingerprint"] == before

@@ -131,7 +131,7 @@ def test_one_access_line_per_request_without_secrets(server, admin):
     assert access_line(server, answer.headers["x-request-id"])["path"] == "/generate"
     answer = admin.post("/reconstruct", content=b"never-log-this")
     assert access_line(server, answer.headers["x-request-id"])["status"] == 422
-    assert "everybody on this machine can read the API keys" in server.log
+    assert "every user of this machine can read the API keys" in server.log
 
 
 def test_a_path_cannot_write_lines_or_fields(server, admin):
@@ -405,7 +405,7 @@ def test_help_documents_every_setting():
         ([], {"DSD_ROOT_PATH": "//a.example"}, "root_path must be a path like /dsd"),
         (["--api-keys", "/nowhere"], {}, "the API keys in /nowhere cannot be read: No such file"),
         ([], {"DSD_OTEL": "maybe"}, "DSD_OTEL must be true or false, got 'maybe'"),
-        (["--otel"], {"OTEL_SDK_DISABLED": "true"}, "OTEL_SDK_DISABLED=true forbids them"),
+        (["--otel"], {"OTEL_SDK_DISABLED": "true"}, "OTEL_SDK_DISABLED=true turns them off"),
         ([], {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "http/protobuf"),
     ],
 )

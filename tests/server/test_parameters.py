@@ -250,7 +250,11 @@ BIG = "x" * 900_000
         ("/generate", {"class": True}, "class must be an index, a wnid like n02099601 or a name, got true"),
         ("/generate", {"class": [207]}, "class must be an index, a wnid like n02099601 or a name, got [207]"),
         ("/generate", {"class": 207.5}, "class must be an index, a wnid like n02099601 or a name, got 207.5"),
-        ("/generate", {"class": "金"}, "class must be an index, a wnid like n02099601 or a name, got '金'; it knows"),
+        (
+            "/generate",
+            {"class": "金"},
+            "class must be an index, a wnid like n02099601 or a name, got '金'; the model has",
+        ),
         ("/generate", {"class": 1, BIG: 1}, "there is no parameter 'xxx"),
         ("/generate", {"class": 1, "sampler": BIG}, "sampler must be at most 200 characters long, got 'xxx"),
         (

@@ -118,10 +118,10 @@ def test_what_cannot_be_watched_is_a_sentence(own_dir, tmp_path, monkeypatch):
     for settings, sentence in (
         (Settings(watch=str(tmp_path / "none")), "is not a folder"),
         (Settings(watch=str(own_dir)), f"is a model directory, not a run: dsd-serve --model {own_dir} --watch"),
-        (Settings(watch=str(tmp_path), model=("a",)), "serves that run itself"),
+        (Settings(watch=str(tmp_path), model=("a",)), "serves the models of that run"),
         (Settings(watch=str(tmp_path), engine="tensorrt"), "needs engine onnx or torch"),
         (Settings(watch="on", engine_process="off"), "engine_process must be auto or on"),
-        (Settings(watch="on", triton="localhost:1"), "triton does not go together with"),
+        (Settings(watch="on", triton="localhost:1"), "triton cannot be combined with"),
     ):
         with pytest.raises(ConfigError, match=sentence):
             Service(settings)

@@ -143,5 +143,5 @@ def test_the_server_warns_of_a_vulnerable_pillow(pillow, warned):
     command = [sys.executable, "-c", code, "--model", "/does/not/exist"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and "/does/not/exist" in done.stderr, done.stderr
-    sentence = f"Pillow {pillow} has known security holes, which 13 closes: pip install --no-deps 'pillow>=13'"
+    sentence = f"Pillow {pillow} has known vulnerabilities, which 13 fixes: pip install --no-deps 'pillow>=13'"
     assert (sentence in done.stderr) == warned

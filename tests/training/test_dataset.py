@@ -275,7 +275,7 @@ def test_a_set_that_is_not_held_is_looked_at_first(tmp_path):
     fill(tmp_path, 40)
     for number in range(0, 40, 2):
         (tmp_path / f"{number}.png").write_bytes(b"x")
-    with pytest.raises(CheckpointError, match=r"of 36 images looked at cannot be read, far more than data"):
+    with pytest.raises(CheckpointError, match=r"of 36 checked images cannot be read, far more than data"):
         loaded(tmp_path, "data.memory_gb=0")
 
 

@@ -56,7 +56,7 @@ def test_fine_tuning_takes_the_network_of_the_model(tmp_path, monkeypatch, caplo
     few = ["optim.steps=1", "run.eval_every=2", "run.samples_per_class=0", "run.compile=off"]
     with caplog.at_level("INFO"):
         dsd_train(["animals.toml", *few])
-    assert "which knows 1 of the 2 classes" in caplog.text
+    assert "which has 1 of the 2 classes" in caplog.text
 
 
 @pytest.mark.parametrize(("side", "image_size", "patch_size"), [(1, 32, 8), (63, 32, 8), (64, 64, 16), (500, 256, 64)])
@@ -96,7 +96,7 @@ def test_what_cannot_be_trained_on_gets_a_sentence_and_no_file(tmp_path, monkeyp
     with pytest.raises(SystemExit) as stopped:
         main([str(make(tmp_path / "images")), "-o", "out.toml"])
     assert str(stopped.value).startswith("dsd-train init: ") and "\n" not in str(stopped.value)
-    assert expected in str(stopped.value) or "looked at cannot be read" in str(stopped.value)
+    assert expected in str(stopped.value) or "checked images cannot be read" in str(stopped.value)
     assert not (tmp_path / "out.toml").exists()
 
 

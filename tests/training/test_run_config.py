@@ -128,7 +128,7 @@ def test_text_and_bools_are_strict(section, name, field):
         ("model.class_names=['a', 'a ']", "class_names must be texts of 1 to 200 characters without spaces around"),
         ("model.preset=huge", "model.preset must be one of dsd-s, dsd-m, dsd-b, demo, got 'huge'"),
         ("model.depth=0", "depth must be a whole number from 1 to 1024, got 0"),
-        ("run.device", "an override reads section.key=value, got 'run.device'"),
+        ("run.device", "an override must be section.key=value, got 'run.device'"),
         ("data.flip=1", "data.flip must be of type bool, got 1"),
     ],
 )

@@ -122,4 +122,4 @@ def test_a_run_says_how_many_classes_it_knows(tiny_dir, train_config, caplog):
     config = train_config("data.classes=[1,2]")
     with caplog.at_level("INFO"):
         start_from(new_state(config, torch.device("cpu")), tiny_dir)
-    assert f"starts with the weights of {tiny_dir}, which knows 1 of the 2 classes" in caplog.text
+    assert f"starts from the weights of {tiny_dir}, which has 1 of the 2 classes" in caplog.text

@@ -1,4 +1,4 @@
-"""dsd-distill MODEL --dry-run: the cost of a distillation, also of a preset that nobody has trained."""
+"""dsd-distill MODEL --dry-run: the cost of a distillation, also for an untrained preset."""
 
 from collections.abc import Iterator
 from pathlib import Path

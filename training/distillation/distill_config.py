@@ -19,7 +19,7 @@ MAX_TEACHER_STEPS = 100
 
 
 class TeacherSection(Section):
-    """How the teacher draws: by dpmpp_2m, whose steps are shifted at random in every trajectory."""
+    """The teacher's sampling: dpmpp_2m, with randomly shifted times in every trajectory."""
 
     guidance: Guidance | None = None  # left out: what the model recommends
     steps: Annotated[int, Field(ge=2, le=MAX_TEACHER_STEPS)] = 8  # of a trajectory
@@ -29,7 +29,7 @@ class JumpSection(Section):
     """Which jumps (t, r) the student learns on the trajectories, times being those of their points."""
 
     per_trajectory: PositiveInt = 6  # pairs of points t < r
-    from_noise: Share = 0.25  # share of the jumps that begin at t = 0, beside those that do by chance
+    from_noise: Share = 0.25  # share of the jumps that are made to begin at t = 0
     rolled_out: Share = 0.5  # share of the jumps to r = 1 that begin where a jump of the student ended
     class_dropout: Share = 0.1  # share of trajectories without a class, and so without guidance
 
@@ -38,7 +38,7 @@ class DistillLossSection(Section):
     """The parts of the loss."""
 
     jump_weight: NonNegativeFloat = 1.0  # squared error of the clean estimate of a jump
-    end_weight: NonNegativeFloat = 1.0  # the same of jumps to r = 1
+    end_weight: NonNegativeFloat = 1.0  # the same for jumps to r = 1
     flow_weight: NonNegativeFloat = 1.0  # the same at r = t, for other samplers, edits and the null label
     image_weight: NonNegativeFloat = 1.0  # jumps to r = 1, decoded by the teacher: l1 of pixels, and of a pyramid
     feature_weight: NonNegativeFloat = 0.5  # the same images, encoded by the teacher: cosine distance of hidden states
@@ -59,10 +59,10 @@ class DistillOptimSection(OptimSection):
 
 
 class DistillRunSection(RunSection):
-    """Where and how it runs. start_from: the teacher, which the command line names; also a checkpoint."""
+    """The run. start_from: the teacher, from the command line; a model directory or a checkpoint."""
 
     held_out_seeds: PositiveInt = 128  # images whose latents are compared with the teacher's at every evaluation
-    sample_steps: Annotated[int, Field(ge=1, le=MAX_TEACHER_STEPS)] = 2  # jumps that the model will recommend
+    sample_steps: Annotated[int, Field(ge=1, le=MAX_TEACHER_STEPS)] = 2  # of samples, and as the recommendation
 
 
 class DistillConfig(RunConfig):

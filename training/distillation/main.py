@@ -1,15 +1,16 @@
-"""dsd-distill: from a guided model of many steps to one that draws in one to four rows.
+"""dsd-distill: distil a guided model of many steps into one that draws in one to four, without guidance.
 
 dsd-distill MODEL -o FAST [--config FILE.toml] [section.key=value ...]
 
 MODEL is a model directory, hf:org/name, demo, or a checkpoint.pt of dsd-train. FAST becomes a model directory with a
-flow map: its network takes the time to jump to, its sampler flow_map needs one row a step, and its guidance is learnt.
-It encodes and decodes as MODEL does. No images are needed: the inputs are noise and classes, the targets are MODEL's.
+flow map: its network has the time to jump to as an input, its sampler flow_map needs one row per step, and guidance is
+built in. It encodes and decodes as MODEL does. No images are needed: the inputs are noise and classes, the targets are
+MODEL's.
 
 The run folder (run.dir, by default runs/FAST) holds checkpoint.pt, metrics.jsonl, TensorBoard events and PNG grids.
 Ctrl-C or SIGTERM saves a checkpoint and exits; rerun the same command to resume from it, bit-exact on a CPU.
 Several devices: torchrun --nproc-per-node N -m training.distillation MODEL -o FAST
-What it costs: dsd-distill MODEL --dry-run; MODEL may then also be a preset, like dsd-b, that nobody has trained.
+The cost of a run: dsd-distill MODEL --dry-run; MODEL may then also be an untrained preset, such as dsd-b.
 """
 
 import argparse
@@ -74,10 +75,12 @@ def arguments_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("model", metavar="MODEL", help="the teacher: a directory, hf:org/name, demo or a .pt file")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that replace the file's")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that override the file")
     parser.add_argument("-o", "--output", type=Path, metavar="FAST", help="the model directory to write")
     parser.add_argument("--config", type=Path, metavar="FILE.toml", help="see training/configs/distill-*.toml")
-    parser.add_argument("--guidance", type=float, metavar="SCALE", help="to distil (default: what MODEL recommends)")
+    parser.add_argument(
+        "--guidance", type=float, metavar="SCALE", help="guidance scale to distil (default: MODEL's recommendation)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the cost of the run")
     return parser
 

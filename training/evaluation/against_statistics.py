@@ -1,4 +1,4 @@
-"""FID, sFID and Inception score of samples against published statistics, with all that such a number depends on."""
+"""FID, sFID and Inception score of samples against published statistics, with everything that affects these numbers."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -94,7 +94,7 @@ def measure(
 ) -> dict[str, Any]:
     """The sheet of samples against the statistics of a file: metrics, their conditions, and warnings.
 
-    batches: images in lists of a given length. describe: the samples in plain values, asked for after they were read.
+    batches: images in lists of a given length. describe: the samples in plain values, called after they were read.
     weights: of the Inception network. size: resize the samples to this size in pixels.
     """
     given = read_statistics(statistics_file, InceptionNetwork.sizes)
@@ -139,8 +139,8 @@ def warnings(sheet: Mapping[str, Any], seen: Summary, reference: Statistics, res
     samples = sheet["samples"]
     if seen.pictures < USUAL:
         found.append(
-            f"{seen.pictures:,} samples: the FID of fewer than {USUAL:,} is biased upwards, and compares only with "
-            "that of as many"
+            f"{seen.pictures:,} samples: the FID of fewer than {USUAL:,} is biased upwards, and comparable only "
+            "at the same number of samples"
         )
     if seen.pictures <= len(seen.pool.mean):
         found.append(

@@ -143,7 +143,7 @@ def named_classes(evaluator: Evaluator, subjects: Sequence[Subject]) -> dict[str
     values: dict[str, Any] = {"class_names": [c.name for c in found if c]} if any(found) else {}
     if evaluator.imagenet is None:
         values["left_out"] = (
-            "top1_lite0 is left out: the classifier knows the classes of ImageNet-1k, and the model has others or none"
+            "top1_lite0 is left out: the classifier has the classes of ImageNet-1k, but the model has others or none"
         )
     return values
 
@@ -152,7 +152,7 @@ def run_statistics(options: argparse.Namespace) -> dict[str, Any]:
     """The sheet of `--statistics`: samples of files, or of a model."""
     for name in ("real", "reference", "beside", "blur"):
         if getattr(options, name):
-            raise InputError(f"--{name} compares real images, and --statistics takes the place of these")
+            raise InputError(f"--{name} compares with real images, which --statistics replaces; leave one of them out")
     if not options.inception:
         raise InputError("--statistics needs the Inception network: --inception WEIGHTS")
     if bool(options.model) == isinstance(options.samples, str):
@@ -196,7 +196,7 @@ def arguments_parser() -> argparse.ArgumentParser:
     parser.add_argument("--real", metavar="IMAGES", help="held-out real images")
     parser.add_argument("--reference", metavar="IMAGES", help="real images to compare samples with (default: --real)")
     parser.add_argument("--beside", metavar="MODEL", help="a second model, measured on the same images")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="a JSON file for the numbers")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file to write the numbers to")
     parser.add_argument("--inception", type=Path, metavar="WEIGHTS", help="add FID, with these Inception weights")
     parser.add_argument("--statistics", type=Path, metavar="FILE.npz", help="published statistics to compare with")
     drawing = parser.add_argument_group("samples")
@@ -204,19 +204,23 @@ def arguments_parser() -> argparse.ArgumentParser:
         "--samples",
         type=number_or_place,
         metavar="N|PLACE",
-        help="images to draw, and of --real (default: all of --real; with --statistics 50,000); or a folder, an "
-        ".npz or a .tar file with samples of any model",
+        help="number of images to draw and to take from --real (default: all of --real; with --statistics 50,000); or "
+        "a folder, an .npz or a .tar file with samples of any model",
     )
-    drawing.add_argument("--seed", type=int, default=1)
-    drawing.add_argument("--steps", type=int, help="default of this and the following: the model's recommendation")
+    drawing.add_argument("--seed", type=int, default=1, help="seed of the noise (1)")
+    drawing.add_argument(
+        "--steps", type=int, help="steps of the sampler; this and the next flags default to the model's"
+    )
     drawing.add_argument("--sampler", choices=SAMPLER_NAMES)
     drawing.add_argument("--guidance", type=float, metavar="SCALE")
     drawing.add_argument("--guidance-start", type=float, metavar="T", help="time from which guidance is on (0)")
     drawing.add_argument("--guidance-stop", type=float, metavar="T", help="time until which guidance is on (1)")
-    running = parser.add_argument_group("running; DSD_API_KEY is the key of a server")
-    running.add_argument("--engine", choices=ENGINE_NAMES, default="onnx")
-    running.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    running.add_argument("--precision", choices=PRECISIONS, default="fp32")
+    running = parser.add_argument_group("engine, or the server's API key in DSD_API_KEY")
+    running.add_argument("--engine", choices=ENGINE_NAMES, default="onnx", help="engine that runs the network (onnx)")
+    running.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (cpu)")
+    running.add_argument(
+        "--precision", choices=PRECISIONS, default="fp32", help="a precision of the exported model (fp32)"
+    )
     real = parser.add_argument_group("real images")
     real.add_argument(
         "--size",
@@ -231,7 +235,7 @@ def arguments_parser() -> argparse.ArgumentParser:
     real.add_argument(
         "--cache", type=Path, default=default_cache(), metavar="DIR", help="cache for features of real images"
     )
-    real.add_argument("--no-cache", action="store_true")
+    real.add_argument("--no-cache", action="store_true", help="compute the features of real images again")
     return parser
 
 

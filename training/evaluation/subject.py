@@ -108,7 +108,7 @@ class ModelSubject:
 
 @dataclass(frozen=True)
 class DrawnSamples:
-    """Samples that a model draws as they are asked for: its classes in turn, sample i from index i of the seed."""
+    """Samples that a model draws on demand: its classes in turn, sample i from index i of the seed."""
 
     subject: Subject
     params: SamplingParams

@@ -1,4 +1,4 @@
-"""A child process as its parent sees it: how it is started, how it ended, and how it is ended."""
+"""A child process, for its parent: starting it, ending it, and the reason for which it ended."""
 
 import contextlib
 import os

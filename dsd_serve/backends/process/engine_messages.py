@@ -193,7 +193,7 @@ class Dead(Struct, tag=True, array_like=True):
 
 FromServer = Submit | Cancel | Stop
 FromEngine = Ready | NotLoaded | Status | Tick | Started | PreviewMade | Finished | Failed | LogLine | Dead
-DROPPABLE = (PreviewMade, Tick, LogLine, Status)  # what nobody reads for too long is dropped
+DROPPABLE = (PreviewMade, Tick, LogLine, Status)  # dropped if they are not read in time
 
 encoder = msgspec.msgpack.Encoder()
 from_server = msgspec.msgpack.Decoder(list[FromServer])

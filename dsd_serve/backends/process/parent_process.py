@@ -1,4 +1,4 @@
-"""The parent of a child process, as the child sees it: what it says at the start, and that the child ends with it."""
+"""A parent process, for its child: what the parent sends at the start, and ending the child when the parent ends."""
 
 import ctypes
 import faulthandler

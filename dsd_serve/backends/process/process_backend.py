@@ -1,4 +1,4 @@
-"""The backend with an engine process: tasks travel to it as messages, and it is started again whenever it ends.
+"""The backend with an engine process: tasks are sent to it as messages, and it is restarted whenever it ends.
 
 HTTP and the batcher then do not share an interpreter, and an engine that fails takes nothing with it but the tasks
 that it had.
@@ -62,7 +62,9 @@ class ProcessBackend(MessageBackend, Supervisor):
         """A reason once the process has ended several times with no task done in between, else None."""
         if self.ends < GIVE_UP_AFTER:
             return None
-        return f"the engine process ended {self.ends} times with nothing done in between; at last it {self.last_end}"
+        return (
+            f"the engine process ended {self.ends} times without an image in between; the last time it {self.last_end}"
+        )
 
     def snapshot(self) -> dict[str, Any]:
         """The running and waiting tasks, as plain values, and the process."""
@@ -94,7 +96,7 @@ class ProcessBackend(MessageBackend, Supervisor):
             MODULE,
             lambda endpoint: messages.StartEngine(endpoint, os.getpid(), self.settings, level),
             messages.from_engine,
-            without="--engine-process off does without it",
+            without="--engine-process off needs none",
         )
 
     def lost(self) -> None:

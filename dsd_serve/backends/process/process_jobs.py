@@ -1,4 +1,4 @@
-"""The tasks in an engine process, as its server sees them: what is left of each, and their ends."""
+"""The tasks in an engine process, for its server: the remaining work of each, and their results."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""Supervision of a child process: it is started again whenever it ends, after longer and longer pauses."""
+"""Supervision of a child process: it is restarted whenever it ends, after increasing pauses."""
 
 import logging
 import math
@@ -41,7 +41,7 @@ class Supervisor:
         self.reason: str | None = f"{name} has not started"  # why it is not ready
         self.first: Future[Any] = Future()  # done when the first process is ready
         self.closed = False
-        self.stop_at = math.inf  # when the process was told to end
+        self.stop_at = math.inf  # when the process was asked to end
         self.loading = True
         self.heard = self.hanging_since = math.inf  # when the last message came, and since when it hangs
         self.restarts = 0
@@ -127,8 +127,8 @@ class Supervisor:
     def restart_soon(self) -> None:
         self.ends += 1
         pause = min(FIRST_PAUSE * 2 ** min(self.ends - 1, 30), LONGEST_PAUSE)
-        log.error("%s %s; it is started again in %.1f s", self.name, self.last_end, pause)
-        self.change("down", f"{self.name} {self.last_end}; it is started again in {pause:.1f} s")
+        log.error("%s %s; restarting it in %.1f s", self.name, self.last_end, pause)
+        self.change("down", f"{self.name} {self.last_end}; restarting it in {pause:.1f} s")
         self.lost()
         with self.changed:
             self.changed.wait_for(lambda: self.closed, pause)
@@ -162,7 +162,7 @@ class Supervisor:
         finally:
             with self.changed:
                 self.child = None
-                self.reason = self.reason or f"{self.name} has ended, and is started again"
+                self.reason = self.reason or f"{self.name} has ended and is being restarted"
             child.close()
 
     def talk(self, child: ChildProcess) -> None:
@@ -180,7 +180,7 @@ class Supervisor:
                 for message, arrays in received:
                     self.take(message, arrays)
             except BrokenMessage as error:
-                raise ProcessEnds(f"sent a message that makes no sense ({error}), and was killed") from None
+                raise ProcessEnds(f"sent an invalid message ({error}), and was killed") from None
             if child.process.returncode is not None:
                 raise ProcessEnds(child.how_it_ended())
             if now - checked > 10 * CHECK_EVERY:
@@ -193,7 +193,7 @@ class Supervisor:
         """Look after what is late. Raises ProcessEnds."""
         silent = now - self.heard
         if now > self.stop_at + STOP_WITHIN:
-            raise ProcessEnds("did not end when it was told to, and was killed")
+            raise ProcessEnds("did not end in time, and was killed")
         if self.loading:
             if silent > LOAD_SILENCE:
                 raise ProcessEnds(f"hung for {silent:.0f} s while it was starting, and was killed")

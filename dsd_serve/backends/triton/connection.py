@@ -132,7 +132,7 @@ class RemoteServer:
             self.not_ready = None
             self.on_ready()
         if reason != (before and before.not_ready):
-            state = "is ready" if reason is None else f"carries out nothing ({reason})"
+            state = "is ready" if reason is None else f"does no work ({reason})"
             log.log(
                 logging.INFO if reason is None else logging.WARNING,
                 "Triton at %s: its instance %s %s",
@@ -190,7 +190,7 @@ class RemoteServer:
         if isinstance(error, BrokenServer):
             return f"answers: {' '.join(str(error).split())[:200]}"
         if isinstance(error, WrongAnswer):
-            return f"gives a wrong answer: {error}"
+            return f"sent an invalid answer: {error}"
         details = getattr(error, "details", None)
         text = " ".join(str(details() if callable(details) else error).split())[:200] or type(error).__name__
         name = proxy_of(self.address)

@@ -278,8 +278,8 @@ class TritonBackend:
         except DSDError as failed:
             error = failed
         except WrongAnswer as failed:
-            log.error("Triton at %s gives a wrong answer: %s", server.address if server else "", failed)
-            error = EngineError(f"Triton gave a wrong answer: {failed}")
+            log.error("Triton at %s sent an invalid answer: %s", server.address if server else "", failed)
+            error = EngineError(f"Triton sent an invalid answer: {failed}")
         except Exception as failed:
             reason = server.reason_of(failed) if server else repr(failed)
             error = ClosedError(f"the connection to Triton broke ({reason}); send the request again")

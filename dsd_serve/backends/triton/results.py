@@ -56,9 +56,7 @@ class ResponseReader:
             self.check(outputs, {"preview": self.shapes["preview"], "step": self.shapes["step"]})
             step = int(outputs["step"][0])
             if not self.step < step <= self.steps:
-                raise WrongAnswer(
-                    f"a preview of step {step} after step {self.step}, of {self.steps} that were asked for"
-                )
+                raise WrongAnswer(f"a preview of step {step} after step {self.step}, of {self.steps} requested")
             self.step = step
             return Preview(step, outputs["preview"])
         dtype, (_, *row) = self.shapes[self.kind]
@@ -87,7 +85,7 @@ class ResponseReader:
 
 @dataclass(frozen=True)
 class Description:
-    """What an instance says of itself. not_ready: why it carries out nothing now, or None. running, waiting: tasks."""
+    """The description that an instance gives of itself. not_ready: the reason, or None. running, waiting: tasks."""
 
     instance: str
     info: ModelInfo

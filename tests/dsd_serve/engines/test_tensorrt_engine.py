@@ -215,10 +215,10 @@ def test_describe_names_the_library_and_the_gpu(engine):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"gpu": "Other 2"}, r"was built for Other 2 \(compute capability 9.0\), and here is Double 1"),
+        ({"gpu": "Other 2"}, r"was built for Other 2 \(compute capability 9.0\), but the GPU is Double 1"),
         ({"hardware": "same", "capability": "8.9"}, "was built for compute capability 8.9"),
         ({"targets": ("8.6", "8.9"), "capability": None}, "was built for compute capability 8.6, 8.9"),
-        ({"library_version": "11.3.0.1"}, "was built with tensorrt 11.3.0.1, and here is 11.4.0.106"),
+        ({"library_version": "11.3.0.1"}, "was built with tensorrt 11.3.0.1, but 11.4.0.106"),
         ({"library_version": "10.9", "version_compatible": True}, "was built with tensorrt 10.9"),
         ({"library_version": "11.9", "version_compatible": True}, "was built with tensorrt 11.9"),
         ({"made_from": {"model.onnx": "0" * 64}}, "was made from another model.onnx"),

@@ -161,7 +161,7 @@ def test_a_finished_run_draws_nothing_again(flags, tmp_path, capsys, kind):
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.suffix in (".png", ".tar", ".npz")}
     assert capsys.readouterr().err.endswith("images were drawn\n")
     generate(flags, kind, tmp_path, "--shard", "1/4")
-    assert capsys.readouterr().err == "all images were there already\n"
+    assert capsys.readouterr().err == "all images already exist\n"
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert not [path for path in tmp_path.rglob(".*")]
 
@@ -171,16 +171,16 @@ def test_another_model_or_other_settings_are_refused(flags, tmp_path, kind, demo
     generate(flags, kind, tmp_path, "--shard", "1/4")
     before = files_of(tmp_path)
     for more, words in [
-        (["--steps", 3], "steps 2, and this one has 3"),
-        (["--seed", 1], "seed 0, and this one has 1"),
-        (["--per-class", 60], "per_class 100, and this one has 60"),
-        (["--model", demo_dir], "model 'tiny', and this one has 'dsd-demo'"),
+        (["--steps", 3], "steps 2, not 3"),
+        (["--seed", 1], "seed 0, not 1"),
+        (["--per-class", 60], "per_class 100, not 60"),
+        (["--model", demo_dir], "model 'tiny', not 'dsd-demo'"),
     ]:
         with pytest.raises(SystemExit, match=words):
             generate(flags, kind, tmp_path, "--shard", "1/4", *more)
     if kind != "npz":  # whose shards have files of their own
         for shard in ("2/3", "1/1"):
-            with pytest.raises(SystemExit, match="shards 4, and this one has"):
+            with pytest.raises(SystemExit, match="shards 4, not"):
                 generate(flags, kind, tmp_path, "--shard", shard)
     assert files_of(tmp_path) == before
 
@@ -204,7 +204,7 @@ def test_merge_refuses_what_does_not_fit(flags, tmp_path):
     with pytest.raises(SystemExit, match=r"a-2-of-2-manifest\.json is missing; draw it first"):
         main(merge)
     generate(flags, "npz", tmp_path, "--shard", "2/2", "--seed", 5)
-    with pytest.raises(SystemExit, match="seed 5, and this one has 0"):
+    with pytest.raises(SystemExit, match="seed 5, not 0"):
         main(merge)
     assert not (tmp_path / "a.npz").exists()
 
@@ -220,7 +220,7 @@ def test_a_full_disk_gets_a_sentence_and_the_run_goes_on(flags, whole, tmp_path,
 
     with monkeypatch.context() as patched:
         patched.setattr(sample_folder.SampleFolder, "write", full)
-        with pytest.raises(SystemExit, match="the disk is full; give the same command again to go on"):
+        with pytest.raises(SystemExit, match="the disk is full; run the same command again to resume"):
             generate(flags, "folder", tmp_path)
     generate(flags, "folder", tmp_path)
     assert files_of(tmp_path) == whole["folder"]
@@ -230,10 +230,10 @@ def test_ctrl_c_says_how_to_go_on_and_one_shard_is_drawn_once_at_a_time(flags, t
     arguments = ["all", *flags, "--steps", "40", "-o", tmp_path / "d"]
     process = start(GENERATE, *arguments)
     until(lambda: any(tmp_path.glob("d/*/*.png")), 60)
-    with pytest.raises(SystemExit, match="another dsd-generate is at work on"):
+    with pytest.raises(SystemExit, match="another dsd-generate is writing"):
         main([*map(str, arguments)])
     process.send_signal(signal.SIGTERM)
-    assert finish(process)[::2] == (143, "dsd-generate: stopped; give the same command again to go on\n")
+    assert finish(process)[::2] == (143, "dsd-generate: stopped; run the same command again to resume\n")
 
 
 def test_the_manifest_says_what_was_drawn_and_how(flags, tmp_path, tiny_dir):

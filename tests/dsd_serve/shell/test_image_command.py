@@ -80,7 +80,7 @@ def test_walks_are_the_servers(image, http):
         (["decode", "photo.png", "-o", "z.png"], "the bytes are not readable latents"),
         (["reconstruct", "photo.png", "-o", "photo.png"], "photo.png exists; --force replaces it"),
         (["walk", "207", "photo.png"], "start and end must be two classes or two images"),
-        (["walk", "photo.png", "photo.png", "--seed", 1], "takes no seed"),
+        (["walk", "photo.png", "photo.png", "--seed", 1], "needs no noise, so leave out seed"),
     ],
 )
 def test_mistakes_get_a_sentence(image, tmp_path, arguments, words):

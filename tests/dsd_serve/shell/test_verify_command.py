@@ -112,7 +112,7 @@ def test_files_that_settings_cannot_draw(verify, http, tiny_dir, tmp_path):
         "edited": "was made from another image or from latents, which its settings do not hold",
         "walk": "shows a walk or several classes",
         "text": "the bytes are not a readable image: send a PNG, JPEG or WebP",
-        "cut": "the image is broken: the file is cut off before its end; send it again, whole",
+        "cut": "the image is broken: the file is truncated; send the whole file",
         "other": "was drawn by another model (",
         "shape": "has settings of an image of another size",
         "many": "has settings of an image of another size",

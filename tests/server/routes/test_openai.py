@@ -219,7 +219,7 @@ def test_the_async_client(server_url):
     ("options", "param", "words"),
     [
         ({"prompt": "golden retreiver"}, "prompt", "did you mean 207 (Golden Retriever)?"),
-        ({"prompt": "tiger shark"}, "prompt", "which this model was not trained on; it knows 1 (goldfish), 207"),
+        ({"prompt": "tiger shark"}, "prompt", "which this model was not trained on; the model has 1 (goldfish), 207"),
         ({"prompt": ""}, "prompt", "class must be an index"),
         ({"class_id": 1000}, "class_id", "class must be an index"),
         ({"size": "16x32"}, "size", "auto or a square like 256x256, at least 8x8, got '16x32'"),
@@ -228,7 +228,7 @@ def test_the_async_client(server_url):
         ({"n": 0}, "n", "n must be greater than or equal to 1"),
         ({"n": 11}, "n", "n must be less than or equal to 10"),
         ({"n": 9}, "n", "n must be at most 8 on this server"),
-        ({"background": "transparent"}, "background", "draws nothing transparent"),
+        ({"background": "transparent"}, "background", "images are always opaque"),
         ({"response_format": "url"}, "response_format", "response_format must be b64_json"),
         ({"output_format": "svg"}, "output_format", "must be 'png', 'jpeg' or 'webp', got 'svg'"),
         ({"output_format": "gif"}, "output_format", "must be 'png', 'jpeg' or 'webp', got 'gif'"),

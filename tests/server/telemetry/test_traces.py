@@ -54,8 +54,8 @@ def test_the_variables_are_obeyed(monkeypatch, flag, environment, on):
 @pytest.mark.parametrize(
     ("environment", "words"),
     [
-        ({"OTEL_TRACES_EXPORTER": "none"}, "--otel asks for traces and OTEL_TRACES_EXPORTER=none forbids them"),
-        ({"OTEL_SDK_DISABLED": "TRUE"}, "--otel asks for traces and OTEL_SDK_DISABLED=true forbids them"),
+        ({"OTEL_TRACES_EXPORTER": "none"}, "--otel turns traces on and OTEL_TRACES_EXPORTER=none turns them off"),
+        ({"OTEL_SDK_DISABLED": "TRUE"}, "--otel turns traces on and OTEL_SDK_DISABLED=true turns them off"),
         ({"OTEL_TRACES_EXPORTER": "zipkin"}, "OTEL_TRACES_EXPORTER must be otlp or none, got 'zipkin'"),
         ({"OTEL_TRACES_EXPORTER": "otlp,console"}, "OTEL_TRACES_EXPORTER must be otlp or none"),
         ({"OTEL_SDK_DISABLED": "1"}, "OTEL_SDK_DISABLED must be true or false, got '1'"),

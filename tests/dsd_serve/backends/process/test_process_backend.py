@@ -181,7 +181,7 @@ def test_closing_while_it_hangs(start, monkeypatch):
     began = time.monotonic()
     assert not backend.close(0.1)
     assert time.monotonic() - began < 3
-    with pytest.raises(ClosedError, match="did not end when it was told to, and was killed"):
+    with pytest.raises(ClosedError, match="did not end in time, and was killed"):
         job.future.result(0)
     assert not is_running(pid)
 
@@ -189,9 +189,9 @@ def test_closing_while_it_hangs(start, monkeypatch):
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        ("garbage", "sent a message that makes no sense"),
-        ("wrong type", "sent a message that makes no sense"),
-        ("wrong shape", r"sent a message that makes no sense \(image is uint8 \[1, 2\]\)"),
+        ("garbage", "sent an invalid message"),
+        ("wrong type", "sent an invalid message"),
+        ("wrong shape", r"sent an invalid message \(image is uint8 \[1, 2\]\)"),
         ("exit", "ended with exit status 7"),
         ("segfault", "was ended by SIGSEGV"),
     ],
@@ -268,7 +268,9 @@ def test_a_process_that_keeps_ending_is_given_up(start, monkeypatch):
         until(lambda: backend.ready)
         os.kill(backend.pid, signal.SIGKILL)
         until(lambda number=number: backend.ends == number + 1)
-    assert backend.given_up.startswith("the engine process ended 2 times with nothing done in between; at last it was")
+    assert backend.given_up.startswith(
+        "the engine process ended 2 times without an image in between; the last time it was"
+    )
     until(lambda: backend.ready)
     draw(backend)
     assert backend.given_up is None, "it serves after all"
