@@ -63,6 +63,11 @@
     }
   }
 
+  // Stop is a request to the server of this page. Gradio owns the button's `disabled`, so it is made inert instead.
+  function allowStop(allowed) {
+    for (const button of document.querySelectorAll("button[id$=-stop]")) button.inert = !allowed;
+  }
+
   async function look() {
     if (!document.hidden) {
       try {
@@ -74,6 +79,7 @@
         // One may fail because the browser or the network is busy.
         if (++failures >= 2) show({up: false, sentence: "The server of this page does not respond."});
       }
+      allowStop(failures < 2);
     }
     setTimeout(look, 1000 * SECONDS);
   }
@@ -139,7 +145,7 @@
   document.addEventListener("keydown", (event) => {
     const kind = event.key === "Enter" && (event.ctrlKey || event.metaKey) ? "go" : event.key === "Escape" ? "stop" : "";
     if (!kind) return;
-    const button = [...document.querySelectorAll(`button[id$="-${kind}"]`)].find((one) => one.offsetParent && !one.disabled);
+    const button = [...document.querySelectorAll(`button[id$="-${kind}"]`)].find((one) => one.offsetParent && !one.disabled && !one.inert);
     if (button) {
       event.preventDefault();
       button.click();

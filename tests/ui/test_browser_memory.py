@@ -178,6 +178,8 @@ def test_a_killed_server_and_the_next_one_lose_nothing(opened, free_port):
     first.process.wait()
     page.wait_for_selector("#down:has-text('does not respond')")
     page.wait_for_selector("#board .progress", state="detached")
+    page.focus("#generate-stop")
+    assert page.evaluate("document.activeElement.id") != "generate-stop"  # there is nobody to stop anything
     second = Server("--ui", "--port", port)
     page.wait_for_function("!window.before && window.dsd?.ready()")  # the page has loaded again, by itself
     page.wait_for_selector("#board .drawing img")  # and draws
