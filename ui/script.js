@@ -1,4 +1,4 @@
-// The page's own script: server state, light and dark, keyboard. It makes requests to this page only.
+// The page's own script: server state, light and dark, keyboard. It makes requests to the page's own server only.
 (() => {
   const SECONDS = 2;
   let up = null;
@@ -43,22 +43,22 @@
     if (state.body_mb) largest = 1e6 * state.body_mb;
     // A page that was opened before its server was up is still empty.
     if (state.up && up === false && !document.querySelector("#told [data-classes]")) window.dsd.open();
-    // After an outage it may be another server; else it may have another model, or images of another checkpoint.
+    // After an outage the server may be another one; otherwise it may have another model, or images of another checkpoint.
     else if (state.up && (up === false || (version && state.version !== version))) byId("follow")?.click();
     if (state.up) version = state.version;
     up = state.up;
   }
 
-  // Work under way ended with the connection. Once that is back, Gradio loads the page again, which draws the rest.
+  // Work under way ended with the connection. Once it is back, Gradio reloads the page, which draws the rest.
   function lost() {
     for (const one of document.querySelectorAll(".progress")) {
       const done = one.querySelector(".words")?.textContent.match(/^\d+ of \d+/)?.[0];
       const line = document.createElement("p");
       line.className = "line";
-      line.textContent = `The connection was lost${done ? `: ${done} were done` : ""}. It goes on when the server is back.`;
+      line.textContent = `The connection was lost${done ? ` after ${done}` : ""}. The page continues when the server is back.`;
       one.replaceWith(line);
     }
-    for (const toast of document.querySelectorAll(".toast-body")) { // Gradio's says less than ours
+    for (const toast of document.querySelectorAll(".toast-body")) { // ours says more
       if (/connection/i.test(toast.textContent)) toast.style.display = "none";
     }
   }
