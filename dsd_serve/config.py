@@ -195,5 +195,5 @@ PRESETS = {
     "dsd-s": ModelConfig(image_size=256, patch_size=16, latent_dim=32, hidden_size=384, depth=22, num_heads=6),
     "dsd-m": ModelConfig(image_size=256, patch_size=16, latent_dim=32, hidden_size=768, depth=16, num_heads=12),
     "dsd-b": ModelConfig(image_size=256, patch_size=16, latent_dim=32, hidden_size=768, depth=28, num_heads=12),
-    "demo": ModelConfig(image_size=32, patch_size=8, latent_dim=16, hidden_size=192, depth=6, num_heads=6),
+    "demo": ModelConfig(image_size=32, patch_size=8, latent_dim=32, hidden_size=192, depth=6, num_heads=6),
 }
