@@ -369,7 +369,7 @@ def test_a_body_has_its_time_whatever_the_application_does(monkeypatch):
             with contextlib.suppress(TimeoutError):
                 opened.sendall(b"x")
                 received += opened.recv(1000)
-        assert "body did not come within 1 seconds" in refused(received, 408)
+        assert "body did not arrive within 1 seconds" in refused(received, 408)
         assert server.cuts == ["slow_body"]
         until(lambda: "disconnect" in server.app.ended)
 
