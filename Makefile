@@ -6,7 +6,8 @@
 # make coverage  line coverage of the fast and thorough tests
 # make lint   ruff, mypy, import-linter          make fmt   formats the code
 # make test-clients  tests with third-party clients: curl, nginx, Java, Node, Chromium ...
-# make docs   builds the documentation site into build/site; dead links fail
+# make docs   builds the documentation site into build/site, with the page of the demo model in try/; dead links fail;
+#             needs npm
 # make audit  checks dependencies for known vulnerabilities      make locks  updates locks/ after a change of constraints.txt
 # make ci     lint, docs, audit and all tests except the slow ones, as in CI
 # make demo   retrains the demo model; DATA=/path/to/tiny-imagenet-200
@@ -45,6 +46,9 @@ VENV = $(PYTHON) -m venv $(1) || { echo "make: Python 3.11 or later with venv is
 TRY = OMP_NUM_THREADS=1 $(DEV)/bin/python -m pytest $(1) $(2) || { echo "make: running the failed tests once more"; \
 	$(DEV)/bin/python -m pytest $(1) --last-failed --last-failed-no-failures none; }
 
+# A page without a server: of the model $(1), in the folder $(2).
+WEB_PAGE = $(DEV)/bin/dsd-export $(1) --web $(2) --runtime $(NPM)
+
 .PHONY: run ui web test test-thorough coverage test-slow test-ui test-triton test-clients triton lint docs audit locks fmt ci demo distill study eval samplers bench bench-serving measure-ui gpu image deploy-lint clean
 
 run: $(RUN)/.done
@@ -54,7 +58,7 @@ ui: $(RUN)/.ui
 	$(RUN)/bin/dsd-serve --ui $(ARGS)
 
 web: $(DEV)/.done $(NPM)/node_modules/.done
-	$(DEV)/bin/dsd-export $(or $(MODEL),dsd_serve/demo) --web build/web --runtime $(NPM)
+	$(call WEB_PAGE,$(or $(MODEL),dsd_serve/demo),build/web)
 	$(DEV)/bin/python -m http.server --bind 127.0.0.1 --directory build/web 8080
 
 test: $(DEV)/.done
@@ -95,9 +99,11 @@ lint: $(DEV)/.done
 	$(DEV)/bin/mypy
 	$(DEV)/bin/lint-imports
 
-docs: $(DOCS)/.done
+docs: $(DOCS)/.done $(DEV)/.done $(NPM)/node_modules/.done
 	$(DOCS)/bin/python tools/tree.py
 	$(DOCS)/bin/zensical build --strict
+	$(call WEB_PAGE,dsd_serve/demo,build/site/try)
+	$(DOCS)/bin/python tools/site_links.py build/site
 
 audit: $(LINT)/.done
 	$(LINT)/bin/python tools/audit.py --database
@@ -114,11 +120,10 @@ fmt: $(DEV)/.done
 ci: lint docs audit test test-thorough test-ui test-triton test-clients
 
 demo: $(DEV)/.done
-	$(DEV)/bin/dsd-train training/configs/demo.toml data.path=$(DATA) \
+	$(DEV)/bin/dsd-train training/configs/demo.toml run.start_from=studies/results/tiny-imagenet data.path=$(DATA) \
 		data.validation=$(DATA)/validation-00000-of-00001.parquet
-	$(DEV)/bin/dsd-export runs/demo/checkpoint.pt
-	$(DEV)/bin/dsd-train training/configs/demo-sharper.toml run.start_from=runs/demo/model data.path=$(DATA) \
-		data.validation=$(DATA)/validation-00000-of-00001.parquet
+	$(DEV)/bin/dsd-export runs/demo/checkpoint.pt --store fp16 --sampler dpmpp_2m --steps 9 --guidance 3
+	$(MAKE) distill TEACHER=runs/demo/model FAST=runs/demo-fast
 
 distill: $(DEV)/.done
 	$(DEV)/bin/dsd-distill $(TEACHER) -o $(FAST) --config training/configs/distill-demo.toml run.dir=$(FAST)-run $(ARGS)

@@ -48,7 +48,7 @@ def draw(values: Mapping[str, Any], path: Path) -> None:
     draw_intervals(axes[1][1], values)
     for axis in (axes[0][0], axes[0][1]):
         axis.set_xscale("log")
-        axis.set_xticks(sorted({r["evaluations"] for r in results_of(values, "samplers")} | {2, 3}))
+        axis.set_xticks(sorted({r["evaluations"] for r in results_of(values, "samplers")} | {1, 2, 3}))
         axis.xaxis.set_major_formatter("{x:g}")
         axis.minorticks_off()
         if axis.lines:
@@ -130,7 +130,8 @@ def document(values: Mapping[str, Any]) -> str:
     else:
         lines += recommendation(values)
     for part, title in TITLES.items():
-        lines += ["", f"## {title}", "", *table(results_of(values, part))]
+        if values["parts"].get(part):
+            lines += ["", f"## {title}", "", *table(results_of(values, part))]
     return "\n".join([*lines, ""])
 
 

@@ -9,9 +9,10 @@ from dsd_serve.samplers import num_rows, timesteps
 
 REFERENCE_STEPS = 500
 EVALUATIONS = (5, 9, 19, 39)  # of the network, without guidance: those of heun with 3, 5, 10 and 20 steps
-FEW = (2, 3, 4, 5, 6, 8, 9)  # evaluations at which few steps are studied
+FEW = (1, 2, 3, 4, 5, 6, 8, 9)  # evaluations at which few steps are studied
 SHIFTS = (0.5, 2.0)  # besides 1, which is even steps
 GUIDANCE = (1.0, 2.0, 3.0, 4.0, 6.0)
+ADDED_GUIDANCE = (1.0, 1.5, 2.0, 3.0)  # of models that have learnt theirs
 INTERVALS = ((0.0, 0.75), (0.1, 1.0), (0.25, 1.0))
 ENOUGH = 9  # evaluations at which guidance and shift are studied: more hardly change the images
 SEEDS = (1, 2, 3, 4, 5)  # each draws its share of the images of a setting
@@ -78,30 +79,35 @@ def default_setting(defaults: Mapping[str, Any]) -> Setting:
 def settings_of(defaults: Mapping[str, Any], samplers: Sequence[str]) -> dict[str, list[Setting]]:
     """The settings of each part of the study. A setting in several parts is measured once.
 
-    defaults: the model's recommendation. samplers: those that the model can run.
+    defaults: the model's recommendation. samplers: those that the model can run. A model with the sampler flow_map has
+    learnt its guidance: it is studied without further guidance, except in the part of that name.
     """
-    default_guidance = defaults["guidance_scale"] if defaults["guidance_scale"] > 1 else 2.0
-    best = Setting("dpmpp_2m", ENOUGH, default_guidance)
+    if "flow_map" in samplers:
+        best = default_setting(defaults)
+        scales, guidance, intervals = [1.0], ADDED_GUIDANCE, []
+        shifted_settings = [replace(best, evaluations=n) for n in (2, 3, 4)]
+    else:
+        guided = defaults["guidance_scale"] if defaults["guidance_scale"] > 1 else 2.0
+        best = Setting("dpmpp_2m", ENOUGH, guided)
+        scales, guidance = [1.0, guided], tuple(sorted({*GUIDANCE, guided}))
+        intervals = [
+            replace(best, guidance_scale=g, guidance_start=start, guidance_stop=stop)
+            for g in (guided, guided + 1)
+            for start, stop in INTERVALS
+        ]
+        shifted_settings = [
+            replace(best, sampler=sampler, evaluations=n) for sampler in ("heun", "dpmpp_2m") for n in (5, ENOUGH)
+        ]
 
     def at(counts: Sequence[int]) -> list[Setting]:
-        settings = [Setting(s, n, g) for g in (1.0, default_guidance) for s in samplers for n in counts]
-        return [s for s in settings if s.sampler != "heun" or s.evaluations % 2]
+        settings = [Setting(s, n, g) for g in scales for s in samplers for n in counts]
+        return [s for s in settings if s.sampler != "heun" or (s.evaluations % 2 and s.evaluations > 1)]
 
     return {
         "default": [default_setting(defaults)],
         "few": at(FEW),
         "samplers": at(EVALUATIONS),
-        "guidance": [replace(best, guidance_scale=g) for g in sorted({*GUIDANCE, default_guidance})],
-        "interval": [best]
-        + [
-            replace(best, guidance_scale=g, guidance_start=start, guidance_stop=stop)
-            for g in (default_guidance, default_guidance + 1)
-            for start, stop in INTERVALS
-        ],
-        "shift": [
-            replace(best, sampler=sampler, evaluations=n, shift=shift)
-            for sampler in ("heun", "dpmpp_2m")
-            for n in (5, ENOUGH)
-            for shift in sorted((*SHIFTS, 1.0))
-        ],
+        "guidance": [replace(best, guidance_scale=g) for g in guidance],
+        "interval": [best, *intervals] if intervals else [],
+        "shift": [replace(s, shift=shift) for s in shifted_settings for shift in sorted((*SHIFTS, 1.0))],
     }

@@ -1,5 +1,5 @@
-// What the page adds to Gradio for keyboards, touch, screen readers and reduced motion, and sentences for what a browser
-// refuses. It makes no requests.
+// What the page adds to Gradio for keyboards, touch, screen readers and reduced motion, and sentences about what a
+// browser refuses. It makes no requests.
 (() => {
   const byId = (id) => document.getElementById(id);
   const all = (selector, within = document) => [...within.querySelectorAll(selector)];
@@ -100,7 +100,7 @@
     byId("generate-go")?.click();
   }
 
-  // After a jump to another tab the focus is on that tab, and not lost.
+  // After a jump to another tab the focus is on that tab.
   let jumping = false, shown = "";
   function followJump() {
     const tab = document.querySelector("#tabs > .tab-wrapper [role=tab][aria-selected=true]");
@@ -143,7 +143,7 @@
     }
   }
 
-  // Gradio names its drop zones otherwise than they are labelled; the words in them are enough.
+  // The labels of Gradio's drop zones differ from the words in them, which are enough.
   function relabel() {
     for (const zone of all("button.upload-container[aria-label]")) if (zone.textContent.trim()) zone.removeAttribute("aria-label");
     for (const search of all("#class-search textarea:not([enterkeyhint])")) search.setAttribute("enterkeyhint", "search");
@@ -155,7 +155,7 @@
     }
   }
 
-  // Camera and clipboard: what the browser refuses is said.
+  // Camera and clipboard: a sentence says what the browser refuses.
   document.documentElement.classList.toggle("insecure", !isSecureContext);
   const media = navigator.mediaDevices;
   if (media?.getUserMedia) {

@@ -55,7 +55,7 @@
       make("button", {type: "button", className: "action", id: "only-stars", ariaPressed: String(only), textContent: "Starred",
         onclick: () => { only = !only; show(); }}),
       make("button", {type: "button", className: "action", id: "forget", textContent: "Clear",
-        title: "Forget the images that have no star", onclick: () => { drawn = drawn.filter((one) => one.star); keep(); }}));
+        title: "Remove the images that have no star", onclick: () => { drawn = drawn.filter((one) => one.star); keep(); }}));
     const list = make("div", {className: "row", tabIndex: -1}, ...shown.map((one) => make("button", {
       type: "button", className: one.star ? "old star" : "old", title: caption(one), ariaLabel: caption(one),
       "data-act": "choose", "data-image": one.id, "data-query": one.query, "data-title": one.title, "data-file": one.file,

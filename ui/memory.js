@@ -1,7 +1,7 @@
 // What this browser remembers of the page: the settings of the shown images in the address, and controls, images and
 // photos in its own storage, so that a reload, Back, or a lost connection loses nothing.
 (() => {
-  const KEY = "dsd-page"; // in sessionStorage: of this tab of the browser
+  const KEY = "dsd-page"; // in sessionStorage: for this tab of the browser
   const PLACES = ["edit-board", "inpaint-board", "walk-strip", "walk-animation", "way"]; // of images, beside #board
   const PHOTOS = ["photo", "from-photo", "to-photo", "inside-photo"];
   const TABS = {generate: "Generate", photo: "Your photo", walk: "Walk", inside: "Look inside", training: "Training"};
@@ -11,7 +11,7 @@
   const parse = (text) => { try { return JSON.parse(text) ?? {}; } catch { return {}; } };
 
   let memory = parse(sessionStorage.getItem(KEY));
-  let ready = false; // once the page is as it was: before, its defaults must not replace what is remembered
+  let ready = false; // once the page is as it was; until then its defaults must not replace what is remembered
 
   function save() {
     if (!ready) return;
@@ -70,7 +70,7 @@
   // The message of this script to the server when the page is opened, and when its model changes; see ui/opening.py.
   let opening = 0;
   function kept(opens) {
-    const same = memory.search === settings(location.search); // else the address says more than what is remembered
+    const same = memory.search === settings(location.search); // otherwise the address takes precedence
     const own = (name) => !/^generate\.(n|index|seed|keep|num_steps|sampler|guidance)/.test(name);
     const values = Object.entries(memory.values ?? {}).filter(([name]) => same || own(name));
     if (opens) {
@@ -90,7 +90,7 @@
       await pause(50);
     }
     await pause(300); // Gradio sets the controls one after the other
-    if (currentTab() === before) select(tabOf(location.search)); // else the visitor has chosen one meanwhile
+    if (currentTab() === before) select(tabOf(location.search)); // otherwise the visitor has chosen one meanwhile
     if (number === "1") await restorePhotos();
     ready = true;
     follow();

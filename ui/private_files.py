@@ -265,7 +265,7 @@ def references(value: Any) -> Iterator[dict[str, Any]]:
 def safe_name(name: str) -> str:
     """The last part of a file name, with harmless characters only."""
     last = name.replace("\\", "/").rpartition("/")[2]
-    kept = "".join(letter if letter.isalnum() or letter in "._- " else "_" for letter in last)[-MAX_NAME:]
+    kept = "".join(letter if letter.isalnum() or letter in "._- ()" else "_" for letter in last)[-MAX_NAME:]
     return kept.strip(". ") or "file"
 
 

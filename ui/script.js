@@ -1,4 +1,4 @@
-// The page's own script: server state, light and dark, keyboard. It makes requests to this page only.
+// The page's own script: server state, light and dark, keyboard. It makes requests to the page's own server only.
 (() => {
   const SECONDS = 2;
   let up = null;
@@ -43,24 +43,29 @@
     if (state.body_mb) largest = 1e6 * state.body_mb;
     // A page that was opened before its server was up is still empty.
     if (state.up && up === false && !document.querySelector("#told [data-classes]")) window.dsd.open();
-    // After an outage it may be another server; else it may have another model, or images of another checkpoint.
+    // After an outage the server may be another one; otherwise it may have another model, or images of another checkpoint.
     else if (state.up && (up === false || (version && state.version !== version))) byId("follow")?.click();
     if (state.up) version = state.version;
     up = state.up;
   }
 
-  // Work under way ended with the connection. Once that is back, Gradio loads the page again, which draws the rest.
+  // Work under way ended with the connection. Once it is back, Gradio reloads the page, which draws the rest.
   function lost() {
     for (const one of document.querySelectorAll(".progress")) {
       const done = one.querySelector(".words")?.textContent.match(/^\d+ of \d+/)?.[0];
       const line = document.createElement("p");
       line.className = "line";
-      line.textContent = `The connection was lost${done ? `: ${done} were done` : ""}. It goes on when the server is back.`;
+      line.textContent = `The connection was lost${done ? ` after ${done}` : ""}. The page continues when the server is back.`;
       one.replaceWith(line);
     }
-    for (const toast of document.querySelectorAll(".toast-body")) { // Gradio's says less than ours
+    for (const toast of document.querySelectorAll(".toast-body")) { // ours says more
       if (/connection/i.test(toast.textContent)) toast.style.display = "none";
     }
+  }
+
+  // Stop is a request to the server of this page. Gradio owns the button's `disabled`, so it is made inert instead.
+  function allowStop(allowed) {
+    for (const button of document.querySelectorAll("button[id$=-stop]")) button.inert = !allowed;
   }
 
   async function look() {
@@ -74,6 +79,7 @@
         // One may fail because the browser or the network is busy.
         if (++failures >= 2) show({up: false, sentence: "The server of this page does not respond."});
       }
+      allowStop(failures < 2);
     }
     setTimeout(look, 1000 * SECONDS);
   }
@@ -139,7 +145,7 @@
   document.addEventListener("keydown", (event) => {
     const kind = event.key === "Enter" && (event.ctrlKey || event.metaKey) ? "go" : event.key === "Escape" ? "stop" : "";
     if (!kind) return;
-    const button = [...document.querySelectorAll(`button[id$="-${kind}"]`)].find((one) => one.offsetParent && !one.disabled);
+    const button = [...document.querySelectorAll(`button[id$="-${kind}"]`)].find((one) => one.offsetParent && !one.disabled && !one.inert);
     if (button) {
       event.preventDefault();
       button.click();

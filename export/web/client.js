@@ -1,23 +1,23 @@
 /**
- * The network as the page sees it: an object whose calls are carried out by a worker, so that the page never waits.
+ * The network as the page sees it: an object whose calls are carried out by a worker, so that the page never freezes.
  *
  *     import { DSD } from "./client.js";
  *     const network = await DSD.load("./", ({ fetched, total }) => { bar.value = fetched / total; });
  *     const { pixels, width, height } = await network.generate({ label: 207, seed: 7 });
  *     context.putImageData(new ImageData(pixels, width, height), 0, 0);
  *
- * Calls are carried out one after another, in their order. A call that fails rejects with a `DSDError`, whose `message`
- * is a sentence for the user and whose `name` is the kind of error:
+ * Calls are carried out one after another, in order. A call that fails rejects with a `DSDError`, whose `message` is a
+ * sentence for the user and whose `name` is the kind of error:
  *
- *     InputError       an argument that is not possible; the sentence says what is
+ *     InputError       an invalid argument; the sentence says what is allowed
  *     CancelledError   `cancel` was called
- *     LoadError        a file of the folder is missing, damaged or cannot be run by this browser
- *     EngineError      ONNX Runtime failed while it ran the network
+ *     LoadError        a file of the folder is missing or damaged, or this browser cannot run it
+ *     EngineError      ONNX Runtime failed while running the network
  *
  * @typedef {object} Progress
  * @property {number} fetched   bytes so far
  * @property {number} total     bytes of all files that this browser fetches
- * @property {"fetching"|"starting"} stage   starting: all files are there, the graph is loaded and tested
+ * @property {"fetching"|"starting"} stage   starting: all files are here; the graph is loaded and tested
  *
  * @typedef {object} ImageClass
  * @property {number} index   its label
@@ -33,7 +33,7 @@
  *
  * @typedef {object} Info
  * @property {string} name          of the model
- * @property {string} fingerprint   of the model, as servers have it: the same one draws the same images
+ * @property {string} fingerprint   of the model, as in the HTTP API: equal ones draw the same images
  * @property {string} version       of DSD
  * @property {number} imageSize     side of an image in pixels; all images are square
  * @property {[number, number]} latentShape   L tokens of C channels
@@ -43,8 +43,8 @@
  * @property {"wasm"|"webgpu"} provider   what runs the network here
  * @property {string} runtime       version of ONNX Runtime Web
  * @property {number} modelBytes    size of graph and weights
- * @property {number} fetchedBytes  bytes of all files that the worker read, as stored: a host may send fewer, compressed
- * @property {number} milliseconds  from the call of `load` to its end
+ * @property {number} fetchedBytes  size of the files that were fetched; a host that compresses sends fewer bytes
+ * @property {number} milliseconds  that `load` took
  * @property {?{url: string, columns: number, perClass: number, size: number}} classImages   one image with `perClass`
  *     squares of `size` pixels for each class: number k of class number i of `classes` is square n = i * perClass + k, in
  *     column n % columns, row floor(n / columns); null if there is none
@@ -53,17 +53,17 @@
  * @property {Uint8ClampedArray} pixels   RGBA, rows from the top, as `ImageData` takes them
  * @property {number} width
  * @property {number} height
- * @property {number} milliseconds  of drawing, without the time that the call waited for others
- * @property {number} rows          rows of the network that it took
+ * @property {number} milliseconds  of drawing, without the wait for earlier calls
+ * @property {number} rows          rows that the network ran for it
  *
- * @typedef {object} Step  an image in the making: the decoded clean estimate of a step
+ * @typedef {object} Step  an unfinished image: the decoded clean estimate of a step
  * @property {number} step    from 1
- * @property {number} steps   of this call; an edit runs a share of them
+ * @property {number} steps   of this call; an edit runs only some of the steps that were asked for
  * @property {Uint8ClampedArray} pixels   RGBA
  * @property {number} width
  * @property {number} height
  *
- * @typedef {object} Settings  settings of a sampler; what is left out is as the model recommends (`info.settings`)
+ * @typedef {object} Settings  settings of a sampler; those left out are as the model recommends (`info.settings`)
  * @property {number|bigint|string} [seed]   0 to 2^63 - 1, a string of digits or a BigInt beyond 2^53; 0 if left out
  * @property {number|bigint|string} [index]  number of the image of this seed, in the same range; 0 if left out
  * @property {number} [steps]
@@ -71,8 +71,8 @@
  * @property {number} [guidance]         1 is off
  * @property {number} [guidance_start]   time from which guidance is on; 0 is noise, 1 is data
  * @property {number} [guidance_stop]
- * @property {number} [previewEvery]     with onStep: a preview every that many steps; 1 if left out
- * @property {function(Step): void} [onStep]  called with previews, of all steps but the last
+ * @property {number} [previewEvery]     with onStep: steps from one preview to the next; 1 if left out
+ * @property {function(Step): void} [onStep]  called with the previews; the last step has none
  *
  * @typedef {object} WalkEnd
  * @property {?number} label
@@ -111,10 +111,10 @@ class Network {
   }
 
   /**
-   * Noise an image and sample on from there towards a class.
+   * Add noise to an image and sample from there towards a class.
    * @param {Settings & {pixels: Uint8ClampedArray, label: ?number, strength: number, mask: ?Uint8Array}} options
-   *     pixels: RGBA of imageSize x imageSize; alpha is ignored. strength: the amount of noise, above 0, at most 1, which
-   *     keeps nothing. mask: imageSize x imageSize, other than 0 where to redraw; the rest keeps its pixels
+   *     pixels: RGBA of imageSize x imageSize; alpha is ignored. strength: the amount of noise, above 0 and at
+   *     most 1; 1 keeps nothing. mask: imageSize x imageSize, not 0 where to redraw; other pixels do not change
    * @returns {Promise<Image>}
    */
   edit({ onStep, ...options }) {
@@ -122,7 +122,7 @@ class Network {
   }
 
   /**
-   * Draw the images on the way between two ends, both included.
+   * Draw a walk: images from one end to another, both included.
    * @param {Settings & {start: WalkEnd, end: WalkEnd, n: number, onImage: function({number: number, image: Image})}}
    *     options  n: 2 to 100 images. onImage: called with each image when it is drawn, number from 0
    * @returns {Promise<Image[]>}
@@ -158,19 +158,19 @@ class Network {
     return this.#call("reconstruct", options);
   }
 
-  /** Reject all calls that are waiting or carried out, with CancelledError; later ones are carried out. */
+  /** Reject all calls so far with CancelledError; later calls are carried out. */
   cancel() {
     this.#worker.postMessage({ call: "cancel" });
     this.#failAll(new DSDError("CancelledError", "Stopped."));
   }
 
-  /** End the worker and free its memory; calls that are left reject with CancelledError. */
+  /** End the worker and free its memory; unfinished calls reject with CancelledError. */
   close() {
     this.#worker.terminate();
     this.#failAll(new DSDError("CancelledError", "The network was closed."));
   }
 
-  /** Carry out "load"; for `DSD.load`. */
+  /** Load the network; for `DSD.load`. */
   async load(options, onProgress) {
     this.info = await this.#call("load", options, { progress: onProgress });
     return this;
@@ -213,7 +213,7 @@ export const DSD = {
    * Start a worker, which loads the network of a folder that dsd-export --web wrote.
    * @param {string|URL} [url]  the folder, relative to this module
    * @param {function(Progress): void} [onProgress]
-   * @param {{provider: "auto"|"wasm"|"webgpu"}} [options]  auto: WebGPU where it is there, right and faster
+   * @param {{provider: "auto"|"wasm"|"webgpu"}} [options]  auto: WebGPU where it is available, correct and faster
    * @returns {Promise<Network>}
    */
   async load(url = "./", onProgress = undefined, { provider = "auto" } = {}) {

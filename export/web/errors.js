@@ -11,7 +11,7 @@ export class DSDError extends Error {
 export const inputError = (message) => new DSDError("InputError", message);
 export const loadError = (message) => new DSDError("LoadError", message);
 
-/** An error as a message between worker and page can carry it. */
+/** An error as plain values, for a message from the worker to the page. */
 export function toMessage(error) {
   return error instanceof DSDError
     ? { name: error.name, message: error.message }

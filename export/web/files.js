@@ -3,7 +3,7 @@
 import { loadError } from "./errors.js";
 
 const FORMAT = "dsd-web-1";
-const AGAIN = "copy the whole folder that dsd-export --web wrote again";
+const AGAIN = "copy the whole folder again, as dsd-export --web wrote it";
 
 /** network.json of a folder. */
 export async function fetchDescription(folder) {
@@ -16,12 +16,12 @@ export async function fetchDescription(folder) {
   }
   if (description?.format === FORMAT) return description;
   throw loadError(
-    `network.json is not of format ${FORMAT}: load the page again without the browser's cache; if that does not help, ` +
+    `network.json is not of format ${FORMAT}: reload the page without the browser's cache; if that does not help, ` +
       "export the model again with dsd-export --web.",
   );
 }
 
-/** The address of a file. Its sha256 in it, so that no cache holds the file of an earlier export. */
+/** The address of a file. It contains the sha256, so that no cache answers with the file of an earlier export. */
 export function addressOf(folder, name, { sha256 }) {
   const url = new URL(name, folder);
   url.searchParams.set("v", sha256.slice(0, 16));
@@ -29,10 +29,10 @@ export function addressOf(folder, name, { sha256 }) {
 }
 
 /**
- * Fetch files side by side.
+ * Fetch files in parallel.
  * @param {string} folder  its address
  * @param {Object<string, {bytes: number, sha256: string}>} files  by name
- * @param {function(number)} onBytes  called with the number of bytes of every piece
+ * @param {function(number)} onBytes  called with the size of every chunk
  * @returns {Promise<Object<string, Uint8Array>>} by name
  */
 export async function fetchFiles(folder, files, onBytes) {
@@ -48,7 +48,7 @@ async function fetchFile(folder, name, file, onBytes) {
   let length = 0;
   for (;;) {
     const { done, value } = await reader.read().catch(() => {
-      throw loadError(`The connection broke while ${name} was fetched: load the page again.`);
+      throw loadError(`The connection was lost while ${name} was fetched: reload the page.`);
     });
     if (done) break;
     if (length + value.length > data.length) {
@@ -70,8 +70,8 @@ async function answer(url, options = {}) {
   try {
     response = await fetch(url, options);
   } catch {
-    throw loadError(`${name} cannot be fetched: there is no connection, or nothing serves ${url.origin}.`);
+    throw loadError(`${name} cannot be fetched: there is no connection, or ${url.origin} does not answer.`);
   }
   if (response.ok) return response;
-  throw loadError(`${name} cannot be fetched, the answer is ${response.status}: ${AGAIN}.`);
+  throw loadError(`${name} cannot be fetched, the answer has status ${response.status}: ${AGAIN}.`);
 }

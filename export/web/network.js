@@ -2,7 +2,7 @@
  * The network: one graph on ONNX Runtime Web, which runs rows and programs.
  *
  * WebAssembly runs it everywhere, on one thread, because threads need headers that static hosts do not send. WebGPU does
- * where the browser has an adapter and JavaScript Promise Integration, if a test finds the same images and less time.
+ * where the browser has an adapter and JavaScript Promise Integration, if in a test it draws the same images faster.
  */
 
 import { loadError } from "./errors.js";
@@ -66,7 +66,7 @@ export class Network {
     return kind === "webgpu" ? network.orOnGPU(open, wanted === "webgpu") : network;
   }
 
-  /** The network on the GPU, if it gives the same images and is faster, and otherwise this one. */
+  /** The network on the GPU if it draws the same images and is faster, otherwise this one. */
   async orOnGPU(open, evenIfSlower) {
     let onGPU;
     try {
@@ -97,7 +97,7 @@ export class Network {
   /**
    * Run a program to its end.
    * @param {Generator} program
-   * @param {function(number): Promise} beforeRows  called with the number of rows of each call of the network; may throw
+   * @param {function(number): Promise} beforeRows  called before each call with its number of rows; may throw
    */
   async runProgram(program, beforeRows = async () => {}) {
     let step = program.next();
@@ -108,7 +108,7 @@ export class Network {
     return step.value;
   }
 
-  /** One forward pass over rows of any kinds; one output a row, in their order. */
+  /** One forward pass over rows of any kinds; one output per row, in their order. */
   async run(rows) {
     const outputs = await this.session.run(this.collate(rows));
     const next = { encode: 0, denoise: 0, decode: 0 };
@@ -122,7 +122,7 @@ export class Network {
     return results;
   }
 
-  /** The inputs of the graph; each kind of rows in its order. */
+  /** The inputs of the graph; the rows of each kind in their order. */
   collate(rows) {
     const { Tensor } = this.ort;
     const { imageSize, latentShape, flowMap } = this.config;
@@ -148,7 +148,7 @@ export class Network {
   }
 }
 
-/** Which build of the runtime to fetch: "webgpu", whose build has WebAssembly too, or "wasm". */
+/** Which build of the runtime to fetch: "webgpu", which can run WebAssembly too, or "wasm". */
 async function runtimeFor(wanted, runtime) {
   if (wanted === "wasm" || !runtime.webgpu) return "wasm";
   const canWait = "Suspending" in WebAssembly; // JavaScript Promise Integration, which the build needs

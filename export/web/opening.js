@@ -32,14 +32,14 @@
     );
   else if (typeof WebAssembly !== "object" || !("noModule" in document.createElement("script")))
     say(
-      "This browser cannot run WebAssembly, which the network needs. A current Chrome, Edge, Firefox or Safari can, unless it is switched off, as in the lockdown mode of iPhones.",
+      "This browser cannot run WebAssembly, which the network needs. Current versions of Chrome, Edge, Firefox and Safari can, unless WebAssembly is switched off, as in Lockdown Mode on an iPhone.",
     );
   // A module that cannot be fetched, or one that it imports: error events of elements do not bubble, but can be captured.
   window.addEventListener(
     "error",
     function (event) {
       if (event.target && event.target.tagName === "SCRIPT")
-        say("A part of this page could not be fetched. Check the connection, then try again.", true);
+        say("Part of this page could not be fetched. Check the connection, then try again.", true);
     },
     true,
   );

@@ -16,7 +16,7 @@ customElements.define("dsd-image", ImageElement);
 
 const NAMES = { wasm: "WebAssembly", webgpu: "WebGPU" };
 
-/** What the views share: the network, its classes, the history, and what they can ask for. */
+/** What the views share: the network, its classes, the history, and the actions on images. */
 class Page {
   #times = []; // milliseconds of the last images
 
@@ -36,7 +36,7 @@ class Page {
     this.#showClasses();
   }
 
-  /** The address says what is shown; replace: Back does not return to the one before. */
+  /** Put a link into the address. replace: Back does not return to the address before it. */
   go(link, { replace = false } = {}) {
     this.links[parseLink(link).view] = link;
     if (link === location.hash) return;
@@ -56,7 +56,7 @@ class Page {
     this.views[view].open(values);
   }
 
-  /** Say what the network costs here. milliseconds: of an image that was drawn just now */
+  /** Show what runs the network, what was fetched, and the time of an image. milliseconds: of an image just drawn */
   spent(milliseconds) {
     if (milliseconds !== undefined) this.#times.push(milliseconds);
     const recent = this.#times.slice(-8).sort((a, b) => a - b);
@@ -121,7 +121,7 @@ class Page {
       await navigator.clipboard.writeText(text);
       notify("The link is copied. It draws the same image again.", { kind: "done" });
     } catch {
-      notify("The browser does not let this page copy. The link, to copy by hand:", {
+      notify("The browser does not let this page copy. Copy the link by hand:", {
         kind: "hint",
         actions: [element("input", { value: text, readonly: "", "aria-label": "Link" })],
       });
@@ -137,16 +137,16 @@ class Page {
       classes.forEach(({ index }, i) => this.table.images.set(index, images[i]));
       for (const view of Object.values(this.views)) view.showImages();
     } catch {
-      // The names do without images.
+      // The names are enough.
     }
   }
 
-  /** Keys and files that concern all of the page. */
+  /** Keys and files that concern the whole page. */
   #listen() {
     addEventListener("keydown", (event) => {
       if (event.key === "Escape" && !document.querySelector("dialog[open]")) this.network.cancel();
     });
-    // A field that is wrong can be in settings that are closed.
+    // A wrong field may be inside closed settings.
     addEventListener("invalid", ({ target }) => target.closest("details")?.setAttribute("open", ""), true);
     addEventListener("dragover", (event) => event.preventDefault());
     addEventListener("drop", (event) => {
@@ -156,7 +156,7 @@ class Page {
     addEventListener("paste", (event) => this.#take(fileOf(event.clipboardData)));
   }
 
-  /** A photo that was dropped or pasted somewhere on the page. */
+  /** A photo that was dropped or pasted anywhere on the page. */
   #take(file) {
     if (!file) return;
     this.visit("#photo");
@@ -167,7 +167,7 @@ class Page {
 function showDisplay() {
   for (const radio of document.querySelectorAll("#display input")) {
     radio.onchange = () => (display.way = radio.value);
-    if (radio.checked) display.way = radio.value; // browsers restore the choice when the page is loaded again
+    if (radio.checked) display.way = radio.value; // browsers restore the choice when the page is reloaded
   }
 }
 

@@ -1,8 +1,8 @@
-/** The arguments of calls, checked: every wrong one is an InputError that says what is allowed. */
+/** The arguments of calls, checked: a wrong one raises an InputError that says what is allowed. */
 
 import { inputError } from "./errors.js";
 
-/** @returns the settings of a sampler, complete: those of `given` and otherwise the defaults of `settings`. */
+/** @returns all settings of a sampler: those in `given`, and the defaults in `settings` for the others. */
 export function samplingParams(settings, given) {
   const params = {};
   for (const [name, setting] of Object.entries(settings)) {
@@ -27,13 +27,13 @@ function checked(name, value, setting) {
   return number(name, value, setting.least, setting.most);
 }
 
-/** A seed or an index as a BigInt: beyond 2^53 a number has lost digits, so a BigInt or a text is needed there. */
+/** A seed or an index as a BigInt: beyond 2^53 a number loses digits, so a BigInt or a string is needed there. */
 function bigWhole(name, value, { most }) {
   const isDigits = typeof value === "string" && /^[0-9]{1,20}$/.test(value);
   const isExact = isDigits || typeof value === "bigint" || Number.isSafeInteger(value);
   if (isExact && BigInt(value) >= 0n && BigInt(value) <= BigInt(most)) return BigInt(value);
   throw inputError(
-    `${name} must be a whole number from 0 to ${most}, beyond 2^53 a BigInt or a text of digits, got ${shown(value)}`,
+    `${name} must be a whole number from 0 to ${most}, beyond 2^53 a BigInt or a string of digits, got ${shown(value)}`,
   );
 }
 
@@ -47,7 +47,7 @@ function number(name, value, least, most) {
   throw inputError(`${name} must be a number from ${least} to ${most}, got ${shown(value)}`);
 }
 
-/** The share of an edit's steps that runs. */
+/** The share of an edit's steps that are run. */
 export function strengthOf(value) {
   if (typeof value === "number" && value > 0 && value <= 1) return value;
   throw inputError(`strength must be above 0 and at most 1, got ${shown(value)}`);
@@ -65,7 +65,7 @@ export function labelOf(value, { classes, nullLabel }) {
   );
 }
 
-/** An array of an expected type and length. what: its name and its shape, for the sentence. */
+/** An array of an expected type and length. what: its name and shape, for the error message. */
 export function arrayOf(value, Types, length, what) {
   if (Types.some((Type) => value instanceof Type) && value.length === length) return value;
   const names = Types.map((Type) => Type.name).join(" or ");

@@ -27,7 +27,7 @@ export function philox(counter, key) {
 /** A function that returns the next 32 bits of a key's stream; of each 64-bit word the low half comes first. */
 export function uint32Stream(key) {
   const words = new Uint32Array(8);
-  let block = 0n; // fewer than 2^64 blocks are ever drawn, so only the first word of the counter counts
+  let block = 0n; // fewer than 2^64 blocks are ever drawn, so only the first word of the counter changes
   let used = 8;
   return () => {
     if (used === 8) {
@@ -52,7 +52,7 @@ const density = (x) => exp(-0.5 * x * x);
 
 /**
  * The layers: a number of 23 bits times `width` is x; below `inside` it is certainly under the curve, whose height at
- * the layer's edge is `height`. Computed in double precision, their roundings to float32 are NumPy's constants.
+ * the layer's edge is `height`. All are computed in double precision; rounded to float32 they are NumPy's constants.
  */
 function ziggurat() {
   const inside = new Uint32Array(LAYERS);

@@ -3,7 +3,8 @@
  *
  * Rows: {kind: "encode", pixels}, {kind: "denoise", z, t, r, label}, {kind: "decode", z}. Pixels are Uint8Array of
  * 3 x H x W, latents Float32Array of L x C. config: {imageSize, patchSize, latentShape, nullLabel}. params: complete, as
- * params.js makes them. onPreview(step, steps, pixels): called with the decoded clean estimates of `previewEvery` steps.
+ * params.js makes them. preview: null, or {every, show(step, steps, pixels)}; `show` is called with the decoded clean
+ * estimate of every `every`-th step but the last.
  */
 
 import { SAMPLERS, addNoise, guided, initialNoise, keeping, timesteps } from "./samplers.js";
@@ -20,7 +21,7 @@ export function* decode(z) {
   return pixels;
 }
 
-/** Draw an image. labels: [[label, weight], ...], weights summing to 1. noise: instead of that of the seed. */
+/** Draw an image. labels: [[label, weight], ...], weights summing to 1. noise: used instead of the seed's. */
 export function* generate(config, labels, params, preview = null, noise = initialNoise(params, config.latentShape)) {
   const denoise = guided(labels, params, config.nullLabel);
   return yield* decode(yield* sample(noise, timesteps(params.steps), denoise, params, preview));
@@ -32,7 +33,10 @@ export function* reconstruct(pixels) {
   return { latents, pixels: yield* decode(latents) };
 }
 
-/** Noise an image and sample on from there towards a class (SDEdit). mask: a number a pixel, not 0 where to redraw. */
+/**
+ * Add noise to an image and sample from there towards a class (SDEdit).
+ * mask: a number per pixel, not 0 where to redraw.
+ */
 export function* edit(config, pixels, label, params, strength, mask = null, preview = null) {
   const z = yield* encode(pixels);
   const ts = timesteps(ceil(params.steps * strength), 1 - strength);
@@ -48,7 +52,8 @@ export function interpolate(config, start, end, fraction, params) {
   const noises = [start, end].map((one) => initialNoise(one, config.latentShape));
   const isMixed = start.label !== end.label && fraction > 0 && fraction < 1;
   const [one, other] = [fraction === 1 ? end.label : start.label, end.label];
-  const labels = isMixed ? [[one, 1 - fraction], [other, fraction]] : [[one, 1]]; // only one, to save the rows of both
+  // One label where one is enough, because every label costs a row.
+  const labels = isMixed ? [[one, 1 - fraction], [other, fraction]] : [[one, 1]];
   return generate(config, labels, params, null, between(...noises, fraction));
 }
 
@@ -64,7 +69,7 @@ export function between(start, end, fraction) {
   return start.map((value, i) => (first * value + second * end[i]) / sin(angle));
 }
 
-/** The tokens that a mask of pixels touches: one item a token. */
+/** The tokens that a mask of pixels touches: one item per token. */
 function tokensOf(mask, { imageSize, patchSize }) {
   const grid = imageSize / patchSize;
   const tokens = new Uint8Array(grid * grid);
@@ -75,12 +80,11 @@ function tokensOf(mask, { imageSize, patchSize }) {
   return tokens;
 }
 
-/** preview: null, or {every, show(step, steps, pixels)}. */
 function sample(z, ts, denoise, params, preview) {
   return SAMPLERS[params.sampler](z, ts, preview ? withPreviews(denoise, ts, preview) : denoise);
 }
 
-/** `denoise` that also decodes the clean estimate of a step, in the call of the network for its next evaluation. */
+/** `denoise` that also decodes the clean estimate of a step, in the same call of the network as its next evaluation. */
 function withPreviews(denoise, ts, { every, show }) {
   const count = ts.length - 1;
   const remaining = new Map(ts.slice(0, -1).map((t, i) => [t, i + 1]));

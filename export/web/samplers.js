@@ -66,7 +66,7 @@ function average(estimates, labels) {
   return total;
 }
 
-/** `denoise` that draws only the tokens of `drawn`, one item a token; the others are known to be those of z. */
+/** `denoise` that redraws only the tokens marked in `drawn`, one item per token; the others are those of z. */
 export function keeping(denoise, z, drawn) {
   const channels = z.length / drawn.length;
   return function* (zt, t, r) {
@@ -115,7 +115,7 @@ function* dpmpp2m(z, ts, denoise) {
   return z;
 }
 
-/** A flow map: each estimate is of the jump from t to the next time. */
+/** A flow map: each estimate is for the jump from t to the next time. */
 function* flowMap(z, ts, denoise) {
   for (const [t, next] of steps(ts)) z = along(z, next - t, velocity(yield* denoise(z, t, next), z, t));
   return z;

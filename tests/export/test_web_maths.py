@@ -167,7 +167,7 @@ WRONG = [
     ({"guidance_start": 0.9, "guidance_stop": 0.1}, "must be times from 0 to 1 in this order, got 0.9 and 0.1"),
     (
         {"seed": -1},
-        "seed must be a whole number from 0 to 9223372036854775807, beyond 2^53 a BigInt or a text of digits",
+        "seed must be a whole number from 0 to 9223372036854775807, beyond 2^53 a BigInt or a string of digits",
     ),
     ({"seed": 2**53 + 2}, "got 9007199254740994"),
     ({"seed": str(2**63)}, 'got "9223372036854775808"'),

@@ -324,11 +324,11 @@ def test_webgpu_on_a_software_adapter(browser, own_dir, tmp_path):  # noqa: F811
 @pytest.mark.parametrize(
     "spoil, says",
     [
-        (lambda folder: (folder / "network.json").unlink(), "network.json cannot be fetched, the answer is 404"),
+        (lambda folder: (folder / "network.json").unlink(), "network.json cannot be fetched, the answer has status 404"),
         (lambda folder: (folder / "network.json").write_text("<html>"), "network.json is not JSON"),
         (lambda folder: (folder / "network.json").write_text("{}"), "is not of format dsd-web-1"),
         (lambda folder: (folder / "model/model.safetensors").write_bytes(b"x"), "is not the file of"),
-        (lambda folder: (folder / "runtime/ort-wasm-simd-threaded.wasm").unlink(), "the answer is 404"),
+        (lambda folder: (folder / "runtime/ort-wasm-simd-threaded.wasm").unlink(), "the answer has status 404"),
         (lambda folder: (folder / "runtime/ort.wasm.min.js").unlink(), "runtime/ort.wasm.min.js cannot be run"),
         (lambda folder: (folder / "worker.js").unlink(), "worker.js cannot be loaded"),
     ],

@@ -28,8 +28,9 @@ def served() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def nginx(folder: Path, server: str, port: int) -> Iterator[str]:
-    config = (ROOT / "deploy/nginx.conf").read_text()
+def nginx(folder: Path, server: str, port: int, config: str = "") -> Iterator[str]:
+    """nginx before a server, by default with the configuration in deploy/."""
+    config = config or (ROOT / "deploy/nginx.conf").read_text()
     config = config.replace("127.0.0.1:8000", server).replace("listen 80;", f"listen 127.0.0.1:{port};")
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     (folder / "nginx.conf").write_text(

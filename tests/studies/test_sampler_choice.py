@@ -44,10 +44,20 @@ def test_the_study_has_the_default_and_measures_nothing_twice():
 def test_few_steps_are_measured_for_all_samplers_that_can_take_them():
     few = settings_of(DEFAULTS, SAMPLERS)["few"]
     counts = {s: sorted({x.evaluations for x in few if x.sampler == s}) for s in SAMPLERS}
-    assert counts["euler"] == counts["dpmpp_2m"] == [2, 3, 4, 5, 6, 8, 9]
+    assert counts["euler"] == counts["dpmpp_2m"] == [1, 2, 3, 4, 5, 6, 8, 9]
     assert counts["heun"] == [3, 5, 9], "heun evaluates an odd number of times"
     assert {setting.guidance_scale for setting in few} == {1.0, 3.0}
     assert all(s.sampler == "euler" for s in settings_of(DEFAULTS, ["euler"])["few"]), "a model may have fewer samplers"
+
+
+def test_a_model_that_has_learnt_its_guidance_is_studied_without_more_of_it():
+    parts = settings_of({"sampler": "flow_map", "num_steps": 2, "guidance_scale": 1.0}, (*SAMPLERS, "flow_map"))
+    assert parts["default"] == [Setting("flow_map", 2, 1.0)]
+    assert {s.guidance_scale for part in ("few", "samplers", "shift") for s in parts[part]} == {1.0}
+    assert {s.rows for s in parts["few"] if s.sampler == "flow_map"} == {1, 2, 3, 4, 5, 6, 8, 9}
+    assert [s.rows for s in parts["guidance"]] == [2, 4, 4, 4]
+    assert not parts["interval"]
+    assert {(s.evaluations, s.shift) for s in parts["shift"]} == {(n, s) for n in (2, 3, 4) for s in (0.5, 1, 2)}
 
 
 def test_a_setting_draws_what_generate_draws(tiny_dir):

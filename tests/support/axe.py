@@ -9,16 +9,17 @@ SCRIPT = Path(__file__).parent / "npm" / "node_modules" / "axe-core" / "axe.min.
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 
 
-def violations(page: Any) -> list[str]:
+def violations(page: Any, *more: str) -> list[str]:
     """A line for each violation on a page of Playwright: the rule, the element and what is wrong.
 
-    Skips without axe-core.
+    more: names of rules of axe-core to check besides WCAG's. Skips without axe-core.
     """
     if not SCRIPT.exists():
         pytest.skip("this test needs axe-core: make tests/support/npm/node_modules/.done")
     if not page.evaluate("'axe' in globalThis"):
         page.evaluate(SCRIPT.read_text(encoding="utf-8"))
-    found = page.evaluate("rules => axe.run({runOnly: {type: 'tag', values: rules}})", RULES)
+    options = {"runOnly": {"type": "tag", "values": RULES}, "rules": {name: {"enabled": True} for name in more}}
+    found = page.evaluate("options => axe.run(options)", options)
     return [
         f"{violation['id']}: {node['html']} {node['failureSummary']}"
         for violation in found["violations"]

@@ -1,8 +1,10 @@
 """What the page remembers, in Chromium: a reload, Back, a link, a lost connection and a new server lose nothing."""
 
+import io
 import shlex
 import subprocess
 import sys
+import zipfile
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
@@ -178,6 +180,8 @@ def test_a_killed_server_and_the_next_one_lose_nothing(opened, free_port):
     first.process.wait()
     page.wait_for_selector("#down:has-text('does not respond')")
     page.wait_for_selector("#board .progress", state="detached")
+    page.focus("#generate-stop")
+    assert page.evaluate("document.activeElement.id") != "generate-stop"  # there is nobody to stop anything
     second = Server("--ui", "--port", port)
     page.wait_for_function("!window.before && window.dsd?.ready()")  # the page has loaded again, by itself
     page.wait_for_selector("#board .drawing img")  # and draws
@@ -315,6 +319,52 @@ def test_code_gives_the_very_bytes_that_the_page_saves(opened, tmp_path):
     page.wait_for_selector("#edit-board button.card >> nth=1")
     assert sources(page, "edit-board") == edits
     page.wait_for_selector("#photo img")
+
+
+def test_code_of_an_inpainting_and_a_walk_between_photos_gives_the_very_bytes(opened, running, tmp_path):
+    page = opened(width=420)  # a small editor: it paints with WebGL, which is slow without a GPU
+    photos = [tmp_path / name for name in ("my photo.png", "photo (1).png")]
+    for number, photo in enumerate(photos):
+        photo.write_bytes(write_image(sample_image(207, number, size=200)))
+    page.get_by_role("tab", name="Your photo", exact=True).click()
+    page.set_input_files("#photo input[type=file]", photos[0])
+    page.wait_for_selector("#kept [data-psnr]")
+    page.get_by_role("tab", name="Inpaint", exact=True).click()
+    canvas = page.locator("#painting canvas").first
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x - 40, y)
+    page.mouse.down()
+    page.mouse.move(x + 40, y, steps=5)
+    page.mouse.up()
+    page.wait_for_timeout(500)  # the editor sends its layer a moment after the stroke
+    fill(page, "inpaint-n", 2)
+    page.click("#inpaint-go")
+    page.wait_for_selector("#inpaint-details .details")
+    page.click("#inpaint-board button.card >> nth=1")
+    page.wait_for_selector("#inpaint-details dd:has-text('index 1')")
+    page.click("#inpaint-code button >> nth=0")
+    for name in ("square.png", "mask.png"):
+        written, data = saved(page, f"#inpaint-code a[download='{name}']")
+        (tmp_path / written).write_bytes(data)
+    expected = saved(page, "#inpaint-details a[download]")
+    assert [execute(snippet(page, "inpaint-code", number), tmp_path) for number in (0, 1)] == [expected] * 2
+
+    page.get_by_role("tab", name="Walk", exact=True).click()
+    page.get_by_role("tab", name="Photos", exact=True).click()
+    for end, photo in zip(("from", "to"), photos, strict=True):
+        page.set_input_files(f"#{end}-photo input[type=file]", photo)
+        page.wait_for_selector(f"#{end}-photo img")
+    fill(page, "walk-n", 3)
+    page.click("#walk-go")
+    page.wait_for_selector("#walk-animation img")
+    page.click("#walk-code button >> nth=0")
+    assert execute(snippet(page, "walk-code", 1), tmp_path) == saved(page, "#walk-animation a[download]")
+    with zipfile.ZipFile(io.BytesIO(execute(snippet(page, "walk-code", 0), tmp_path)[1])) as archive:
+        images = [archive.read(name) for name in archive.namelist()]
+    strip = page.eval_on_selector_all("#walk-strip img", "all => all.map(one => one.src)")
+    assert images == [httpx.get(address).content for address in strip]
 
 
 def test_history_stars_large_view_comparison_and_all_in_one_file(opened):

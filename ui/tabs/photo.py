@@ -28,7 +28,8 @@ from ui.words import in_page_words
 
 SIDE = 512  # pixels a side of the photo's centre square, as it is shown and painted on
 PAINT = (
-    '<p class="note">Paint over the part to redraw. Without a graphics card the photo takes some seconds to appear.</p>'
+    '<p class="note">Paint over the part to redraw. Without a graphics card the photo takes some seconds to appear. '
+    "Reloading the page erases the mask.</p>"
     '<p class="callout no-webgl-note">Painting needs WebGL, which this browser does not offer: use another browser, or '
     "Edit, which redraws the whole photo.</p>"
 )

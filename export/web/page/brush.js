@@ -10,7 +10,7 @@ export class Brush {
     this.side = side;
     this.mask = new Uint8Array(side * side);
     this.radius = side / 10;
-    this.at = [side / 2, side / 2]; // of the keys
+    this.at = [side / 2, side / 2]; // where the keys paint
     this.image = element("dsd-image", { class: "large" });
     this.canvas = element("canvas", { width: side, height: side });
     this.cursor = element("span", { class: "cursor" });
@@ -37,8 +37,8 @@ export class Brush {
       element(
         "small",
         { id: "brush-help" },
-        "Paint over what is to change; without an area all of it does. With keys: arrows move the brush, Space paints, " +
-          "Delete erases.",
+        "Paint over the part to redraw; if nothing is painted, all of the image is redrawn. With the keyboard: the " +
+          "arrow keys move the brush, Space paints, Delete erases.",
       ),
       this.words,
       element("label", { class: "field" }, element("span", {}, "Brush"), this.size),
@@ -48,7 +48,7 @@ export class Brush {
     this.#place();
   }
 
-  /** Parts of the image to choose without a brush. */
+  /** Buttons for common areas, which need no brush. */
   #presets() {
     const { side } = this;
     const within = (low, high) => (value) => value >= low * side && value < high * side;
@@ -82,7 +82,7 @@ export class Brush {
     return this.eraser.getAttribute("aria-pressed") === "true" ? 0 : 1;
   }
 
-  /** The mask, or null where nothing is painted: then all of the image is redrawn. */
+  /** The mask, or null if nothing is painted: then all of the image is redrawn. */
   get value() {
     return this.mask.some(Boolean) ? this.mask : null;
   }
@@ -105,7 +105,7 @@ export class Brush {
         if ((x + 0.5 - cx) ** 2 + (y + 0.5 - cy) ** 2 <= radius ** 2) this.mask[y * side + x] = value;
   }
 
-  /** Discs along a line, so that a quick stroke has no gaps. */
+  /** Paint discs along a line, so that a quick stroke has no gaps. */
   #stroke(from, to, value) {
     const steps = Math.max(1, Math.ceil(Math.hypot(to[0] - from[0], to[1] - from[1])));
     for (let i = 0; i <= steps; i++)
@@ -156,7 +156,7 @@ export class Brush {
     const step = KEYS[event.key];
     const value = { " ": 1, Enter: 1, Delete: 0, Backspace: 0 }[event.key];
     if (!step && value === undefined) return;
-    event.preventDefault(); // Enter paints here; elsewhere in the form it draws
+    event.preventDefault(); // Enter paints here; elsewhere it submits the form
     this.area.classList.add("by-keys");
     if (step) {
       const far = event.shiftKey ? this.radius * 2 : Math.max(1, this.side / 32);
@@ -167,7 +167,7 @@ export class Brush {
     }
   }
 
-  /** Place the circle of the keys. */
+  /** Move the circle that shows where the keys paint. */
   #place() {
     for (const [name, size] of [
       ["--x", this.at[0]],

@@ -3,16 +3,16 @@
 import { PhotoError, squareOf } from "./photo_file.js";
 import { button, element, notify } from "./words.js";
 
-/** Whether this page may ask for a camera: browsers offer none to pages of plain http, other than localhost. */
+/** Whether this page may ask for a camera: browsers offer none over plain http, except on localhost. */
 export const hasCamera = Boolean(navigator.mediaDevices?.getUserMedia);
 
 const REASONS = {
   NotAllowedError: "This page may not use the camera. Allow it in the settings of the browser, or choose a file.",
   NotFoundError: "This device has no camera that the browser can use. Choose a file instead.",
-  NotReadableError: "The camera is in use by another program. Close that, or choose a file.",
+  NotReadableError: "Another program is using the camera. Close that program, or choose a file.",
 };
 
-/** Ask for a photo; null if the visitor closes the dialog or there is no camera, which is said. */
+/** Ask for a photo; null if the visitor closes the dialog, or there is no camera, which a notice says. */
 export async function takePhoto(side) {
   let stream;
   try {

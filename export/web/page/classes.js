@@ -1,4 +1,4 @@
-/** Choosing a class: tiles for few classes, a list to search for many, and a field that opens either in a dialog. */
+/** Choosing a class: tiles for a few, a list with a search for many, and a field that opens either in a dialog. */
 
 import { button, element, titled } from "./words.js";
 
@@ -17,7 +17,7 @@ export class ClassTable {
     return this.byIndex.get(label)?.title ?? "Image";
   }
 
-  /** Whether each class has all words of the query, or the query is its index. */
+  /** The classes that have all words of the query in their name, wnid or index. */
   search(query) {
     const words = plain(query).split(/\s+/).filter(Boolean);
     return this.classes.filter((one) => words.every((word) => one.text.includes(word)));
@@ -28,7 +28,7 @@ function searchable({ name, wnid = "", index }) {
   return `${plain(name)} ${wnid} ${index}`;
 }
 
-/** A text without accents and differences of case. */
+/** A text in lower case and without accents. */
 function plain(text) {
   return text.normalize("NFKD").replace(/\p{M}/gu, "").toLowerCase();
 }
@@ -82,7 +82,7 @@ export class ClassChooser {
     return row;
   }
 
-  /** Show the images of classes that have one by now. */
+  /** Show the images of the classes, as far as they are loaded. */
   showImages() {
     for (const [index, image] of this.table.images) this.#radios.get(index)?.thumb.show(image);
     this.list.classList.toggle("pictured", this.table.images.size > 0);
@@ -119,7 +119,7 @@ export class ClassChooser {
     this.list.scrollTop = 0;
   }
 
-  /** Enter chooses the first that was found and submits; the arrow down goes to the list. */
+  /** Enter chooses the first class that was found and submits; the down arrow moves to the list. */
   #key(event) {
     if (event.key === "Enter" && this.first) {
       this.#choose(this.first.index);
@@ -158,7 +158,7 @@ export class ClassField {
     );
     this.dialog = element("dialog", { class: "choose", "aria-label": `${label}: choose a class` }, form);
     this.dialog.onclick = ({ target }) => {
-      if (target === this.dialog) this.dialog.close(); // a click beside it
+      if (target === this.dialog) this.dialog.close(); // a click outside it
     };
     document.body.append(this.dialog); // it has a form, and forms do not nest
     this.element = this.opener;

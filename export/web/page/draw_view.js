@@ -104,7 +104,7 @@ export class DrawView {
       ...this.sampling.value,
     };
     const link = this.#link(settings);
-    this.#drawings.delete(link); // drawn again, since that was asked for
+    this.#drawings.delete(link); // the visitor asks for a new drawing
     this.page.go(link);
     this.#start(settings, link);
     document.getElementById("draw-result").scrollIntoView({ block: "nearest" });

@@ -14,7 +14,7 @@ const MOST = 60; // images that are kept
  * @property {string} detail  its settings, in words
  * @property {?string} link   the hash that draws it again; null where a photo is needed
  * @property {?{label: number, seed: string, index: string}} [walkEnd]  for images of a class
- * @property {object} settings  those that draw it again, as the HTTP API has them
+ * @property {object} settings  those that draw it again, by their names in the HTTP API
  */
 
 export class History {
@@ -56,7 +56,7 @@ export class History {
   #entry(drawn) {
     const image = element("dsd-image", { class: "thumb" });
     const opener = button("", () => this.open(drawn), {
-      "aria-label": `${drawn.title}, ${drawn.detail}: show it large`,
+      "aria-label": `${drawn.title}, ${drawn.detail}: enlarge`,
     });
     opener.append(image);
     image.show(drawn);
@@ -139,7 +139,7 @@ export async function savePNG(drawn) {
   save(await withOrigin(await pngOf([drawn]), settings, Boolean(walkEnd)), `dsd-${fileWord(title)}${number}.png`);
 }
 
-/** The images that were kept. What is there may be of another version of the page, so all of it is checked. */
+/** The images that were kept. They may be from another version of the page, so they are checked. */
 function stored(key) {
   try {
     return JSON.parse(sessionStorage.getItem(key) ?? "[]").map(({ rgba, ...rest }) => {
@@ -152,7 +152,7 @@ function stored(key) {
   }
 }
 
-/** Keep images, as many as the browser takes. */
+/** Keep images, as many as the browser has room for. */
 function store(key, images) {
   const texts = images.map(({ title, detail, link, walkEnd, settings, width, pixels }) => {
     const rgba = btoa(Array.from(pixels, (byte) => String.fromCharCode(byte)).join(""));

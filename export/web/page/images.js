@@ -1,6 +1,6 @@
 /** Pixels, RGBA in rows from the top, on canvases and in files. */
 
-const SIDES = { large: 512, medium: 256, thumb: 128 }; // of a smooth image at least, in pixels of its canvas
+const SIDES = { large: 512, medium: 256, thumb: 128 }; // least side of the canvas of a smooth image
 
 /** How images are shown: "smooth", "sharp" or "true" (their true size). */
 export const display = {
@@ -13,7 +13,7 @@ export const display = {
   },
 };
 
-/** An image of the network: <dsd-image>, whose `show` takes its pixels. Its side on the page is up to the style. */
+/** An image of the network: <dsd-image>, whose `show` takes its pixels. The style sheet sets its side on the page. */
 export class ImageElement extends HTMLElement {
   #canvas = document.createElement("canvas");
   #image = null; // {pixels, width}
@@ -50,7 +50,7 @@ export class ImageElement extends HTMLElement {
   }
 }
 
-/** Draw an image on a canvas, with twice its side again and again until it is `side`: smoother than in one go. */
+/** Draw an image on a canvas, doubling its side until it is `side`, which is smoother than enlarging it at once. */
 function draw(canvas, { pixels, width }, side) {
   let source = canvasOf(pixels, width);
   while (source.width < side) source = resized(source, Math.min(2 * source.width, Math.max(side, width)));
@@ -96,7 +96,7 @@ export async function pngOf(images) {
   return await new Promise((resolve) => sheet.toBlob(resolve, "image/png"));
 }
 
-/** Hand a file to the visitor. */
+/** Save a file on the device of the visitor. */
 export function save(blob, name) {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(blob);

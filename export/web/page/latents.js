@@ -1,4 +1,4 @@
-/** The way between the latents of two images, as `between` of dsd_serve/programs.py. */
+/** Points between the latents of two images, as `between` in dsd_serve/programs.py. */
 
 const EPSILON = 1e-5; // of the normalisation, as in the encoder
 

@@ -1,7 +1,7 @@
 /**
  * The settings of a view in the address, such as #draw?class=145&seed=3, so that a link draws the same image again.
  *
- * A link can say anything: values are checked, and one that is not possible is replaced and named in a sentence.
+ * A link can say anything: its values are checked, and a wrong one is replaced, which a sentence says.
  */
 
 export const VIEWS = ["draw", "photo", "walk"];
@@ -39,12 +39,12 @@ export function laterIndex(index, more) {
   return String(BigInt(index) + BigInt(more));
 }
 
-/** What a link says of the model that it was made with. */
+/** How a link names the model that it was made with. */
 export function modelMark({ fingerprint }) {
   return fingerprint.slice(0, 12);
 }
 
-/** Reads the values of a link for a model; `problems` are sentences about those that it replaced. */
+/** Reads the values of a link for a model; `problems` are sentences about those that were replaced. */
 export class LinkReader {
   problems = [];
 
@@ -53,7 +53,7 @@ export class LinkReader {
     this.info = info;
     const { model } = values;
     if (model && model !== modelMark(info))
-      this.problems.push(`The link was made with another model than ${info.name}, which draws other images.`);
+      this.problems.push(`The link was made with another model. This one, ${info.name}, draws other images.`);
   }
 
   /** The label of a class: an index, a wnid or a name. */
@@ -69,7 +69,7 @@ export class LinkReader {
   seed(key, fallback) {
     const text = this.values[key];
     if (text === undefined || isSeed(text)) return text ?? fallback;
-    this.problems.push(`A ${key} is a whole number from 0 to 2^63 - 1, not ${short(text)}; ${fallback} is used.`);
+    this.problems.push(`${key} must be a whole number from 0 to 2^63 - 1, not ${short(text)}; ${fallback} is used.`);
     return fallback;
   }
 
@@ -88,7 +88,7 @@ export class LinkReader {
   choice(key, { choices, default: fallback }) {
     const text = this.values[key];
     if (text === undefined || choices.includes(text)) return text ?? fallback;
-    this.problems.push(`${key} must be ${choices.join(", ")}, not ${short(text)}; ${fallback} is used.`);
+    this.problems.push(`${key} must be one of ${choices.join(", ")}, not ${short(text)}; ${fallback} is used.`);
     return fallback;
   }
 

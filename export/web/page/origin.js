@@ -1,9 +1,9 @@
 /**
- * What a saved PNG says of its origin, as dsd_serve/imaging/provenance.py: that a model made it (IPTC, in XMP), and the
- * settings that draw it again.
+ * What a saved PNG says about its origin, as in dsd_serve/imaging/provenance.py: that a model made it (IPTC, in XMP),
+ * and the settings that draw it again.
  */
 
-const SIGNATURE_AND_HEADER = 8 + 25; // bytes: text may follow the header of an image at once
+const SIGNATURE_AND_HEADER = 8 + 25; // bytes: text may follow right after the header
 const SOURCE = "http://cv.iptc.org/newscodes/digitalsourcetype/";
 const DRAWN = `${SOURCE}trainedAlgorithmicMedia`;
 const EDITED = `${SOURCE}compositeWithTrainedAlgorithmicMedia`;
@@ -11,7 +11,7 @@ const EDITED = `${SOURCE}compositeWithTrainedAlgorithmicMedia`;
 /**
  * A PNG with the mark and the settings in it.
  * @param {Blob} png
- * @param {object} settings  as the HTTP API has them
+ * @param {object} settings  by their names in the HTTP API
  * @param {boolean} isDrawn  from noise, and not from a photo
  */
 export async function withOrigin(png, settings, isDrawn) {
@@ -23,7 +23,7 @@ export async function withOrigin(png, settings, isDrawn) {
   });
 }
 
-/** JSON in which seed and index, texts of digits here, are numbers, exact ones beyond 2^53 too. */
+/** JSON in which seed and index, strings of digits here, are numbers, exact beyond 2^53 too. */
 function json(settings) {
   return JSON.stringify(settings).replace(/"(seed|index)":"(\d+)"/g, '"$1":$2');
 }

@@ -19,7 +19,8 @@ export async function readPhoto(file, side) {
   if (!file.size) throw new PhotoError(`${name} is empty. Choose a JPEG, PNG or WebP file.`);
   if (file.size > MOST_BYTES)
     throw new PhotoError(
-      `${name} has ${Math.round(file.size / 1e6)} MB; photos of up to ${MOST_BYTES / 1e6} MB can be read.`,
+      `${name} has ${Math.round(file.size / 1e6)} MB, more than the ${MOST_BYTES / 1e6} MB that can be read. ` +
+        "Make it smaller.",
     );
   let bitmap;
   try {
@@ -55,7 +56,7 @@ export function squareOf(source, width, height, side) {
   return { ...pixelsOf(small), shown: pixelsOf(shown) };
 }
 
-/** A square of an image at another size, halved again and again, so that every pixel counts; on white. */
+/** A square of an image at another size, on white; it is halved repeatedly, so that every pixel contributes. */
 function scaled(source, x, y, square, side) {
   let size = Math.max(side, Math.min(square, 2048));
   let canvas = canvasOf(size);

@@ -1,4 +1,4 @@
-/** Where visitors give a photo: they drop it, choose it, paste it or take it. */
+/** The control for a photo, which visitors drop, choose, paste or take. */
 
 import { hasCamera, takePhoto } from "./camera.js";
 import { fileOf, readPhoto } from "./photo_file.js";

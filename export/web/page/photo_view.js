@@ -12,7 +12,7 @@ import { previewEvery } from "./steps.js";
 import { announce, button, duration, element, isStop, notify, sentence } from "./words.js";
 import { Work } from "./work.js";
 
-const EXAMPLES = 5; // images to take instead of a photo
+const EXAMPLES = 5; // images to use instead of a photo
 
 export class PhotoView {
   constructor(page) {
@@ -53,7 +53,7 @@ export class PhotoView {
     this.#showExamples();
   }
 
-  /** Images to take instead of a photo: what was drawn, else the classes. */
+  /** Images to use instead of a photo: those that were drawn, then those of the classes. */
   #showExamples() {
     const { history, table } = this.page;
     const ofClasses = table.classes
@@ -74,7 +74,7 @@ export class PhotoView {
     place.querySelector("ul").replaceChildren(...entries);
   }
 
-  /** Take an image that was drawn as if it were a photo. */
+  /** Use an image that was drawn as the photo. */
   edit(drawn) {
     this.input.take(drawn);
     if (drawn.walkEnd) this.field.value = drawn.walkEnd.label;

@@ -1,4 +1,4 @@
-/** An animation: played, paused, and moved by a slider. It does not start by itself where less motion is wanted. */
+/** An animation: played, paused, and moved by a slider. Where the system asks for less motion, it waits for Play. */
 
 import { button, element } from "./words.js";
 
@@ -25,7 +25,7 @@ export class Player {
     this.image.show(null);
   }
 
-  /** Show images, which may still become more. */
+  /** Show images; more may follow. */
   show(images, at) {
     this.#images = images;
     this.controls.hidden = images.length < 2;
@@ -50,7 +50,7 @@ export class Player {
     this.toggle.textContent = "Play";
   }
 
-  /** There and back again. */
+  /** Forwards, then backwards, without end. */
   #next() {
     const at = this.range.valueAsNumber;
     if (at + this.#step < 0 || at + this.#step >= this.#images.length) this.#step = -this.#step;

@@ -4,7 +4,7 @@ import { element } from "./words.js";
 
 const MOST = 16; // steps in the strip
 
-/** Every how many steps to ask for a preview. */
+/** The number of steps from one preview to the next. */
 export function previewEvery(steps) {
   return Math.ceil(steps / MOST);
 }

@@ -13,7 +13,7 @@ import { Work } from "./work.js";
 
 const ENDS = ["from", "to"];
 const SEEDS = ["3", "8"];
-const FIRST = [323, 301, 970, 950]; // labels of ImageNet whose images change in a pleasing way
+const FIRST = [323, 301, 970, 950]; // labels of ImageNet between which walks look good
 const N = { least: 3, most: 32, default: 12, whole: true };
 
 export class WalkView {
@@ -96,7 +96,7 @@ export class WalkView {
     for (const { field } of this.ends) field.showImage();
   }
 
-  /** Show what a link names; a walk of the link is drawn, if it is not shown already. */
+  /** Show what a link names; its walk is drawn, unless it is shown already. */
   open(values) {
     document.title = "Walk · DSD";
     if (!Object.keys(values).length || (location.hash === this.#link && this.#images.length)) {
@@ -119,7 +119,7 @@ export class WalkView {
     if (reader.problems.length) notify(reader.problems.join(" "), { kind: "hint" });
   }
 
-  /** Take an image of a class as an end; 0 is the start. */
+  /** Use an image of a class as an end; 0 is the start. */
   take(number, { label, seed, index }) {
     const end = this.ends[number];
     this.form.elements.kind.value = "classes";

@@ -37,17 +37,17 @@ export function element(tag, attributes = {}, ...children) {
   return made;
 }
 
-/** A button that says what it does. */
+/** A button with a text. */
 export function button(text, onclick, attributes = {}) {
   return element("button", { type: "button", onclick, ...attributes }, text);
 }
 
-/** Say something that was done to those who hear the page. */
+/** Say to users of screen readers what was done. */
 export function announce(text) {
   document.getElementById("status").textContent = text;
 }
 
-/** Show a sentence above the view, with buttons; results stay where they are. It replaces the one before. */
+/** Show a sentence above the view, with buttons; results stay where they are. It replaces the sentence before it. */
 export function notify(text, { kind = "error", actions = [] } = {}) {
   const close = button("Close", () => clearNotice(), { class: "close" });
   const notice = element("div", { class: `notice ${kind}` }, element("p", {}, text), ...actions, close);
@@ -68,5 +68,5 @@ export function isStop(error) {
 /** A sentence for an error; those of the network are sentences already. */
 export function sentence(error) {
   const known = ["InputError", "LoadError", "EngineError", "PhotoError"].includes(error?.name);
-  return known ? error.message : `Something failed that the page did not expect: ${error?.message ?? error}.`;
+  return known ? error.message : `An unexpected error: ${error?.message ?? error}.`;
 }

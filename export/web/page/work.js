@@ -1,8 +1,8 @@
-/** The work that a form starts: one at a time on the whole page, since a new one stops the one before it. */
+/** The work that a form starts: new work stops the work before it, so there is only one on the whole page. */
 
 import { announce, button, clearNotice, isStop, notify, sentence } from "./words.js";
 
-let latest = null; // the form whose work is carried out
+let latest = null; // the run that was started last, by any form
 
 export class Work {
   /** @param {HTMLFormElement} form  with a submit button and a Stop button  @param {Network} network */
