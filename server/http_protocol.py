@@ -106,7 +106,7 @@ class BoundedProtocol(HttpToolsProtocol):
             return False
         if not self.in_head:
             self.half_closed = True
-            self.refuse(RejectedRequest(400, "the connection was closed before the whole body had come"))
+            self.refuse(RejectedRequest(400, "the connection was closed before the whole body had arrived"))
             return self.unanswered > 0
         self.half_closed = True
         cycle = self.cycle
@@ -300,14 +300,14 @@ class BoundedProtocol(HttpToolsProtocol):
                 self.abort()
         elif not self.unanswered and (self.begun or self.first) and now - self.since >= settings.head_timeout:
             if self.begun:
-                sentence = f"the head of the request did not come within {settings.head_timeout:g} seconds"
+                sentence = f"the request line and headers did not arrive within {settings.head_timeout:g} seconds"
                 self.refuse(RejectedRequest(408, sentence), "slow_head")
             else:
                 self.limiter.cut("slow_head")
                 self.line.close()
         elif self.unanswered == 1 and not self.in_head and now - self.since >= settings.body_timeout + LATE:
             self.refuse(
-                RejectedRequest(408, f"the body did not come within {settings.body_timeout:g} seconds"), "slow_body"
+                RejectedRequest(408, f"the body did not arrive within {settings.body_timeout:g} seconds"), "slow_body"
             )
 
     def check_reset(self) -> None:

@@ -52,19 +52,19 @@ ON_THEIR_OWN: tuple[type[BaseModel], ...] = (  # models that FastAPI does not fi
 )
 
 WRONG = {
-    400: ("the connection was closed before the whole body had come", "the connection was closed too early"),
-    401: ("the API key is missing or not known here", "this server needs an API key"),
+    400: ("the connection was closed before the whole body had arrived", "the connection was closed too early"),
+    401: ("the API key is missing or unknown", "this server needs an API key"),
     403: ("the admin key is missing or wrong", "this needs the admin key; send the header Authorization: Bearer KEY"),
     404: ("not found", "this model has no card; dsd-export writes one as card.md"),
     406: ("no format that the client accepts is available", "this gives image/png; the client accepts only text/html"),
-    408: ("the body came too slowly", "the body did not come within 60 seconds; send it faster"),
+    408: ("the body arrived too slowly", "the body did not arrive within 60 seconds; send it faster"),
     413: ("the body is larger than allowed", "the body is larger than 20 MB, which is the limit of this server"),
     415: ("unsupported type of body", "the body must be JSON, with the header content-type: application/json"),
     422: ("a parameter, the image or the latents are invalid", "steps must be at most 250 on this server, got 100000"),
     429: ("too much is waiting; see Retry-After", "256 images are waiting, this server takes at most 256"),
     500: ("the engine failed, or an internal error", "the engine gave numbers that are not finite"),
     503: ("starting, shutting down, or the engine is dead", "the server is shutting down"),
-    504: ("the result cannot be there before the timeout", "this would take about 9.5 s, more than the timeout of 2 s"),
+    504: ("the result cannot be ready before the timeout", "this would take about 9.5 s, more than the timeout of 2 s"),
 }
 OF_WORK = (406, 422, 429, 500, 503, 504)
 OF_BODIES = (400, 408, 413, 415)
@@ -75,7 +75,7 @@ def header(description: str, **schema: Any) -> dict[str, Any]:
 
 
 RETRY_AFTER = header("seconds after which to try again", type="integer", minimum=1)
-SERVER_TIMING = header("milliseconds waited and run: `queue;dur=0.1, network;dur=25.0`; not with events")
+SERVER_TIMING = header("milliseconds of waiting and of running: `queue;dur=0.1, network;dur=25.0`; not with events")
 
 
 def setting_header(name: str) -> dict[str, Any]:
@@ -99,12 +99,12 @@ DRAWN_HEADERS = {name: {**description, "required": True} for name, description i
 }
 CACHE_HEADERS = {
     "ETag": header(
-        "of every byte; weak (W/) where `self_test` of /model found that bytes may depend on the load, as on a GPU; "
+        "strong if `self_test` of /model found the same bytes under any load, otherwise weak (W/); "
         "only with a seed, not with events",
         type="string",
         pattern='^(W/)?"[0-9a-f]{32}"$',
     ),
-    "Cache-Control": header("no-cache with a seed: caches ask again, which draws nothing; else no-store"),
+    "Cache-Control": header("no-cache with a seed: caches revalidate, which draws nothing; otherwise no-store"),
     "Vary": header("Accept"),
 }
 SHOWN_HEADERS = {"Server-Timing": {**SERVER_TIMING, "required": True}}

@@ -30,11 +30,13 @@ def start_place(model: str) -> Path:
 def fitted(weights: dict[str, Tensor], theirs: ModelConfig, ours: ModelConfig, path: Path) -> dict[str, Tensor]:
     """The weights of a network of the shape `theirs`, from `path`, for one of the shape `ours`.
 
+    A flow map has the same weights as a network without one, and at r = t it is such a network.
+
     Raises CheckpointError if the networks differ in more than their classes, image size and patch size.
     """
     freed = {
         name: getattr(ours, name)
-        for name in ("image_size", "patch_size", "num_classes", "classes", "class_names", "class_wnids")
+        for name in ("image_size", "patch_size", "num_classes", "classes", "class_names", "class_wnids", "flow_map")
     }
     if (same := replace(theirs, **freed)) != ours:
         different = next(name for name in vars(ours) if getattr(same, name) != getattr(ours, name))

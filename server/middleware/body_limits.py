@@ -103,7 +103,7 @@ class Body:
             self.wait = None
         if message["type"] != "http.request":
             self.came()
-            raise HTTPException(400, "the connection was closed before the whole body had come")
+            raise HTTPException(400, "the connection was closed before the whole body had arrived")
         added = len(message.get("body", b""))
         self.check_size(added)
         self.check_memory(COPIES * added)
@@ -120,9 +120,9 @@ class Body:
     def why_late(self) -> str:
         if asyncio.get_running_loop().time() >= self.deadline:
             return (
-                f"the body did not come within {self.limits.seconds:g} seconds; send a smaller one, or send it faster"
+                f"the body did not arrive within {self.limits.seconds:g} seconds; send a smaller one, or send it faster"
             )
-        return f"fewer than {LEAST_BYTES:,} bytes of the body came in {GRACE:g} seconds; send it faster"
+        return f"fewer than {LEAST_BYTES:,} bytes of the body arrived in {GRACE:g} seconds; send it faster"
 
     def check_size(self, added: int) -> None:
         """Refuse bytes beyond what this body may have."""
@@ -138,9 +138,9 @@ class Body:
         if memory.total + added > memory.limit:
             self.limits.make_room(added)
         if memory.total + added > memory.limit:
-            detail = "the uploads of others fill the memory set aside for them; try again soon"
+            detail = "the memory for uploads is full; try again soon"
         elif not memory.has_share(added, who) and memory.held[who or ""] > self.claim.size:
-            detail = f"the uploads of {who} take half of the memory set aside for all; send fewer at a time"
+            detail = f"the uploads of {who} take half of the memory for uploads; send fewer at a time"
         else:
             return
         self.came()
@@ -148,7 +148,7 @@ class Body:
 
     def cut(self) -> None:
         """End this body now, because others need its memory."""
-        self.slow = "the body came too slowly while the memory for uploads was full; send it faster"
+        self.slow = "the body arrived too slowly while the memory for uploads was full; send it faster"
         self.came()
         self.release()
         if self.wait is not None:

@@ -48,7 +48,7 @@ class KeyMiddleware:
         key = find(self.keys, secret)
         if key is None:
             self.rejected("unauthorized")
-            what = "this API key is not known here" if secret else "this server needs an API key"
+            what = "this API key is unknown" if secret else "this server needs an API key"
             detail = f"{what}; send the header Authorization: Bearer KEY, or X-API-Key: KEY"
             error = HTTPException(401, detail, {"WWW-Authenticate": 'Bearer realm="dsd"'})
             await error_responses.answer(error, scope, receive, send)

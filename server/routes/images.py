@@ -80,11 +80,11 @@ NOT_CHANGED: Responses = {
 async def generate_get(request: Request, query: Annotated[GenerateRequest, Query()]) -> Response:
     """Draw images of a class: `curl "localhost:8000/generate?class=207" -o dog.png`.
 
-    n > 1 gives one image with all of them side by side, or each of them in a zip or in JSON. HEAD draws nothing.
+    With n > 1 the images are side by side in one file, or separate in a zip or in JSON. HEAD draws nothing.
 
-    `format=events` is for a browser's EventSource too: it draws once, and the answer to its attempt to go on after the
-    end, which has the header Last-Event-ID, is 204 without content. Its own event `error`, of a connection that broke,
-    has no data; that of an image has.
+    `format=events` also works with a browser's EventSource: when it reconnects after the end, with the header
+    Last-Event-ID, the answer is 204 and nothing is drawn. EventSource's own event `error`, for a broken connection, has
+    no data; the event `error` of an image has.
     """
     return await draw(request, query)
 
@@ -98,8 +98,8 @@ async def generate_get(request: Request, query: Annotated[GenerateRequest, Query
 async def generate_post(request: Request) -> Response:
     """The same, with the parameters as JSON.
 
-    `curl -H "content-type: application/json" -d '{"class": 207}' localhost:8000/generate -o dog.png`; curl's own --json
-    also asks for an answer in JSON.
+    `curl -H "content-type: application/json" -d '{"class": 207}' localhost:8000/generate -o dog.png`; with curl's
+    --json the answer is JSON too.
     """
     return await draw(request, await read_settings(request, GenerateRequest))
 
@@ -117,7 +117,7 @@ async def edit_post(request: Request, query: Annotated[EditQuery, Query()]) -> R
     """Redraw an image towards a class: `curl -F image=@dog.jpg "localhost:8000/edit?class=1&strength=0.7" -o out.png`.
 
     The body is the image itself, or a form with `image` and, to redraw a part only, `mask`: an image of the same
-    shape, white where to draw. The centre square of both is scaled to the network's size.
+    shape, white where it is redrawn. The centre square of both is scaled to the network's size.
     """
     model = await use_model(request, query.model, query.timeout)
     params = with_previews(model.params(query), chosen := choose(request, query.format, EVENTS))

@@ -56,7 +56,7 @@ LATENTS = {"application/x-npy": "npy", "application/x-safetensors": "safetensors
     openapi_extra=takes(*IMAGE_TYPES, form=("image",)),
 )
 async def encode_post(request: Request, query: Annotated[EncodeQuery, Query()]) -> Response:
-    """An image to its latents, float32 [L, C]: `curl --data-binary @dog.jpg localhost:8000/encode -o dog.npy`.
+    """Encode an image to latents, float32 [L, C]: `curl --data-binary @dog.jpg localhost:8000/encode -o dog.npy`.
 
     L tokens in row-major order, C channels of zero mean and unit variance. safetensors has one tensor, `latents`.
     """
@@ -80,7 +80,7 @@ async def encode_post(request: Request, query: Annotated[EncodeQuery, Query()]) 
     openapi_extra=takes("application/x-npy", "application/x-safetensors", json=LatentsAnswer),
 )
 async def decode_post(request: Request, query: Annotated[ImageQuery, Query()]) -> Response:
-    """Latents, as /encode gives them, to an image: `curl --data-binary @dog.npy localhost:8000/decode -o dog.png`."""
+    """Decode latents of /encode to an image: `curl --data-binary @dog.npy localhost:8000/decode -o dog.png`."""
     model = await use_model(request, query.model, query.timeout)
     chosen = choose(request, query.format, ANSWERS)
     model.check_size(query.size)

@@ -59,7 +59,7 @@ OF_A_WALK = {
     openapi_extra=takes(form=("from", "to"), json=InterpolateRequest, examples=OF_A_WALK),
 )
 async def interpolate_post(request: Request) -> Response:
-    """Walk in n images from one end to the other, side by side, or each of them in a zip or in JSON.
+    """Draw n images from one end to the other: side by side in one file, or separate in a zip or in JSON.
 
     As JSON `{"from": {"class": 207, "seed": 1}, "to": {"class": 1}, "n": 8}`: between seeds along the great circle of
     their noises, between classes by averaging the clean estimates of both. As a form with the images `from` and `to`:

@@ -94,7 +94,7 @@ def test_a_page_of_an_allowed_origin_uses_the_api(page, site, url):
     page.goto(site)
     status, images, steps, refused, detail = page.evaluate(CALL, [url, KEY])
     assert (status, images, steps) == (200, 1, "1")
-    assert (refused, "not known here" in detail) == (401, True)
+    assert (refused, "is unknown" in detail) == (401, True)
 
 
 LISTEN = """([url]) => new Promise(end => {

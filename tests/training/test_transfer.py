@@ -35,6 +35,12 @@ def test_the_same_network_takes_the_same_weights(weights):
     assert all(torch.equal(value, weights[name]) for name, value in fitted(weights, SHAPE, other, DEMO).items())
 
 
+def test_a_run_may_start_from_a_flow_map(weights):
+    """The demo model is one, and a run trains a network that is not."""
+    theirs, ours = replace(SHAPE, flow_map=True), replace(SHAPE, flow_map=False)
+    DSD(ours).load_state_dict(fitted(weights, theirs, ours, DEMO))
+
+
 def test_known_classes_keep_their_rows(weights):
     ours = replace(
         SHAPE,

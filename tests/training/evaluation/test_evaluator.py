@@ -55,7 +55,7 @@ def test_top1_is_left_out_with_a_sentence_elsewhere(config):
     classes = tuple(subjects[0].classes)
     measured = evaluator(classes, subjects)
     assert "top1_lite0" not in measured.real(4)
-    assert named_classes(measured, subjects)["left_out"].startswith("top1_lite0 is left out: the classifier knows")
+    assert named_classes(measured, subjects)["left_out"].startswith("top1_lite0 is left out: the classifier has")
 
 
 def test_labels_of_imagenet_are_their_own():
