@@ -99,7 +99,9 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = arguments_parser("distilling", __doc__, CONFIG)
-    parser.add_argument("--teacher", default="runs/demo/model", metavar="MODEL", help="to distil (default runs/demo/model)")
+    parser.add_argument(
+        "--teacher", default="runs/demo/model", metavar="MODEL", help="to distil (default runs/demo/model)"
+    )
     parser.add_argument("--samples", type=int, default=1000, help="images in each number of jumps (1000)")
     parser.add_argument("--runs", type=Path, default=Path("runs/distilling"), help="folder of the runs")
     options = parser.parse_args(arguments)
