@@ -3,6 +3,7 @@
   const SECONDS = 2;
   let up = null;
   let version = "";
+  let process = ""; // of the page's server
   let largest = Infinity; // bytes of an upload
   let failures = 0; // requests in a row that were not answered
 
@@ -41,15 +42,19 @@
     }
     if (!state.up) lost();
     if (state.body_mb) largest = 1e6 * state.body_mb;
+    // Another process has neither this visitor's photos nor the work under way: loaded again, the page restores both.
+    if (state.up && process && state.process !== process) return location.reload();
     // A page that was opened before its server was up is still empty.
-    if (state.up && up === false && !document.querySelector("#told [data-classes]")) window.dsd.open();
-    // After an outage it may be another server; else it may have another model, or images of another checkpoint.
-    else if (state.up && (up === false || (version && state.version !== version))) byId("follow")?.click();
-    if (state.up) version = state.version;
+    if (state.up && !document.querySelector("#told [data-classes]")) {
+      if (up === false || document.querySelector("#picker .callout")) window.dsd.open();
+    } else if (state.up && (up === false || (version && state.version !== version))) {
+      byId("follow")?.click(); // another model, or images of another checkpoint
+    }
+    if (state.up) [version, process] = [state.version, state.process];
     up = state.up;
   }
 
-  // Work under way ended with the connection. Once that is back, Gradio loads the page again, which draws the rest.
+  // Work under way ended with the connection. Once that is back, the page is loaded again and draws the rest.
   function lost() {
     for (const one of document.querySelectorAll(".progress")) {
       const done = one.querySelector(".words")?.textContent.match(/^\d+ of \d+/)?.[0];
