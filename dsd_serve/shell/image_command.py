@@ -59,7 +59,10 @@ def arguments_parser() -> Parser:
     edit = verb("edit", "redraw an image towards a class, or towards none", images)
     edit.add_argument("image", type=Path, metavar="IMAGE", help="PNG, JPEG or WebP")
     edit.add_argument("class_", nargs="?", metavar="CLASS", help="index, wnid or name of a class")
-    edit.add_argument("--strength", default="0.6", metavar="X", help="amount of noise, above 0 and at most 1 (0.6)")
+    edit.add_argument(
+        "--strength", default="0.6", metavar="X",
+        help="amount of noise, above 0 and at most 1, and the share of the steps that run (0.6)",
+    )  # fmt: skip
     edit.add_argument("--mask", type=Path, metavar="IMAGE", help="white where to redraw (default: everywhere)")
     edit.add_argument("-n", type=whole_number(1, MAX_IMAGES), default=1, metavar="N", help="variants (1)")
     walk = verb("walk", "images on the way from one class to another, or from one image file to another", images)
