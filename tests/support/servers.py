@@ -115,9 +115,9 @@ def serving_folder(folder: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def kept_busy(url: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A server that draws 8 images of 250 steps for another client while the context is open, if it takes so long."""
-    query = "class=1&n=8&steps=250&format=json"
+def kept_busy(url: str, steps: int = 250) -> Iterator[subprocess.Popen[bytes]]:
+    """The server draws 8 images for another client, for as long as that takes or the context is open."""
+    query = f"class=1&n=8&steps={steps}&format=json"
     client = subprocess.Popen(["curl", "-s", f"{url}/generate?{query}", "-o", os.devnull])
     try:
         until(lambda: httpx.get(f"{url}/debug/batcher").json()["running"])

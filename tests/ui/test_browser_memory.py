@@ -183,9 +183,10 @@ def test_errors_stand_above_the_images(opened):
 def test_a_full_queue_is_waited_for(opened):
     with running_server("--ui", "--max-waiting", "8", "--row-budget", "1") as busy:
         page = opened(busy.url)
+        page.set_default_timeout(300_000)  # the page waits as long as the queue was estimated to take
         shown = draw(page, 1)
         fill(page, "n", 5)
-        with kept_busy(busy.url):
+        with kept_busy(busy.url, 120):
             press(page, "generate-go")
             page.wait_for_selector("#generate-message :text('trying again in')")
             assert sources(page) == shown
