@@ -40,9 +40,12 @@ def chromium(flags: list[str] = FLAGS) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def visiting(browser: Any) -> Iterator[Callable[..., Any]]:
+def visiting(browser: Any, event: str = "request") -> Iterator[Callable[..., Any]]:
     """Opens pages, each as a new visitor: visit(url, width, height). An empty url leaves the page blank; other settings
-    are those of Playwright's contexts. All that the pages load must come from this machine."""
+    are those of Playwright's contexts. All that the pages load must come from this machine.
+
+    event: that counts as loading, "response" for pages whose policy blocks a part of their requests.
+    """
     contexts, loaded = [], set()
 
     def visit(url: str = "", width: int = 1280, height: int = 900, **settings: Any) -> Any:
@@ -50,7 +53,7 @@ def visiting(browser: Any) -> Iterator[Callable[..., Any]]:
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(MS)
-        page.on("request", lambda request: loaded.add(request.url))
+        page.on(event, lambda loading: loaded.add(loading.url))
         if url:
             page.goto(url)
         return page
