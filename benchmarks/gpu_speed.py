@@ -128,7 +128,7 @@ def speed(
             "versions": {name: str(engine.describe()["version"]) for name, engine in engines.items()},
         }
     cost = sampling_cost(model.defaults)
-    return results | {"flops_per_row": model.config.flops_per_row(), "rows_per_picture": cost.rows}
+    return results | {"flops_per_row": model.config.flops_per_row(), "rows_per_image": cost.rows}
 
 
 def device_name(device: str) -> str:
@@ -154,7 +154,7 @@ def markdown(results: dict[str, Any]) -> str:
                 f"{ms:.2f} ({100 * int(size) * results['flops_per_row'] / (ms / 1000) / rate:.0f} %)"
                 for size, ms in row.items()
             ]
-            best = max(int(size) / (ms / 1000) for size, ms in row.items()) / results["rows_per_picture"]
+            best = max(int(size) / (ms / 1000) for size, ms in row.items()) / results["rows_per_image"]
             rows.append([f"{name} {result['versions'][name]}", *cells, f"{best:.2f}"])
         header = ["engine", *(f"{size} rows" for size in sizes), "images/s"]
         lines += ["", f"## {precision}: {rate / 1e12:.2f} TFLOP/s", "", *markdown_table(header, rows)]

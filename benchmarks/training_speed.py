@@ -100,7 +100,7 @@ def time_case(
     assert isinstance(state.objective, Objective)
     flops = rate * flops_per_image(config.network_config(), config.loss, state.objective)
     share = flops / rates["bf16" if where.bf16 else "fp32"]
-    return {"pictures_per_second": rate, "tflops": flops / 1e12, "share_of_matmul": share}
+    return {"images_per_second": rate, "tflops": flops / 1e12, "share_of_matmul": share}
 
 
 def time_reading(where: Device, data: str, rates: dict[str, float]) -> dict[str, dict[str, float]]:
@@ -134,9 +134,7 @@ def report(results: dict[str, Any]) -> str:
     rows = []
     for name, row in {**results["cases"], **results["reading"]}.items():
         label = f"demo, bf16, math, {name}" if name in READING else name
-        rows.append(
-            [label, f"{row['pictures_per_second']:.1f}", f"{row['tflops']:.3f}", f"{row['share_of_matmul']:.0%}"]
-        )
+        rows.append([label, f"{row['images_per_second']:.1f}", f"{row['tflops']:.3f}", f"{row['share_of_matmul']:.0%}"])
     sizes = "demo: 64 images of 32 x 32, 4 noise draws; dsd-s: 2 of 256 x 256, 3 draws"
     lines += markdown_table([sizes, "images/s", "TFLOP/s", "share of the matrix product"], rows)
     return "\n".join(lines) + "\n"
@@ -160,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in options.cases:
             (network, batch), overrides, changes = CASES[name]
             cases[name] = time_case(replace(where, **changes), configured(network, batch, overrides), rates)
-            print(f"{name}: {cases[name]['pictures_per_second']:.1f} images/s", flush=True)
+            print(f"{name}: {cases[name]['images_per_second']:.1f} images/s", flush=True)
         reading = time_reading(where, options.data, rates)
     except DSDError as error:
         sys.exit(f"training_speed: {error}")

@@ -153,8 +153,8 @@ class Model:
     ) -> Image.Image | list[Image.Image]:
         """Redraw an image, towards a class if one is given; a list of `n` variants if `n` is given.
 
-        strength: the amount of noise in (0, 1]; 1 keeps nothing of the image. mask: an image, white where it is
-        redrawn; the rest keeps its pixels. n, on_preview: as in `generate`.
+        strength: the amount of noise in (0, 1], and the share of the steps that run, rounded up; 1 keeps nothing of the
+        image. mask: an image, white where it is redrawn; the rest keeps its pixels. n, on_preview: as in `generate`.
         """
         if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 < strength <= 1:
             raise InputError(f"strength must be above 0 and at most 1, got {shown(strength)}", "strength")

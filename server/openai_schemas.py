@@ -145,7 +145,12 @@ class GenerationRequest(Options):
     stream: Annotated[bool, Field(description="answer with server-sent events")] = False
     partial_images: Annotated[
         int | None,
-        Field(ge=0, le=3, description="with stream: number of previews, spread evenly over the steps"),
+        Field(
+            ge=0,
+            le=3,
+            description="with stream: the most previews, at equal distances of whole steps; few steps give fewer: "
+            "with 4 steps, 2 previews become one, after step 2",
+        ),
         WholeNumber,
     ] = None
     background: Annotated[

@@ -144,7 +144,12 @@ ModelName = Annotated[
 ]
 Strength = Annotated[
     float,
-    Field(ge=0.001, le=1, allow_inf_nan=False, description="amount of noise, 0 to 1; 1 keeps nothing of the image"),
+    Field(
+        ge=0.001,
+        le=1,
+        allow_inf_nan=False,
+        description="amount of noise, and the share of the steps that run, rounded up; 1 keeps nothing of the image",
+    ),
     RealNumber,
 ]
 

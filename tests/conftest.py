@@ -1,4 +1,4 @@
-"""Fixtures of all tests: generated images, a briefly trained small network, the demo model, real servers."""
+"""Fixtures of all tests: generated images, a briefly trained small network, the demo model, real servers, a browser."""
 
 import fcntl
 import os
@@ -11,6 +11,7 @@ import pytest
 
 from dsd_serve.files import demo_model
 from dsd_serve.imaging import codec
+from tests.support.browser import chromium, visiting
 from tests.support.data import REAL_DATA, ROOT, sample_image, train_arguments
 from tests.support.models import FLOW_MAP, OWN, PLAIN, export_model
 from tests.support.servers import Server, find_free_port
@@ -127,3 +128,17 @@ def http(server_url: str) -> Iterator[httpx.Client]:
 def free_port() -> Callable[[], int]:
     """A function that returns ports on which nothing listens."""
     return find_free_port
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium, or a skipped test without it."""
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Callable[..., Any]]:
+    """Opens pages, each as a new visitor: `visiting` has the arguments."""
+    with visiting(browser) as visit:
+        yield visit

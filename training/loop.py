@@ -57,7 +57,7 @@ class Work:
     evaluate: Callable[[Any], None]
     save: Callable[[], None]
     saved: Callable[[], None] = lambda: None
-    rate: str = "pictures_per_second"
+    rate: str = "images_per_second"
 
 
 def run_loop(state: State, config: RunConfig, where: Device, journal: Journal, checkpoint: Path, work: Work) -> bool:

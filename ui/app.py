@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import secrets
 import time
 from base64 import b64decode
 from collections import OrderedDict
@@ -94,10 +95,12 @@ def create_page(
 def add_routes(app: FastAPI, client: AsyncClient) -> None:
     state = ServerState(client)
     thumbnails = Thumbnails(client)
+    process = secrets.token_hex(8)
 
     @app.get(STATE)
     async def state_now() -> JSONResponse:
-        return JSONResponse(await state.now(), headers={"Cache-Control": "no-store"})
+        """The server's load, and a name of this process, so that a browser notices that another has taken its place."""
+        return JSONResponse({**await state.now(), "process": process}, headers={"Cache-Control": "no-store"})
 
     @app.get(THUMBNAIL)
     async def thumbnail(index: int, model: str = "") -> Response:

@@ -5,14 +5,14 @@ settings too, from which it is drawn again when this process no longer has it.
 """
 
 import asyncio
-import contextlib
 import hashlib
 import io
 import time
 import zipfile
 from base64 import b64decode
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ from ui import links
 from ui.chosen_model import for_model
 from ui.display import SHOWN, enlarged
 from ui.names import file_name
+from ui.regularly import regularly
 
 MAX_MB = 256  # of all visitors' images; the least recently used go first
 KEEP_S = 3600.0  # after the last use
@@ -164,20 +165,9 @@ class FinishedImages:
         title = (settings.get("class") or {}).get("name", UNNAMED)
         return self.keep(png, str(title), settings, model=one.model)
 
-    @contextlib.asynccontextmanager
-    async def sweeping(self) -> AsyncIterator[None]:
+    def sweeping(self) -> AbstractAsyncContextManager[None]:
         """Drop unused images while the context is open."""
-
-        async def sweep_regularly() -> None:
-            while True:
-                await asyncio.sleep(SWEEP_S)
-                self.sweep()
-
-        task = asyncio.create_task(sweep_regularly())
-        try:
-            yield
-        finally:
-            task.cancel()
+        return regularly(self.sweep, SWEEP_S)
 
     def sweep(self, seconds: float = KEEP_S) -> None:
         """Drop images that were not used for so many seconds."""

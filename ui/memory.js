@@ -69,12 +69,13 @@
 
   // The message of this script to the server when the page is opened, and when its model changes; see ui/opening.py.
   let opening = 0;
+  let settled = false; // once Gradio has set all controls to an answer
   function kept(opens) {
     const same = memory.search === settings(location.search); // otherwise the address takes precedence
     const own = (name) => !/^generate\.(n|index|seed|keep|num_steps|sampler|guidance)/.test(name);
     const values = Object.entries(memory.values ?? {}).filter(([name]) => same || own(name));
     if (opens) {
-      ready = false;
+      ready = settled = false;
       setTimeout(restored, 0, String(++opening), currentTab());
     }
     return {
@@ -85,11 +86,10 @@
 
   // Once the answer has arrived, which has our number, what is shown is remembered again.
   async function restored(number, before) {
-    while (!document.querySelector(`#told [data-opening="${number}"]`)) {
+    while (!settled || !document.querySelector(`#told [data-opening="${number}"]`)) {
       if (number !== String(opening)) return;
       await pause(50);
     }
-    await pause(300); // Gradio sets the controls one after the other
     if (currentTab() === before) select(tabOf(location.search)); // otherwise the visitor has chosen one meanwhile
     if (number === "1") await restorePhotos();
     ready = true;
@@ -176,5 +176,5 @@
     timer = setTimeout(() => { follow(); givePhotos(); keepPhotos(); }, 150);
   }).observe(document.documentElement, {childList: true, subtree: true, attributes: true, attributeFilter: ["aria-selected", "data-link", "data-image", "data-chosen", "src"]});
 
-  window.dsd = {kept, remember, open, ready: () => ready, address: (link) => new URL(address(settings(link), "generate"), location.href).href};
+  window.dsd = {kept, remember, open, ready: () => ready, settle: () => { settled = true; }, address: (link) => new URL(address(settings(link), "generate"), location.href).href};
 })();

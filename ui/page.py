@@ -101,7 +101,7 @@ def build_page(info: ServerInfo, address: Callable[[gr.Request], str], uploads: 
             if found.classes_of != mark_of(info.classes):
                 return opening.updates(found, fitted())
             known = {one["index"] for one in info.classes}
-            if not known.issuperset(chosen):  # this process has just started
+            if not known.issuperset(chosen):  # the visitor's session has expired
                 chosen = [one for one in found.classes if one in known] or [info.default_class]
             return {
                 **generate_tab.classes(info, chosen),
@@ -116,6 +116,7 @@ def build_page(info: ServerInfo, address: Callable[[gr.Request], str], uploads: 
         opened.success(
             generate_tab.draw_wanted, [generate_tab.wanted, generate_tab.drawing], generate_tab.outputs, **EVENT
         )
+        opened.success(None, js="() => { window.dsd?.settle(); return []; }", queue=False, **EVENT)
         follow.click(follow_model, [message, generate_tab.chosen, generate_tab.search], controls, js=KEPT, **EVENT)
         model.input(choose_model, model, controls, **EVENT)
         remembered = opening.controls

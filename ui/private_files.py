@@ -21,6 +21,7 @@ from typing import Any
 
 from dsd_serve.errors import DSDError, InputError
 from dsd_serve.locked_folders import delete_abandoned, new_locked_folder
+from ui.regularly import regularly
 
 KIND = "page"  # of its folder, among locked folders
 KEEP_S = 3600.0  # lifetime of a file
@@ -88,17 +89,10 @@ class Uploads:
     @contextlib.asynccontextmanager
     async def sweeping(self) -> AsyncIterator[None]:
         """Delete old files while the context is open, and all files at its end."""
-
-        async def sweep_regularly() -> None:
-            while True:
-                await asyncio.sleep(SWEEP_S)
-                self.sweep()
-
-        task = asyncio.create_task(sweep_regularly())
         try:
-            yield
+            async with regularly(self.sweep, SWEEP_S):
+                yield
         finally:
-            task.cancel()
             self.sweep(0)
             with contextlib.suppress(OSError):
                 self.folder.rmdir()

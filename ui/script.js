@@ -3,6 +3,7 @@
   const SECONDS = 2;
   let up = null;
   let version = "";
+  let process = ""; // of the page's server
   let largest = Infinity; // bytes of an upload
   let failures = 0; // requests in a row that were not answered
 
@@ -41,15 +42,27 @@
     }
     if (!state.up) lost();
     if (state.body_mb) largest = 1e6 * state.body_mb;
+    // Another process has neither this visitor's photos nor the work under way: loaded again, the page restores both.
+    if (state.up && process && state.process !== process && reloads()) return location.reload();
     // A page that was opened before its server was up is still empty.
-    if (state.up && up === false && !document.querySelector("#told [data-classes]")) window.dsd.open();
-    // After an outage the server may be another one; otherwise it may have another model, or images of another checkpoint.
-    else if (state.up && (up === false || (version && state.version !== version))) byId("follow")?.click();
-    if (state.up) version = state.version;
+    if (state.up && !document.querySelector("#told [data-classes]")) {
+      if (up === false || document.querySelector("#picker .callout")) window.dsd.open();
+    } else if (state.up && (up === false || (version && state.version !== version))) {
+      byId("follow")?.click(); // another model, or images of another checkpoint
+    }
+    if (state.up) [version, process] = [state.version, process || state.process];
     up = state.up;
   }
 
-  // Work under way ended with the connection. Once it is back, Gradio reloads the page, which draws the rest.
+  // Whether the page may reload: once a minute, because a balancer may send each request to another process.
+  function reloads() {
+    const last = Number(sessionStorage.getItem("dsd-reloaded") ?? 0);
+    if (Date.now() - last < 60_000) return false;
+    sessionStorage.setItem("dsd-reloaded", Date.now());
+    return true;
+  }
+
+  // Work under way ended with the connection. Once it is back, the page reloads and draws the rest.
   function lost() {
     for (const one of document.querySelectorAll(".progress")) {
       const done = one.querySelector(".words")?.textContent.match(/^\d+ of \d+/)?.[0];

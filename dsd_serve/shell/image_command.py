@@ -61,7 +61,12 @@ def arguments_parser() -> Parser:
     edit = verb("edit", "redraw an image, towards a class if one is given", images)
     edit.add_argument("image", type=Path, metavar="IMAGE", help="PNG, JPEG or WebP")
     edit.add_argument("class_", nargs="?", metavar="CLASS", help="index, wnid or name of a class")
-    edit.add_argument("--strength", default="0.6", metavar="X", help="amount of noise, above 0 and at most 1 (0.6)")
+    edit.add_argument(
+        "--strength",
+        default="0.6",
+        metavar="X",
+        help="amount of noise, above 0 and at most 1, and the share of the steps that run (0.6)",
+    )
     edit.add_argument(
         "--mask", type=Path, metavar="IMAGE", help="mask, white where the image is redrawn (default: everywhere)"
     )

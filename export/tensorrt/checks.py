@@ -29,7 +29,7 @@ FINITE, ERRORS, EQUAL, NEIGHBOURS, IMAGE, BUILT = (
     "error of each row against float32",
     "equal rows give equal outputs",
     "a row does not depend on what its neighbours hold",
-    "the picture after a whole generation",
+    "the image after a whole generation",
     "the precision that was really built",
 )
 NAMES = (FINITE, ERRORS, EQUAL, NEIGHBOURS, IMAGE, BUILT)

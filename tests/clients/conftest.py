@@ -2,15 +2,12 @@
 
 import asyncio
 import contextlib
-import functools
-import http.server
 import json
 import os
 import re
 import shutil
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +20,7 @@ import pytest
 
 from dsd_serve.imaging.codec import write_image
 from tests.support.data import ROOT, sample_image
-from tests.support.servers import serving
+from tests.support.servers import serving, serving_folder
 
 T = TypeVar("T")
 
@@ -80,18 +77,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The origin of another site."""
     folder = tmp_path_factory.mktemp("site")
     (folder / "index.html").write_text("<!doctype html><title>somebody's page</title>")
-    handler = functools.partial(Quiet, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://localhost:{server.server_address[1]}"
-        server.shutdown()
-        thread.join()
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *arguments: Any) -> None:
-        pass
+    with serving_folder(folder) as url:
+        yield url.replace("127.0.0.1", "localhost")
 
 
 @pytest.fixture(scope="session")
@@ -150,18 +137,6 @@ def bundled(*arguments: str, **settings: Any) -> str:
     return output(
         str(HERE / "node_modules/.bin/esbuild"), *arguments, "--bundle", env={**os.environ, "PATH": path}, **settings
     )
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="Chromium needs playwright: pip install '.[dev]'")
-    program = tool("chromium", "chromium")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=program, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        )
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

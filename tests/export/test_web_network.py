@@ -17,10 +17,10 @@ from dsd_serve.checkpoint import read_model_dir
 from dsd_serve.engines.onnx_engine import OnnxEngine
 from dsd_serve.programs import Edit, Generate, Interpolate, Reconstruct, WalkEnd, encode, run
 from export.web_folder import write_web
+from tests.support.browser import FLAGS
 from tests.support.data import sample_image
 from tests.support.firefox import firefox
 from tests.support.web_runtime import installed_runtime
-from tests.ui.conftest import FLAGS, browser  # noqa: F401
 
 pytestmark = pytest.mark.browser
 
@@ -81,7 +81,7 @@ def classes(demo_dir):
 
 
 @pytest.fixture(scope="module")
-def tab(browser, site):  # noqa: F811
+def tab(browser, site):
     """A tab with `network`, and no way to anything but the site."""
     context = browser.new_context()
     strangers = []
@@ -255,7 +255,7 @@ def test_a_wrong_argument_is_a_sentence(tab, call, says):
     assert name == "InputError" and says in message
 
 
-def test_what_a_visitor_fetches(browser, site):  # noqa: F811
+def test_what_a_visitor_fetches(browser, site):
     """With an empty cache: the bytes of everything, and no byte twice."""
     context = browser.new_context()
     tab = context.new_page()
@@ -285,7 +285,7 @@ def test_what_a_visitor_fetches(browser, site):  # noqa: F811
     assert not [name for name in names if "jspi" in name], "without a GPU nothing of WebGPU is fetched"
 
 
-def test_webgpu_on_a_software_adapter(browser, own_dir, tmp_path):  # noqa: F811
+def test_webgpu_on_a_software_adapter(browser, own_dir, tmp_path):
     """Where it is asked for: by itself the page does not take an adapter that is not a GPU."""
     write_web(own_dir, tmp_path / "site", installed_runtime())
     (tmp_path / "site/blank.html").write_text(BLANK)
@@ -336,7 +336,7 @@ def test_webgpu_on_a_software_adapter(browser, own_dir, tmp_path):  # noqa: F811
         (lambda folder: (folder / "worker.js").unlink(), "worker.js cannot be loaded"),
     ],
 )
-def test_a_damaged_folder_is_a_sentence(browser, site, tmp_path, spoil, says):  # noqa: F811
+def test_a_damaged_folder_is_a_sentence(browser, site, tmp_path, spoil, says):
     folder = shutil.copytree(site.folder, tmp_path / "site")
     spoil(folder)
     site = Site(folder)

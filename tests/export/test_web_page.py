@@ -1,10 +1,7 @@
 """The static page in a browser: drawing, links, photos, walks, failures in words, keys, narrow screens and WCAG."""
 
-import functools
-import http.server
 import json
 import re
-import threading
 
 import pytest
 from PIL import Image
@@ -13,16 +10,16 @@ import dsd_serve
 from dsd_serve.shell.redraw import compare
 from export.web_folder import write_web
 from tests.support.axe import violations
+from tests.support.browser import MS, REASON
 from tests.support.firefox import firefox
+from tests.support.servers import serving_folder
 from tests.support.web_runtime import installed_runtime
-from tests.ui.conftest import browser  # noqa: F401
 
 pytestmark = pytest.mark.browser
-api = pytest.importorskip("playwright.sync_api", reason="the browser tests need playwright: pip install '.[dev]'")
+api = pytest.importorskip("playwright.sync_api", reason=REASON)
 
 # Few steps, since drawing in a browser is slow while other tests run.
 QUICK = "#draw?class=145&seed=7&n=2&steps=2&sampler=euler&guidance=1"
-SECONDS = 90
 
 
 @pytest.fixture(scope="module")
@@ -31,37 +28,24 @@ def url(demo_dir, tmp_path_factory):
     root = tmp_path_factory.mktemp("root")
     write_web(demo_dir, root / "deep" / "down", installed_runtime())
 
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(root)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/deep/down/"
-    server.shutdown()
+    with serving_folder(root) as url:
+        yield f"{url}/deep/down/"
 
 
 @pytest.fixture
-def opened(browser):  # noqa: F811
-    """Opens pages, all of whose files come from this machine, and in which no script fails."""
-    loaded, failed, contexts = [], [], []
+def opened(visit):
+    """Opens pages, in which no script fails."""
+    failed = []
+    api.expect.set_options(timeout=MS)
 
     def opened(address, **options):
-        context = browser.new_context(viewport={"width": 1280, "height": 800}, reduced_motion="reduce", **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(1000 * SECONDS)
-        api.expect.set_options(timeout=1000 * SECONDS)
-        page.on("response", lambda response: loaded.append(response.url))
+        page = visit(height=800, reduced_motion="reduce", **options)
         page.on("pageerror", lambda error: failed.append(str(error)))
         if address:
             page.goto(address)
         return page
 
     yield opened
-    for context in contexts:
-        context.close()
-    assert all(address.startswith(("http://127.0.0.1:", "blob:", "data:")) for address in loaded)
     assert not failed
 
 
@@ -130,7 +114,7 @@ def test_a_link_with_wrong_values_says_which_and_draws(opened, url):
 
 
 def test_stop_keeps_what_is_drawn(opened, url):
-    page = opened(url + QUICK.replace("n=2", "n=16").replace("steps=2", "steps=40"))
+    page = opened(url + QUICK.replace("n=2", "n=16").replace("steps=2", "steps=100"))
     page.wait_for_selector("#history li >> nth=0", state="attached")
     page.keyboard.press("Escape")
     page.wait_for_selector("#draw-form .stop", state="hidden")
@@ -156,7 +140,7 @@ def test_a_photo_is_compared_edited_and_walked_to(opened, url, tmp_path):
     page.click("#edit-class button")
     page.locator("dialog[open]").get_by_role("radio", name="Jellyfish").click()
     page.keyboard.press("Enter")
-    assert page.inner_text("#edit-class .name") == "Jellyfish"
+    api.expect(page.locator("#edit-class .name")).to_have_text("Jellyfish")
     page.click("#edit-form summary")
     page.fill("#edit-form input[name=steps]", "2")
     page.click("#edit-form button.primary")
@@ -259,9 +243,10 @@ def test_it_is_used_by_keys_alone(opened, url):
     assert page.evaluate("document.activeElement.ariaValueText") == "49 % from the left"
     page.get_by_role("application", name="Area to redraw").focus()
     press("Space")
-    assert re.match(r"\d+ % of the image will be redrawn", page.inner_text("#brush [role=status]"))
+    brush = page.locator("#brush [role=status]")
+    api.expect(brush).to_have_text(re.compile(r"\d+ % of the image will be redrawn"))
     press("Delete")
-    assert page.inner_text("#brush [role=status]") == ""
+    api.expect(brush).to_have_text("")
 
 
 def test_a_thousand_classes_are_a_list_to_search(opened, url):
@@ -278,20 +263,20 @@ def test_a_thousand_classes_are_a_list_to_search(opened, url):
     wait_until_drawn(page)
     search = page.get_by_role("searchbox")
     search.fill("BRULEE")
-    assert page.locator("#draw-class .class:visible").all_text_contents() == ["Crème brûlée"]
+    api.expect(page.locator("#draw-class .class:visible")).to_have_text(["Crème brûlée"])
     search.fill("screw")
     press = page.keyboard.press
     press("Enter")
     api.expect(page.locator("#draw-caption")).to_contain_text("Corkscrew")
     search.fill("platypus")
-    assert "No class" in page.inner_text("#draw-class [role=status]")
+    api.expect(page.locator("#draw-class [role=status]")).to_contain_text("No class")
     assert page.locator("#draw-class canvas[width='128']").count() == 0  # no image was made for the list
 
 
 VIEWS = ("draw", "photo", "walk", "choose", "lightbox")
 
 
-def visit(page, view):
+def show(page, view):
     page.keyboard.press("Escape")
     if view in ("draw", "photo", "walk"):
         page.get_by_role("tab", name=view.title()).click()
@@ -318,7 +303,7 @@ def test_every_view_keeps_wcag_and_fits_every_width(opened, url):
         details.evaluate("summary => summary.click()")
     found = {}
     for view in VIEWS:
-        visit(page, view)
+        show(page, view)
         for scheme in ("light", "dark"):
             page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
             found[view, scheme] = violations(page, "region")  # everything is in a landmark

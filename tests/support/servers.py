@@ -1,6 +1,8 @@
 """Real dsd-serve processes for tests, and waiting for their effects."""
 
 import contextlib
+import functools
+import http.server
 import os
 import re
 import signal
@@ -8,10 +10,11 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
@@ -94,6 +97,34 @@ def serving(*arguments: str, **env: str) -> Iterator[str]:
     """The URL of a `running_server`."""
     with running_server(*arguments, env=env) as server:
         yield server.url
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *arguments: Any) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def serving_folder(folder: Path) -> Iterator[str]:
+    """The URL of a static web server of a folder."""
+    handler = functools.partial(Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@contextlib.contextmanager
+def kept_busy(url: str, steps: int = 250) -> Iterator[subprocess.Popen[bytes]]:
+    """The server draws 8 images for another client, for as long as that takes or the context is open."""
+    query = f"class=1&n=8&steps={steps}&format=json"
+    client = subprocess.Popen(["curl", "-s", f"{url}/generate?{query}", "-o", os.devnull])
+    try:
+        until(lambda: httpx.get(f"{url}/debug/batcher").json()["running"])
+        yield client
+    finally:
+        client.terminate()
+        client.wait()
 
 
 def until(condition: Callable[[], T | None], seconds: float = 20.0) -> T:

@@ -157,5 +157,5 @@ def test_twenty_real_steps_of_dsd_s_at_256_pixels(tmp_path):
     assert after["loss"] < before["loss"] and after["reconstruction"] < 0.8 * before["reconstruction"]
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(f"peak {peak / 1e9:.1f} GB, {lines[-2]['pictures_per_second']:.2f} images/s")
+    print(f"peak {peak / 1e9:.1f} GB, {lines[-2]['images_per_second']:.2f} images/s")
     assert peak < 8e9

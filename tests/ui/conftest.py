@@ -1,30 +1,45 @@
-"""The browser of the tests of the page."""
+"""Fixtures of the tests of the page: servers with it, its visitors, and a photo."""
 
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+from dsd_serve.imaging.codec import write_image
+from tests.support.browser import wait_until_ready
+from tests.support.data import sample_image
+from tests.support.servers import Server, running_server
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Chromium, or a skipped test without it."""
-    api = pytest.importorskip("playwright.sync_api", reason="the browser tests need playwright: pip install '.[dev]'")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("the browser tests need chromium: apt-get install chromium")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        yield browser
-        browser.close()
+@pytest.fixture(scope="session")
+def running() -> Iterator[Server]:
+    """A server with the page of the demo model."""
+    with running_server("--ui", "--grace", "20") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def slow() -> Iterator[Server]:
+    """Another, on which 8 images of 250 steps take seconds on any machine: it runs one row at a time."""
+    with running_server("--ui", "--grace", "20", "--row-budget", "1") as running:
+        yield running
+
+
+@pytest.fixture
+def opened(visit: Callable[..., Any], request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """Opens the page as a new visitor and waits for its controls: opened(url, width=...), by default of `running`."""
+
+    def opened(url: str = "", **settings: Any) -> Any:
+        page = visit(url or request.getfixturevalue("running").url, **settings)
+        wait_until_ready(page)
+        return page
+
+    return opened
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    file = tmp_path / "photo.png"
+    file.write_bytes(write_image(sample_image(207, 0, size=200)))
+    return file

@@ -2,55 +2,18 @@
 and sentences where the browser refuses camera and clipboard. `make test-ui`."""
 
 import json
-from collections.abc import Iterator
 
 import pytest
 
 from dsd_serve.imaging.codec import read_image, write_image
 from dsd_serve.imaging.provenance import settings_of
 from tests.support.axe import violations
-from tests.support.data import sample_image
-from tests.support.servers import Server
+from tests.support.browser import fill, press, tab
 
 pytestmark = pytest.mark.browser
 
 FOCUSED = "document.activeElement"
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[Server]:
-    running = Server("--ui", "--grace", "20")
-    yield running
-    assert running.stop() == 0
-
-
-@pytest.fixture
-def opened(browser, running):
-    contexts = []
-
-    def opened(width=1280, height=720, **settings):
-        context = browser.new_context(viewport={"width": width, "height": height}, **settings)
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(60_000)
-        page.goto(running.url)
-        page.wait_for_selector("#picker .only[aria-pressed=true]")
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
-
-
-@pytest.fixture
-def photo(tmp_path):
-    file = tmp_path / "photo.png"
-    file.write_bytes(write_image(sample_image(207, 0, size=200)))
-    return file
-
-
-def tab(page, name):
-    page.get_by_role("tab", name=name, exact=True).click()
+STILL = "!document.getAnimations().some((one) => one instanceof CSSTransition && one.playState === 'running')"
 
 
 def chosen(page):
@@ -62,13 +25,13 @@ def test_axe_finds_nothing_on_any_tab(opened, photo, scheme):
     page = opened(color_scheme=scheme)
 
     def check(where):
-        page.wait_for_timeout(300)  # transitions of colours
+        page.wait_for_function(STILL)
         assert violations(page) == [], where
 
     check("Generate, before anything is drawn")
     page.click("#picker .class:nth-child(2) .more")
     page.wait_for_selector("#chosen .chip:nth-child(2)")
-    page.click("#generate-go")
+    press(page, "generate-go")
     page.wait_for_selector("#details .details")
     for accordion in ("generate-sampling", "again", "code"):
         page.click(f"#{accordion} button >> nth=0")
@@ -80,14 +43,14 @@ def test_axe_finds_nothing_on_any_tab(opened, photo, scheme):
     page.wait_for_selector("#compare .compare")
     check("Reconstruct")
     tab(page, "Edit")
-    page.click("#edit-go")
+    press(page, "edit-go")
     page.wait_for_selector("#edit-details .details")
     check("Edit")
     tab(page, "Inpaint")
     page.wait_for_selector("#painting canvas")
     check("Inpaint")
     tab(page, "Walk")
-    page.click("#walk-go")
+    press(page, "walk-go")
     page.wait_for_selector("#walk-animation img")
     check("Walk")
     tab(page, "Photos")
@@ -95,7 +58,7 @@ def test_axe_finds_nothing_on_any_tab(opened, photo, scheme):
     tab(page, "Look inside")
     page.set_input_files("#inside-photo input[type=file]", photo)
     page.wait_for_selector("#latents [data-rank]")
-    page.click("#way-go")
+    press(page, "way-go")
     page.wait_for_selector("#way figure:has-text('image')")
     check("Look inside")
 
@@ -120,7 +83,7 @@ def test_the_keyboard_alone_chooses_draws_and_compares(opened, photo):
     page.keyboard.press("Enter")
     page.wait_for_selector("#chosen .chip:nth-child(2)", state="detached")
     assert chosen(page) == ["goldfish"]
-    page.fill("#n input[type=number]", "1")
+    fill(page, "n", 1)
     page.focus("#generate-seed input")
     page.keyboard.press("Enter")
     page.wait_for_selector("#details .details")
@@ -166,7 +129,7 @@ def test_a_press_switches_a_plus_adds_and_a_chip_removes(opened):
 
 
 def test_the_first_sight_is_a_wall_that_draws(opened):
-    page = opened()
+    page = opened(height=720)
     assert page.locator("#wall .tile").count() == 40
     loaded = "performance.getEntriesByType('resource').filter((one) => one.name.includes('/studio/classes.webp?'))"
     assert page.evaluate(f"{loaded}.map((one) => one.responseStatus)") == [200]
@@ -183,11 +146,11 @@ SIZES = [(320, 640), (640, 400), (768, 1024), (844, 390)]  # the second: 1280 x 
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
 def test_nothing_is_cut_off_in_a_small_window(opened, width, height):
-    page = opened(width, height, has_touch=True, is_mobile=width < 900)
+    page = opened(width=width, height=height, has_touch=True, is_mobile=width < 900)
     for name in ("Look inside", "Walk", "Your photo", "Generate"):
         tab(page, name)
         assert page.evaluate("document.documentElement.scrollWidth") == width
-    page.fill("#n input[type=number]", "1")
+    fill(page, "n", 1)
     seed = page.locator("#generate-seed input").bounding_box()
     assert seed["width"] > 100
     page.tap("#generate-go")
@@ -198,7 +161,7 @@ def test_nothing_is_cut_off_in_a_small_window(opened, width, height):
 
 
 def test_a_swipe_over_a_slider_leaves_it(opened):
-    page = opened(390, 844, has_touch=True, is_mobile=True)
+    page = opened(width=390, height=844, has_touch=True, is_mobile=True)
     track = page.locator("#n input[type=range]").bounding_box()
     page.touchscreen.tap(track["x"] + 0.8 * track["width"], track["y"] + track["height"] / 2)
     page.wait_for_timeout(300)
@@ -211,8 +174,8 @@ def test_less_motion_and_forced_colours(opened):
     assert page.evaluate(outline) == "solid"
     assert page.evaluate("getComputedStyle(document.querySelector('#n input[type=range]')).appearance") == "auto"
     tab(page, "Walk")
-    page.fill("#walk-n input[type=number]", "3")
-    page.click("#walk-go")
+    fill(page, "walk-n", 3)
+    press(page, "walk-go")
     page.wait_for_selector("#walk-animation canvas")
     assert page.locator("#walk-animation img").is_hidden()
     page.click("#walk-animation [data-pause]")  # Play
@@ -239,8 +202,8 @@ def test_camera_clipboard_and_pasting(opened, photo):
 
 def test_an_image_of_an_unknown_class_leaves_the_chosen_one(opened, tmp_path):
     page = opened()
-    page.fill("#n input[type=number]", "1")
-    page.click("#generate-go")
+    fill(page, "n", 1)
+    press(page, "generate-go")
     page.wait_for_selector("#details .details")
     data = page.request.get(page.evaluate("document.querySelector('#details a[download]').href")).body()
     settings = {**settings_of(data), "class": {"index": 999, "name": "toilet paper"}}

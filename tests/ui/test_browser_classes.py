@@ -1,36 +1,28 @@
 """The page in Chromium for a model with classes of its own, and for one without classes."""
 
+import contextlib
 import re
 from urllib.parse import urljoin
 
 import pytest
 
 from dsd_serve.imaging.provenance import settings_of
+from tests.support.browser import press, tab
 from tests.support.models import NAMES
-from tests.support.servers import Server
+from tests.support.servers import running_server
 
 pytestmark = pytest.mark.browser
 
 
 @pytest.fixture
-def opened(browser, request):
-    """Opens the page of a server: opened(directory, width)."""
-    started = []
+def opened_model(opened):
+    """Opens the page of a server with a model: opened_model(directory, width)."""
+    with contextlib.ExitStack() as stack:
 
-    def opened(directory, width=1280):
-        server = Server("--ui", "--model", str(directory))
-        page = browser.new_context(viewport={"width": width, "height": 900}).new_page()
-        started.append((server, page))
-        page.set_default_timeout(60_000)
-        page.goto(server.url)
-        page.wait_for_selector("#pill:has-text('ready')")
-        return page
+        def opened_model(directory, width):
+            return opened(stack.enter_context(running_server("--ui", "--model", str(directory))).url, width=width)
 
-    yield opened
-    for server, page in started:
-        page.context.close()
-        assert server.stop() == 0
-        assert "Traceback" not in server.log
+        yield opened_model
 
 
 def saved(page):
@@ -40,13 +32,9 @@ def saved(page):
     return link.get_attribute("download"), settings_of(answer.body())
 
 
-def tab(page, name):
-    page.get_by_role("tab", name=name, exact=True).click()
-
-
 @pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_names_own_classes(opened, own_dir, width):
-    page = opened(own_dir, width)
+def test_the_page_names_own_classes(opened_model, own_dir, width):
+    page = opened_model(own_dir, width)
     page.wait_for_selector("#picker .class")
     assert page.eval_on_selector_all("#picker .class .name", "all => all.map(one => one.textContent)") == list(NAMES)
     assert page.get_attribute("#class-search textarea, #class-search input", "placeholder").endswith("Grandma's cat")
@@ -54,7 +42,7 @@ def test_the_page_names_own_classes(opened, own_dir, width):
     page.wait_for_function("document.querySelectorAll('#picker .class').length == 1")
     page.click("#picker .only")
     page.wait_for_selector("#chosen .chip:has-text('金毛犬')")
-    page.click("#generate-go")
+    press(page, "generate-go")
     name, settings = saved(page)
     assert re.fullmatch(r"金毛犬-\d+-0\.png", name)
     assert settings["class"] == {"index": 1, "name": "金毛犬"}
@@ -65,11 +53,11 @@ def test_the_page_names_own_classes(opened, own_dir, width):
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_of_a_model_without_classes_offers_none(opened, plain_dir, width):
-    page = opened(plain_dir, width)
+def test_the_page_of_a_model_without_classes_offers_none(opened_model, plain_dir, width):
+    page = opened_model(plain_dir, width)
     page.wait_for_selector("#class-search", state="hidden")
     assert page.locator("#picker").is_hidden()
-    page.click("#generate-go")
+    press(page, "generate-go")
     name, settings = saved(page)
     assert re.fullmatch(r"image-\d+-0\.png", name)
     assert (settings["class"], settings["guidance"]) == (None, 1)
@@ -80,10 +68,10 @@ def test_the_page_of_a_model_without_classes_offers_none(opened, plain_dir, widt
     page.wait_for_selector("#from-seed", state="visible")
     assert page.locator("#from-class").is_hidden()
     assert page.locator("#to-class").is_hidden()
-    page.click("#walk-go")
+    press(page, "walk-go")
     page.wait_for_selector("#walk-strip figure")
     tab(page, "Look inside")
-    page.click("#way-go")
+    press(page, "way-go")
     page.wait_for_selector("#way figure:has-text('image')")
     assert page.locator("#way-class").is_hidden()
     tab(page, "Your photo")

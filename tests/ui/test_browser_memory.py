@@ -5,81 +5,23 @@ import shlex
 import subprocess
 import sys
 import zipfile
+from types import SimpleNamespace
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
 
 from dsd_serve.imaging.codec import write_image
+from tests.support.browser import draw, fill, finished, press, set_steps, sources, tab, wait_until_ready
 from tests.support.data import ROOT, sample_image
-from tests.support.servers import Server, until
+from tests.support.servers import Server, kept_busy, running_server
 
 pytestmark = pytest.mark.browser
-pytest.importorskip("playwright.sync_api", reason="the browser tests need playwright: pip install '.[dev]'")
-
-READY = "#told [data-classes]"
-
-
-@pytest.fixture(scope="module")
-def running():
-    running = Server("--ui")
-    yield running
-    assert running.stop() == 0
-    assert "Traceback" not in running.log
-
-
-@pytest.fixture
-def opened(browser, running):
-    """Opens the page as a new visitor."""
-    contexts = []
-
-    def opened(url=running.url, width=1280, **settings):
-        context = browser.new_context(viewport={"width": width, "height": 900}, **settings)
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(120_000)
-        page.goto(url)
-        page.wait_for_selector(READY, state="attached")
-        page.wait_for_function("window.dsd.ready()")
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
-
-
-def fill(page, where, value):
-    page.fill(f"#{where} input[type=number]", str(value))
-    page.keyboard.press("Tab")
-
-
-def sources(page, board="board"):
-    return page.eval_on_selector_all(f"#{board} .card img", "all => all.map(one => one.getAttribute('src'))")
-
-
-def draw(page, n=2):
-    """Press Generate; returns the addresses of the images."""
-    fill(page, "n", n)
-    before = sources(page)
-    page.click("#generate-go")
-    return finished(page, n, before)
-
-
-def finished(page, n, before=()):
-    page.wait_for_function(
-        "([n, before]) => { const all = [...document.querySelectorAll('#board button.card img')]"
-        ".map(one => one.getAttribute('src')); return all.length === n && String(all) !== before; }",
-        arg=[n, ",".join(before)],
-    )
-    page.wait_for_selector("#details .details")
-    page.wait_for_timeout(500)  # until the event has ended: a press before that is ignored
-    return sources(page)
 
 
 def reload(page):
     page.reload()
-    page.wait_for_selector(READY, state="attached")
-    page.wait_for_function("window.dsd.ready()")
+    wait_until_ready(page)
 
 
 def settings(page):
@@ -96,10 +38,7 @@ def test_a_reload_back_and_a_link_show_the_same_images(opened):
     page.wait_for_url("**seed=**")
     assert settings(page)["class"] == "779"
     assert settings(page)["seed"] == page.input_value("#generate-seed input")
-    page.click("#generate-sampling button >> nth=0")
-    page.wait_for_timeout(500)  # Gradio makes the controls of an accordion when it opens
-    fill(page, "generate-steps", 5)
-    page.wait_for_timeout(500)
+    set_steps(page, 5)
     reload(page)
     assert finished(page, 2) == first
     assert page.inner_text("#board [role=status]").startswith("Drawn earlier")
@@ -112,7 +51,7 @@ def test_a_reload_back_and_a_link_show_the_same_images(opened):
     page.go_forward()
     assert finished(page, 2, first) == second
 
-    page.get_by_role("tab", name="Walk", exact=True).click()
+    tab(page, "Walk")
     page.wait_for_url("**tab=walk**")
     reload(page)
     wait_for_tab(page, "Walk")
@@ -129,7 +68,7 @@ def test_a_reload_back_and_a_link_show_the_same_images(opened):
 def test_a_tab_that_is_chosen_while_the_page_opens_stays(opened):
     page = opened()
     page.reload()
-    page.get_by_role("tab", name="Walk", exact=True).click()
+    tab(page, "Walk")
     page.wait_for_function("window.dsd.ready()")
     page.wait_for_url("**?tab=walk")
     assert page.get_by_role("tab", name="Walk", exact=True).get_attribute("aria-selected") == "true"
@@ -147,9 +86,7 @@ def test_a_wrong_link_says_what_is_wrong(opened, running):
 def test_a_short_loss_of_the_network_changes_nothing(opened):
     page = opened()
     shown = draw(page)
-    page.click("#generate-sampling button >> nth=0")
-    page.wait_for_timeout(500)  # Gradio makes the controls of an accordion when it opens
-    fill(page, "generate-steps", 7)
+    set_steps(page, 7)
     page.context.set_offline(True)
     page.wait_for_selector("#pill[data-up=false]")
     page.context.set_offline(False)
@@ -159,38 +96,80 @@ def test_a_short_loss_of_the_network_changes_nothing(opened):
     assert sources(page) == shown
 
 
-def test_a_killed_server_and_the_next_one_lose_nothing(opened, free_port):
-    port = str(free_port())
-    first = Server("--ui", "--port", port)
-    page = opened(first.url)
+@pytest.fixture
+def servers(free_port):
+    """Servers of one address, of which the last is running. They run one row at a time, so that work takes seconds."""
+    port, servers = str(free_port()), []
+
+    def start():
+        servers.append(Server("--ui", "--port", port, "--row-budget", "1"))
+        return servers[-1].url
+
+    def kill():
+        servers[-1].process.kill()
+        servers[-1].process.wait()
+
+    yield SimpleNamespace(start=start, kill=kill)
+    for server in servers:
+        server.process.kill()
+
+
+PHOTO_IS_KEPT = """async () => (await indexedDB.databases()).length && new Promise((done) => {
+  const opening = indexedDB.open("dsd-photos");
+  opening.onsuccess = () => {
+    const counting = opening.result.transaction("photos").objectStore("photos").count();
+    counting.onsuccess = () => { opening.result.close(); done(counting.result); };
+  };
+})"""
+
+
+def wait_until_loaded_again(page):
+    page.wait_for_function("!window.before && window.dsd?.ready()")
+
+
+def test_a_page_that_is_not_at_work_is_as_before_with_the_next_server(opened, servers, photo):
+    page = opened(servers.start())
     before = draw(page)
-    for one in (1, 107, 145, 207):  # more than the server draws before it is killed
-        page.click(f"#picker .only[data-value='{one}']", modifiers=["Control"])
-    page.wait_for_selector("#chosen .chip:nth-child(5)")
-    page.click("#generate-sampling button >> nth=0")
-    page.wait_for_timeout(500)  # Gradio makes the controls of an accordion when it opens
-    fill(page, "generate-steps", 250)
+    tab(page, "Your photo")
+    page.set_input_files("#photo input[type=file]", photo)
+    page.wait_for_selector("#kept [data-psnr]")
+    tab(page, "Edit")
+    fill(page, "edit-n", 1)
+    page.wait_for_function(PHOTO_IS_KEPT)
+    page.evaluate("window.before = true")
+    servers.kill()
+    servers.start()
+    wait_until_loaded_again(page)  # by itself
+    page.wait_for_selector("#kept [data-psnr]")  # the photo was sent again
+    assert sources(page) == before
+    tab(page, "Edit")
+    press(page, "edit-go")
+    page.wait_for_selector("#edit-details .details")
+
+
+def test_work_under_way_in_a_killed_server_is_done_by_the_next_one(opened, servers):
+    page = opened(servers.start())
+    before = draw(page)
+    set_steps(page, 250)
     fill(page, "n", 8)
-    page.click("#generate-go")
+    press(page, "generate-go")
     page.wait_for_selector("#board .drawing img")
     page.wait_for_url("**steps=250**")
     seed = settings(page)["seed"]
     page.evaluate("window.before = true")
-    first.process.kill()
-    first.process.wait()
+    servers.kill()
     page.wait_for_selector("#down:has-text('does not respond')")
     page.wait_for_selector("#board .progress", state="detached")
     page.focus("#generate-stop")
     assert page.evaluate("document.activeElement.id") != "generate-stop"  # there is nobody to stop anything
-    second = Server("--ui", "--port", port)
-    page.wait_for_function("!window.before && window.dsd?.ready()")  # the page has loaded again, by itself
-    page.wait_for_selector("#board .drawing img")  # and draws
+    servers.start()
+    wait_until_loaded_again(page)
+    page.wait_for_selector("#board .drawing img")
     assert settings(page)["seed"] == seed
     page.keyboard.press("Escape")
     page.wait_for_selector("#board :text('Stopped')")
     page.go_back()
     assert finished(page, 2) == before  # the new server has drawn the same bytes
-    assert second.stop() == 0
 
 
 def test_errors_stand_above_the_images(opened):
@@ -198,30 +177,26 @@ def test_errors_stand_above_the_images(opened):
     shown = draw(page)
     page.fill("#generate-seed input", "-5")
     page.check("#generate-lock input")
-    page.click("#generate-go")
+    press(page, "generate-go")
     page.wait_for_selector("#generate-message .callout:has-text('Seed must be a whole number from 0 to')")
     assert sources(page) == shown
     page.fill("#generate-seed input", "9007199254740992")
-    page.click("#generate-go")
+    press(page, "generate-go")
     page.wait_for_selector("#generate-message .callout:has-text('got 9007199254740992')")
 
 
-def test_a_full_queue_is_waited_for(opened, free_port):
-    busy = Server("--ui", "--max-waiting", "8", "--row-budget", "2")
-    page = opened(busy.url)
-    shown = draw(page, 1)
-    fill(page, "n", 4)
-    query = {"class": 1, "n": 8, "steps": 250, "format": "json"}
-    hold = [subprocess.Popen(["curl", "-s", f"{busy.url}/generate?{httpx.QueryParams(query)}", "-o", "/dev/null"])]
-    until(lambda: httpx.get(f"{busy.url}/debug/batcher").json()["running"])
-    page.click("#generate-go")
-    page.wait_for_selector("#generate-message :text('trying again in')")
-    assert sources(page) == shown
-    for one in hold:
-        one.terminate()
-    finished(page, 4, shown)
-    assert not page.inner_text("#generate-message")
-    assert busy.stop() == 0
+def test_a_full_queue_is_waited_for(opened):
+    with running_server("--ui", "--max-waiting", "8", "--row-budget", "1") as busy:
+        page = opened(busy.url)
+        page.set_default_timeout(300_000)  # the page waits as long as the queue was estimated to take
+        shown = draw(page, 1)
+        fill(page, "n", 5)
+        with kept_busy(busy.url, 120):
+            press(page, "generate-go")
+            page.wait_for_selector("#generate-message :text('trying again in')")
+            assert sources(page) == shown
+        finished(page, 5, shown)
+        assert not page.inner_text("#generate-message")
 
 
 def test_images_are_sent_once(opened):
@@ -266,7 +241,7 @@ def saved(page, link):
     return download.value.suggested_filename, download.value.path().read_bytes()
 
 
-def test_code_gives_the_very_bytes_that_the_page_saves(opened, tmp_path):
+def test_code_gives_the_very_bytes_that_the_page_saves(opened, photo, tmp_path):
     page = opened()
     draw(page, 3)
     page.click("#board button.card >> nth=2")
@@ -275,14 +250,13 @@ def test_code_gives_the_very_bytes_that_the_page_saves(opened, tmp_path):
     expected = saved(page, "#details a[download]")
     assert [execute(snippet(page, "code", number), tmp_path) for number in (0, 1)] == [expected] * 2
 
-    photo = tmp_path / "my photo.png"
-    photo.write_bytes(write_image(sample_image(207, 0, size=200)))
-    page.get_by_role("tab", name="Your photo", exact=True).click()
+    photo = photo.rename(tmp_path / "my photo.png")
+    tab(page, "Your photo")
     page.set_input_files("#photo input[type=file]", photo)
     page.wait_for_selector("#kept [data-psnr]")
-    page.get_by_role("tab", name="Edit", exact=True).click()
+    tab(page, "Edit")
     fill(page, "edit-n", 2)
-    page.click("#edit-go")
+    press(page, "edit-go")
     page.wait_for_selector("#edit-details .details")
     page.click("#edit-board button.card >> nth=1")
     page.wait_for_selector("#edit-details dd:has-text('index 1')")
@@ -293,16 +267,16 @@ def test_code_gives_the_very_bytes_that_the_page_saves(opened, tmp_path):
 
     # That file alone is not enough to draw it again, which is said where it is dropped.
     (tmp_path / "edit.png").write_bytes(expected[1])
-    page.get_by_role("tab", name="Generate", exact=True).click()
+    tab(page, "Generate")
     shown = sources(page)
     page.click("#again button >> nth=0")
     page.set_input_files("#saved input[type=file]", tmp_path / "edit.png")
     page.wait_for_selector("#generate-message .callout:has-text('an edit of a photo')")
     assert sources(page) == shown
 
-    page.get_by_role("tab", name="Walk", exact=True).click()
+    tab(page, "Walk")
     fill(page, "walk-n", 3)
-    page.click("#walk-go")
+    press(page, "walk-go")
     page.wait_for_selector("#walk-animation img")
     page.click("#walk-code button >> nth=0")
     expected = saved(page, "#walk-animation a[download]")
@@ -314,8 +288,8 @@ def test_code_gives_the_very_bytes_that_the_page_saves(opened, tmp_path):
     reload(page)
     page.wait_for_selector("#walk-strip figure >> nth=2")
     assert page.locator("#walk-animation img").count() == 1
-    page.get_by_role("tab", name="Your photo", exact=True).click()
-    page.get_by_role("tab", name="Edit", exact=True).click()
+    tab(page, "Your photo")
+    tab(page, "Edit")
     page.wait_for_selector("#edit-board button.card >> nth=1")
     assert sources(page, "edit-board") == edits
     page.wait_for_selector("#photo img")

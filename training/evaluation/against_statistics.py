@@ -36,7 +36,7 @@ class Summary:
     spatial: Moments
     score: tuple[float, float]
     splits: int
-    pictures: int
+    images: int
     sizes: set[tuple[int, int]]
 
 
@@ -80,7 +80,7 @@ def complete(statistics: Statistics, path: Path, network: InceptionNetwork) -> S
         return statistics
     images = npz_samples(path)
     seen = summarise(network, images.batches(BATCH), images.count, title="statistics")
-    return Statistics(statistics.name, statistics.sha256, seen.pool, seen.spatial, statistics.pictures, statistics.size)
+    return Statistics(statistics.name, statistics.sha256, seen.pool, seen.spatial, statistics.images, statistics.size)
 
 
 def measure(
@@ -112,7 +112,7 @@ def measure(
         "inception_score_splits": seen.splits,
         "samples": {
             **describe(),
-            "pictures": seen.pictures,
+            "images": seen.images,
             "sizes": sizes[:10],
             "resize": f"to {size} x {size} as ADM does, by Pillow {pillow_version}" if resized else "none",
         },
@@ -137,12 +137,12 @@ def warnings(sheet: Mapping[str, Any], seen: Summary, reference: Statistics, res
     """Sentences about all that keeps the numbers from being compared with published ones."""
     found = []
     samples = sheet["samples"]
-    if seen.pictures < USUAL:
+    if seen.images < USUAL:
         found.append(
-            f"{seen.pictures:,} samples: the FID of fewer than {USUAL:,} is biased upwards, and comparable only "
+            f"{seen.images:,} samples: the FID of fewer than {USUAL:,} is biased upwards, and comparable only "
             "at the same number of samples"
         )
-    if seen.pictures <= len(seen.pool.mean):
+    if seen.images <= len(seen.pool.mean):
         found.append(
             f"the covariance of {len(seen.pool.mean):,} features has full rank only with more samples than that"
         )
@@ -182,7 +182,7 @@ def text(sheet: Mapping[str, Any]) -> str:
     fewest, most = classes["fewest"], classes["most"]
     balance = f", {classes['classes']} classes of {fewest if fewest == most else f'{fewest} to {most}'} each"
     lines = [
-        f"{samples['pictures']:,} samples of {samples['name']}, {' and '.join(samples['sizes'])} pixels"
+        f"{samples['images']:,} samples of {samples['name']}, {' and '.join(samples['sizes'])} pixels"
         + (balance if classes["classes"] else ""),
         f"against {statistics['name']} ({statistics['sha256'][:8]})",
         "",

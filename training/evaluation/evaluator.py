@@ -76,8 +76,8 @@ class Evaluator:
         real = self.reference
         precision, recall = precision_recall(features, real.features)
         numbers: dict[str, Any] = {
-            "pictures": len(features),
-            "reference_pictures": len(real.features),
+            "images": len(features),
+            "reference_images": len(real.features),
             "frechet_lite0": frechet_to(features, self.moments),
             "kid_lite0": kid(KernelSet(features), self.kernel),
             "precision_lite0": precision,
@@ -113,7 +113,7 @@ class Evaluator:
         if self.has_reference:
             return self.compare(pixels, features, labels)
         return {
-            "pictures": len(features),
+            "images": len(features),
             "class_score_lite0": class_score(self.classifier.log_probabilities(features)),
             **self.accuracy(features, labels),
         }
@@ -163,7 +163,7 @@ class Evaluator:
         rebuilt = resized(subject.decode(latents), self.size)
         features = self.classifier.features(rebuilt, "features of reconstructions")
         reconstruction = {
-            "pictures": len(rebuilt),
+            "images": len(rebuilt),
             "psnr": codec.psnr(held.pixels, rebuilt),
             "ssim": ssim(held.pixels, rebuilt),
             "frechet_lite0": frechet_to(features, moments(held.features)),

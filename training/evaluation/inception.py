@@ -149,4 +149,4 @@ class Inception:
             verbose=True,
         )
         numbers = {ours: float(metrics[theirs]) for theirs, ours in NAMES.items()}
-        return {"pictures": len(samples), "reference_pictures": len(real), **numbers}
+        return {"images": len(samples), "reference_images": len(real), **numbers}

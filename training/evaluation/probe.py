@@ -23,7 +23,7 @@ def latent_statistics(latents: NDArray[np.float32]) -> dict[str, Any]:
     z = torch.from_numpy(np.asarray(latents, np.float32))
     tokens = z.flatten(0, 1).double()
     return {
-        "pictures": len(z),
+        "images": len(z),
         "tokens": z.shape[1],
         "channels": z.shape[2],
         "effective_rank": effective_rank(latents),

@@ -80,14 +80,14 @@ def conditions(numbers: Mapping[str, Any]) -> str:
     held, reference, size = numbers["held_out"], numbers["reference"], numbers["size"]
     count = len(numbers["classes"])
     classes = "1 class" if count == 1 else f"{count or 'no'} classes"
-    lines = [f"{size} x {size} pixels, {classes}; reference: {reference['pictures']} images of {reference['name']}"]
+    lines = [f"{size} x {size} pixels, {classes}; reference: {reference['images']} images of {reference['name']}"]
     blurred = f", blurred by {held['blur']:g} pixels" if held["blur"] else ""
     if "frechet_lite0" in numbers["real"]:
         lines.append(
-            f"real: {numbers['real']['pictures']} images of {held['name']}{blurred} against the reference, the floor"
+            f"real: {numbers['real']['images']} images of {held['name']}{blurred} against the reference, the floor"
         )
     else:
-        lines.append(f"real: {numbers['real']['pictures']} of these; with --reference their distance is the floor")
+        lines.append(f"real: {numbers['real']['images']} of these; with --reference their distance is the floor")
     if "left_out" in numbers:
         lines.append(numbers["left_out"])
     for model in numbers["models"]:
@@ -96,8 +96,8 @@ def conditions(numbers: Mapping[str, Any]) -> str:
         if (used["guidance_start"], used["guidance_stop"]) != (0, 1):
             guidance += f" from {used['guidance_start']:g} to {used['guidance_stop']:g}"
         lines.append(
-            f"{column_name(model)}: {model['samples']['pictures']} samples, seed {used['seed']}, {used['sampler']}, "
-            f"{used['num_steps']} steps, {guidance}; {model['reconstruction']['pictures']} reconstructions"
+            f"{column_name(model)}: {model['samples']['images']} samples, seed {used['seed']}, {used['sampler']}, "
+            f"{used['num_steps']} steps, {guidance}; {model['reconstruction']['images']} reconstructions"
         )
     return "\n".join(lines)
 

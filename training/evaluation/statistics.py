@@ -25,7 +25,7 @@ TOLERANCE = 1e-4  # relative asymmetry and negative eigenvalues of a covariance,
 class Statistics:
     """What samples are compared with. pool, spatial: None if the file has none.
 
-    pictures, size: number and side in pixels of the images in the file, 0 without images. ADM's files hold 10,000
+    images, size: number and side in pixels of the images in the file, 0 without images. ADM's files hold 10,000
     beside the statistics of the whole training set.
     """
 
@@ -33,7 +33,7 @@ class Statistics:
     sha256: str
     pool: Moments | None
     spatial: Moments | None
-    pictures: int = 0
+    images: int = 0
     size: int = 0
 
 
@@ -52,10 +52,10 @@ def read_statistics(path: Path, sizes: tuple[int, int]) -> Statistics:
         pool = read_moments(arrays, "mu", "sigma", sizes[0]) if has_pool else None
         has_spatial = {"mu_s", "sigma_s"} <= set(arrays.members)
         spatial = read_moments(arrays, "mu_s", "sigma_s", sizes[1]) if has_spatial else None
-        pictures = size = 0
+        images = size = 0
         if "arr_0" in arrays.members and len(shape := arrays.header("arr_0").shape) == 4:
-            pictures, size = shape[0], shape[1]
-    return Statistics(path.name, sha256(path), pool, spatial, pictures, size)
+            images, size = shape[0], shape[1]
+    return Statistics(path.name, sha256(path), pool, spatial, images, size)
 
 
 def read_moments(arrays: Npz, mean_name: str, covariance_name: str, size: int) -> Moments:
@@ -89,5 +89,5 @@ def numbers(arrays: Npz, name: str, shape: tuple[int, ...]) -> NDArray[np.float6
 
 def described(statistics: Statistics) -> dict[str, Any]:
     """The entry of the report."""
-    images = {"images_in_file": statistics.pictures, "size": statistics.size} if statistics.pictures else {}
+    images = {"images_in_file": statistics.images, "size": statistics.size} if statistics.images else {}
     return {"name": statistics.name, "sha256": statistics.sha256, **images}

@@ -155,7 +155,8 @@ def redraw(
             [(NONE, NO_CLASS)], value=NO_CLASS, label="Target class", elem_id=f"{name}-class", min_width=180
         )
         amount = gr.Slider(
-            0.05, 1, strength, step=0.05, label="Strength", info="How much may change; 1 ignores the photo",
+            0.05, 1, strength, step=0.05, label="Strength",
+            info="How much may change, and the share of the steps that run; 1 ignores the photo",
             elem_id=f"{name}-strength", min_width=180,
         )  # fmt: skip
     with gr.Row():

@@ -85,7 +85,7 @@ export class ClassChooser {
   /** Show the images of the classes, as far as they are loaded. */
   showImages() {
     for (const [index, image] of this.table.images) this.#radios.get(index)?.thumb.show(image);
-    this.list.classList.toggle("pictured", this.table.images.size > 0);
+    this.list.classList.toggle("has-images", this.table.images.size > 0);
   }
 
   get value() {

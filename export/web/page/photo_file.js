@@ -107,7 +107,7 @@ async function reason(file, name) {
   return `${name} is not an image that browsers can read. Choose a JPEG, PNG or WebP file.`;
 }
 
-/** The first image among files that were dropped or pasted; undefined if there is no file at all. */
+/** The first image among files that were dropped or pasted; without one the first file, if there is any. */
 export function fileOf(transfer) {
   const files = [...(transfer?.files ?? [])];
   return files.find((file) => file.type.startsWith("image/")) ?? files[0];

@@ -19,6 +19,7 @@ from dsd_serve.rows import OUTPUT_NAMES, Denoise
 from export.main import main
 from export.tensorrt import checks
 from export.tensorrt import plans as plan_export
+from tests.support.engines import check_outputs_are_kept
 from tests.support.gpu_double import HOST_CODE, Context, Cuda, Status, TensorRTX
 from tests.support.plans import LAYERS, put_plan
 
@@ -49,11 +50,7 @@ def test_a_plan_of_a_flow_map_gives_the_results_of_onnx_runtime(flow_map_dir, cu
 
 
 def test_outputs_are_the_callers_own(engine):
-    (row,) = mixture(engine.config, (0, 1, 0), seed=0)
-    (first,) = engine.run([row])
-    kept = first.copy()
-    engine.run(mixture(engine.config, (0, 1, 0), seed=1))
-    assert np.array_equal(first, kept)
+    check_outputs_are_kept(engine)
 
 
 def without_graphs(directory, tiny_dir):
@@ -409,7 +406,7 @@ def test_a_plan_that_fails_its_checks_is_kept_where_no_engine_loads_it(directory
     limits = dataclasses.replace(PRECISIONS["fp32"].limits, psnr=1000.0)
     monkeypatch.setitem(PRECISIONS, "fp32", dataclasses.replace(PRECISIONS["fp32"], limits=limits))
     plan = plan_path(directory, "fp32").read_bytes()
-    with pytest.raises(SystemExit, match=r"failed its checks and was moved to .*rejected: the picture after .* dB"):
+    with pytest.raises(SystemExit, match=r"failed its checks and was moved to .*rejected: the image after .* dB"):
         main([str(directory), "--check"])
     kept = plan_path(directory / "rejected", "fp32")
     assert kept.read_bytes() == plan

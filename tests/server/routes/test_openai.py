@@ -128,6 +128,7 @@ def test_output_formats(client, http):
         (10, {"partial_images": 3}, [3, 6, 9]),
         (10, {"partial_images": 2}, [4, 8]),
         (2, {"partial_images": 3}, [1]),
+        (4, {"partial_images": 2}, [2]),
         (10, {"partial_images": 0}, []),
         (10, {}, []),
         (10, {"preview_every": 2}, [2, 4, 6, 8]),

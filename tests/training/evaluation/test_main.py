@@ -93,7 +93,7 @@ def test_images_of_a_model_with_own_classes_are_found_by_name(own_dir, tmp_path)
     (folder / "金毛犬/broken.png").write_bytes(b"x")
     numbers = numbers_of(tmp_path, own_dir, "--real", folder, "--samples", 8, "--steps", 1)
     assert numbers["classes"] == [1, 2] and numbers["class_names"] == ["金毛犬", "Café"]
-    assert numbers["held_out"]["pictures"] == 16 and "top1_lite0" not in numbers["models"][0]["samples"]
+    assert numbers["held_out"]["images"] == 16 and "top1_lite0" not in numbers["models"][0]["samples"]
     with pytest.raises(
         SystemExit, match=r"dsd-eval: .*real/unknown has images without classes; the classes are Grandma's"
     ):
@@ -108,7 +108,7 @@ def test_sets_with_own_classes_compare_by_name_without_a_model(tmp_path):
     real = cats_and_dogs(tmp_path / "real", "cat", "dog", count=8)
     other = cats_and_dogs(tmp_path / "other", "bird", "Dog", count=8)
     numbers = numbers_of(tmp_path, "--real", real, "--reference", other, "--size", 24)
-    assert numbers["classes"] == [1] and numbers["real"]["reference_pictures"] == 8
+    assert numbers["classes"] == [1] and numbers["real"]["reference_images"] == 8
     assert "top1_lite0" not in numbers["real"]
 
 
@@ -118,7 +118,7 @@ def test_real_images_are_near_real_ones_and_blurred_ones_are_not(real_data, tmp_
     sides = ["--real", folder, "--reference", folder / "validation-00000-of-00001.parquet"]
     common = [*sides, "--size", 64, "--limit", 150]
     sharp, blurred = numbers_of(tmp_path, *common), numbers_of(tmp_path, *common, "--blur", 1.5)
-    assert sharp["real"]["pictures"] == sharp["real"]["reference_pictures"] == 150
+    assert sharp["real"]["images"] == sharp["real"]["reference_images"] == 150
     assert len(sharp["classes"]) == 200
     assert blurred["real"]["frechet_lite0"] > sharp["real"]["frechet_lite0"], "little more: of so few it is mostly bias"
     assert blurred["real"]["kid_lite0"] > 0.1 > 0.02 > sharp["real"]["kid_lite0"], "which has no bias"
@@ -153,7 +153,7 @@ def test_a_table_has_all_metrics_with_their_counts(place, tiny_dir, server_url, 
     assert measured["sampling"]["num_steps"] == 2
     assert measured["sampling"]["guidance_scale"] == 1.5, "the model's recommendation"
     samples, rebuilt, latents = measured["samples"], measured["reconstruction"], measured["latents"]
-    assert (samples["pictures"], samples["reference_pictures"], rebuilt["pictures"]) == (12, 36, 36)
+    assert (samples["images"], samples["reference_images"], rebuilt["images"]) == (12, 36, 36)
     assert samples["frechet_lite0"] > 0
     assert {"kid_lite0", "precision_lite0", "recall_lite0", "class_score_lite0", "top1_lite0"} <= set(samples)
     assert 1 <= latents["effective_rank"] <= latents["channels"] == 8
@@ -173,7 +173,7 @@ def test_two_models_are_measured_on_the_same_images(tiny_dir, demo_dir, image_fo
     tiny, demo = numbers["models"]
     assert numbers["size"] == 32, "the larger of the two"
     assert numbers["classes"] == [1, 207, 950], "those of both"
-    assert numbers["real"]["pictures"] == tiny["samples"]["pictures"] == demo["samples"]["pictures"] == 6
+    assert numbers["real"]["images"] == tiny["samples"]["images"] == demo["samples"]["images"] == 6
     assert demo["reconstruction"]["psnr"] > tiny["reconstruction"]["psnr"]
     assert "is better than dsd-demo" in capsys.readouterr().out
     assert numbers["equal_seeds"] == {}, "images of other sizes are not compared one by one"
@@ -290,7 +290,7 @@ def test_torch_fidelity_measures_with_weights_of_the_user(tmp_path, image_folder
     pixels.hold()
     inception = Inception(tmp_path / "inception.pth")
     same = inception.compare(pixels.pixels[:12], pixels.pixels[:12])
-    assert (same["pictures"], same["reference_pictures"]) == (12, 12)
+    assert (same["images"], same["reference_images"]) == (12, 12)
     assert same["precision"] == same["recall"] == 1
     apart = inception.compare(255 - pixels.pixels[:12], pixels.pixels[12:])
     assert apart["fid"] > same["fid"]

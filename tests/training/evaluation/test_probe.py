@@ -34,7 +34,7 @@ def test_the_statistics_of_known_latents():
     rng = np.random.default_rng(2)
     z = rng.standard_normal((500, 4, 3)).astype(np.float32) * [1, 2, 3] + [0, 5, 0]
     statistics = latent_statistics(z.astype(np.float32))
-    assert (statistics["pictures"], statistics["tokens"], statistics["channels"]) == (500, 4, 3)
+    assert (statistics["images"], statistics["tokens"], statistics["channels"]) == (500, 4, 3)
     assert np.allclose(statistics["channel_mean"], [0, 5, 0], atol=0.25)
     assert np.allclose(statistics["channel_std"], [1, 2, 3], rtol=0.08)
     assert statistics["picture_std"] == pytest.approx(2, rel=0.08)

@@ -34,7 +34,7 @@ def test_the_forms_in_which_statistics_are_published(tmp_path):
     images = np.zeros((3, 8, 8, 3), np.uint8)
     adm = read(path, arr_0=images, **both)
     assert np.allclose(adm.spatial.covariance, both["sigma_s"], rtol=1e-12)
-    assert (adm.pictures, adm.size) == (3, 8)
+    assert (adm.images, adm.size) == (3, 8)
     assert adm.sha256 != only_pool.sha256
     assert read(path, arr_0=images).pool is None, "to be computed"
     single = read(path, **{name: value.astype(np.float32) for name, value in pool.items()})
