@@ -324,7 +324,10 @@ def test_webgpu_on_a_software_adapter(browser, own_dir, tmp_path):  # noqa: F811
 @pytest.mark.parametrize(
     "spoil, says",
     [
-        (lambda folder: (folder / "network.json").unlink(), "network.json cannot be fetched, the answer has status 404"),
+        (
+            lambda folder: (folder / "network.json").unlink(),
+            "network.json cannot be fetched, the answer has status 404",
+        ),
         (lambda folder: (folder / "network.json").write_text("<html>"), "network.json is not JSON"),
         (lambda folder: (folder / "network.json").write_text("{}"), "is not of format dsd-web-1"),
         (lambda folder: (folder / "model/model.safetensors").write_bytes(b"x"), "is not the file of"),

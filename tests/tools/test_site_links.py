@@ -17,7 +17,9 @@ def test_a_link_to_a_page_that_was_not_built_is_found(tmp_path):
         '<a href="web/#part">1</a> <a href="web">2</a> <a href="#part">3</a> <a href="https://other.example/x">4</a> '
         '<a href="mailto:a@other.example">5</a> <a href="try/index.html#draw?class=1">6</a> <img src="my%20image.png">'
     )
-    (tmp_path / "web/index.html").write_text('<a href="/">1</a> <a href="../try/">2</a> <script src="./page.js"></script>')
+    (tmp_path / "web/index.html").write_text(
+        '<a href="/">1</a> <a href="../try/">2</a> <script src="./page.js"></script>'
+    )
     done = check(tmp_path)
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
