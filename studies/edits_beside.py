@@ -64,8 +64,8 @@ def figure(fast: Path, teacher: Path, photo: Path, class_: str, ends: tuple[str,
             original = ("photo", Image.open(photo).convert("RGB").resize((SIZE, SIZE)))
             lines.append((described(model), [original, *edits(model, photo, class_)]))
             titles = [ends[0], *[""] * (WALK - 2), ends[1]]
-            images = model.walk(*ends, n=WALK, seed=SEED, size=SIZE)
-            lines.append((described(model), list(zip(titles, images, strict=True))))
+            walk = model.walk(*ends, n=WALK, seed=SEED, size=SIZE)
+            lines.append((described(model), list(zip(titles, walk, strict=True))))
     lines = [lines[0], lines[2], lines[1], lines[3]]
     columns = max(len(images) for _, images in lines)
     result, axes = plt.subplots(len(lines), columns, figsize=(1.3 * columns, 1.5 * len(lines)), constrained_layout=True)

@@ -82,6 +82,8 @@ def settings_of(defaults: Mapping[str, Any], samplers: Sequence[str]) -> dict[st
     defaults: the model's recommendation. samplers: those that the model can run. A model with the sampler flow_map has
     learnt its guidance: it is studied without further guidance, except in the part of that name.
     """
+    guidance: Sequence[float]
+    intervals: list[Setting]
     if "flow_map" in samplers:
         best = default_setting(defaults)
         scales, guidance, intervals = [1.0], ADDED_GUIDANCE, []
@@ -89,7 +91,7 @@ def settings_of(defaults: Mapping[str, Any], samplers: Sequence[str]) -> dict[st
     else:
         guided = defaults["guidance_scale"] if defaults["guidance_scale"] > 1 else 2.0
         best = Setting("dpmpp_2m", ENOUGH, guided)
-        scales, guidance = [1.0, guided], tuple(sorted({*GUIDANCE, guided}))
+        scales, guidance = [1.0, guided], sorted({*GUIDANCE, guided})
         intervals = [
             replace(best, guidance_scale=g, guidance_start=start, guidance_stop=stop)
             for g in (guided, guided + 1)

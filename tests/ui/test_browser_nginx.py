@@ -32,8 +32,9 @@ def test_the_page_draws_saves_links_and_reloads(browser, hosts, host, prefix):
     url = hosts[host] + prefix
     context = browser.new_context()
     elsewhere, refused = [], []
-    own = (url, "data:", "blob:")
-    context.on("request", lambda one: elsewhere.append(one.url) if not one.url.startswith(own) else 0)
+    context.on(
+        "request", lambda one: elsewhere.append(one.url) if not one.url.startswith((url, "data:", "blob:")) else 0
+    )
     context.on("response", lambda one: refused.append(one.url) if one.status >= 400 else 0)
 
     def shown(page):
