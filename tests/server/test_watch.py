@@ -42,7 +42,7 @@ def test_a_directory_that_is_replaced(own_dir, plain_dir, tmp_path):
         (tmp_path / "new").symlink_to(damaged)
         after = fingerprint(http)
         os.replace(tmp_path / "new", folder)
-        until(lambda: "the model model stays as it is" in running.log)
+        until(lambda: "the model model is not replaced" in running.log)
         assert fingerprint(http) == after
     assert running.stop() == 0
     assert "Traceback" not in running.log

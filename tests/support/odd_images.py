@@ -77,7 +77,7 @@ FILES: dict[str, tuple[str, bytes, bool | str]] = {
     ),
     "an empty file": ("a.png", b"", "not a readable image"),
     "text": ("a.jpg", b"<html>404</html>", "not a readable image"),
-    "a cut-off PNG": ("a.png", GOOD[: len(GOOD) // 2], "cut off"),
+    "a cut-off PNG": ("a.png", GOOD[: len(GOOD) // 2], "the file is truncated"),
     "a cut-off JPEG": ("a.jpg", JPEG[: len(JPEG) // 2], "broken"),
     "a GIF called PNG": ("a.png", saved(image("P"), "GIF"), "not a readable image"),
     "a TIFF called JPEG": ("a.jpg", saved(image("RGB"), "TIFF"), "not a readable image"),

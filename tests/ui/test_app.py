@@ -64,7 +64,7 @@ def test_reconstruct_edit_walk_and_inspect_by_gradio_client(gradio, photo):
     edited, settings = gradio.predict(photo, None, "950", 0.5, 1, 4, "euler", 1.5, 2, api_name="/edit")
     assert Image.open(edited).size == (256, 256)
     assert [settings[name] for name in ("strength", "seed", "index", "steps", "sampler")] == [0.5, 1, 2, 4, "euler"]
-    strip, animation = gradio.predict("207", 1, "1", 1, 4, api_name="/walk")
+    strip, animation = gradio.predict("207", 1, "1", 2, 4, api_name="/walk")
     assert len(strip) == 4
     assert Image.open(animation).is_animated
     found = gradio.predict(photo, api_name="/inspect")

@@ -25,7 +25,9 @@ PARAMS = SamplingParams(2**63 - 1, 3, 7, "dpmpp_2m", 1.1 + 0.2, 0.1, 0.7, 2)
 
 @pytest.fixture(scope="module")
 def directory(demo_dir):
-    return read_model_dir(demo_dir)
+    """The demo model without its flow map."""
+    demo = read_model_dir(demo_dir)
+    return replace(demo, config=replace(demo.config, flow_map=False), defaults=SamplingParams(guidance_scale=2.0))
 
 
 def tasks_of(config):
@@ -129,16 +131,16 @@ def test_wrong_parameters_get_a_sentence(directory, change, words):
         ("encode", {"pixels": np.zeros((3, 32, 32), np.uint8)}, r"must be uint8 \[3, 32, 32\], got uint8 \[32, 32\]"),
         ("encode", {"pixels": np.zeros((1, 3, 32, 32), np.float32)}, "got float32"),
         ("reconstruct", {"pixels": np.zeros((2, 3, 32, 32), np.uint8)}, "must have one row for this operation, got 2"),
-        ("decode", {"latents": np.zeros((0, 16, 16), np.float32)}, "the input latents is missing"),
-        ("decode", {"latents": np.zeros((1, 16, 16), np.float32), "t": np.zeros(1)}, "decode does not take t"),
+        ("decode", {"latents": np.zeros((0, 16, 32), np.float32)}, "the input latents is missing"),
+        ("decode", {"latents": np.zeros((1, 16, 32), np.float32), "t": np.zeros(1)}, "decode does not take t"),
         (
             "denoise",
-            {"latents": np.zeros((1, 16, 16), np.float32), "t": np.ones(1), "labels": np.ones(1, np.int64)},
+            {"latents": np.zeros((1, 16, 32), np.float32), "t": np.ones(1), "labels": np.ones(1, np.int64)},
             "t must be from 0 to below 1",
         ),
         (
             "denoise",
-            {"latents": np.zeros((2, 16, 16), np.float32), "t": np.zeros(1), "labels": np.ones(2, np.int64)},
+            {"latents": np.zeros((2, 16, 32), np.float32), "t": np.zeros(1), "labels": np.ones(2, np.int64)},
             "must have as many rows, got 2, 1 and 2",
         ),
     ],
