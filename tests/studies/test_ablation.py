@@ -59,7 +59,7 @@ def test_speed_is_a_share_of_the_matrix_product_rate(train_config, monkeypatch):
     assert training_speed.matmul_rate(where, training_speed.torch.float32) > 1e6
     row = training_speed.time_case(where, config, rates)
     flops = flops_per_image(config.network_config(), config.loss)
-    assert row["tflops"] >= row["pictures_per_second"] * flops / 1e12 > 0
+    assert row["tflops"] >= row["images_per_second"] * flops / 1e12 > 0
     assert row["share_of_matmul"] == pytest.approx(row["tflops"])
 
 
