@@ -35,6 +35,8 @@ class GuardedBlocks(gr.Blocks):
         session = settings.get("session_hash") or ""
         if not isinstance(block_fn, int) and block_fn.queue and settings.get("event_id") is None:
             raise gr.Error("this event needs the queue: POST /gradio_api/queue/join", print_exception=False)
+        if not isinstance(block_fn, int) and block_fn.fn is None:
+            raise gr.Error("this event runs in the browser only", print_exception=False)
         try:
             admitted = self.uploads.admit(inputs, session)
         except InputError as error:
