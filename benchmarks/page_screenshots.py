@@ -112,6 +112,7 @@ def take_without_server(photo: Path) -> None:
             ]
             phones.append(without_server(browser, f"{url}#draw", "dark", 390, 904))
             send(phones[2], photo)
+            phones[1].evaluate("document.getElementById('draw-actions').scrollIntoView({block: 'end'})")
             phones[2].evaluate("scrollTo(0, 0)")
             save("web-phone.webp", *phones)
 

@@ -41,7 +41,7 @@ def worst_requests(settings: Settings) -> dict[str, list[tuple[str, dict[str, An
     formats = ("png", "jpeg", "webp", "zip", "json")
     ends = {"from": {"class": 207, "seed": 1}, "to": {"class": 1}, "n": n, "size": size, "steps": 1}
     latents = io.BytesIO()
-    np.save(latents, np.zeros((16, 16), np.float32))
+    np.save(latents, np.zeros((16, 32), np.float32))
     openai = {"size": f"{size}x{size}", "num_inference_steps": 1, "n": 10}
 
     def form(*names: str) -> dict[str, Any]:
