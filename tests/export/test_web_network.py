@@ -246,7 +246,7 @@ def test_calls_are_cancelled_and_later_ones_carried_out(tab, classes):
         ("network.edit({ pixels: new Uint8ClampedArray(4), label: null, strength: 1 })", "of 4096 numbers, got Uint8"),
         ("network.edit({ pixels: new Uint8ClampedArray(4096), label: null, strength: 0 })", "strength must be above 0"),
         ("network.walk({ start: {}, end: {}, n: 1 })", "n must be a whole number from 2 to 100, got 1"),
-        ("network.decode({ latents: new Float32Array(256).fill(NaN) })", "latents must be finite numbers"),
+        ("network.decode({ latents: new Float32Array(512).fill(NaN) })", "latents must be finite numbers"),
         ("network.decode({ latents: () => 1 })", "cannot be sent to the worker"),
     ],
 )

@@ -92,6 +92,7 @@ def test_it_draws_at_once_and_a_link_or_a_file_draws_the_same(opened, url, tmp_p
     wait_until_drawn(other)
     assert images(other) == drawn
     assert other.input_value("#draw input[name=steps]") == "3"
+    api.expect(other.locator("#history li")).to_have_count(2)
 
     other.reload()
     wait_until_drawn(other)
@@ -134,7 +135,7 @@ def test_a_photo_is_compared_edited_and_walked_to(opened, url, tmp_path):
     page.get_by_role("tab", name="Photo").click()
     page.set_input_files("#photo input[type=file]", photos[0])
     page.wait_for_selector("#kept-actions button")
-    assert "256 numbers" in page.inner_text("#kept-caption")
+    assert "512 numbers" in page.inner_text("#kept-caption")
 
     page.get_by_role("button", name="Left half").click()
     page.click("#edit-class button")

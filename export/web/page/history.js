@@ -34,6 +34,7 @@ export class History {
     );
     this.#prepareDialog();
     this.#fill(stored(this.key));
+    addEventListener("pagehide", () => store(this.key, this.images)); // a reload may come before the timer
   }
 
   #fill(images) {
