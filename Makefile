@@ -10,8 +10,8 @@
 #             needs npm
 # make audit  checks dependencies for known vulnerabilities      make locks  updates locks/ after a change of constraints.txt
 # make ci     lint, docs, audit and all tests except the slow ones, as in CI
-# make demo   retrains the demo model; DATA=/path/to/tiny-imagenet-200
-# make distill  a model that draws in two rows, from TEACHER=demo into FAST=runs/fast; ARGS=optim.steps=2000
+# make demo   makes the demo model again, from the weights of 200 classes: runs/demo/model, then runs/demo-fast; DATA=...
+# make distill  a model that draws in three rows, from TEACHER=runs/demo/model into FAST=runs/fast; ARGS=optim.steps=2000
 # make study  the collapse studies; DATA= as above
 # make eval   evaluates the demo model, with BESIDE=DIR a second one too; DATA= as above
 # make samplers  the sampler study; DATA= as above
@@ -25,7 +25,7 @@
 PYTHON ?= python3
 TARGET ?= cpu
 DATA ?= tiny-imagenet-200
-TEACHER ?= demo
+TEACHER ?= runs/demo/model
 FAST ?= runs/fast
 RUN := .venv
 DEV := .venv-dev
