@@ -361,6 +361,7 @@ def test_history_stars_large_view_comparison_and_all_in_one_file(opened):
     assert len(names.split()) == 3
     starred = page.wait_for_selector("#history .old.star").get_attribute("data-image")
     draw(page, 1)
+    page.wait_for_selector("#history .old >> nth=3")
     reload(page)
     page.wait_for_selector("#history .old >> nth=3")
     page.click("#history #only-stars")
