@@ -166,18 +166,22 @@
     else view([chosen, ...drawn.filter((one) => one.id !== chosen.id)], 0); // of the strip
   });
 
+  // The images of the board, once all are drawn: soon after a change, and at the latest when the page is left.
   let timer = 0;
+  function record() {
+    clearTimeout(timer);
+    timer = 0;
+    if (document.querySelector("#board .drawing")) return;
+    add([...document.querySelectorAll("#board .card[data-image]")].map(described));
+    if (drawn.length && !document.querySelector("#history section")) show();
+  }
+  addEventListener("pagehide", () => { if (timer) record(); });
   new MutationObserver((changes) => {
     // An error stands above the images, which may be out of view.
     for (const change of changes) for (const node of change.addedNodes) {
       if (node.matches?.(".callout") && node.closest("[id$=-message]")) node.scrollIntoView({block: "nearest"});
     }
-    clearTimeout(timer);
-    timer = setTimeout(() => {
-      if (document.querySelector("#board .drawing")) return;
-      add([...document.querySelectorAll("#board .card[data-image]")].map(described));
-      if (drawn.length && !document.querySelector("#history section")) show();
-    }, 300);
+    timer ||= setTimeout(record, 300);
   }).observe(document.documentElement, {childList: true, subtree: true, attributes: true, attributeFilter: ["data-image"]});
   addEventListener("storage", (event) => { if (event.key === KEY) { drawn = parse(event.newValue); show(); } });
 })();

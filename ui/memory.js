@@ -170,11 +170,22 @@
     }
   }
 
-  let timer = 0;
+  // Images are followed soon after a change, and before the next click, so that the ones it replaces have their entry too.
+  // Photos are kept once the page stands still: while Gradio mounts a control, its image is missing for a moment.
+  let changed = 0, moving = 0;
+  function look() {
+    clearTimeout(changed);
+    changed = 0;
+    follow();
+    givePhotos();
+  }
   new MutationObserver(() => {
-    clearTimeout(timer);
-    timer = setTimeout(() => { follow(); givePhotos(); keepPhotos(); }, 150);
+    changed ||= setTimeout(look, 150);
+    clearTimeout(moving);
+    moving = setTimeout(keepPhotos, 150);
   }).observe(document.documentElement, {childList: true, subtree: true, attributes: true, attributeFilter: ["aria-selected", "data-link", "data-image", "data-chosen", "src"]});
+  addEventListener("click", () => { if (changed) look(); }, true);
+  addEventListener("pagehide", save);
 
   window.dsd = {kept, remember, open, ready: () => ready, settle: () => { settled = true; }, address: (link) => new URL(address(settings(link), "generate"), location.href).href};
 })();

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from dsd_serve.imaging.codec import write_image
-from tests.support.browser import draw, fill, finished, press, set_steps, sources, tab, wait_until_ready
+from tests.support.browser import draw, fill, finished, press, repeated, set_steps, sources, tab, wait_until_ready
 from tests.support.data import ROOT, sample_image
 from tests.support.servers import Server, kept_busy, running_server
 
@@ -114,18 +114,37 @@ def servers(free_port):
         server.process.kill()
 
 
+PHOTO_IS_KEPT = """async () => (await indexedDB.databases()).length && new Promise((done) => {
+  const opening = indexedDB.open("dsd-photos");
+  opening.onsuccess = () => {
+    const counting = opening.result.transaction("photos").objectStore("photos").count();
+    counting.onsuccess = () => { opening.result.close(); done(counting.result); };
+  };
+})"""
+
+
 def wait_until_loaded_again(page):
     page.wait_for_function("!window.before && window.dsd?.ready()")
 
 
-def test_a_page_that_is_not_at_work_is_as_before_with_the_next_server(opened, servers):
+def test_a_page_that_is_not_at_work_is_as_before_with_the_next_server(opened, servers, photo):
     page = opened(servers.start())
     before = draw(page)
+    tab(page, "Your photo")
+    page.set_input_files("#photo input[type=file]", photo)
+    page.wait_for_selector("#kept [data-psnr]")
+    tab(page, "Edit")
+    fill(page, "edit-n", 1)
+    repeated(page, lambda: None, lambda: page.evaluate(PHOTO_IS_KEPT))
     page.evaluate("window.before = true")
     servers.kill()
     servers.start()
     wait_until_loaded_again(page)  # by itself
-    assert finished(page, 2) == before
+    page.wait_for_selector("#kept [data-psnr]")  # the photo was sent again
+    assert sources(page) == before
+    tab(page, "Edit")
+    press(page, "edit-go")
+    page.wait_for_selector("#edit-details .details")
 
 
 def test_work_under_way_in_a_killed_server_is_done_by_the_next_one(opened, servers):
@@ -342,7 +361,6 @@ def test_history_stars_large_view_comparison_and_all_in_one_file(opened):
     assert len(names.split()) == 3
     starred = page.wait_for_selector("#history .old.star").get_attribute("data-image")
     draw(page, 1)
-    page.wait_for_selector("#history .old >> nth=3")
     reload(page)
     page.wait_for_selector("#history .old >> nth=3")
     page.click("#history #only-stars")
