@@ -2,13 +2,14 @@
 
 Of two networks that differ in nothing else, all weights but three are the same:
   - the label table: a class that both know keeps its row, a new class begins with the mean of the trained rows;
-  - the patch embedding and the pixel head, where the patch size differs: their filters are resized as images are.
+  - the patch embedding and the pixel head, where the patch size differs: their filters are resized.
 Position embeddings are a formula of the grid and need nothing.
 """
 
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -84,13 +85,27 @@ def label_table(table: Tensor, theirs: ModelConfig, ours: ModelConfig) -> Tensor
 
 
 def resize_patches(weights: dict[str, Tensor], from_size: int, to_size: int) -> None:
-    """Resize the filters of the patch embedding, whose sums are kept, and of the pixel head, whose values are."""
+    """Make the patch embedding see a patch of the new size resized to the old one, and the pixel head draw the old one
+    resized to the new."""
+    seen, drawn = resizing(to_size, from_size), resizing(from_size, to_size)
 
-    def resized(filters: Tensor) -> Tensor:  # [N, 3 P P] -> [N, 3 Q Q]
+    def resized(filters: Tensor, along: Tensor) -> Tensor:  # [N, 3 P P], [P, Q] -> [N, 3 Q Q]
         images = filters.reshape(-1, 3, from_size, from_size)
-        images = F.interpolate(images, size=(to_size, to_size), mode="bilinear", antialias=to_size < from_size)
-        return images.reshape(len(filters), -1)
+        return torch.einsum("ncyx,yu,xv->ncuv", images, along, along).reshape(len(filters), -1)
 
-    weights["patch_embed.proj.weight"] = resized(weights["patch_embed.proj.weight"]) * (from_size / to_size) ** 2
-    weights["pixel_head.weight"] = resized(weights["pixel_head.weight"].T).T.contiguous()
-    weights["pixel_head.bias"] = resized(weights["pixel_head.bias"][None])[0]
+    weights["patch_embed.proj.weight"] = resized(weights["patch_embed.proj.weight"], seen)
+    weights["pixel_head.weight"] = resized(weights["pixel_head.weight"].T, drawn.T).T.contiguous()
+    weights["pixel_head.bias"] = resized(weights["pixel_head.bias"][None], drawn.T)[0]
+
+
+def resizing(size: int, to_size: int) -> Tensor:
+    """The matrix [to_size, size] that resizes a row of a patch: linear, and means of the pixels where it shrinks.
+
+    Beyond the outermost pixels it extrapolates, so that patches side by side meet without an edge.
+    """
+    if to_size < size or size == 1:
+        return F.interpolate(torch.eye(size)[None, None], size=(size, to_size), mode="bilinear", antialias=True)[0, 0].T
+    at = (torch.arange(to_size) + 0.5) * size / to_size - 0.5
+    left = at.floor().clamp(0, size - 2)
+    row = torch.arange(size)
+    return (row == left[:, None]) * (left + 1 - at)[:, None] + (row == left[:, None] + 1) * (at - left)[:, None]

@@ -69,9 +69,8 @@ def test_a_model_without_classes_keeps_the_row_of_no_class(weights):
     assert torch.equal(fitted(weights, SHAPE, ours, DEMO)[LABELS], weights[LABELS][-1:])
 
 
-@pytest.mark.parametrize(("image_size", "patch_size", "likeness"), [(64, 16, 0.95), (16, 4, 0.75)])
-def test_patches_of_another_size_see_and_draw_the_same_image(weights, image_size, patch_size, likeness):
-    """Smaller patches lack details that the network has latents for."""
+@pytest.mark.parametrize(("image_size", "patch_size"), [(64, 16), (16, 4)])
+def test_patches_of_another_size_see_and_draw_the_same_image(weights, image_size, patch_size):
     photo = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
     photo = F.interpolate(photo, size=(64, 64), mode="bicubic").clamp(-1, 1)
     small, large = (
@@ -83,7 +82,7 @@ def test_patches_of_another_size_see_and_draw_the_same_image(weights, image_size
     )
     with torch.no_grad():
         z, z_other = before.encode(small), after.encode(large)
-        assert F.cosine_similarity(z.flatten(1), z_other.flatten(1)).min() > likeness
+        assert F.cosine_similarity(z.flatten(1), z_other.flatten(1)).min() > 0.95
         drawn, drawn_other = before.decode(z), after.decode(z)
         drawn = F.interpolate(drawn, size=(image_size, image_size), mode="bilinear", antialias=True)
         assert (drawn - drawn_other).square().mean().sqrt() < 0.05
