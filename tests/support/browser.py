@@ -88,6 +88,8 @@ def set_steps(page: Any, value: int, place: str = "generate") -> None:
     """Set the steps of a tab, among its sampling settings."""
     if not page.is_visible(f"#{place}-steps"):
         page.click(f"#{place}-sampling button >> nth=0")
+        page.wait_for_selector(f"#{place}-steps input")
+        page.wait_for_timeout(300)  # while the new controls are set to their values, which would replace ours
     fill(page, f"{place}-steps", value)
 
 

@@ -123,10 +123,6 @@ PHOTO_IS_KEPT = """async () => (await indexedDB.databases()).length && new Promi
 })"""
 
 
-def wait_until_loaded_again(page):
-    page.wait_for_function("!window.before && window.dsd?.ready()")
-
-
 def test_a_page_that_is_not_at_work_is_as_before_with_the_next_server(opened, servers, photo):
     page = opened(servers.start())
     before = draw(page)
@@ -139,7 +135,7 @@ def test_a_page_that_is_not_at_work_is_as_before_with_the_next_server(opened, se
     page.evaluate("window.before = true")
     servers.kill()
     servers.start()
-    wait_until_loaded_again(page)  # by itself
+    page.wait_for_function("!window.before && window.dsd?.ready()")  # loaded again by itself
     page.wait_for_selector("#kept [data-psnr]")  # the photo was sent again
     assert sources(page) == before
     tab(page, "Edit")
@@ -151,7 +147,7 @@ def test_work_under_way_in_a_killed_server_is_done_by_the_next_one(opened, serve
     page = opened(servers.start())
     before = draw(page)
     set_steps(page, 250)
-    fill(page, "n", 8)
+    fill(page, "n", 16)
     press(page, "generate-go")
     page.wait_for_selector("#board .drawing img")
     page.wait_for_url("**steps=250**")
@@ -163,8 +159,7 @@ def test_work_under_way_in_a_killed_server_is_done_by_the_next_one(opened, serve
     page.focus("#generate-stop")
     assert page.evaluate("document.activeElement.id") != "generate-stop"  # there is nobody to stop anything
     servers.start()
-    wait_until_loaded_again(page)
-    page.wait_for_selector("#board .drawing img")
+    page.wait_for_function("!window.before && document.querySelector('#board .drawing img')")  # loaded again by itself
     assert settings(page)["seed"] == seed
     page.keyboard.press("Escape")
     page.wait_for_selector("#board :text('Stopped')")

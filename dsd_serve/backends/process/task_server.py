@@ -103,7 +103,7 @@ class TaskServer:
             return list(self.jobs.items())
 
     def cancel_all(self) -> None:
-        """Cancel what has not ended, because its result is no longer needed."""
+        """Cancel the unfinished tasks, because their results are no longer needed."""
         for _, job in self.all():
             job.cancel()
 
