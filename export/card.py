@@ -136,11 +136,10 @@ def training_rows(checkpoint: dict[str, Any]) -> list[tuple[str, str]]:
         return [("training", "none: the weights are random, for benchmarks only")]
     if distilled := checkpoint.get("distilled"):
         batch, teacher = training["optim"]["batch_size"], f"{distilled['name']} ({distilled['fingerprint'][:8]})"
+        start, stop = distilled["guidance_start"], distilled["guidance_stop"]
+        where = "" if (start, stop) == (0, 1) else f" from t = {start:g} to {stop:g}"
         return [
-            (
-                "distilled from",
-                f"{teacher}, guidance {distilled['guidance']:g}",
-            ),
+            ("distilled from", f"{teacher}, guidance {distilled['guidance']:g}{where}"),
             ("training", f"{step:,} steps of {batch} trajectories ({step * batch:,} in all)"),
         ]
     batch, num_draws = training["optim"]["batch_size"], training["loss"]["num_draws"]

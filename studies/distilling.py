@@ -55,7 +55,7 @@ def configure(variant: str, teacher: str, folder: Path, overrides: Sequence[str]
         place = f"run.start_from={json.dumps(teacher)}"
         return load_distill_config(CONFIG, [*VARIANTS[name], *overrides, place], str(folder))
 
-    network = read_teacher(teacher, with_switches("base").teacher.guidance, torch.device("cpu"))
+    network = read_teacher(teacher, with_switches("base").teacher, torch.device("cpu"))
     costs = {name: item_of(with_switches(name), network).flops for name in VARIANTS}
     config = with_switches(variant)
     steps = round(config.optim.steps * max(costs.values()) / costs[variant])

@@ -6,11 +6,12 @@ import pytest
 
 from studies.distilling import VARIANTS, configure, main
 from training.distillation.cost import item_of
+from training.distillation.distill_config import TeacherSection
 from training.distillation.teacher import read_teacher
 
 
 def test_variants_cost_the_same(tmp_path):
-    teacher = read_teacher("demo", None, "cpu")
+    teacher = read_teacher("demo", TeacherSection(), "cpu")
     configs = [configure(name, "demo", tmp_path) for name in VARIANTS]
     totals = [item_of(config, teacher).flops * config.optim.steps for config in configs]
     assert max(totals) / min(totals) == pytest.approx(1, abs=1e-3)

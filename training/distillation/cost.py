@@ -13,16 +13,16 @@ from training.device import Device, choose_device
 from training.distillation.distill import add_gradient, new_student
 from training.distillation.distill_config import DistillConfig
 from training.distillation.flow_map_loss import BatchMaker
-from training.distillation.teacher import Teacher, read_teacher
+from training.distillation.teacher import Guidance, Teacher, read_teacher
 from training.estimate import Item, Micro, cost_lines
 from training.state import State
 
 
-def untrained_teacher(preset: str, guidance: float) -> Teacher:
+def untrained_teacher(preset: str) -> Teacher:
     """A network with random weights, which costs as much as a trained one."""
     torch.manual_seed(0)
     network = DSD(PRESETS[preset]).requires_grad_(False).eval()
-    return Teacher(preset, network, "", SamplingParams(), guidance)
+    return Teacher(preset, network, "", SamplingParams(), Guidance(2.0))
 
 
 def item_of(config: DistillConfig, teacher: Teacher) -> Item:
@@ -55,11 +55,11 @@ def micro_batches(
 
 def dry_run(config: DistillConfig) -> Iterator[str]:
     """The lines of the report, each as soon as it is measured."""
-    place, guidance = config.run.start_from, config.teacher.guidance
+    place = config.run.start_from
     if place in PRESETS and place != "demo" and not Path(place).exists():
-        teacher = untrained_teacher(place, 2.0 if guidance is None else guidance)
+        teacher = untrained_teacher(place)
     else:
-        teacher = read_teacher(place, guidance, torch.device("cpu"))
+        teacher = read_teacher(place, config.teacher, torch.device("cpu"))
     where = choose_device(config, teacher.network.config)
     teacher.network.to(where.device)
     state = new_student(config, teacher, where.device)

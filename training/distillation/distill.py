@@ -47,13 +47,24 @@ def new_student(config: DistillConfig, teacher: Teacher, device: torch.device) -
 def recommended(config: DistillConfig, teacher: Teacher) -> SamplingParams:
     """The sampling settings that the student will recommend."""
     steps = config.run.sample_steps
-    return replace(teacher.defaults, sampler="flow_map", num_steps=steps, guidance_scale=1.0)
+    own = replace(teacher.defaults, sampler="flow_map", num_steps=steps)
+    return replace(own, guidance_scale=1.0, guidance_start=0.0, guidance_stop=1.0)
 
 
 def record(config: DistillConfig, teacher: Teacher) -> dict[str, Any]:
     """What a checkpoint holds beside the state: for its export, and to know the teacher again."""
-    of_teacher = {"name": teacher.name, "fingerprint": teacher.fingerprint, "guidance": teacher.guidance}
-    return {"sampling": to_config(recommended(config, teacher)), "distilled": of_teacher}
+    return {"sampling": to_config(recommended(config, teacher)), "distilled": identity(teacher)}
+
+
+def identity(teacher: Teacher) -> dict[str, Any]:
+    """Its name, and the values that must be the same when a run resumes."""
+    return {
+        "name": teacher.name,
+        "fingerprint": teacher.fingerprint,
+        "guidance": teacher.guidance.scale,
+        "guidance_start": teacher.guidance.start,
+        "guidance_stop": teacher.guidance.stop,
+    }
 
 
 def check_same_teacher(path: Path, teacher: Teacher) -> None:
@@ -61,8 +72,8 @@ def check_same_teacher(path: Path, teacher: Teacher) -> None:
     stored = read_checkpoint(path).get("distilled")
     if stored is None:
         raise CheckpointError(f"{path} is a checkpoint of dsd-train; use another run.dir")
-    for name in ("fingerprint", "guidance"):
-        if stored[name] != (ours := getattr(teacher, name)):
+    for name, ours in identity(teacher).items():
+        if name != "name" and stored[name] != ours:
             raise CheckpointError(
                 f"{path} was distilled from {stored['name']} with {name} {stored[name]}, this teacher has {ours}; use "
                 "another run.dir or the same teacher"
@@ -107,7 +118,7 @@ def add_gradient(
 def announce(state: State, config: DistillConfig, where: Device, teacher: Teacher) -> None:
     number = sum(p.numel() for p in state.ema.parameters()) / 1e6
     log.info(
-        "%s: from %s, guidance %g; %.1fM parameters on %s, %s%s; %s",
+        "%s: from %s, guidance %s; %.1fM parameters on %s, %s%s; %s",
         config.run.dir,
         teacher.name,
         teacher.guidance,
@@ -124,7 +135,7 @@ def distill(config: DistillConfig) -> tuple[State, Path, bool]:
 
     Raises DSDError.
     """
-    teacher = read_teacher(config.run.start_from, config.teacher.guidance, torch.device("cpu"))
+    teacher = read_teacher(config.run.start_from, config.teacher, torch.device("cpu"))
     where = choose_device(config, teacher.network.config)
     teacher.network.to(where.device)
     first, folder = where.rank == 0, Path(config.run.dir)

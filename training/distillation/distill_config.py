@@ -21,7 +21,9 @@ MAX_TEACHER_STEPS = 100
 class TeacherSection(Section):
     """The teacher's sampling: dpmpp_2m, with randomly shifted times in every trajectory."""
 
-    guidance: Guidance | None = None  # left out: what the model recommends
+    guidance: Guidance | None = None  # left out, as the next two: what the model recommends
+    guidance_start: Share | None = None  # time from which guidance is on; 0 is noise, 1 is data
+    guidance_stop: Share | None = None  # time until which it is on
     steps: Annotated[int, Field(ge=2, le=MAX_TEACHER_STEPS)] = 8  # of a trajectory
 
 

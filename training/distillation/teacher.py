@@ -14,7 +14,25 @@ from dsd_serve.errors import CheckpointError, ConfigError
 from dsd_serve.flow import jump
 from dsd_serve.network import DSD
 from dsd_serve.params import SamplingParams, with_values
+from training.distillation.distill_config import TeacherSection
 from training.transfer import start_place
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance: the scale, 1 being off, and the times from `start` to `stop` at which it is on."""
+
+    scale: float = 1.0
+    start: float = 0.0
+    stop: float = 1.0
+
+    def at(self, t: Tensor) -> Tensor:
+        """The scales [B] at times [B]."""
+        return torch.where((self.start <= t) & (t <= self.stop), self.scale, 1.0)
+
+    def __str__(self) -> str:
+        everywhere = (self.start, self.stop) == (0, 1)
+        return f"{self.scale:g}" if everywhere else f"{self.scale:g} from t = {self.start:g} to {self.stop:g}"
 
 
 @dataclass(frozen=True)
@@ -22,14 +40,14 @@ class Teacher:
     """A frozen network, and how it draws best.
 
     network: the EMA weights. fingerprint: sha256 of them, in hex. defaults: its recommended sampling settings.
-    guidance: the scale that is distilled; 1 is off.
+    guidance: what is distilled.
     """
 
     name: str
     network: DSD
     fingerprint: str
     defaults: SamplingParams
-    guidance: float
+    guidance: Guidance
 
 
 @dataclass(frozen=True)
@@ -47,8 +65,8 @@ class Trajectories:
     null_estimates: Tensor
 
 
-def read_teacher(place: str, guidance: float | None, device: torch.device) -> Teacher:
-    """The teacher in a model directory, hf:org/name or a checkpoint. guidance: None for the recommended one.
+def read_teacher(place: str, section: TeacherSection, device: torch.device) -> Teacher:
+    """The teacher in a model directory, hf:org/name or a checkpoint. section: its guidance, None where recommended.
 
     Raises CheckpointError if it cannot be read; ConfigError if the guidance is unknown or impossible.
     """
@@ -60,21 +78,33 @@ def read_teacher(place: str, guidance: float | None, device: torch.device) -> Te
         directory.check([directory.weights])
         name, config, recommended = directory.name, directory.config, directory.defaults
         weights = {key: torch.from_numpy(array) for key, array in read_weights(directory.path).items()}
-    if guidance is None:
-        if recommended is None and config.num_classes:
-            raise ConfigError(
-                f"a checkpoint recommends no guidance, so give the one to distill, as teacher.guidance=4; got {place}"
-            )
-        guidance = recommended.guidance_scale if recommended else 1.0
-    if guidance != 1 and not config.num_classes:
-        raise ConfigError(f"teacher.guidance must be 1, which is off: {place} has no classes, got {guidance:g}")
+    if section.guidance is None and recommended is None and config.num_classes:
+        raise ConfigError(
+            f"a checkpoint recommends no guidance, so give the one to distill, as teacher.guidance=4; got {place}"
+        )
+    guidance = guidance_of(section, recommended or SamplingParams(guidance_scale=1.0))
+    if guidance.scale != 1 and not config.num_classes:
+        raise ConfigError(f"teacher.guidance must be 1, which is off: {place} has no classes, got {guidance.scale:g}")
     network = DSD(config)
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(f"{place} does not fit its own network: {' '.join(str(error).split())[:300]}") from None
-    defaults = recommended or SamplingParams(num_steps=25, sampler="heun", guidance_scale=guidance)
+    defaults = recommended or SamplingParams(num_steps=25, sampler="heun", guidance_scale=guidance.scale)
     return Teacher(name, network.requires_grad_(False).eval().to(device), digest(weights), defaults, guidance)
+
+
+def guidance_of(section: TeacherSection, recommended: SamplingParams) -> Guidance:
+    """The guidance of a configuration, completed by the recommended one. Raises ConfigError for an empty interval."""
+    given = section.guidance, section.guidance_start, section.guidance_stop
+    usual = recommended.guidance_scale, recommended.guidance_start, recommended.guidance_stop
+    guidance = Guidance(*(own if own is not None else other for own, other in zip(given, usual, strict=True)))
+    if guidance.start > guidance.stop:
+        raise ConfigError(
+            "teacher.guidance_start and teacher.guidance_stop must be times from 0 to 1 in this order, got "
+            f"{guidance.start:g} and {guidance.stop:g}"
+        )
+    return guidance
 
 
 def of_checkpoint(path: Path) -> tuple[str, ModelConfig, dict[str, Tensor], SamplingParams | None]:
@@ -111,7 +141,7 @@ def even_times(batch: int, steps: int, generator: torch.Generator | None, device
 
 @torch.no_grad()
 def draw_trajectories(
-    denoise: Any, noise: Tensor, labels: Tensor, times: Tensor, guidance: float, null_label: int
+    denoise: Any, noise: Tensor, labels: Tensor, times: Tensor, guidance: Guidance, null_label: int
 ) -> Trajectories:
     """Trajectories by dpmpp_2m (dsd_serve/samplers.py), each with times of its own.
 
@@ -128,7 +158,7 @@ def draw_trajectories(
             of_class, of_null = both[:batch], both[batch:]
         else:
             of_class = of_null = denoise(z, t, labels).float()
-        z_hat = estimate = of_null + guidance * (of_class - of_null)
+        z_hat = estimate = of_null + column(guidance.at(t)) * (of_class - of_null)
         if 1 < i < steps - 1:
             before = times[:, i - 1]
             ratio = (log_snr(t) - log_snr(before)) / (log_snr(r) - log_snr(t))  # [B]

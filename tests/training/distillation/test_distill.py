@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from dsd_serve.samplers import initial_noise
 from tests.support.data import ROOT
 from tests.support.runs import assert_same
 from training.distillation import distill as module
-from training.distillation.distill_config import load_distill_config
+from training.distillation.distill_config import TeacherSection, load_distill_config
 from training.distillation.main import main
 from training.distillation.teacher import draw_trajectories, even_times, read_teacher
 
@@ -51,7 +52,8 @@ def teacher_file(tmp_path_factory):
         model.y_embed.embedding.weight.normal_(std=1.0)
     path = tmp_path_factory.mktemp("teacher") / "checkpoint.pt"
     values = {"step": 0, "network": NETWORK.to_dict(), "ema": model.state_dict(), "config": None}
-    write_checkpoint(path, {**values, "sampling": {"sampler": "dpmpp_2m", "num_steps": 4, "guidance_scale": 2.0}})
+    sampling = {"sampler": "dpmpp_2m", "num_steps": 4, "guidance_scale": 2.0, "guidance_stop": 0.9}
+    write_checkpoint(path, {**values, "sampling": sampling})
     return path
 
 
@@ -102,8 +104,8 @@ def test_the_model_recommends_jumps_and_draws_in_any_number_of_them(fast):
     directory = read_model_dir(fast / "fast")
     assert directory.config.flow_map
     assert (directory.defaults.sampler, directory.defaults.num_steps) == ("flow_map", 2)
-    assert directory.defaults.guidance_scale == 1
-    assert "distilled from" in (fast / "fast/card.md").read_text()
+    assert (directory.defaults.guidance_scale, directory.defaults.guidance_stop) == (1, 1)
+    assert "guidance 2 from t = 0 to 0.9 |" in (fast / "fast/card.md").read_text()
     with dsd_serve.load(fast / "fast") as model:
         images = [np.asarray(model.generate("b", seed=3, num_steps=steps)) for steps in (1, 2, 3)]
         assert len({image.tobytes() for image in images}) == 3
@@ -140,17 +142,19 @@ def test_resuming_is_bit_exact(teacher_file, tmp_path, monkeypatch):
     assert whole == part and len(whole) == 7
 
 
-def test_trajectories_are_those_of_the_sampler(teacher_file):
+@pytest.mark.parametrize("interval", [(0.0, 1.0), (0.3, 0.7)])
+def test_trajectories_are_those_of_the_sampler(teacher_file, interval):
     """The same latents as a request for dpmpp_2m with guidance draws, and at the end the same image."""
-    teacher = read_teacher(str(teacher_file), 3.0, torch.device("cpu"))
+    start, stop = interval
+    section = TeacherSection(guidance=3.0, guidance_start=start, guidance_stop=stop)
+    teacher = read_teacher(str(teacher_file), section, torch.device("cpu"))
     noise = torch.from_numpy(np.stack([initial_noise(5, i, NETWORK.latent_shape) for i in range(2)]))
     times = even_times(2, 6, None, torch.device("cpu"))
-    drawn = draw_trajectories(teacher.network.denoise, noise, torch.tensor([2, 0]), times, 3.0, NETWORK.null_label)
+    labels = torch.tensor([2, 0])
+    drawn = draw_trajectories(teacher.network.denoise, noise, labels, times, teacher.guidance, NETWORK.null_label)
     assert drawn.z.shape == (2, 7, *NETWORK.latent_shape)
-    programs = [
-        generate(NETWORK, label, SamplingParams(5, i, num_steps=6, sampler="dpmpp_2m", guidance_scale=3.0))
-        for i, label in enumerate((2, 0))
-    ]
+    params = SamplingParams(5, 0, 6, "dpmpp_2m", 3.0, start, stop)
+    programs = [generate(NETWORK, label, replace(params, index=i)) for i, label in enumerate((2, 0))]
     pixels = np.stack(run_all(TorchEngine(teacher.network), programs)).astype(int)
     images = ((teacher.network.decode(drawn.z[:, -1]).clamp(-1, 1) + 1) * 127.5).round().int().numpy()
     assert np.abs(pixels - images).max() <= 1
@@ -173,6 +177,11 @@ def test_a_model_without_classes_is_distilled_without_guidance(tmp_path):
     [
         (["teacher.steps=1"], r"teacher\.steps must be between 2 and 100, got 1"),
         (["teacher.guidance=-1"], r"teacher\.guidance must be 0 or more, got -1"),
+        (["teacher.guidance_start=2"], r"teacher\.guidance_start must be at most 1, got 2"),
+        (
+            ["teacher.guidance_start=0.6", "teacher.guidance_stop=0.5"],
+            r"must be times from 0 to 1 in this order, got 0\.6 and 0\.5",
+        ),
         (["jumps.rolled_out=2"], r"jumps\.rolled_out must be between 0 and 1, got 2"),
         (["loss.jump_weight=0", "loss.end_weight=0"], "otherwise no jump is learnt"),
         (["run.start_from=demo"], r"run\.start_from must be left out"),
@@ -203,6 +212,8 @@ def test_teachers_that_cannot_be_distilled_get_a_sentence(teacher_file, tiny_dir
     distilled(teacher_file, tmp_path, "optim.frozen=['blocks.9']", expected=r"optim\.frozen must be names of")
     run = f"run.dir={fast}/run"
     distilled(teacher_file, tmp_path, "teacher.guidance=3", run, expected="with guidance 2.0, this teacher has 3.0")
+    other = "with guidance_stop 0.9, this teacher has 1.0"
+    distilled(teacher_file, tmp_path, "teacher.guidance_stop=1", run, expected=other)
     distilled(teacher_file, tmp_path, f"run.dir={checkpoint.parent}", expected="is a checkpoint of dsd-train")
 
 
