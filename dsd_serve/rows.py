@@ -1,7 +1,7 @@
 """Rows: the unit of work, and the signature of the graph that runs them.
 
-The network takes three kinds of rows in one call. The names and shapes below are the
-interface between the exported graph, the engines and the programs, and are defined only here.
+The network takes three kinds of rows in one call. The names and shapes below are the interface between the exported
+graph, the engines and the programs, and are defined only here.
 """
 
 from __future__ import annotations
