@@ -26,7 +26,7 @@ from training.train import train
 
 CONFIG = Path(__file__).with_name("configs") / "collapse.toml"
 CURVES = {"effective_rank": "effective rank of the latents", "psnr": "reconstruction PSNR, dB"}
-NUMBERS = (*CURVES, "picture_std", "centred_rank")
+NUMBERS = (*CURVES, "image_std", "centred_rank")
 
 
 def run_objective(

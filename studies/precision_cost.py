@@ -126,7 +126,7 @@ def study(path: Path, num_rows: int, num_classes: int, num_seeds: int) -> dict[s
         "model": model.name,
         "parameters": num_parameters,
         "rows": num_rows,
-        "pictures": len(reference),
+        "images": len(reference),
         "guidance": model.defaults.guidance_scale,
         "results": results,
     }
@@ -177,7 +177,7 @@ def model_section(model: dict[str, Any]) -> list[str]:
         "",
         f"## {model['model']}: {model['parameters'] / 1e6:.1f}M parameters",
         "",
-        f"{model['rows']} rows per call for speed; {model['pictures']} images, guidance {model['guidance']:g}.",
+        f"{model['rows']} rows per call for speed; {model['images']} images, guidance {model['guidance']:g}.",
         "",
     ]
     base = model["results"]["fp32"]

@@ -20,7 +20,7 @@ def latent_metrics(model: DSD, pixels: Tensor, batch_size: int = 128) -> tuple[d
     """Metrics of a network on images uint8 [N, 3, S, S], by name, and the reconstructions uint8 [N, 3, S, S].
 
     effective_rank and centred_rank 1 to C; channel_std_min and channel_std_max: spread of single channels over all
-    tokens; picture_std: mean spread of a channel at one place over images, near 0 when all get the same latents.
+    tokens; image_std: mean spread of a channel at one place over images, near 0 when all get the same latents.
     """
     device = model.role_embed.weight.device
     latents, decoded = [], []
@@ -35,7 +35,7 @@ def latent_metrics(model: DSD, pixels: Tensor, batch_size: int = 128) -> tuple[d
         "centred_rank": centred_rank(z.numpy()),
         "channel_std_min": float(std.min()),
         "channel_std_max": float(std.max()),
-        "picture_std": float(z.std(0).mean()),
+        "image_std": float(z.std(0).mean()),
         "psnr": psnr(pixels.numpy(), reconstructed.numpy()),
     }
     return numbers, reconstructed
@@ -78,7 +78,7 @@ class Monitor:
     def floors(self) -> dict[str, float]:
         """The thresholds by name, logged with the metrics so that both show as curves."""
         rank = self.thresholds.rank_share * self.latent_dim
-        floors = {"effective_rank_floor": rank, "picture_std_floor": self.thresholds.picture_std}
+        floors = {"effective_rank_floor": rank, "image_std_floor": self.thresholds.image_std}
         if math.isfinite(self.best_psnr):
             floors["psnr_floor"] = self.best_psnr - self.thresholds.psnr_drop
         return floors
@@ -86,13 +86,13 @@ class Monitor:
     def warnings(self, numbers: dict[str, float]) -> list[str]:
         """A sentence for each threshold that one evaluation crosses."""
         floors = self.floors()
-        rank, spread, quality = (numbers[name] for name in ("effective_rank", "picture_std", "psnr"))
+        rank, spread, quality = (numbers[name] for name in ("effective_rank", "image_std", "psnr"))
         self.best_psnr = max(self.best_psnr, quality)
         sentences = []
         if rank < floors["effective_rank_floor"]:
             floor = floors["effective_rank_floor"]
             sentences.append(f"the latents collapse: effective rank {rank:.1f} of {self.latent_dim}, below {floor:.1f}")
-        if spread < floors["picture_std_floor"]:
+        if spread < floors["image_std_floor"]:
             sentences.append(f"the latents collapse: they hardly differ between images (spread {spread:.3f})")
         if quality < floors.get("psnr_floor", -math.inf):
             sentences.append(f"reconstruction gets worse: {quality:.1f} dB, its best was {self.best_psnr:.1f} dB")

@@ -205,7 +205,7 @@ class MonitorSection(Section):
     """
 
     rank_share: NonNegativeFloat = 0.25  # least effective rank of the latents, as a share of their channels; 0: off
-    picture_std: NonNegativeFloat = 0.1  # least spread of the latents between images, of at most about 1; 0: off
+    image_std: NonNegativeFloat = 0.1  # least spread of the latents between images, of at most about 1; 0: off
     psnr_drop: NonNegativeFloat = 2.0  # dB by which reconstruction may fall below its best so far
     overfit_evals: NonNegativeInt = 3  # evaluations in a row in which held-out images get worse, training images better
     overfit_drop: NonNegativeFloat = 0.2  # dB that held-out images must lose over these evaluations (psnr_0.5)

@@ -62,6 +62,7 @@
   addEventListener("popstate", () => {
     select(tabOf(location.search));
     const shown = settings(document.querySelector("#board .board")?.dataset.link ?? "");
+    if (shown) drawn = shown; // images that came just before get no entry
     if (settings(location.search) !== shown) open();
   });
 
@@ -184,7 +185,7 @@
     clearTimeout(moving);
     moving = setTimeout(keepPhotos, 150);
   }).observe(document.documentElement, {childList: true, subtree: true, attributes: true, attributeFilter: ["aria-selected", "data-link", "data-image", "data-chosen", "src"]});
-  addEventListener("click", () => { if (changed) look(); }, true);
+  addEventListener("click", (event) => { if (changed && event.isTrusted) look(); }, true);
   addEventListener("pagehide", save);
 
   window.dsd = {kept, remember, open, ready: () => ready, settle: () => { settled = true; }, address: (link) => new URL(address(settings(link), "generate"), location.href).href};

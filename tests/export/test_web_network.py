@@ -37,11 +37,14 @@ class Site:
     """A folder on a static host, below a path, with a strict content security policy."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.requests = folder, []
+        self.folder, self.sent = folder, []  # paths that were not answered with 304, "not modified"
 
         class Handler(SimpleHTTPRequestHandler):
+            def log_request(handler, code: int = 0, *_: object) -> None:
+                self.sent.extend([handler.path] if code != 304 else [])
+
             def log_message(handler, *_: object) -> None:
-                self.requests.append(handler.path)
+                pass
 
             def end_headers(handler) -> None:
                 handler.send_header("Content-Security-Policy", POLICY)
@@ -260,7 +263,7 @@ def test_what_a_visitor_fetches(browser, site):
     context = browser.new_context()
     tab = context.new_page()
     tab.goto(site.url + "blank.html")
-    site.requests.clear()
+    site.sent.clear()
     info, progress = tab.evaluate(
         """async (url) => {
              const { DSD } = await import(url + "client.js");
@@ -278,7 +281,7 @@ def test_what_a_visitor_fetches(browser, site):
     fetched = [one["fetched"] for one in progress]
     assert fetched == sorted(fetched) and fetched[-1] == progress[-1]["total"] == info["fetchedBytes"]
     assert progress[-1]["stage"] == "starting"
-    names = [path.partition("?")[0].rpartition("/")[2] for path in site.requests if "favicon" not in path]
+    names = [path.partition("?")[0].rpartition("/")[2] for path in site.sent if "favicon" not in path]
     assert len(names) == len(set(names))
     sizes = {file.name: file.stat().st_size for file in site.folder.rglob("*") if file.is_file()}
     assert sum(sizes[name] for name in names) < MOST_BYTES
@@ -297,7 +300,7 @@ def test_webgpu_on_a_software_adapter(browser, own_dir, tmp_path):
     if not tab.evaluate("async () => Boolean(await navigator.gpu?.requestAdapter())"):
         pytest.skip("this Chromium has no software adapter of WebGPU")
     for provider, runs in (("auto", "wasm"), ("webgpu", "webgpu")):
-        site.requests.clear()
+        site.sent.clear()
         used, images = tab.evaluate(
             """async ([url, provider]) => {
                  const { DSD } = await import(url + "client.js");
@@ -312,7 +315,7 @@ def test_webgpu_on_a_software_adapter(browser, own_dir, tmp_path):
             [site.url, provider],
         )
         assert used == runs
-        assert any("jspi.wasm" in path for path in site.requests) == (runs == "webgpu")
+        assert any("jspi.wasm" in path for path in site.sent) == (runs == "webgpu")
         for label, image in zip(model.config.trained_classes, images, strict=True):
             drawn = run(engine, Generate(label, replace(model.defaults, seed=3)).program(model.config))
             ours = drawn.transpose(1, 2, 0).astype(int)

@@ -179,7 +179,7 @@ def test_the_learning_rate_warms_up_and_falls():
 def test_collapse_is_warned_of():
     def warnings(rank, spread, *qualities):
         monitor = Monitor(MonitorSection(), 16)
-        return [monitor.warnings({"effective_rank": rank, "picture_std": spread, "psnr": q}) for q in qualities][-1]
+        return [monitor.warnings({"effective_rank": rank, "image_std": spread, "psnr": q}) for q in qualities][-1]
 
     assert "effective rank 2.0 of 16, below 4.0" in warnings(2.0, 1.0, 20)[0]
     assert "hardly differ" in warnings(12.0, 0.01, 20)[0]
@@ -190,7 +190,7 @@ def test_collapse_is_warned_of():
 def denoised(*pairs, past=(), **thresholds):
     """The sentences about memorisation for evaluations with these PSNRs of (held-out, training) images."""
     monitor = Monitor(MonitorSection(**thresholds), 16, past)
-    healthy = {"effective_rank": 12.0, "picture_std": 1.0, "psnr": 20.0}
+    healthy = {"effective_rank": 12.0, "image_std": 1.0, "psnr": 20.0}
     numbers = [{**healthy, "psnr_0.5": held, "training_psnr_0.5": seen} for held, seen in pairs]
     return [sentence for one in numbers for sentence in monitor.warnings(one)]
 
@@ -227,7 +227,7 @@ def test_an_evaluation_below_a_threshold_warns(train_config, tmp_path):
     assert all("of 8, below 8.0" in line["warning"] for line in warned)
     assert [line["effective_rank_floor"] for line in lines if "psnr" in line] == [8, 8, 8]
     (events,) = tmp_path.glob("events.out.tfevents*")
-    assert b"the latents collapse" in events.read_bytes() and b"picture_std_floor" in events.read_bytes()
+    assert b"the latents collapse" in events.read_bytes() and b"image_std_floor" in events.read_bytes()
 
 
 def test_a_diverging_run_stops_and_keeps_the_last_good_checkpoint(train_config, tmp_path):

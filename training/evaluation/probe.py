@@ -18,7 +18,7 @@ def latent_statistics(latents: NDArray[np.float32]) -> dict[str, Any]:
 
     effective_rank, centred_rank: 1 to C, see dsd_serve/effective_rank.py. channel_mean, channel_std: [C], over images
     and tokens.
-    picture_std: mean spread over images of a channel at one place, near 0 when all images get the same latents.
+    image_std: mean spread over images of a channel at one place, near 0 when all images get the same latents.
     """
     z = torch.from_numpy(np.asarray(latents, np.float32))
     tokens = z.flatten(0, 1).double()
@@ -28,7 +28,7 @@ def latent_statistics(latents: NDArray[np.float32]) -> dict[str, Any]:
         "channels": z.shape[2],
         "effective_rank": effective_rank(latents),
         "centred_rank": centred_rank(latents),
-        "picture_std": float(z.std(0).mean()),
+        "image_std": float(z.std(0).mean()),
         "channel_mean": tokens.mean(0).tolist(),
         "channel_std": tokens.std(0).tolist(),
     }

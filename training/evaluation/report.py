@@ -37,7 +37,7 @@ MEASURES = (
     Measure("latents", "effective_rank", "latents: effective rank", ".2f", None),
     Measure("latents", "centred_rank", "latents: centred rank", ".2f", None),
     Measure("latents", "channels", "latents: channels", "d", None),
-    Measure("latents", "picture_std", "latents: spread over images", ".3f", None),
+    Measure("latents", "image_std", "latents: spread over images", ".3f", None),
 )
 
 

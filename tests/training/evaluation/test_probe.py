@@ -37,11 +37,11 @@ def test_the_statistics_of_known_latents():
     assert (statistics["images"], statistics["tokens"], statistics["channels"]) == (500, 4, 3)
     assert np.allclose(statistics["channel_mean"], [0, 5, 0], atol=0.25)
     assert np.allclose(statistics["channel_std"], [1, 2, 3], rtol=0.08)
-    assert statistics["picture_std"] == pytest.approx(2, rel=0.08)
+    assert statistics["image_std"] == pytest.approx(2, rel=0.08)
     assert statistics["effective_rank"] < 3
     constant = latent_statistics(np.ones((20, 4, 3), np.float32))
     assert constant["effective_rank"] == pytest.approx(1)
-    assert constant["picture_std"] == 0
+    assert constant["image_std"] == 0
 
 
 def test_too_few_images_for_a_probe_get_a_sentence():
