@@ -296,7 +296,12 @@ def hold(pool, running, headers, n, before=0):
     """The future answer to a request for n images beside others, which both workers know when this returns."""
     until(lambda: shown_tasks(running) == before)  # what is shown is a little old
     answer = pool.submit(get, running, params={**QUICK, "n": n}, headers=headers)
-    until(lambda: shown_tasks(running) == before + n)
+
+    def held():
+        assert not answer.done(), answer.result().text
+        return shown_tasks(running) == before + n
+
+    until(held)
     time.sleep(0.7)
     return answer
 
