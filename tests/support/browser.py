@@ -24,6 +24,7 @@ MS = 120_000  # for which a page is waited for: tests run on busy machines too
 READY = "() => document.querySelector('#told [data-classes]') && window.dsd.ready()"
 REMEMBERED = "([name, value]) => JSON.parse(sessionStorage['dsd-page'] ?? '{}').values?.[name] === value"
 JOIN = "/gradio_api/queue/join"
+COMPONENT = "name => window.gradio_config.components.find(one => one.props.elem_id === name).id"
 
 
 @contextlib.contextmanager
@@ -81,24 +82,32 @@ def fill(page: Any, where: str, value: int) -> None:
     place, _, name = where.rpartition("-")
     remembered = [f"{place or 'generate'}.{'num_steps' if name == 'steps' and place != 'way' else name}", value]
     field = page.locator(f"#{where} input").first
-    repeated(page, lambda: (field.fill(str(value)), field.press("Tab")), lambda: page.evaluate(REMEMBERED, remembered))
+
+    def kept() -> bool:
+        return bool(page.evaluate(REMEMBERED, remembered))
+
+    repeated(
+        page,
+        lambda: (field.fill(str(value)), field.press("Tab")),
+        lambda: kept() and (page.wait_for_timeout(200) or kept()),
+    )
 
 
 def set_steps(page: Any, value: int, place: str = "generate") -> None:
     """Set the steps of a tab, among its sampling settings."""
     if not page.is_visible(f"#{place}-steps"):
         page.click(f"#{place}-sampling button >> nth=0")
-        page.wait_for_selector(f"#{place}-steps input")
-        page.wait_for_timeout(300)  # while the new controls are set to their values, which would replace ours
     fill(page, f"{place}-steps", value)
 
 
 def press(page: Any, button: str) -> None:
     """Press a button that starts work, until it does: Gradio ignores it while the last work has not quite ended."""
+    trigger = page.evaluate(COMPONENT, button)
     sent = []
 
     def heard(request: Any) -> None:
-        sent.extend([request.url] if JOIN in request.url else [])
+        if JOIN in request.url and request.post_data_json["trigger_id"] == trigger:
+            sent.append(request.url)
 
     page.on("request", heard)
     repeated(page, lambda: page.click(f"#{button}", force=True), lambda: sent)  # a busy page does not stand still
