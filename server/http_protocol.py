@@ -37,7 +37,7 @@ PROBE_SECONDS = 0.05  # for a reset to come back from a near client; later ones 
 
 TCP_CLOSE = 7  # state of a socket that was reset, from Linux's tcp_states.h
 
-HEALTH = "/health/"
+HEALTH = "/health"  # and the paths below it
 
 
 class BoundedProtocol(HttpToolsProtocol):

@@ -49,7 +49,7 @@ class DrainMiddleware:
             await self.app(scope, receive, send)
             return
         if self.drain.draining:
-            if not scope["path"].startswith("/health/"):
+            if not scope["path"].startswith("/health"):
                 self.rejected("draining")
             await error_responses.answer(
                 ClosedError("the server is shutting down; try again later"), scope, receive, send

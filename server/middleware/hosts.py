@@ -38,7 +38,7 @@ class AllowedHosts:
         self.endings = (*PRIVATE, *(name[1:] for name in names if name.startswith("*.")))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self.all or scope["type"] != "http" or scope["path"].startswith("/health/"):
+        if self.all or scope["type"] != "http" or scope["path"].startswith("/health"):
             await self.app(scope, receive, send)
             return
         for host in Headers(scope=scope).getlist("host"):

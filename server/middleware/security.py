@@ -25,7 +25,7 @@ from server.middleware.request_id import UncaughtErrors
 
 log = logging.getLogger(__name__)
 
-OPEN = re.compile(r"/health/.*|/docs(/assets/.*)?|/redoc|/openapi\.json|/admin/.*")  # paths that need no API key
+OPEN = re.compile(r"/health(/.*)?|/docs(/assets/.*)?|/redoc|/openapi\.json|/admin/.*")  # paths that need no API key
 
 
 def needs_no_key(path: str) -> bool:

@@ -134,6 +134,7 @@ async def live(request: Request) -> Response:
     return JSONResponse({"status": "live"})
 
 
+@router.get("/health", include_in_schema=False)  # the path that other servers have
 @router.get("/health/ready", response_model=Health, responses=problems(503, words={503: "not ready"}))
 async def ready(request: Request) -> Response:
     """Readiness: the model is loaded, the engine works, and the server is not shutting down."""

@@ -29,7 +29,7 @@ PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"
 OFF = {"OTEL_SDK_DISABLED": "true", "OTEL_TRACES_EXPORTER": "none"}
 ALLOWED = {"OTEL_SDK_DISABLED": ("true", "false"), "OTEL_TRACES_EXPORTER": ("otlp", "none")}
 EXIT_SECONDS = 1.5  # for the last spans; a collector that does not answer must not keep the process
-NOT_TRACED = ("/health/", "/metrics")
+NOT_TRACED = ("/health", "/metrics")
 
 
 class Timed(Protocol):

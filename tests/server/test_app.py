@@ -174,7 +174,7 @@ def test_classes_and_model(http):
 
 def test_health_docs_and_root(http):
     assert http.get("/health/live").json() == {"status": "live"}
-    assert http.get("/health/ready").json() == {"status": "ready"}
+    assert http.get("/health/ready").json() == http.get("/health").json() == {"status": "ready"}
     assert "generate" in http.get("/").json()["try"]
     paths = http.get("/openapi.json").json()["paths"]
     assert {"/generate", "/reconstruct", "/edit", "/interpolate", "/encode", "/decode", "/model"} < set(paths)

@@ -117,6 +117,7 @@ def test_a_killed_engine_under_load(apart, http):
         began = time.monotonic()
         until(lambda: http.get("/health/ready").status_code == 503)
         assert "the engine process" in problem(http.get("/health/ready"), 503)
+        assert problem(http.get("/health"), 503) == problem(http.get("/health/ready"), 503)
         assert http.get("/health/live").status_code == 200
         answers = [answer.result() for answer in answers]
         until(lambda: http.get("/generate", params=QUICK).status_code == 200)

@@ -260,7 +260,8 @@ def test_the_dashboard_uses_existing_metrics(server, admin):
 
 def test_keys(server):
     with httpx.Client(base_url=server.url) as client:
-        assert client.get("/health/live").status_code == client.get("/health/ready").status_code == 200
+        for path in ("/health/live", "/health/ready", "/health"):
+            assert client.get(path).status_code == 200
         for path in ("/docs", "/redoc", "/openapi.json", "/docs/assets/swagger-ui.css"):  # a key is entered there
             assert client.get(path).status_code == 200
         for path in ("/model", "/metrics", "/docs/", "/docs/assets", "/", "/nothing", "/generate?class=1"):
@@ -478,6 +479,7 @@ def test_sigterm_with_twenty_requests_in_flight(launch):
             httpx.get(server.url + "/generate", params=query),
             old.get("/generate", params=query),
             httpx.get(server.url + "/health/ready"),
+            httpx.get(server.url + "/health"),
         ):
             assert answer.status_code == 503
             assert (answer.headers["retry-after"], answer.headers["connection"]) == ("5", "close")
