@@ -85,8 +85,8 @@ def label_table(table: Tensor, theirs: ModelConfig, ours: ModelConfig) -> Tensor
 
 
 def resize_patches(weights: dict[str, Tensor], from_size: int, to_size: int) -> None:
-    """Make the patch embedding see a patch of the new size resized to the old one, and the pixel head draw the old one
-    resized to the new."""
+    """Resize the filters: the patch embedding sees a patch of the new size resized to the old one, the pixel head draws
+    the old one resized to the new."""
     seen, drawn = resizing(to_size, from_size), resizing(from_size, to_size)
 
     def resized(filters: Tensor, along: Tensor) -> Tensor:  # [N, 3 P P], [P, Q] -> [N, 3 Q Q]

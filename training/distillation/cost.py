@@ -11,18 +11,19 @@ from dsd_serve.network import DSD
 from dsd_serve.params import SamplingParams
 from training.device import Device, choose_device
 from training.distillation.distill import add_gradient, new_student
-from training.distillation.distill_config import DistillConfig
+from training.distillation.distill_config import DistillConfig, TeacherSection
 from training.distillation.flow_map_loss import BatchMaker
-from training.distillation.teacher import Guidance, Teacher, read_teacher
+from training.distillation.teacher import Teacher, guidance_of, read_teacher
 from training.estimate import Item, Micro, cost_lines
 from training.state import State
 
 
-def untrained_teacher(preset: str) -> Teacher:
+def untrained_teacher(preset: str, section: TeacherSection) -> Teacher:
     """A network with random weights, which costs as much as a trained one."""
+    guidance = guidance_of(section, SamplingParams(guidance_scale=2.0))
     torch.manual_seed(0)
     network = DSD(PRESETS[preset]).requires_grad_(False).eval()
-    return Teacher(preset, network, "", SamplingParams(), Guidance(2.0))
+    return Teacher(preset, network, "", SamplingParams(), guidance)
 
 
 def item_of(config: DistillConfig, teacher: Teacher) -> Item:
@@ -57,7 +58,7 @@ def dry_run(config: DistillConfig) -> Iterator[str]:
     """The lines of the report, each as soon as it is measured."""
     place = config.run.start_from
     if place in PRESETS and place != "demo" and not Path(place).exists():
-        teacher = untrained_teacher(place)
+        teacher = untrained_teacher(place, config.teacher)
     else:
         teacher = read_teacher(place, config.teacher, torch.device("cpu"))
     where = choose_device(config, teacher.network.config)

@@ -14,14 +14,14 @@ from dsd_serve.params import MAX_GUIDANCE
 from training.config_file import Section, read_config
 from training.run_config import OptimSection, RunConfig, RunSection, Share
 
-Guidance = Annotated[float, Field(ge=0, le=MAX_GUIDANCE)]
+Scale = Annotated[float, Field(ge=0, le=MAX_GUIDANCE)]
 MAX_TEACHER_STEPS = 100
 
 
 class TeacherSection(Section):
     """The teacher's sampling: dpmpp_2m, with randomly shifted times in every trajectory."""
 
-    guidance: Guidance | None = None  # left out, as the next two: what the model recommends
+    guidance: Scale | None = None  # left out, as the next two: what the model recommends
     guidance_start: Share | None = None  # time from which guidance is on; 0 is noise, 1 is data
     guidance_stop: Share | None = None  # time until which it is on
     steps: Annotated[int, Field(ge=2, le=MAX_TEACHER_STEPS)] = 8  # of a trajectory
