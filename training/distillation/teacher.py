@@ -68,7 +68,7 @@ class Trajectories:
 def read_teacher(place: str, section: TeacherSection, device: torch.device) -> Teacher:
     """The teacher in a model directory, hf:org/name or a checkpoint. section: its guidance, None where recommended.
 
-    Raises CheckpointError if it cannot be read; ConfigError if the guidance is unknown or impossible.
+    Raises CheckpointError if it cannot be read; ConfigError or InputError if the guidance is unknown or impossible.
     """
     path = Path(place)
     if path.suffix == ".pt" or path.is_file():
@@ -95,16 +95,14 @@ def read_teacher(place: str, section: TeacherSection, device: torch.device) -> T
 
 
 def guidance_of(section: TeacherSection, recommended: SamplingParams) -> Guidance:
-    """The guidance of a configuration, completed by the recommended one. Raises ConfigError for an empty interval."""
-    given = section.guidance, section.guidance_start, section.guidance_stop
-    usual = recommended.guidance_scale, recommended.guidance_start, recommended.guidance_stop
-    guidance = Guidance(*(own if own is not None else other for own, other in zip(given, usual, strict=True)))
-    if guidance.start > guidance.stop:
-        raise ConfigError(
-            "teacher.guidance_start and teacher.guidance_stop must be times from 0 to 1 in this order, got "
-            f"{guidance.start:g} and {guidance.stop:g}"
-        )
-    return guidance
+    """The guidance of a configuration, completed by the recommended one. Raises InputError for an empty interval."""
+    given = {
+        "guidance_scale": section.guidance,
+        "guidance_start": section.guidance_start,
+        "guidance_stop": section.guidance_stop,
+    }
+    params = with_values(recommended, given)
+    return Guidance(params.guidance_scale, params.guidance_start, params.guidance_stop)
 
 
 def of_checkpoint(path: Path) -> tuple[str, ModelConfig, dict[str, Tensor], SamplingParams | None]:
