@@ -85,9 +85,15 @@ class SamplingParams:
         recommended=True,
         header=True,
     )
-    guidance_start: float = setting(0.0, "time from which guidance is on; 0 is noise, 1 is data", least=0, most=1)
+    guidance_start: float = setting(
+        0.0, "time from which guidance is on; 0 is noise, 1 is data", least=0, most=1, recommended=True
+    )
     guidance_stop: float = setting(
-        1.0, "time until which guidance is on; outside this interval a step costs half", least=0, most=1
+        1.0,
+        "time until which guidance is on; outside this interval a step costs half",
+        least=0,
+        most=1,
+        recommended=True,
     )
     preview_every: int = setting(
         0,
@@ -140,6 +146,12 @@ RECOMMENDED = tuple(name for name, setting in SETTINGS.items() if setting.recomm
 SHOWN_WITH_IMAGE = tuple(name for name, setting in SETTINGS.items() if setting.shown_with_image)
 
 
+def guidance_words(scale: float, start: float, stop: float) -> str:
+    """Guidance for people to read: "guidance 3", or "guidance 3 from t = 0.2 to 0.8"."""
+    interval = "" if (start, stop) == (0, 1) else f" from t = {start:g} to {stop:g}"
+    return f"guidance {scale:g}{interval}"
+
+
 def samplers_of(flow_map: bool) -> tuple[str, ...]:
     """The samplers of a model, which has a flow map or not."""
     return tuple(name for name in SAMPLER_NAMES if flow_map or name != "flow_map")
@@ -166,8 +178,14 @@ def to_fields(params: SamplingParams) -> dict[str, Any]:
 
 
 def to_config(params: SamplingParams) -> dict[str, Any]:
-    """The recommended settings, as config.json holds them under `sampling`."""
-    return {name: getattr(params, name) for name in RECOMMENDED}
+    """The recommended settings, as config.json holds them under `sampling`.
+
+    Guidance at all times is left out: it is the default, and an interval would change the fingerprints of models that
+    have none.
+    """
+    everywhere = (params.guidance_start, params.guidance_stop) == (0, 1)
+    left_out = ("guidance_start", "guidance_stop") if everywhere else ()
+    return {name: getattr(params, name) for name in RECOMMENDED if name not in left_out}
 
 
 def to_api(params: SamplingParams) -> dict[str, Any]:
@@ -177,7 +195,7 @@ def to_api(params: SamplingParams) -> dict[str, Any]:
 
 def to_recommended(params: SamplingParams) -> dict[str, Any]:
     """The recommended settings, under the names of the HTTP API."""
-    return {API_NAMES[name]: value for name, value in to_config(params).items()}
+    return {API_NAMES[name]: getattr(params, name) for name in RECOMMENDED}
 
 
 def to_headers(values: Mapping[str, Any]) -> dict[str, str]:

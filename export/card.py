@@ -6,7 +6,7 @@ from typing import Any
 
 from dsd_serve.config import ModelConfig
 from dsd_serve.labels import table_of
-from dsd_serve.params import SamplingParams
+from dsd_serve.params import SamplingParams, guidance_words
 from dsd_serve.precision import PRECISIONS, listed
 from dsd_serve.programs import Generate
 from export.markdown import markdown_table
@@ -66,7 +66,8 @@ def write_card(
 
 
 def recommended(defaults: SamplingParams) -> str:
-    return f"{defaults.sampler}, {defaults.num_steps} steps, guidance {defaults.guidance_scale:g}"
+    guidance = guidance_words(defaults.guidance_scale, defaults.guidance_start, defaults.guidance_stop)
+    return f"{defaults.sampler}, {defaults.num_steps} steps, {guidance}"
 
 
 def with_sampling(card: str, defaults: SamplingParams) -> str:
@@ -136,10 +137,9 @@ def training_rows(checkpoint: dict[str, Any]) -> list[tuple[str, str]]:
         return [("training", "none: the weights are random, for benchmarks only")]
     if distilled := checkpoint.get("distilled"):
         batch, teacher = training["optim"]["batch_size"], f"{distilled['name']} ({distilled['fingerprint'][:8]})"
-        start, stop = distilled["guidance_start"], distilled["guidance_stop"]
-        where = "" if (start, stop) == (0, 1) else f" from t = {start:g} to {stop:g}"
+        guidance = guidance_words(*(distilled[name] for name in ("guidance", "guidance_start", "guidance_stop")))
         return [
-            ("distilled from", f"{teacher}, guidance {distilled['guidance']:g}{where}"),
+            ("distilled from", f"{teacher}, {guidance}"),
             ("training", f"{step:,} steps of {batch} trajectories ({step * batch:,} in all)"),
         ]
     batch, num_draws = training["optim"]["batch_size"], training["loss"]["num_draws"]

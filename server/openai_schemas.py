@@ -166,10 +166,10 @@ class GenerationRequest(Options):
     ] = None
     guidance_scale: Annotated[float | None, of_setting("guidance_scale"), RealNumber] = None
     guidance_interval: Annotated[
-        tuple[float, float],
+        tuple[float, float] | None,
         BeforeValidator(parse_interval, json_schema_input_type=list[float] | str | None),
         Field(description="times from and to which guidance is on; 0 is noise, 1 is data"),
-    ] = (0.0, 1.0)
+    ] = None
     preview_every: Annotated[
         int | None,
         Field(ge=1, le=MAX_STEPS, description="with stream: steps between previews, at most partial_images of them"),
@@ -177,7 +177,7 @@ class GenerationRequest(Options):
     ] = None
 
     def sampling_values(self) -> dict[str, Any]:
-        start, stop = self.guidance_interval
+        start, stop = self.guidance_interval or (None, None)
         return {**dict(self), "guidance_start": start, "guidance_stop": stop, "preview_every": None}
 
     @field_validator("partial_images", "preview_every")

@@ -180,8 +180,8 @@ class SamplingQuery(Request):
     steps: Annotated[int | None, of_setting("num_steps", le=MOST, examples=[8]), WholeNumber] = None
     sampler: Annotated[SamplerChoice, of_setting("sampler", json_schema_extra={"enum": [*SAMPLER_NAMES, None]})] = None
     guidance: Annotated[float | None, of_setting("guidance_scale"), RealNumber] = None
-    guidance_start: Annotated[float, of_setting("guidance_start"), RealNumber] = 0.0
-    guidance_stop: Annotated[float, of_setting("guidance_stop"), RealNumber] = 1.0
+    guidance_start: Annotated[float | None, of_setting("guidance_start"), RealNumber] = None
+    guidance_stop: Annotated[float | None, of_setting("guidance_stop"), RealNumber] = None
     preview_every: Annotated[int, of_setting("preview_every"), WholeNumber] = 0
     timeout: Timeout = None
     size: Size = None

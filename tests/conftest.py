@@ -81,8 +81,9 @@ def tiny_dir(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="session")
 def own_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The exported model directory of a network with three classes of its own."""
-    return made_once(tmp_path_factory, "own", lambda folder: export_model(OWN, folder, "--guidance", "2")) / "model"
+    """The exported model directory of a network with three classes of its own, and guidance within an interval."""
+    guidance = ("--guidance", "2", "--guidance-start", "0.25", "--guidance-stop", "0.8")
+    return made_once(tmp_path_factory, "own", lambda folder: export_model(OWN, folder, *guidance)) / "model"
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import gradio as gr
 
-from dsd_serve.params import API_NAMES, SAMPLER_NAMES, SamplingParams
+from dsd_serve.params import API_NAMES, SAMPLER_NAMES
 from ui.server_info import UNKNOWN, ServerInfo
 from ui.values import whole
 
@@ -83,8 +83,8 @@ class Sampling:
             self.guidance_scale: gr.update(
                 value=defaults["guidance"], maximum=max(GUIDANCE_SHOWN, defaults["guidance"]), visible=info.has_classes
             ),
-            self.guidance_start: gr.update(visible=info.has_classes),
-            self.guidance_stop: gr.update(visible=info.has_classes),
+            self.guidance_start: gr.update(value=defaults["guidance_start"], visible=info.has_classes),
+            self.guidance_stop: gr.update(value=defaults["guidance_stop"], visible=info.has_classes),
         }
 
     def restored(self, settings: Mapping[str, Any]) -> Updates:
@@ -96,8 +96,8 @@ def sampling_of(info: ServerInfo, *values: Any) -> dict[str, Any]:
     """The settings of a request, by their API names. values: of `Sampling.inputs`. Raises InputError."""
     given = dict(zip(Sampling.__dataclass_fields__, values, strict=True))
     given["num_steps"] = whole("steps", given["num_steps"], 1)
-    interval, usual = ("guidance_start", "guidance_stop"), SamplingParams()
-    if all(given[name] == getattr(usual, name) for name in interval):  # keeps the command lines short
+    interval, defaults = ("guidance_start", "guidance_stop"), info.model["defaults"]
+    if all(given[name] == defaults[name] for name in interval):  # keeps the command lines short
         given = {name: value for name, value in given.items() if name not in interval}
     if not info.has_classes:  # nothing to guide to; the controls are hidden
         given = {name: value for name, value in given.items() if not name.startswith("guidance")}

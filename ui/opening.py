@@ -108,7 +108,7 @@ class Opening:
         controls = {"n": tab.n, "index": tab.index, "seed": tab.seed.number} | {
             API_NAMES[name]: control for name, control in vars(tab.sampling).items()
         }
-        values = {**links.USUAL, **link.settings, "n": max(link.n, 1)} if link.draws else dict(link.settings)
+        values = {"index": 0, **link.settings, "n": max(link.n, 1)} if link.draws else dict(link.settings)
         return {
             controls[name]: {**(fitted.get(controls[name]) or gr.update()), "value": value}
             for name, value in values.items()
@@ -140,7 +140,7 @@ class Opening:
         defaults = self.info.model["defaults"]
         settings = {**defaults, **link.settings}
         if not self.info.has_classes:
-            settings.pop("guidance", None)
+            settings = {name: value for name, value in settings.items() if not name.startswith("guidance")}
         classes = link.classes if self.info.has_classes else ()
         named = classes or ((self.info.default_class,) if self.info.has_classes else ())
         n = min(max(link.n, 1), self.info.model["limits"]["n"])

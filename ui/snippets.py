@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
-from dsd_serve.params import SamplingParams, to_api
 from ui.display import SHOWN
 from ui.finished import Finished
-from ui.links import USUAL
+from ui.links import needed
 from ui.names import file_name
 
 CLIENT = 'from pathlib import Path\nfrom dsd_serve.client import Client\n\nclient = Client("{url}")\n'
@@ -84,8 +83,7 @@ def animated(url: str, call: str) -> str:
 def settings_of(image: Finished, image_size: int) -> dict[str, Any]:
     """The parameters of the request for one image, by their API names, at the size at which the page saves it."""
     settings = image.settings
-    names = [*to_api(SamplingParams()), *(["strength"] if "strength" in settings else [])]
-    values = {name: settings[name] for name in names if USUAL.get(name) != settings[name]}
+    values = needed(settings) | {name: settings[name] for name in ("strength",) if name in settings}
     label = {"class": settings["class"]["index"]} if settings["class"] else {}
     size = {"size": SHOWN} if image_size < SHOWN else {}
     return {**label, **values, **size, **({"model": image.model} if image.model else {})}

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -201,6 +202,25 @@ def test_other_recommended_settings_change_no_weights_and_no_graph(directory):
     defaults = read_model_dir(directory).defaults
     assert (defaults.sampler, defaults.num_steps, defaults.guidance_scale) == ("dpmpp_2m", 3, 1.5)
     assert "| sampling | dpmpp_2m, 3 steps, guidance 1.5 |" in (directory / "card.md").read_text()
+
+
+def test_guidance_within_an_interval_is_recommended(directory):
+    before = read_model_dir(directory)
+    main([str(directory), "--guidance-start", "0.25", "--guidance-stop", "0.8"])
+    after = read_model_dir(directory)
+    assert after.defaults == replace(before.defaults, guidance_start=0.25, guidance_stop=0.8)
+    assert "| sampling | heun, 4 steps, guidance 1.5 from t = 0.25 to 0.8 |" in (directory / "card.md").read_text()
+    assert after.fingerprint() != before.fingerprint()
+    main([str(directory), "--guidance-start", "0", "--guidance-stop", "1"])
+    assert read_model_dir(directory).fingerprint() == before.fingerprint()
+
+
+@pytest.mark.parametrize("given", [["--guidance-start", "0.9", "--guidance-stop", "0.2"], ["--guidance-stop", "1.5"]])
+def test_an_impossible_interval_is_refused(directory, given):
+    before = stamps(directory)
+    with pytest.raises(SystemExit, match="dsd-export: guidance_st"):
+        main([str(directory), *given])
+    assert stamps(directory) == before
 
 
 @needs_int8

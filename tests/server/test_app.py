@@ -168,7 +168,13 @@ def test_classes_and_model(http):
     model = http.get("/model").json()
     assert (model["name"], model["classes"]) == ("tiny", [1, 207, 950])
     assert model["engine"]["provider"] == "CPUExecutionProvider"
-    assert model["defaults"] == {"steps": 4, "sampler": "heun", "guidance": 1.5}
+    assert model["defaults"] == {
+        "steps": 4,
+        "sampler": "heun",
+        "guidance": 1.5,
+        "guidance_start": 0,
+        "guidance_stop": 1,
+    }
     assert len(model["fingerprint"]) == 64
 
 

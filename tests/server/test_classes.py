@@ -103,6 +103,25 @@ def test_edits_and_walks_take_own_names(own):
     assert (walk["from"]["class"], walk["to"]["class"]) == (2, 1)
 
 
+def test_guidance_is_on_within_the_interval_that_the_model_recommends(own):
+    interval = {"guidance_start": 0.25, "guidance_stop": 0.8}
+    assert own.get("/model").json()["defaults"] | interval == own.get("/model").json()["defaults"]
+    query = {"class": 1, "seed": 1, "steps": 6, "guidance": 9}
+    recommended, given, everywhere, longer = (
+        own.get("/generate", params={**query, **more})
+        for more in ({}, interval, {"guidance_start": 0, "guidance_stop": 1}, {"guidance_stop": 1})
+    )
+    assert recommended.content == given.content
+    assert len({one.content for one in (given, everywhere, longer)}) == 3
+    assert settings_of(recommended.content).items() >= interval.items()
+    assert settings_of(longer.content).items() >= {"guidance_start": 0.25, "guidance_stop": 1}.items()
+    assert "got 0.9 and 0.8" in detail(own.get("/generate", params={**query, "guidance_start": 0.9}))
+    extra = {"seed": 1, "num_inference_steps": 6, "guidance_scale": 9}
+    for more, same in (({}, recommended), ({"guidance_interval": [0, 1]}, everywhere)):
+        answer = own.post(GENERATIONS, json={"prompt": "class:1", **extra, **more})
+        assert base64.b64decode(answer.json()["data"][0]["b64_json"]) == same.content
+
+
 def test_the_prompt_of_openai_names_an_own_class(own):
     for prompt, index in (("金毛犬", 1), ("class:2", 2), ("Café", 2), (" grandma's CAT ", 0)):
         answer = own.post(GENERATIONS, json={"prompt": prompt, "seed": 1})

@@ -75,7 +75,13 @@ def test_images_of_any_number_of_steps(http, engine, steps, guidance):
 
 def test_the_default_is_three_rows(http, engine, flow_map_dir):
     model = http.get("/model").json()
-    assert model["defaults"] == {"steps": 2, "sampler": "flow_map", "guidance": 1}
+    assert model["defaults"] == {
+        "steps": 2,
+        "sampler": "flow_map",
+        "guidance": 1,
+        "guidance_start": 0,
+        "guidance_stop": 1,
+    }
     assert model["samplers"] == ["euler", "heun", "dpmpp_2m", "flow_map"]
     rows = "an image with these settings takes 3 rows, 2 to denoise and 1 to decode"
     assert rows in http.get("/model/card").text

@@ -18,7 +18,7 @@ EDITS = [
     ),
     (
         "server/schemas.py",
-        '    guidance_start: Annotated[float, of_setting("guidance_start")',
+        '    guidance_start: Annotated[float | None, of_setting("guidance_start")',
         '    churn: Annotated[float | None, of_setting("churn"), RealNumber] = None\n',
     ),
     (

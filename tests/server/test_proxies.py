@@ -124,11 +124,13 @@ def test_uploads_events_and_refusals_pass(proxy, prefix):
 
 
 def test_events_arrive_as_they_come(proxy):
+    """However fast the machine draws, the first preview arrives long before the last: a buffer would join them."""
+    asked = time.monotonic()
     with httpx.stream(
-        "GET", f"{proxy}/generate?class=207&steps=120&format=events&preview_every=15", timeout=60
+        "GET", f"{proxy}/generate?class=207&steps=240&format=events&preview_every=15", timeout=60
     ) as answer:
         arrived = [time.monotonic() for chunk in answer.iter_text() if "event: " in chunk]
-    assert len(arrived) >= 4 and arrived[-1] - arrived[0] > 0.1  # drawing takes longer than that
+    assert len(arrived) >= 4 and arrived[-1] - arrived[0] > (arrived[-1] - asked) / 2
 
 
 def test_connections_to_the_server_are_kept_and_its_name_is_known(proxy, served):

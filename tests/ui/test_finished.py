@@ -68,11 +68,18 @@ def test_an_image_is_drawn_again_from_its_address(server_url):
         assert asyncio.run(run()) == client.generate(207, seed=7, steps=3, sampler="euler", guidance=1.5, **size)
 
 
+def test_links_are_short_where_a_value_says_nothing():
+    unguided = links.Link((207,), 1, "", {**SETTINGS, "guidance": 1.0})
+    assert "index" not in unguided.query and "guidance_" not in unguided.query
+    guided = links.Link((207,), 1, "", {**SETTINGS, "guidance": 2.0})
+    assert "guidance_start=0&guidance_stop=1" in guided.query, "the model may recommend another interval"
+
+
 def test_links_keep_all_settings():
     link = links.Link((207, 1), 4, "b", {**SETTINGS, "index": 3, "guidance_start": 0.25})
     read = links.read(link.query)
     assert (read.classes, read.n, read.model) == ((207, 1), 4, "b")
-    assert {**links.USUAL, **read.settings} == link.settings
+    assert read.settings == link.settings
     assert links.read("utm_source=x&tab=walk") == links.Link()
 
 

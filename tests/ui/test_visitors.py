@@ -32,7 +32,7 @@ from tests.support.page_events import click_of, generate_inputs
 from tests.support.servers import Server
 from ui import visitors
 from ui.app import MAX_WAITING, Thumbnails, create_page
-from ui.controls import Sampling, Stop
+from ui.controls import Sampling, Stop, sampling_of
 from ui.fair_limit import IN_FLIGHT, PER_CLICK, PER_VISITOR, TOTAL, VISITOR, FairLimit, LimitedClient, images_of
 from ui.finished import FinishedImages
 from ui.requests import Drawing, DrawnImage, DrawRequest, draw
@@ -505,6 +505,25 @@ def test_the_menu_has_the_samplers_of_the_model(server_url):
     without, with_flow_map = asyncio.run(run())
     assert without["choices"] == ["euler", "heun", "dpmpp_2m"]
     assert (with_flow_map["choices"][-1], with_flow_map["value"]) == ("flow_map", "flow_map")
+
+
+def test_the_controls_have_the_interval_of_guidance_that_the_model_recommends(server_url):
+    async def run():
+        client = AsyncClient(server_url)
+        info = ServerInfo(LimitedClient(client), FinishedImages(client))
+        with gr.Blocks():
+            sampling = Sampling.build("test")
+        await info.refresh()
+        recommended = {"guidance_start": 0.25, "guidance_stop": 0.8}
+        info.facts[""] = ModelFacts(model={**info.model, "defaults": {**info.model["defaults"], **recommended}})
+        await client.close()
+        shown = {name: sampling.fitted(info)[getattr(sampling, name)]["value"] for name in vars(sampling)}
+        return shown, sampling_of(info, *shown.values()), sampling_of(info, *{**shown, "guidance_stop": 1}.values())
+
+    shown, untouched, changed = asyncio.run(run())
+    assert (shown["guidance_start"], shown["guidance_stop"]) == (0.25, 0.8)
+    assert "guidance_start" not in untouched and "guidance_stop" not in untouched, "the server uses the model's"
+    assert (changed["guidance_start"], changed["guidance_stop"]) == (0.25, 1)
 
 
 def test_a_sample_of_one_step_is_shown_from_noise_to_image(server_url):

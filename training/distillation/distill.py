@@ -118,7 +118,7 @@ def add_gradient(
 def announce(state: State, config: DistillConfig, where: Device, teacher: Teacher) -> None:
     number = sum(p.numel() for p in state.ema.parameters()) / 1e6
     log.info(
-        "%s: from %s, guidance %s; %.1fM parameters on %s, %s%s; %s",
+        "%s: from %s, %s; %.1fM parameters on %s, %s%s; %s",
         config.run.dir,
         teacher.name,
         teacher.guidance,

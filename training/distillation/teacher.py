@@ -13,7 +13,7 @@ from dsd_serve.config import ModelConfig
 from dsd_serve.errors import CheckpointError, ConfigError
 from dsd_serve.flow import jump
 from dsd_serve.network import DSD
-from dsd_serve.params import SamplingParams, with_values
+from dsd_serve.params import SamplingParams, guidance_words, with_values
 from training.distillation.distill_config import TeacherSection
 from training.transfer import start_place
 
@@ -31,8 +31,7 @@ class Guidance:
         return torch.where((self.start <= t) & (t <= self.stop), self.scale, 1.0)
 
     def __str__(self) -> str:
-        everywhere = (self.start, self.stop) == (0, 1)
-        return f"{self.scale:g}" if everywhere else f"{self.scale:g} from t = {self.start:g} to {self.stop:g}"
+        return guidance_words(self.scale, self.start, self.stop)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dsd_serve.params import guidance_words
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -92,9 +94,7 @@ def conditions(numbers: Mapping[str, Any]) -> str:
         lines.append(numbers["left_out"])
     for model in numbers["models"]:
         used = model["sampling"]
-        guidance = f"guidance {used['guidance_scale']:g}"
-        if (used["guidance_start"], used["guidance_stop"]) != (0, 1):
-            guidance += f" from {used['guidance_start']:g} to {used['guidance_stop']:g}"
+        guidance = guidance_words(*(used[name] for name in ("guidance_scale", "guidance_start", "guidance_stop")))
         lines.append(
             f"{column_name(model)}: {model['samples']['images']} samples, seed {used['seed']}, {used['sampler']}, "
             f"{used['num_steps']} steps, {guidance}; {model['reconstruction']['images']} reconstructions"

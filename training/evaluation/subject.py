@@ -17,7 +17,7 @@ from dsd_serve.imaging import codec
 from dsd_serve.labels import ImageClass, all_classes
 from dsd_serve.loading import load
 from dsd_serve.model import Model
-from dsd_serve.params import SamplingParams
+from dsd_serve.params import SamplingParams, from_api
 from dsd_serve.programs import Generate, Task
 from dsd_serve.rows import Decode, Encode, Latents, Pixels
 from training.classes import IMAGENET, NO_CLASSES, ClassNames
@@ -155,10 +155,7 @@ class ServerSubject:
         found = (ImageClass(one["index"], one.get("wnid", ""), one["name"]) for one in client.classes())
         self.classes: dict[int, ImageClass | None] = {c.index: c for c in found} or {self.num_classes: None}
         self.max_steps = int(info["limits"]["steps"])
-        recommended = info["defaults"]
-        self.defaults = SamplingParams(
-            num_steps=recommended["steps"], sampler=recommended["sampler"], guidance_scale=recommended["guidance"]
-        )
+        self.defaults = from_api(info["defaults"], SamplingParams())
         self.engine = {"server": client.url, **info["engine"]}
 
     def draw(self, labels: Sequence[int], params: SamplingParams) -> NDArray[np.uint8]:
