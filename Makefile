@@ -122,7 +122,8 @@ ci: lint docs audit test test-thorough test-ui test-triton test-clients
 demo: $(DEV)/.done
 	$(DEV)/bin/dsd-train training/configs/demo.toml run.start_from=studies/results/tiny-imagenet data.path=$(DATA) \
 		data.validation=$(DATA)/validation-00000-of-00001.parquet
-	$(DEV)/bin/dsd-export runs/demo/checkpoint.pt --store fp16 --sampler dpmpp_2m --steps 9 --guidance 3
+	$(DEV)/bin/dsd-export runs/demo/checkpoint.pt --store fp16 --sampler dpmpp_2m --steps 9 --guidance 3.75 \
+		--guidance-start 0.25 --guidance-stop 0.8
 	$(MAKE) distill TEACHER=runs/demo/model FAST=runs/demo-fast
 
 distill: $(DEV)/.done
