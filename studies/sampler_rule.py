@@ -43,9 +43,8 @@ def summarised(of_seeds: Mapping[str, Sequence[float]], digits: Mapping[str, int
 
 
 def candidates(results: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The settings that a model directory can recommend, nearest first: even steps, guidance from start to end."""
-    even = [r for r in results if r["shift"] == 1 and (r["guidance_start"], r["guidance_stop"]) == (0, 1)]
-    return sorted(even, key=lambda r: r["frechet_lite0"])
+    """The settings that a model directory can recommend, nearest first: those of even steps."""
+    return sorted((r for r in results if r["shift"] == 1), key=lambda r: r["frechet_lite0"])
 
 
 def recommend(results: Iterable[Mapping[str, Any]], floor: float) -> dict[str, Any]:

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.serving.device_process import BUDGET, BUSY, ONE_AT_A_TIME, write_model
-from benchmarks.serving.image_cost import of_process
 from benchmarks.serving.overload import address, new_session
+from benchmarks.serving.tables import cpu_seconds
 from dsd_serve.backends.process import process_backend
 from dsd_serve.backends.process.engine_messages import EngineSettings
 from dsd_serve.backends.process.process_backend import ProcessBackend
@@ -134,11 +134,11 @@ async def load(url: str, server: int, model: Path, seconds: float) -> str:
         await asyncio.sleep(WARM_UP)
         children = [one for file in Path(f"/proc/{server}/task").glob("*/children") for one in file.read_text().split()]
         pids = {"server": str(server), "engine process": children[0], "clients": "self"}
-        before = {name: of_process(pid) for name, pid in pids.items()}
+        before = {name: cpu_seconds(pid) for name, pid in pids.items()}
         window, first, began = Window(model), done, time.monotonic()
         await asyncio.sleep(seconds)
         took, count = time.monotonic() - began, done - first
-        spent = {name: of_process(pid) - before[name] for name, pid in pids.items()}
+        spent = {name: cpu_seconds(pid) - before[name] for name, pid in pids.items()}
         share = window.share()
         for one in clients:
             one.cancel()

@@ -12,7 +12,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ import numpy as np
 import uvicorn
 
 from benchmarks.serving.overload import address, new_session
+from benchmarks.serving.tables import cpu_seconds
 from dsd_serve.backends.batcher import Batcher
 from dsd_serve.checkpoint import ModelDir, read_model_dir
 from dsd_serve.config import ModelConfig
@@ -99,12 +99,6 @@ def through_batcher(engine: Engine, tasks: Sequence[Generate], budget: int) -> f
         batcher.close()
 
 
-def of_process(pid: int | str) -> float:
-    """Processor seconds that a process has taken."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 async def through_server(url: str, pid: int, tasks: Sequence[Generate], size: int) -> float:
     """Processor milliseconds of a server for each image."""
     async with new_session() as session:
@@ -119,9 +113,9 @@ async def through_server(url: str, pid: int, tasks: Sequence[Generate], size: in
                     await answer.read()
 
         await asyncio.gather(*[draw(list(tasks[:WARM_UP])) for _ in range(2)])
-        todo, before = list(tasks), of_process(pid)
+        todo, before = list(tasks), cpu_seconds(pid)
         await asyncio.gather(*[draw(todo) for _ in range(CLIENTS)])
-        return 1000 * (of_process(pid) - before) / len(tasks)
+        return 1000 * (cpu_seconds(pid) - before) / len(tasks)
 
 
 def parts(path: Path, count: int, size: int, budget: int) -> dict[str, float]:

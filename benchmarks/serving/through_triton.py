@@ -9,7 +9,6 @@ Exits with 1 if memory grows. Everything runs on this machine, including the cli
 
 import argparse
 import asyncio
-import os
 import sys
 import tempfile
 import time
@@ -20,6 +19,7 @@ import numpy as np
 
 from benchmarks.serving.overhead import Single, rate_of, singles
 from benchmarks.serving.overload import MEMORY_SLACK, resident_mb, start
+from benchmarks.serving.tables import cpu_seconds
 from dsd_serve.files import demo_model
 from dsd_serve.imaging.codec import write_image
 from tools.tritonserver import TritonMissing, TritonServer, write_repository
@@ -88,12 +88,6 @@ async def flood(url: str, count: int, pids: dict[str, int]) -> dict[str, list[fl
     per_request = ", ".join(f"{name} {1000 * spent[name] / count:.2f}" for name in pids)
     print(f"processor time per request in ms: {per_request}", flush=True)
     return memory
-
-
-def cpu_seconds(pid: int) -> float:
-    """Processor time of a process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def send(session: aiohttp.ClientSession, url: str, number: int) -> None:

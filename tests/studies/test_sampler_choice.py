@@ -107,13 +107,13 @@ def test_the_cheapest_good_setting_is_recommended():
         result(12, 53.0, 0.80),  # too far: the limit is 52
         result(10, 50.5, 0.50),  # misses the class
         result(5, 60.0, 0.90),
-        result(2, 40.0, 0.90, start=0.2),  # no model directory can recommend these two
-        result(1, 40.0, 0.90, shift=2.0),
+        result(1, 40.0, 0.90, shift=2.0),  # no model directory can recommend it
     ]
     assert recommend(results, 10.0)["rows"] == 20
     assert recommend(results, 49.5)["rows"] == 100, "near the floor small differences count"
     uncertain = result(15, 53.0, 0.80, own=(3.0, -3.0, 2.0, -2.0, 0.0))
     assert recommend([*results, uncertain], 10.0)["rows"] == 15, "it may be as near as the limit"
+    assert recommend([*results, result(2, 40.0, 0.90, start=0.2)], 10.0)["rows"] == 2, "guidance within an interval"
     assert recommend([result(8, 5.0, 0.8), result(4, 6.0, 0.8)], 10.0)["rows"] == 4, "below the floor all are good"
 
 
