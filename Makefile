@@ -46,6 +46,9 @@ VENV = $(PYTHON) -m venv $(1) || { echo "make: Python 3.11 or later with venv is
 TRY = OMP_NUM_THREADS=1 $(DEV)/bin/python -m pytest $(1) $(2) || { echo "make: running the failed tests once more"; \
 	$(DEV)/bin/python -m pytest $(1) --last-failed --last-failed-no-failures none; }
 
+# The fast tests wait for servers and clocks a quarter of their time: one worker more than cores.
+WORKERS = $$(expr $$(getconf _NPROCESSORS_ONLN) + 1)
+
 # A page without a server: of the model $(1), in the folder $(2).
 WEB_PAGE = $(DEV)/bin/dsd-export $(1) --web $(2) --runtime $(NPM)
 
@@ -62,7 +65,7 @@ web: $(DEV)/.done $(NPM)/node_modules/.done
 	$(DEV)/bin/python -m http.server --bind 127.0.0.1 --directory build/web 8080
 
 test: $(DEV)/.done
-	$(call TRY,-rfE,-n auto --maxprocesses 4 --dist loadfile)
+	$(call TRY,-rfE,-n $(WORKERS) --maxprocesses 4 --dist loadfile)
 
 test-thorough: $(DEV)/.done
 	$(call TRY,-rfE -m thorough,-n auto --maxprocesses 4 --dist loadfile)
