@@ -11,6 +11,7 @@
 # make audit  checks dependencies for known vulnerabilities      make locks  updates locks/ after a change of constraints.txt
 # make ci     lint, docs, audit and all tests except the slow ones, as in CI
 # make demo   makes the demo model again, from the weights of 200 classes: runs/demo/model, then runs/demo-fast; DATA=...
+#             ARGS=optim.steps=100 tries all stages in minutes
 # make distill  a model that draws in three rows, from TEACHER=runs/demo/model into FAST=runs/fast; ARGS=optim.steps=2000
 # make study  the collapse studies; DATA= as above
 # make eval   evaluates the demo model, with BESIDE=DIR a second one too; DATA= as above
@@ -124,7 +125,7 @@ ci: lint docs audit test test-thorough test-ui test-triton test-clients
 
 demo: $(DEV)/.done
 	$(DEV)/bin/dsd-train training/configs/demo.toml run.start_from=studies/results/tiny-imagenet data.path=$(DATA) \
-		data.validation=$(DATA)/validation-00000-of-00001.parquet
+		data.validation=$(DATA)/validation-00000-of-00001.parquet $(ARGS)
 	$(DEV)/bin/dsd-export runs/demo/checkpoint.pt --store fp16 --sampler dpmpp_2m --steps 9 --guidance 3.75 \
 		--guidance-start 0.25 --guidance-stop 0.8
 	$(MAKE) distill TEACHER=runs/demo/model FAST=runs/demo-fast
