@@ -182,7 +182,8 @@ def changes_nothing(options: argparse.Namespace) -> bool:
         "class_images",
     )
     is_dir = options.source is not None and options.source.is_dir()
-    return is_dir and not any(getattr(options, name) for name in changing)
+    given = (getattr(options, name) for name in changing)
+    return is_dir and all(value is None or value is False for value in given)
 
 
 def build_options(plans: ModuleType, options: argparse.Namespace) -> Any:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 
 from dsd_serve.checkpoint import read_model_dir
 from dsd_serve.errors import CheckpointError, EngineUnavailableError
+from dsd_serve.params import API_NAMES
 from export.main import main
 from export.web_folder import write_web
 from export.web_runtime import find_runtime, pinned_version
@@ -53,6 +55,14 @@ def test_the_folder_is_complete_and_describes_itself(demo_dir, runtime, tmp_path
     assert names >= {"client.js", "worker.js", "network.js", "network.json", "model", "runtime"}
     assert {file.stat().st_mode & 0o444 for file in site.rglob("*")} == {0o444}, "the host may run as another user"
     assert "MIT License" in (site / "runtime/LICENSE.txt").read_text()
+
+
+@pytest.mark.parametrize(("flag", "name"), [("--guidance-start", "guidance_start"), ("--guidance", "guidance_scale")])
+def test_a_setting_of_zero_is_not_ignored(own_dir, runtime, tmp_path, flag, name):
+    shutil.copytree(own_dir, tmp_path / "model")
+    main([str(tmp_path / "model"), flag, "0", "--web", str(tmp_path / "site"), "--runtime", str(runtime)])
+    assert getattr(read_model_dir(tmp_path / "model").defaults, name) == 0
+    assert described(tmp_path / "site")["settings"][API_NAMES[name]]["default"] == 0
 
 
 def test_the_images_of_the_classes_are_those_of_the_model(demo_dir, runtime, tmp_path):
