@@ -1,5 +1,6 @@
 """Real dsd-serve processes for tests, and waiting for their effects."""
 
+import atexit
 import contextlib
 import functools
 import http.server
@@ -49,6 +50,7 @@ class Server:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, stdout=out, stderr=err, env={**os.environ, **(env or {})}
             )
+        atexit.register(self.process.kill)  # a test that fails does not stop it
         try:
             self.url = until(self.started, 60)
         except BaseException:

@@ -68,6 +68,8 @@ def second(repository):
 @pytest.fixture
 def mortal(second):
     """A Triton that a test may kill."""
+    if second.process is not None and second.process.poll() is not None:
+        second.kill()  # it ended in a test that failed
     if second.process is None:
         second.start()
     return second
