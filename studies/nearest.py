@@ -6,7 +6,8 @@ Draws 200 samples with the model's recommended settings and measures how far eac
 features of EfficientNet-Lite0 (1 - cosine) and by pixels (root mean square, mirrored or not, as in training). As many
 held-out images are the measure: samples of a model that knows images by heart are nearer than these. Writes
 nearest.json, and a figure of 20 samples, each with the three training images nearest to it by features and by pixels.
-The figure holds training images, so it stays out of the project.
+The figure holds training images, so it stays out of the project; nearest.json has their numbers among the training
+images of the model's classes, in the order of the data, from 0.
 """
 
 import argparse
@@ -88,6 +89,7 @@ def study(path: Path, data: str, validation: str) -> tuple[dict[str, Any], Image
         "training_images": len(training.pixels),
     }
     shown = []
+    numbers["shown"] = [{"class": label, "index": i} for i, label in enumerate(labels[:SHOWN])]
     for name, pixels in sets.items():
         features = classifier.features(pixels, f"features of {name}")
         of_kind = {
@@ -98,7 +100,13 @@ def study(path: Path, data: str, validation: str) -> tuple[dict[str, Any], Image
             numbers[f"{name}_{kind}_median"] = round(float(np.median(distances.min(1))), 4)
             numbers[f"{name}_{kind}_least"] = round(float(distances.min()), 4)
             if name == "samples":
-                shown.append(training.pixels[nearest(distances[:SHOWN], NEIGHBOURS)])
+                found = nearest(distances[:SHOWN], NEIGHBOURS)
+                shown.append(training.pixels[found])
+                for one, row, images in zip(numbers["shown"], distances, found, strict=False):
+                    one[kind] = [
+                        {"image": int(i), "class": int(training.labels[i]), "distance": round(float(row[i]), 3)}
+                        for i in images
+                    ]
     return numbers, figure(samples[:SHOWN], *shown)
 
 
@@ -126,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.figure.parent.mkdir(parents=True, exist_ok=True)
     with atomic(options.figure) as temporary:
         image.save(temporary, format="png", optimize=True)
-    print(json.dumps(numbers, indent=1))
+    print(json.dumps({name: value for name, value in numbers.items() if name != "shown"}, indent=1))
 
 
 if __name__ == "__main__":

@@ -28,4 +28,8 @@ def test_the_samples_of_the_demo(real_data, tmp_path, monkeypatch):
     numbers = json.loads((tmp_path / "nearest.json").read_text())
     assert numbers["training_images"] == 5000
     assert numbers["samples_features_median"] > 0.9 * numbers["held_out_features_median"], "learnt by heart"
+    assert len(numbers["shown"]) == 20
+    for one in numbers["shown"]:
+        assert [len(one[kind]) for kind in ("features", "pixels")] == [3, 3]
+        assert one["features"][0]["distance"] >= numbers["samples_features_least"] - 1e-3
     assert Image.open(tmp_path / "runs/nearest.png").size[0] > 800
