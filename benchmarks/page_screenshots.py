@@ -99,7 +99,7 @@ def take_without_server(photo: Path) -> None:
             save("web-photo.webp", page, width=960)
             save(
                 "web-dark.webp",
-                without_server(browser, f"{url}#draw?class=145&seed=12&n=4", "dark", 1280, 770),
+                without_server(browser, f"{url}#draw?class=1&seed=10&n=4", "dark", 1280, 770),
                 width=960,
             )
             page = without_server(browser, f"{url}#draw", "light", 1280, 830)
