@@ -68,7 +68,7 @@ def notice(page):
 def test_it_draws_at_once_and_a_link_or_a_file_draws_the_same(opened, url, tmp_path):
     page = opened(url)
     wait_until_drawn(page)  # nothing was pressed
-    assert page.inner_text("#draw-caption strong") == "King penguin"
+    assert page.inner_text("#draw-caption strong") == "School bus"
     assert re.search(r"(WebAssembly|WebGPU).*\d\sMB fetched.*s an image", page.inner_text("#engine"))
     first = images(page)
     assert len(set(first)) == 4
