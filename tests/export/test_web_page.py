@@ -99,7 +99,7 @@ def test_it_draws_at_once_and_a_link_or_a_file_draws_the_same(opened, url, tmp_p
     api.expect(other.locator("#history li")).to_have_count(2 + 2)  # those of before are kept
 
     page.go_back()
-    api.expect(page).to_have_title(re.compile("King penguin"))
+    api.expect(page).to_have_title(re.compile("School bus"))
     assert images(page) == first
     assert page.locator("#history li").count() == 4 + 2  # none was drawn again
 
