@@ -462,7 +462,7 @@ def test_a_killed_engine_is_started_again_inside_triton(mortal):
     assert health_check(mortal) == (0, "ready")
     (engine,) = mortal.engines
     with ThreadPoolExecutor(4) as pool:
-        busy = [pool.submit(httpx.get, f"{front.url}{LONG}&n=2", timeout=60) for _ in range(4)]
+        busy = [pool.submit(httpx.get, f"{front.url}{LONG}&n=4", timeout=60) for _ in range(4)]
         until(lambda: describe(mortal)["running"])
         os.kill(engine, signal.SIGKILL)
         began = time.monotonic()
