@@ -291,12 +291,7 @@ def arguments_parser() -> argparse.ArgumentParser:
         "--sampler", choices=SAMPLER_NAMES, help="recommended sampler (default heun; flow_map for a flow map)"
     )
     parser.add_argument("--guidance", type=float, help="recommended guidance scale (default 1, off)")
-    parser.add_argument(
-        "--guidance-start",
-        type=float,
-        metavar="T",
-        help="time from which it is on (default 0, noise)",
-    )
+    parser.add_argument("--guidance-start", type=float, metavar="T", help="time from which it is on (default 0, noise)")
     parser.add_argument("--guidance-stop", type=float, metavar="T", help="time until which it is on (default 1, data)")
     parser.add_argument(
         "--class-images",

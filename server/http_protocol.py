@@ -16,6 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from server import error_responses
 from server.connections import ConnectionLimiter, network_of
 from server.http_heads import MAX_HEAD, WITH_BODY, RejectedRequest, answer_of, check_head, malformed
+from server.site import HEALTH
 from server.transport import Line
 
 if TYPE_CHECKING:
@@ -36,8 +37,6 @@ LATE = 5  # seconds after --body-timeout; until then the application answers, wh
 PROBE_SECONDS = 0.05  # for a reset to come back from a near client; later ones are found at the next check
 
 TCP_CLOSE = 7  # state of a socket that was reset, from Linux's tcp_states.h
-
-HEALTH = "/health"  # and the paths below it
 
 
 class BoundedProtocol(HttpToolsProtocol):

@@ -7,6 +7,8 @@ from starlette.types import Scope
 
 from dsd_serve.errors import ConfigError
 
+HEALTH = "/health"  # health checks are at this path and those below it
+
 LABEL = "[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
 NAME = re.compile(rf"{LABEL}(\.{LABEL})*")
 

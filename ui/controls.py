@@ -99,9 +99,7 @@ def sampling_of(info: ServerInfo, *values: Any) -> dict[str, Any]:
     interval, defaults = ("guidance_start", "guidance_stop"), info.model["defaults"]
     if all(given[name] == defaults[name] for name in interval):  # keeps the command lines short
         given = {name: value for name, value in given.items() if name not in interval}
-    if not info.has_classes:  # nothing to guide to; the controls are hidden
-        given = {name: value for name, value in given.items() if not name.startswith("guidance")}
-    return {API_NAMES[name]: value for name, value in given.items()}
+    return info.possible({API_NAMES[name]: value for name, value in given.items()})
 
 
 def actions(name: str, words: str) -> tuple[gr.Button, gr.Button]:

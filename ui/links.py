@@ -14,7 +14,6 @@ from dsd_serve.params import SamplingParams, from_api, to_api
 MAX_QUERY = 2000  # characters
 MAX_CLASSES = 16
 MAX_INDEX = 2**53 - 1  # of a class, a seed or an image: browsers know integers up to here
-INTERVAL = {"guidance_start": 0.0, "guidance_stop": 1.0}  # guidance at all times
 NAMES = tuple(to_api(SamplingParams()))
 WHOLE = ("seed", "index", "steps")
 
@@ -53,7 +52,7 @@ class Link:
 def needed(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The given settings that a request must contain, in order. Index 0 is left out, and the interval of guidance
     that is off; of other guidance it is needed, because a model may recommend another interval."""
-    usual = {"index": 0} | (INTERVAL if settings.get("guidance") == 1 else {})
+    usual = {"index": 0} | ({"guidance_start": 0, "guidance_stop": 1} if settings.get("guidance") == 1 else {})
     return {name: settings[name] for name in NAMES if name in settings and usual.get(name) != settings[name]}
 
 

@@ -138,9 +138,7 @@ class Opening:
     def complete(self, link: Link) -> Link | None:
         """A link with all settings, from the model's recommendation where it has none; None if it is too much."""
         defaults = self.info.model["defaults"]
-        settings = {**defaults, **link.settings}
-        if not self.info.has_classes:
-            settings = {name: value for name, value in settings.items() if not name.startswith("guidance")}
+        settings = self.info.possible({**defaults, **link.settings})
         classes = link.classes if self.info.has_classes else ()
         named = classes or ((self.info.default_class,) if self.info.has_classes else ())
         n = min(max(link.n, 1), self.info.model["limits"]["n"])

@@ -1,5 +1,6 @@
 """Facts about the page's server, refreshed whenever somebody opens the page."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,6 +107,10 @@ class ServerInfo:
     @property
     def has_classes(self) -> bool:
         return bool(self.model["num_classes"])
+
+    def possible(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings that the model takes: without classes there is nothing to guide to."""
+        return {name: value for name, value in settings.items() if self.has_classes or not name.startswith("guidance")}
 
     @property
     def default_class(self) -> int:

@@ -83,7 +83,7 @@ def animated(url: str, call: str) -> str:
 def settings_of(image: Finished, image_size: int) -> dict[str, Any]:
     """The parameters of the request for one image, by their API names, at the size at which the page saves it."""
     settings = image.settings
-    values = needed(settings) | {name: settings[name] for name in ("strength",) if name in settings}
+    values = needed(settings) | ({"strength": settings["strength"]} if "strength" in settings else {})
     label = {"class": settings["class"]["index"]} if settings["class"] else {}
     size = {"size": SHOWN} if image_size < SHOWN else {}
     return {**label, **values, **size, **({"model": image.model} if image.model else {})}

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dsd_serve.errors import ClosedError
 from server import error_responses
+from server.site import HEALTH
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class DrainMiddleware:
             await self.app(scope, receive, send)
             return
         if self.drain.draining:
-            if not scope["path"].startswith("/health"):
+            if not scope["path"].startswith(HEALTH):
                 self.rejected("draining")
             await error_responses.answer(
                 ClosedError("the server is shutting down; try again later"), scope, receive, send

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from dsd_serve.origins import is_foreign
 from server import error_responses
 from server.request_reader import media_type
-from server.site import NAME, is_address
+from server.site import HEALTH, NAME, is_address
 
 HEADER = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(:[0-9]*)?")
 UNASKED = ("", "application/x-www-form-urlencoded", "multipart/form-data", "text/plain")  # content types
@@ -38,7 +38,7 @@ class AllowedHosts:
         self.endings = (*PRIVATE, *(name[1:] for name in names if name.startswith("*.")))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self.all or scope["type"] != "http" or scope["path"].startswith("/health"):
+        if self.all or scope["type"] != "http" or scope["path"].startswith(HEALTH):
             await self.app(scope, receive, send)
             return
         for host in Headers(scope=scope).getlist("host"):

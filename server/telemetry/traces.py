@@ -21,6 +21,7 @@ from opentelemetry.trace import Status, StatusCode, Tracer, TracerProvider
 
 from dsd_serve import __version__
 from dsd_serve.errors import ConfigError, shown
+from server.site import HEALTH
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"
 OFF = {"OTEL_SDK_DISABLED": "true", "OTEL_TRACES_EXPORTER": "none"}
 ALLOWED = {"OTEL_SDK_DISABLED": ("true", "false"), "OTEL_TRACES_EXPORTER": ("otlp", "none")}
 EXIT_SECONDS = 1.5  # for the last spans; a collector that does not answer must not keep the process
-NOT_TRACED = ("/health", "/metrics")
+NOT_TRACED = (HEALTH, "/metrics")
 
 
 class Timed(Protocol):

@@ -489,13 +489,19 @@ def test_a_visitor_costs_kilobytes_and_images_outlive_the_session(inside):
 # Values
 
 
+async def sampling_controls(url):
+    """A client, what the page knows of its server, and sampling settings."""
+    client = AsyncClient(url)
+    info = ServerInfo(LimitedClient(client), FinishedImages(client))
+    with gr.Blocks():
+        sampling = Sampling.build("test")
+    await info.refresh()
+    return client, info, sampling
+
+
 def test_the_menu_has_the_samplers_of_the_model(server_url):
     async def run():
-        client = AsyncClient(server_url)
-        info = ServerInfo(LimitedClient(client), FinishedImages(client))
-        with gr.Blocks():
-            sampling = Sampling.build("test")
-        await info.refresh()
+        client, info, sampling = await sampling_controls(server_url)
         without = sampling.fitted(info)[sampling.sampler]
         model = {**info.model, "samplers": list(SAMPLER_NAMES)}
         info.facts[""] = ModelFacts(model={**model, "defaults": {**model["defaults"], "sampler": "flow_map"}})
@@ -509,11 +515,7 @@ def test_the_menu_has_the_samplers_of_the_model(server_url):
 
 def test_the_controls_have_the_interval_of_guidance_that_the_model_recommends(server_url):
     async def run():
-        client = AsyncClient(server_url)
-        info = ServerInfo(LimitedClient(client), FinishedImages(client))
-        with gr.Blocks():
-            sampling = Sampling.build("test")
-        await info.refresh()
+        client, info, sampling = await sampling_controls(server_url)
         recommended = {"guidance_start": 0.25, "guidance_stop": 0.8}
         info.facts[""] = ModelFacts(model={**info.model, "defaults": {**info.model["defaults"], **recommended}})
         await client.close()
