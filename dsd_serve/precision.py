@@ -109,12 +109,12 @@ PRECISIONS: dict[str, Precision] = {
             storable=True,
         ),
         Precision(
-            name="bf16",  # not all of ONNX Runtime's own operators exist in it, and none on the CPU
+            name="bf16",  # ONNX Runtime has no operators in it for the CPU
             dtype="bfloat16",
             safetensors="BF16",
             tensorrt=("BF16", "BFloat16", "BFLOAT16"),
             arithmetic="half",
-            graphs=("plain",),
+            graphs=("plain", "fused"),
             runs={"onnx": CUDA, "torch": ANY, "tensorrt": CUDA},
             limits=Limits(latents=8e-2, latents_rms=1.5e-2, pixels=4, psnr=35.0),
         ),

@@ -43,7 +43,7 @@ from typing import Any
 from dsd_serve import __version__
 from dsd_serve.checkpoint import check_sampling, read_checkpoint, read_model_dir
 from dsd_serve.config import PRESETS
-from dsd_serve.engines.plan import HARDWARE
+from dsd_serve.engines.plan import HARDWARE, MOST_ROWS, TUNED_ROWS
 from dsd_serve.errors import CheckpointError, DSDError, EngineUnavailableError, InputError
 from dsd_serve.hub import PREFIX, model_dir
 from dsd_serve.params import SAMPLER_NAMES, SamplingParams, from_api, with_values
@@ -193,6 +193,7 @@ def build_options(plans: ModuleType, options: argparse.Namespace) -> Any:
         targets=tuple(options.targets or ()),
         timing_cache=options.timing_cache,
         device=options.device,
+        tuned_rows=options.tuned_rows,
         force=options.force,
     )
 
@@ -279,6 +280,14 @@ def arguments_parser() -> argparse.ArgumentParser:
         help="compute capabilities that a plan of tensorrt_rtx is for, such as 8.9 12.0\n(default: 8.6 8.9 12.0)",
     )
     plan.add_argument("--timing-cache", type=Path, metavar="FILE", help="speeds up the next build by tensorrt")
+    plan.add_argument(
+        "--tuned-rows",
+        type=int,
+        default=TUNED_ROWS,
+        metavar="N",
+        help=f"rows of each kind in a tick that a plan is fastest for, 1 to {MOST_ROWS} (default {TUNED_ROWS}):\n"
+        f"1 for single requests, {MOST_ROWS} for a server under load",
+    )
     parser.add_argument("--force", action="store_true", help="redo everything, even if it is up to date")
     parser.add_argument("--name", help="the model's name (default: the name of DIR; a model directory keeps its name)")
     parser.add_argument(

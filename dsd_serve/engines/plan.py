@@ -22,6 +22,8 @@ from dsd_serve.precision import find_precision
 FORMAT = "dsd-plan-1"
 LIBRARIES = ("tensorrt", "tensorrt_rtx")
 HARDWARE = ("this", "same", "ampere+")
+MOST_ROWS = 64  # of each kind in a call: the batcher's largest tick
+TUNED_ROWS = 8  # by default
 FILE_KEYS = {"checks": "gates"}  # field -> key in the file, if they differ
 
 

@@ -17,14 +17,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dsd_serve.engines.plan import HARDWARE, RTX_DEFAULT
+from dsd_serve.engines.plan import HARDWARE, MOST_ROWS, RTX_DEFAULT, TUNED_ROWS
 from dsd_serve.errors import CheckpointError, EngineUnavailableError
 from dsd_serve.files import atomic
 from dsd_serve.precision import PRECISIONS
 
 log = logging.getLogger(__name__)
 
-ROWS = (0, 8, 64)  # of each kind in a call: fewest, tuned-for, most (the batcher's largest tick)
 WORKSPACE = 4 << 30  # bytes
 # A row must not depend on its neighbours; and no memory may be allocated in a call, which could not be captured.
 FLAGS = ("DISTRIBUTIVE_INDEPENDENCE", "REQUIRE_USER_ALLOCATION")
@@ -38,7 +37,9 @@ class BuildOptions:
     before. version_compatible: later releases of the library with the same major version may load the plan. targets:
     compute capabilities ("8.9") to build for ahead of time, with tensorrt_rtx; empty for RTX_DEFAULT. timing_cache:
     a file of measured tactics that makes the next build on this machine faster, with tensorrt. device: the GPU that
-    runs the checks. force: build even if the plan is up to date.
+    runs the checks. tuned_rows: rows of each kind in a call that the plan is fastest for, from 1 to MOST_ROWS. There is
+    one profile for all row counts, because a row would have other bits in another. force: build even if the plan is up
+    to date.
     """
 
     hardware: str = "this"
@@ -46,13 +47,23 @@ class BuildOptions:
     targets: tuple[str, ...] = ()
     timing_cache: Path | None = None
     device: str = "cuda"
+    tuned_rows: int = TUNED_ROWS
     force: bool = False
+
+    @property
+    def rows(self) -> tuple[int, int, int]:
+        """Fewest, tuned-for and most rows of each kind in a call."""
+        return 0, self.tuned_rows, MOST_ROWS
 
 
 def check_options(trt: ModuleType, options: BuildOptions) -> None:
     """Raises EngineUnavailableError for options that this library does not have."""
     if options.hardware not in HARDWARE:
         raise EngineUnavailableError(f"--hardware must be one of {', '.join(HARDWARE)}, got {options.hardware!r}")
+    if not 1 <= options.tuned_rows <= MOST_ROWS:
+        raise EngineUnavailableError(
+            f"--tuned-rows must be from 1 to {MOST_ROWS}, the most rows of a tick, got {options.tuned_rows}"
+        )
     ahead = hasattr(trt, "ComputeCapability")
     if options.targets and not ahead:
         raise EngineUnavailableError(
@@ -121,10 +132,10 @@ def compile_graph(trt: ModuleType, graph: Path, options: BuildOptions | None = N
     profile = builder.create_optimization_profile()
     for number in range(network.num_inputs):
         tensor = network.get_input(number)
-        profile.set_shape(tensor.name, *((rows, *tuple(tensor.shape)[1:]) for rows in ROWS))
+        profile.set_shape(tensor.name, *((rows, *tuple(tensor.shape)[1:]) for rows in options.rows))
     if config.add_optimization_profile(profile) < 0:
         raise CheckpointError(
-            f"{trt.__name__} does not take the row counts {ROWS} for {graph.name}: {logger.reasons()}"
+            f"{trt.__name__} does not take the row counts {options.rows} for {graph.name}: {logger.reasons()}"
         )
     with timing_cache(config, options.timing_cache), progress(trt) as (monitor, stopped):
         config.progress_monitor = monitor

@@ -30,7 +30,7 @@ from dsd_serve.files import atomic
 from dsd_serve.precision import check_runs, find_precision, precisions_of
 from export.commit import REJECTED, drafting, move, sync
 from export.tensorrt import checks
-from export.tensorrt.compile import ROWS, BuildOptions, check_options, check_types, compile_graph, flags_of, targets_of
+from export.tensorrt.compile import BuildOptions, check_options, check_types, compile_graph, flags_of, targets_of
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def describe(trt: ModuleType, directory: ModelDir, precision: str, graph: Path, 
         library=trt.__name__,
         library_version=trt.__version__,
         dsd_version=__version__,
-        rows=ROWS,
+        rows=options.rows,
         hardware=options.hardware,
         version_compatible=options.version_compatible,
         gpu=gpu.name if gpu else None,

@@ -93,6 +93,27 @@ def test_half_graphs_keep_their_signature_and_multiply_in_half(directory, precis
     assert {types[node.output[0]] for node in graph.node if node.op_type in ("Pow", "ReduceMean")} == {1}
 
 
+@pytest.mark.parametrize("precision", HALVES)
+def test_half_graphs_for_onnx_runtime_attend_in_half_and_normalise_in_float32(directory, precision):
+    """ONNX Runtime has these operators on CUDA in both types from 1.24 on."""
+    graph = onnx.load(directory / f"model.{precision}.ort.onnx", load_external_data=False).graph
+    to = {node.output[0]: a.i for node in graph.node if node.op_type == "Cast" for a in node.attribute}
+    stored = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    # A value is half if it is cast to half, or computed from a value that is.
+    half = onnx_type(precision)
+    halved: set[str] = {name for name, kind in stored.items() if kind == half}
+    for node in graph.node:
+        if to.get(node.output[0], half if halved.intersection(node.input) else None) == half:
+            halved.update(node.output)
+    depth = read_model_dir(directory).config.depth
+    attentions = [node for node in graph.node if node.op_type == "MultiHeadAttention"]
+    norms = [node for node in graph.node if node.op_type == "SimplifiedLayerNormalization"]
+    assert len(attentions) == depth
+    assert all(set(node.input) <= halved for node in attentions)
+    assert norms
+    assert not [node for node in norms if halved.intersection(node.input)]
+
+
 def test_bf16_weights_outside_the_products_are_fp16(directory):
     stored = load_file(directory / "model.safetensors")
     products = block_products(onnx.load(directory / "model.onnx", load_external_data=False))

@@ -91,6 +91,20 @@ def test_targets_are_built_for_and_recorded(built):
     assert manifest.plan == sha256(built / "model.fp16.plan")
 
 
+def test_another_row_count_to_tune_for_is_another_plan(built, tmp_path, caplog):
+    caplog.set_level("INFO")
+    target = tmp_path / "model"
+    shutil.copytree(built, target)
+    main([str(target), "--trt", "--precision", "fp16", "--tuned-rows", "64"])
+    assert read_manifest(target / "model.fp16.plan").rows == (0, 64, 64)
+    engine = trt.Runtime(trt.Logger()).deserialize_cuda_engine((target / "model.fp16.plan").read_bytes())
+    if engine is not None:  # None without a GPU
+        assert [shape[0] for shape in engine.get_tensor_profile_shape("denoise_t", 0)] == [0, 64, 64]
+    caplog.clear()
+    main([str(target), "--trt", "--precision", "fp16", "--tuned-rows", "64"])
+    assert "model.fp16.plan: unchanged" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -98,6 +112,8 @@ def test_targets_are_built_for_and_recorded(built):
         ({"version_compatible": True}, "a plan of tensorrt_rtx runs with its own version only"),
         ({"hardware": "same"}, "--hardware and --timing-cache are for tensorrt"),
         ({"hardware": "all"}, r"--hardware must be one of this, same, ampere\+, got 'all'"),
+        ({"tuned_rows": 0}, "--tuned-rows must be from 1 to 64, the most rows of a tick, got 0"),
+        ({"tuned_rows": 65}, "--tuned-rows must be from 1 to 64, the most rows of a tick, got 65"),
     ],
 )
 def test_unsupported_options_are_rejected_before_the_build(built, options, words):
