@@ -1,6 +1,8 @@
 """The CUDA runtime through NVIDIA's cuda-bindings, without torch: the GPU, and calls that raise our errors."""
 
+import ctypes
 import re
+import sys
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -71,6 +73,18 @@ def failure(text: str, status: int | None = None) -> EngineError:
     if status in FATAL:
         return EngineDeadError(f"{text}; after {FATAL[status]} only a new process can use the GPU")
     return EngineError(text)
+
+
+def check_driver(device: str) -> None:
+    """Raises EngineUnavailableError without NVIDIA's driver. Only Linux is checked."""
+    if sys.platform == "linux":
+        try:
+            ctypes.CDLL("libcuda.so.1")
+        except OSError as error:
+            raise EngineUnavailableError(
+                f"device {device!r} needs an NVIDIA GPU and its driver ({error}); install the driver, run a container with "
+                "--gpus all, or use --device cpu"
+            ) from None
 
 
 def find_gpu(runtime: Any, device: str) -> Gpu:

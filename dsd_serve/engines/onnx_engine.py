@@ -9,7 +9,7 @@ import numpy as np
 
 from dsd_serve.checkpoint import read_model_dir
 from dsd_serve.config import ModelConfig
-from dsd_serve.engines.cuda import failure
+from dsd_serve.engines.cuda import check_driver, failure
 from dsd_serve.errors import CheckpointError, EngineUnavailableError, shown
 from dsd_serve.precision import check_runs, find_precision
 from dsd_serve.rows import OUTPUT_NAMES, Array, Row, collate, distribute, inputs_of, outputs_of
@@ -243,6 +243,7 @@ def choose_provider(ort: Any, device: str) -> tuple[str, dict[str, str]]:
             f"device {device!r} needs onnxruntime-gpu, and this is the CPU build: install 'dsd-serve[gpu]' "
             "in an environment of its own"
         )
+    check_driver(device)  # ONNX Runtime would run on the CPU
     ort.preload_dlls()
     # The arena by default doubles: a GPU would run out of memory at half of it.
     arena = {"arena_extend_strategy": "kSameAsRequested"}

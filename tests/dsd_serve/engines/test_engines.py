@@ -1,5 +1,6 @@
 """Every engine is the same network; on the CPU a row's bits do not depend on its neighbours."""
 
+import ctypes
 import json
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dsd_serve.engines import load_engine, onnx_engine
-from dsd_serve.engines.onnx_engine import OnnxEngine, check_assignment
+from dsd_serve.engines.onnx_engine import OnnxEngine, check_assignment, choose_provider
 from dsd_serve.errors import CheckpointError, EngineUnavailableError, InputError
 from dsd_serve.imaging import codec
 from dsd_serve.rows import OUTPUT_NAMES, Decode, Denoise, Encode, collate
@@ -151,6 +152,23 @@ def test_without_onnxruntime_an_error_says_what_to_install():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "pip install 'dsd-serve[cpu]'" in done.stderr
+
+
+def test_without_a_driver_an_error_says_so_and_onnx_runtime_does_not_fall_back(monkeypatch):
+    gpu_build = SimpleNamespace(get_available_providers=lambda: ["CUDAExecutionProvider"], preload_dlls=lambda: None)
+
+    def load(name):
+        if name == "libcuda.so.1" and not has_driver:
+            raise OSError("libcuda.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    monkeypatch.setattr(sys, "platform", "linux")
+    has_driver = False
+    with pytest.raises(EngineUnavailableError, match=r"device 'cuda:1' needs an NVIDIA GPU and its driver \(libcuda"):
+        choose_provider(gpu_build, "cuda:1")
+    has_driver = True
+    provider, options = choose_provider(gpu_build, "cuda:1")
+    assert (provider, options["device_id"], options["use_tf32"]) == ("CUDAExecutionProvider", "1", "0")
 
 
 class Assigned:
