@@ -82,8 +82,8 @@ def check_driver(device: str) -> None:
             ctypes.CDLL("libcuda.so.1")
         except OSError as error:
             raise EngineUnavailableError(
-                f"device {device!r} needs an NVIDIA GPU and its driver ({error}); install the driver, run a container with "
-                "--gpus all, or use --device cpu"
+                f"device {device!r} needs an NVIDIA GPU and its driver ({error}); install the driver, run a "
+                "container with --gpus all, or use --device cpu"
             ) from None
 
 
