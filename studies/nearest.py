@@ -4,10 +4,11 @@
 
 Draws 200 samples with the model's recommended settings and measures how far each is from the nearest training image, by
 features of EfficientNet-Lite0 (1 - cosine) and by pixels (root mean square, mirrored or not, as in training). As many
-held-out images are the measure: samples of a model that knows images by heart are nearer than these. Writes
-nearest.json, and a figure of 20 samples, each with the three training images nearest to it by features and by pixels.
-The figure holds training images, so it stays out of the project; nearest.json has their numbers among the training
-images of the model's classes, in the order of the data, from 0.
+held-out images are the measure: samples of a model that knows images by heart are nearer than these.
+
+Writes nearest.json, the page nearest.md with 20 samples and the numbers of the three training images nearest to each by
+features and by pixels, and a figure of these samples beside these images. The figure holds training images, so it stays
+out of the project.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from dsd_serve.files import atomic
 from dsd_serve.imaging import codec
 from dsd_serve.loading import load
 from dsd_serve.params import SamplingParams
+from export.markdown import markdown_table
 from training.dataset import Images
 from training.evaluation.classifier import FeatureCache, default_cache, lite0
 from training.evaluation.evaluator import read_images, resized
@@ -37,6 +40,7 @@ SAMPLES = 200  # that are compared; the figure shows the first
 SHOWN, NEIGHBOURS = 20, 3
 LIMIT = 50_000  # images of a set
 SCALE = 48  # pixels of an image in the figure
+PAGE_SCALE, PAGE_COLUMNS = 64, 10  # of the samples on the page
 
 Distances = NDArray[np.float32]
 
@@ -70,8 +74,18 @@ def figure(samples: NDArray[np.uint8], *neighbours: NDArray[np.uint8]) -> Image.
     return codec.sheet(list(np.concatenate(lines)), SCALE, 2 * len(lines[0]))
 
 
-def study(path: Path, data: str, validation: str) -> tuple[dict[str, Any], Image.Image]:
-    """The distances of samples and of held-out images to training images, and the figure."""
+@dataclass(frozen=True)
+class Study:
+    """numbers: the contents of nearest.json. samples: the shown ones, uint8 [N, 3, S, S]. figure: they and the images
+    nearest to them."""
+
+    numbers: dict[str, Any]
+    samples: NDArray[np.uint8]
+    figure: Image.Image
+
+
+def study(path: Path, data: str, validation: str) -> Study:
+    """The distances of samples and of held-out images to training images."""
     classifier, cache = lite0(), FeatureCache(default_cache())
     with load(path) as model:
         subject = ModelSubject(model)
@@ -89,6 +103,7 @@ def study(path: Path, data: str, validation: str) -> tuple[dict[str, Any], Image
         "training_images": len(training.pixels),
     }
     shown = []
+    numbers["names"] = {str(label): one.name for label, one in subject.classes.items() if one is not None}
     numbers["shown"] = [{"class": label, "index": i} for i, label in enumerate(labels[:SHOWN])]
     for name, pixels in sets.items():
         features = classifier.features(pixels, f"features of {name}")
@@ -107,7 +122,64 @@ def study(path: Path, data: str, validation: str) -> tuple[dict[str, Any], Image
                         {"image": int(i), "class": int(training.labels[i]), "distance": round(float(row[i]), 3)}
                         for i in images
                     ]
-    return numbers, figure(samples[:SHOWN], *shown)
+    return Study(numbers, samples[:SHOWN], figure(samples[:SHOWN], *shown))
+
+
+def document(numbers: dict[str, Any]) -> str:
+    """The page of the contents of nearest.json."""
+    medians = [
+        [
+            f"{words}, by {kind}",
+            *(shown_distance(numbers[f"{name}_{kind}_{what}"], kind, unit=True) for what in ("median", "least")),
+        ]
+        for kind in ("features", "pixels")
+        for name, words in (("samples", "samples"), ("held_out", "held-out images"))
+    ]
+    names, shown = numbers["names"], numbers["shown"]
+    table = [
+        [
+            str(number),
+            names.get(str(one["class"]), ""),
+            *(", ".join(neighbour(found, one, kind, names) for found in one[kind]) for kind in ("features", "pixels")),
+        ]
+        for number, one in enumerate(shown, 1)
+    ]
+    lines = [
+        "# Nearest training images",
+        "",
+        f"Written by `python -m studies.nearest` for the model {numbers['name']} (fingerprint "
+        f"{numbers['fingerprint'][:8]}). {SAMPLES} samples with the recommended settings, and as many held-out images, "
+        f"are compared with the {numbers['training_images']:,} training images: by features of EfficientNet-Lite0 "
+        "(1 - cosine), and by pixels (root mean square, mirrored or not). Samples of a model that knows images by "
+        "heart are nearer than held-out images.",
+        "",
+        *markdown_table(["", "nearest training image, median", "smallest"], medians),
+        "",
+        f"The first {len(shown)} samples, from left to right:",
+        "",
+        f"![{len(shown)} samples of {len({one['class'] for one in shown})} classes](nearest.webp)",
+        "",
+        "The three training images nearest to each: their numbers among the training images of the model's classes, in "
+        "the order of the data from 0, with the distance, and with the class if it is another. The command also draws "
+        "them beside the samples, in `runs/nearest.png`.",
+        "",
+        *markdown_table(["sample", "class", "by features", "by pixels"], table),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def neighbour(found: dict[str, Any], sample: dict[str, Any], kind: str, names: dict[str, str]) -> str:
+    """A training image near to a sample: its number and distance, and its class if it is another."""
+    label = found["class"]
+    other = "" if label == sample["class"] else f", {names.get(str(label), label)}"
+    return f"{found['image']} ({shown_distance(found['distance'], kind)}{other})"
+
+
+def shown_distance(distance: float, kind: str, unit: bool = False) -> str:
+    if kind == "features":
+        return f"{distance:.3f}"
+    return f"{distance:.1f}" + (" grey levels" if unit else "")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -125,16 +197,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found = sorted(Path(options.data).glob("val*.parquet"))
         if not (options.validation or found):
             sys.exit("nearest: --validation must name held-out images, because --data holds no file val*.parquet")
-        numbers, image = study(options.model, options.data, options.validation or str(found[0]))
+        result = study(options.model, options.data, options.validation or str(found[0]))
     except DSDError as error:
         sys.exit(f"nearest: {error}")
     output = output_of(options)
     with atomic(output.results / "nearest.json") as temporary:
-        temporary.write_text(json.dumps(numbers, indent=1) + "\n")
+        temporary.write_text(json.dumps(result.numbers, indent=1) + "\n")
+    with atomic(output.pages / "nearest.md") as temporary:
+        temporary.write_text(document(result.numbers), encoding="utf-8")
+    with atomic(output.pages / "nearest.webp") as temporary:
+        codec.sheet(list(result.samples), PAGE_SCALE, PAGE_COLUMNS).save(temporary, format="webp", quality=90)
     options.figure.parent.mkdir(parents=True, exist_ok=True)
     with atomic(options.figure) as temporary:
-        image.save(temporary, format="png", optimize=True)
-    print(json.dumps({name: value for name, value in numbers.items() if name != "shown"}, indent=1))
+        result.figure.save(temporary, format="png", optimize=True)
+    print(
+        json.dumps({name: value for name, value in result.numbers.items() if name not in ("names", "shown")}, indent=1)
+    )
 
 
 if __name__ == "__main__":

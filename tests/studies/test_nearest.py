@@ -33,3 +33,5 @@ def test_the_samples_of_the_demo(real_data, tmp_path, monkeypatch):
         assert [len(one[kind]) for kind in ("features", "pixels")] == [3, 3]
         assert one["features"][0]["distance"] >= numbers["samples_features_least"] - 1e-3
     assert Image.open(tmp_path / "runs/nearest.png").size[0] > 800
+    assert Image.open(tmp_path / "nearest.webp").size == (640, 128)
+    assert (tmp_path / "nearest.md").read_text().count("Golden Retriever |") == 2

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks import training_speed
-from studies import precision_cost, sampler_report
+from studies import nearest, precision_cost, sampler_report
 from tests.support.data import ROOT
 
 
@@ -13,6 +13,7 @@ from tests.support.data import ROOT
     ("results", "page", "write"),
     [
         ("studies/results/precision.json", "docs/precision.md", precision_cost.document),
+        ("studies/results/demo/nearest.json", "docs/nearest.md", nearest.document),
         ("studies/results/samplers.json", "docs/samplers.md", sampler_report.document),
         ("benchmarks/results/training-speed.json", "docs/training-speed.md", training_speed.report),
     ],
