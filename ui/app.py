@@ -75,7 +75,7 @@ def create_page(
         css="".join(files.joinpath(name).read_text("utf-8") for name in STYLES),
         head="".join(
             f"<script>{files.joinpath(name).read_text('utf-8')}</script>"
-            for name in ("memory.js", "gallery.js", "script.js", "access.js")
+            for name in ("storage.js", "memory.js", "gallery.js", "script.js", "access.js")
         ),
         footer_links=[],
         run_history=False,

@@ -37,7 +37,7 @@ class Seed:
     @classmethod
     def build(cls, name: str) -> "Seed":
         with gr.Row(elem_classes="seed", equal_height=True):
-            number = gr.Number(0, label="Seed", precision=0, min_width=110, scale=3, elem_id=f"{name}-seed")
+            number = gr.Number(0, label="Seed", min_width=110, scale=3, elem_id=f"{name}-seed")
             dice = gr.Button("Roll", min_width=64, scale=1, elem_id=f"{name}-dice", elem_classes="quiet")
             lock = gr.Checkbox(False, label="Keep", min_width=84, scale=1, elem_id=f"{name}-lock", container=False)
         dice.click(roll, None, number, queue=False, **EVENT)

@@ -4,7 +4,14 @@
   const KEY = "dsd-history"; // in localStorage
   const MOST = 120; // images of the strip; starred ones are dropped last
   const byId = (id) => document.getElementById(id);
-  const parse = (text) => { try { return JSON.parse(text) ?? []; } catch { return []; } };
+
+  // The images in a stored text; what is not as `described` makes it is left out.
+  function parse(text) {
+    let found;
+    try { found = JSON.parse(text); } catch { /* damaged */ }
+    return (Array.isArray(found) ? found : []).filter((one) => /^[0-9a-f]{32}$/.test(one?.id) &&
+      [one.query, one.title, one.file].every((value) => typeof value === "string"));
+  }
 
   function make(tag, settings = {}, ...children) {
     const element = document.createElement(tag);
@@ -21,12 +28,12 @@
   const url = (image) => `studio/image/${image.id}.png${image.query ? `?${image.query}` : ""}`;
   const caption = (image) => {
     const given = new URLSearchParams(image.query);
-    const seed = given.has("seed") ? `, seed ${given.get("seed")}${given.has("index") ? ` #${given.get("index")}` : ""}` : "";
+    const seed = given.has("seed") ? `, ${given.has("index") ? `#${given.get("index")}, ` : ""}seed ${given.get("seed")}` : "";
     return image.title.charAt(0).toUpperCase() + image.title.slice(1) + seed;
   };
 
   // The strip.
-  let drawn = parse(localStorage.getItem(KEY)).filter((one) => /^[0-9a-f]{32}$/.test(one.id));
+  let drawn = parse(dsd.stored("localStorage", KEY));
   let only = false; // show starred images only
 
   function keep() {
@@ -34,7 +41,7 @@
       const plain = drawn.findLastIndex((one) => !one.star);
       drawn.splice(plain < 0 ? drawn.length - 1 : plain, 1);
     }
-    try { localStorage.setItem(KEY, JSON.stringify(drawn)); } catch { /* full, or forbidden */ }
+    dsd.store("localStorage", KEY, JSON.stringify(drawn));
     show();
   }
 

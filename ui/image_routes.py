@@ -34,8 +34,10 @@ def add(app: FastAPI, kept: FinishedImages) -> None:
         return Response(kept.data(found), headers=FOR_EVER, media_type=found.media)
 
     @app.get(ZIP)
-    async def images(ids: str) -> Response:
+    async def images(ids: str = "") -> Response:
         """Several kept images. ids: of the images, with commas."""
+        if not ids:
+            return Response("ids must name images, with commas between them", 400, NEVER, "text/plain")
         asked = ids.split(",")[:MAX_ZIPPED]
         found = [(one, kept.data(one)) for image_id in asked if (one := kept.get(image_id)) is not None]
         if len(found) < len(asked):

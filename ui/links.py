@@ -73,20 +73,26 @@ def read(query: str) -> Link:
     if len(texts) > MAX_CLASSES:
         raise InputError(f"a link may have at most {MAX_CLASSES} classes, this one has {len(texts)}")
     classes = tuple(dict.fromkeys(int(number("class", text, whole=True)) for text in texts))
-    n = int(number("n", given["n"], whole=True)) if "n" in given else 0
+    n = int(number("n", given["n"], whole=True, least=1)) if "n" in given else 0
+    last = settings.get("index", 0) + max(n, 1) - 1
+    if last > MAX_INDEX:
+        raise InputError(f"index + n - 1 in the link must be at most {MAX_INDEX}, got {last}", "index")
     return Link(classes, n, given.get("model", "")[:200], settings)
 
 
-def number(name: str, text: str, whole: bool = False) -> Any:
-    """The value of a parameter: an integer, a number, or the name of a sampler. Raises InputError."""
+def number(name: str, text: str, whole: bool = False, least: int = 0) -> Any:
+    """The value of a parameter: an integer from `least` to MAX_INDEX, a number of any size, or the name of a sampler.
+    Raises InputError."""
     if name == "sampler":
         return text
     try:
-        value = int(text) if whole or name in WHOLE else float(text)
+        if not whole and name not in WHOLE:
+            return float(text)
+        value = int(text)
     except ValueError:
         raise InputError(f"{name} in the link must be a number, got {shown(text)}", name) from None
-    if not 0 <= value <= MAX_INDEX:
-        raise InputError(f"{name} in the link must be from 0 to {MAX_INDEX}, got {shown(text)}", name)
+    if not least <= value <= MAX_INDEX:
+        raise InputError(f"{name} in the link must be from {least} to {MAX_INDEX}, got {shown(text)}", name)
     return value
 
 

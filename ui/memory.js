@@ -10,7 +10,7 @@
   const byId = (id) => document.getElementById(id);
   const parse = (text) => { try { return JSON.parse(text) ?? {}; } catch { return {}; } };
 
-  let memory = parse(sessionStorage.getItem(KEY));
+  let memory = parse(dsd.stored("sessionStorage", KEY));
   let ready = false; // once the page is as it was; until then its defaults must not replace what is remembered
 
   function save() {
@@ -19,7 +19,7 @@
     memory.classes = parse(document.querySelector("#chosen [data-chosen]")?.dataset.chosen ?? "null");
     memory.images = Object.fromEntries(PLACES.map((place) =>
       [place, [...document.querySelectorAll(`#${place} [data-image]`)].map((one) => one.dataset.image)]));
-    try { sessionStorage.setItem(KEY, JSON.stringify(memory)); } catch { /* full, or forbidden */ }
+    dsd.store("sessionStorage", KEY, JSON.stringify(memory));
   }
 
   // The part of an address that says which images are shown, in a fixed order.
@@ -28,7 +28,10 @@
     return new URLSearchParams(LINK.filter((name) => given.has(name)).map((name) => [name, given.get(name)])).toString();
   }
 
-  const tabOf = (search) => new URLSearchParams(search).get("tab") ?? "generate";
+  function tabOf(search) {
+    const name = new URLSearchParams(search).get("tab");
+    return tabButton(name) ? name : "generate"; // of a link there may be no such tab, or none with this model
+  }
   function address(link, tab) {
     const found = new URLSearchParams(link);
     if (tab !== "generate") found.set("tab", tab);
@@ -47,15 +50,18 @@
     if (button && button.ariaSelected !== "true") button.click();
   }
 
-  // The address follows the images, when they change, and the tab; each is an entry of the history.
-  let drawn = "";
+  // The address follows the images, when they change, and the tab; each is an entry of the history. The images of a link
+  // have the entry with which it was opened.
+  let drawn = "", linked = false;
   function follow() {
     const found = settings(document.querySelector("#board .board")?.dataset.link ?? "");
     const changed = found && found !== drawn;
     if (found) drawn = found;
     if (!ready) return;
     const link = changed ? found : settings(location.search), tab = currentTab();
-    if (link !== settings(location.search) || tab !== tabOf(location.search)) history.pushState(null, "", address(link, tab));
+    if (changed && linked) history.replaceState(null, "", address(link, tab));
+    else if (link !== settings(location.search) || tab !== tabOf(location.search)) history.pushState(null, "", address(link, tab));
+    if (changed) linked = false;
     save();
   }
 
@@ -92,7 +98,10 @@
       await pause(50);
     }
     if (currentTab() === before) select(tabOf(location.search)); // otherwise the visitor has chosen one meanwhile
-    if (number === "1") await restorePhotos();
+    if (number === "1") {
+      await restorePhotos();
+      linked = new URLSearchParams(location.search).has("seed");
+    }
     ready = true;
     follow();
   }
@@ -188,5 +197,5 @@
   addEventListener("click", (event) => { if (changed && event.isTrusted) look(); }, true);
   addEventListener("pagehide", save);
 
-  window.dsd = {kept, remember, open, ready: () => ready, settle: () => { settled = true; }, address: (link) => new URL(address(settings(link), "generate"), location.href).href};
+  Object.assign(window.dsd, {kept, remember, open, ready: () => ready, settle: () => { settled = true; }, address: (link) => new URL(address(settings(link), "generate"), location.href).href});
 })();

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gradio as gr
@@ -98,9 +98,23 @@ class Opening:
 
     def updates(self, kept: Kept, fitted: Updates) -> Updates:
         """The page for what a browser remembers. fitted: the controls as they are for the chosen model."""
+        kept = self.checked(kept)
         linked = self.linked(kept.link, fitted)
         values = self.values(kept, fitted | linked)
         return {**fitted, **linked, **values, **self.generated(kept), **self.images(kept)}
+
+    def checked(self, kept: Kept) -> Kept:
+        """Without the link, but with an error, if the chosen model cannot draw it."""
+        link, known = kept.link, {one["index"] for one in self.info.classes}
+        missing = [one for one in link.classes if one not in known]
+        if missing:
+            return replace(kept, link=Link(), error=f"this link cannot be opened: the model has no class {missing[0]}")
+        most = self.info.model["limits"]["n"]
+        if link.n > most:
+            return replace(
+                kept, link=Link(), error=f"this link cannot be opened: n must be at most {most}, got {link.n}"
+            )
+        return kept
 
     def linked(self, link: Link, fitted: Updates) -> Updates:
         """The controls of Generate with the settings of a link."""
@@ -126,13 +140,8 @@ class Opening:
     def generated(self, kept: Kept) -> Updates:
         """Generate for a link and the classes that were chosen."""
         tab, link, known = self.generate, kept.link, {one["index"] for one in self.info.classes}
-        message = html.callout(kept.error)
-        missing = [one for one in link.classes if one not in known]
-        if missing:
-            message = html.callout(f"this link cannot be opened: the model has no class {missing[0]}")
-            link = Link()
         chosen = [one for one in (kept.classes or link.classes) if one in known] or [self.info.default_class]
-        updates: Updates = {**tab.classes(self.info, chosen), tab.message: message}
+        updates: Updates = {**tab.classes(self.info, chosen), tab.message: html.callout(kept.error)}
         return {**updates, tab.wanted: self.complete(link) if link.draws else None}
 
     def complete(self, link: Link) -> Link | None:
@@ -141,7 +150,7 @@ class Opening:
         settings = self.info.possible({**defaults, **link.settings})
         classes = link.classes if self.info.has_classes else ()
         named = classes or ((self.info.default_class,) if self.info.has_classes else ())
-        n = min(max(link.n, 1), self.info.model["limits"]["n"])
+        n = max(link.n, 1)
         try:
             check_count(n, max(1, len(named)))
         except InputError:

@@ -80,7 +80,7 @@ def build_page(info: ServerInfo, address: Callable[[gr.Request], str], uploads: 
             if error:
                 return {generate_tab.picker: html.callout(error)}
             if found.link.model and found.link.model not in info.names:
-                found = replace(found, link=Link(), error=f"this server has no model {shown(found.link.model)} now")
+                found = replace(found, link=Link(), error=f"this server has no model {shown(found.link.model)}")
             return opening.updates(found, fitted(found.opening))
 
         async def choose_model(name: str) -> Updates:

@@ -23,6 +23,8 @@ def read_photo(path: str) -> bytes:
     if name := other_format(data):
         article = "an" if name in ("AVIF", "SVG") else "a"
         raise InputError(f"this is {article} {name} file, which cannot be read here: {SHARED.get(name, CONVERT)}")
+    if not data.startswith((b"\x89PNG", b"\xff\xd8", b"RIFF")):
+        raise InputError("this file is not a PNG, JPEG or WebP image: choose another")
     return data
 
 

@@ -50,13 +50,16 @@ def search(classes: Sequence[dict[str, Any]], text: str) -> list[dict[str, Any]]
 
 
 def singular(word: str) -> str:
+    if word.endswith("ies") and len(word) > 4:
+        return word[:-3] + "y"
     return word[:-1] if word.endswith("s") and len(word) > 3 else word
 
 
 def grid(info: ServerInfo, classes: Sequence[dict[str, Any]]) -> str:
     """Buttons for classes, each with an image. The page's script marks the chosen ones."""
     if not classes:
-        return html.hint("No such class", f"Try part of its name, such as {info.search_example}.")
+        example = f", such as {info.search_example}" if info.search_example else ""
+        return html.hint("No such class", f"Try part of its name{example}.")
     tiles = tiles_of(info.model, info.client.chosen.current)
     most = MAX_TILES if tiles else MAX_DRAWN
     shown = "".join(

@@ -40,7 +40,7 @@ class DrawnImage:
         if self.finished is None:
             return ""
         settings = self.finished.settings
-        return f"seed {settings['seed']}" + (f" #{settings['index']}" if settings["index"] else "")
+        return (f"#{settings['index']}, " if settings["index"] else "") + f"seed {settings['seed']}"
 
 
 @dataclass(frozen=True)

@@ -56,10 +56,8 @@
 
   // Whether the page may reload: once a minute, because a balancer may send each request to another process.
   function reloads() {
-    const last = Number(sessionStorage.getItem("dsd-reloaded") ?? 0);
-    if (Date.now() - last < 60_000) return false;
-    sessionStorage.setItem("dsd-reloaded", Date.now());
-    return true;
+    const last = Number(dsd.stored("sessionStorage", "dsd-reloaded") ?? 0);
+    return Date.now() - last >= 60_000 && dsd.store("sessionStorage", "dsd-reloaded", Date.now());
   }
 
   // Work under way ended with the connection. Once it is back, the page reloads and draws the rest.
@@ -79,6 +77,17 @@
   // Stop is a request to the server of this page. Gradio owns the button's `disabled`, so it is made inert instead.
   function allowStop(allowed) {
     for (const button of document.querySelectorAll("button[id$=-stop]")) button.inert = !allowed;
+  }
+
+  // A proxy that serves the page below a path, and does not tell the server: then most requests miss it.
+  function misled() {
+    const [here, served] = [location, new URL(gradio_config.root)].map((one) => one.pathname.replace(/\/$/, ""));
+    if (here === served) return false;
+    const [pill, down] = [byId("pill"), byId("down")];
+    pill.textContent = "not connected";
+    pill.dataset.up = down.hidden = false;
+    down.textContent = `This page cannot reach its server: the proxy must send it the header X-Forwarded-Prefix: ${here || "/"}`;
+    return true;
   }
 
   async function look() {
@@ -106,7 +115,7 @@
   document.addEventListener("click", (event) => {
     if (event.target.id === "shade") {
       const dark = !document.body.classList.contains("dark");
-      localStorage.setItem("dsd-dark", dark);
+      dsd.store("localStorage", "dsd-dark", dark);
       shade(dark);
     }
     const chosen = event.target.closest?.(".board [data-act=choose]"); // the board is not sent again
@@ -165,12 +174,12 @@
     }
   });
 
-  const kept = localStorage.getItem("dsd-dark");
+  const kept = dsd.stored("localStorage", "dsd-dark");
   const begin = () => {
     if (!byId("pill")) return setTimeout(begin, 50);
     dispatchEvent(new Event("resize")); // the tabs measured themselves before the style was loaded
     shade(kept === null ? document.body.classList.contains("dark") : kept === "true");
-    look();
+    if (!misled()) look();
   };
   begin();
 })();

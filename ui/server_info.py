@@ -127,9 +127,9 @@ class ServerInfo:
 
     @property
     def search_example(self) -> str:
-        """A text that finds a class."""
+        """A text that finds a class; empty if there is none."""
         first = next((one for one in self.classes if one["index"] == self.default_class), None)
-        return "part of it" if first is None else str(first["name"])
+        return "" if first is None else str(first["name"])
 
     def name_of(self, index: int) -> str:
         found = next((one["name"] for one in self.classes if one["index"] == index), None)

@@ -2,6 +2,7 @@
 
 import re
 from html import escape
+from urllib.parse import urlsplit
 
 from dsd_serve.errors import InputError
 from ui import links
@@ -10,6 +11,9 @@ from ui.paths import ICON
 # Gradio's own preview: its name, its logo, "Click to try out the app!".
 PREVIEW = re.compile(rb"<meta\s+(?:property=\"og:|name=\"twitter:)[^>]*/>\s*")
 MARK = b"<script data-gradio-mode>"
+MANIFEST = b'<link rel="manifest" href="/manifest.json" />'  # of Gradio, with its logo
+# Relative addresses start at the page's own, which may lack its last slash.
+BASE = b'<base href="./" />'
 # Gradio takes the server's address from the Host header and writes it into its page. Behind a proxy that does not pass
 # Host on, such as nginx by default, only the browser knows the right one. Its own words follow the browser's language;
 # all others of this page are English.
@@ -24,7 +28,9 @@ ABOUT = "One small network encodes, denoises and decodes images. Draw some in th
 
 def rewritten(body: bytes, base: str, query: str) -> bytes:
     """The page with our head. base: its address, which ends with a slash. query: of the request."""
-    body = PREVIEW.sub(b"", body)
+    body = PREVIEW.sub(b"", body).replace(MANIFEST, b"")
+    if (path := urlsplit(base).path) != "/":
+        body = body.replace(BASE, f'<base href="{escape(path)}" />'.encode(), 1)
     return body.replace(MARK, preview(base, query).encode() + SCRIPT + MARK, 1)
 
 

@@ -58,7 +58,9 @@ def open_file(data: bytes, max_pixels: int = MAX_PIXELS) -> ImageFile:
     """The PNG, JPEG or WebP image of a file, not yet decoded. Raises InputError, also for more than `max_pixels`."""
     source = inspect(data)
     if source.width * source.height > max_pixels:
-        raise InputError(f"the image has {source.width} x {source.height} pixels; at most {max_pixels:,} are allowed")
+        raise InputError(
+            f"the image has {source.width} x {source.height} pixels; at most {max_pixels:,} are allowed: use a smaller copy"
+        )
     return source
 
 

@@ -173,6 +173,8 @@ def test_less_motion_and_forced_colours(opened):
     outline = "getComputedStyle(document.querySelector('#picker .only[aria-pressed=true]')).outlineStyle"
     assert page.evaluate(outline) == "solid"
     assert page.evaluate("getComputedStyle(document.querySelector('#n input[type=range]')).appearance") == "auto"
+    for control in ("#generate-go", "#generate-dice", "#generate-seed input"):
+        assert page.evaluate("one => getComputedStyle(document.querySelector(one)).borderTopWidth", control) == "1px"
     tab(page, "Walk")
     fill(page, "walk-n", 3)
     press(page, "walk-go")
@@ -211,5 +213,5 @@ def test_an_image_of_an_unknown_class_leaves_the_chosen_one(opened, tmp_path):
     saved.write_bytes(write_image(read_image(data), settings=json.dumps(settings)))
     page.click("#again button >> nth=0")
     page.set_input_files("#saved input[type=file]", saved)
-    page.wait_for_selector("#generate-message:has-text('does not know the class 999')")
+    page.wait_for_selector("#generate-message:has-text('of class 999, which this model does not have')")
     assert chosen(page) == ["school bus"]

@@ -1,6 +1,7 @@
 """What the page remembers, in Chromium: a reload, Back, a link, a lost connection and a new server lose nothing."""
 
 import io
+import json
 import shlex
 import subprocess
 import sys
@@ -78,9 +79,65 @@ def test_a_wrong_link_says_what_is_wrong(opened, running):
     for query, sentence in (
         ("seed=x", "seed in the link must be a number"),
         ("class=999", "has no class 999"),
+        ("seed=1&n=17", "n must be at most 16, got 17"),
     ):
         page = opened(f"{running.url}?{query}")
         page.wait_for_selector(f"#generate-message .callout:has-text('{sentence}')")
+
+
+@pytest.mark.parametrize("query", ["class=1&seed=7", "class=1&seed=7&tab=foo", "tab=training"])
+def test_back_leaves_the_page_that_a_link_opened(visit, running, query):
+    page = visit(f"{running.url}/studio/icon.svg")
+    page.goto(f"{running.url}?{query}")
+    wait_until_ready(page)
+    if "seed" in query:
+        page.wait_for_url("**&steps=2**")  # the whole link
+    page.wait_for_timeout(500)
+    page.go_back()
+    page.wait_for_url("**/icon.svg")
+
+
+FORBIDDEN = """for (const kind of %s)
+  Object.defineProperty(window, kind, {get() { throw new DOMException("denied", "SecurityError"); }});"""
+
+
+@pytest.mark.parametrize(
+    "kinds", [["sessionStorage"], ["localStorage"], ["sessionStorage", "localStorage", "indexedDB"]]
+)
+def test_without_storage_the_page_works(visit, running, photo, kinds):
+    page = visit()
+    errors = []
+    page.on("pageerror", lambda error: errors.append(error))
+    page.add_init_script(FORBIDDEN % kinds)
+    page.goto(running.url)
+    wait_until_ready(page)
+    page.wait_for_selector("#pill[data-up=true]")
+    dark = page.evaluate("document.body.classList.contains('dark')")
+    page.click("#shade")
+    assert page.evaluate("document.body.classList.contains('dark')") is not dark
+    press(page, "generate-go")
+    finished(page, 4)
+    page.wait_for_url("**seed=**")
+    page.click("#details .enlarge")
+    page.wait_for_selector("#lightbox[open]")
+    page.click("#light-close")
+    tab(page, "Your photo")
+    page.set_input_files("#photo input[type=file]", photo)
+    page.wait_for_selector("#kept [data-psnr]")
+    assert not errors
+
+
+@pytest.mark.parametrize("damage", ["{}", "[null, 5]", '"x"', '[{"id": "%s"}]' % ("0" * 32), "{bad"])
+def test_a_damaged_history_is_replaced(visit, running, damage):
+    page = visit()
+    errors = []
+    page.on("pageerror", lambda error: errors.append(error))
+    page.add_init_script(f"localStorage['dsd-history'] ??= {json.dumps(damage)}")
+    page.goto(running.url)
+    wait_until_ready(page)
+    draw(page, 1)
+    page.wait_for_selector("#history .old")
+    assert not errors
 
 
 def test_a_short_loss_of_the_network_changes_nothing(opened):

@@ -13,21 +13,35 @@ pytestmark = [
     pytest.mark.skipif(NGINX is None, reason="nginx is not installed: apt-get install nginx-light"),
 ]
 BARE = "server { listen 80; location / { proxy_pass http://127.0.0.1:8000; } }"
+# Below paths: one of which the server is not told, one whose last slash is not required.
+PATHS = """server {
+  listen 80;
+  location /untold/ { proxy_pass http://127.0.0.1:8000/; }
+  location /told {
+    rewrite ^/told/?(.*)$ /$1 break;
+    proxy_set_header X-Forwarded-Prefix /told;
+    proxy_pass http://127.0.0.1:8000;
+  }
+}"""
 
 
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory):
-    """The addresses of nginx, with the configuration in deploy/ and with BARE."""
+    """The addresses of nginx, with the configuration in deploy/, with BARE and with PATHS."""
     with serving("--ui") as url:
         server = url.removeprefix("http://")
         with (
             nginx(tmp_path_factory.mktemp("nginx"), server, find_free_port()) as deployed,
             nginx(tmp_path_factory.mktemp("bare"), server, find_free_port(), BARE) as bare,
+            nginx(tmp_path_factory.mktemp("paths"), server, find_free_port(), PATHS) as paths,
         ):
-            yield {"deployed": deployed, "bare": bare}
+            yield {"deployed": deployed, "bare": bare, "paths": paths}
 
 
-@pytest.mark.parametrize(("host", "prefix"), [("deployed", "/"), ("deployed", "/dsd/"), ("bare", "/")])
+@pytest.mark.parametrize(
+    ("host", "prefix"),
+    [("deployed", "/"), ("deployed", "/dsd/"), ("bare", "/"), ("paths", "/told"), ("paths", "/told/")],
+)
 def test_the_page_draws_saves_links_and_reloads(browser, hosts, host, prefix):
     url = hosts[host] + prefix
     context = browser.new_context()
@@ -61,3 +75,11 @@ def test_the_page_draws_saves_links_and_reloads(browser, hosts, host, prefix):
     assert not elsewhere
     assert not refused
     context.close()
+
+
+def test_a_proxy_that_does_not_tell_its_path_is_named(browser, hosts):
+    page = browser.new_page()
+    page.goto(hosts["paths"] + "/untold/")
+    page.wait_for_selector("#down:has-text('the proxy must send it the header X-Forwarded-Prefix: /untold')")
+    assert page.inner_text("#pill") == "not connected"
+    page.close()

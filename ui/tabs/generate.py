@@ -93,7 +93,7 @@ def build(info: ServerInfo, address: Callable[[gr.Request], str]) -> GenerateTab
             sampling = Sampling.build("generate")
             with gr.Accordion("Redraw a saved image", open=False, elem_id="again"):
                 index = gr.Number(
-                    0, label="Index of the first image", precision=0, elem_id="index",
+                    0, label="Index of the first image", elem_id="index",
                     info="A seed gives a sequence of images. A saved PNG restores its seed and index.",
                 )  # fmt: skip
                 saved = gr.File(label="PNG saved from this page", elem_id="saved", height=170)
@@ -295,11 +295,14 @@ def restorer(info: ServerInfo, tab: GenerateTab) -> Callable[[str | None], Updat
         except DSDError as error:
             return {tab.message: html.callout(in_page_words(error))}
         found = restored(info, tab, settings)
+        label = label_of(settings)
+        heading = f"Settings restored: {info.name_of(label)}"
         words = f"seed {settings['seed']}: press Generate to draw it again."
         if settings.get("fingerprint") != info.model["fingerprint"]:
             words = "another model drew this image, so the result will differ."
-        if found[tab.chosen] != [label_of(settings)]:
-            words = f"this model does not know the class {label_of(settings)} of the image; the rest is restored."
-        return {**found, tab.message: html.hint(f"Settings restored: {info.name_of(label_of(settings))}", words)}
+        if found[tab.chosen] != [label]:
+            heading = "Settings partly restored"
+            words = f"the image is of class {label}, which this model does not have; the other settings are restored."
+        return {**found, tab.message: html.hint(heading, words)}
 
     return restore

@@ -73,8 +73,8 @@ def build(info: ServerInfo, drawn: gr.State) -> InsideTab:
     gr.Markdown("## From noise to image", elem_classes="title")
     with gr.Row(elem_classes="way", equal_height=True):
         label = gr.Dropdown([(NONE, NO_CLASS)], value=NO_CLASS, label="Class", elem_id="way-class", min_width=260)
-        seed = gr.Number(1, label="Seed", precision=0, elem_id="way-seed", min_width=110)
-        index = gr.Number(0, label="Index", precision=0, elem_id="way-index", min_width=90)
+        seed = gr.Number(1, label="Seed", elem_id="way-seed", min_width=110)
+        index = gr.Number(0, label="Index", elem_id="way-index", min_width=90)
         steps = gr.Slider(1, MAX_STEPS, 25, step=1, label="Steps", elem_id="way-steps", min_width=170)
         with gr.Column(min_width=250):
             go, button = actions("way", "Show steps")

@@ -143,8 +143,8 @@ def drawn_end(words: str, name: str) -> tuple[gr.Dropdown, gr.Number, gr.Number]
     """Class, seed, and index of the image among those of the seed."""
     label = gr.Dropdown([(NONE, NO_CLASS)], value=NO_CLASS, label=words, elem_id=f"{name}-class")
     with gr.Row(elem_classes="end", equal_height=True):
-        seed = gr.Number(1, label="Seed", precision=0, elem_id=f"{name}-seed", scale=2, min_width=110)
-        index = gr.Number(0, label="Index", precision=0, elem_id=f"{name}-index", min_width=90)
+        seed = gr.Number(1, label="Seed", elem_id=f"{name}-seed", scale=2, min_width=110)
+        index = gr.Number(0, label="Index", elem_id=f"{name}-index", min_width=90)
     return label, seed, index
 
 
