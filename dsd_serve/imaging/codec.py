@@ -59,7 +59,8 @@ def open_file(data: bytes, max_pixels: int = MAX_PIXELS) -> ImageFile:
     source = inspect(data)
     if source.width * source.height > max_pixels:
         raise InputError(
-            f"the image has {source.width} x {source.height} pixels; at most {max_pixels:,} are allowed: use a smaller copy"
+            f"the image has {source.width} x {source.height} pixels; at most {max_pixels:,} are allowed: use a smaller "
+            "copy"
         )
     return source
 
