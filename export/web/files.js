@@ -1,4 +1,4 @@
-/** The files of the folder: fetched in full, counted, and checked against the sizes that network.json gives. */
+/** The files of the folder: fetched in full, counted, and checked against the sizes and sha256 that network.json gives. */
 
 import { loadError } from "./errors.js";
 
@@ -48,7 +48,7 @@ async function fetchFile(folder, name, file, onBytes) {
   let length = 0;
   for (;;) {
     const { done, value } = await reader.read().catch(() => {
-      throw loadError(`The connection was lost while ${name} was fetched: reload the page.`);
+      throw loadError(`The connection was lost while ${name} was fetched.`);
     });
     if (done) break;
     if (length + value.length > data.length) {
@@ -60,8 +60,18 @@ async function fetchFile(folder, name, file, onBytes) {
     length += value.length;
     onBytes(value.length);
   }
-  if (length === data.length) return data;
-  throw loadError(`${name} is not the file of ${file.bytes} bytes that network.json names: ${AGAIN}.`);
+  if (length !== data.length)
+    throw loadError(`${name} is not the file of ${file.bytes} bytes that network.json names: ${AGAIN}.`);
+  if (!(await isIntact(data, file.sha256))) throw loadError(`${name} is damaged, or of another export: ${AGAIN}.`);
+  return data;
+}
+
+/** Whether bytes have a sha256. True on plain http, where browsers offer no hashes; `integrity` of fetch would check there
+ * too, but gives no byte before the last, so that no progress could be shown. */
+async function isIntact(data, sha256) {
+  if (!globalThis.crypto?.subtle) return true;
+  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", data));
+  return Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("") === sha256;
 }
 
 async function answer(url, options = {}) {

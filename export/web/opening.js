@@ -35,11 +35,14 @@
       "This browser cannot run WebAssembly, which the network needs. Current versions of Chrome, Edge, Firefox and Safari can, unless WebAssembly is switched off, as in Lockdown Mode on an iPhone.",
     );
   // A module that cannot be fetched, or one that it imports: error events of elements do not bubble, but can be captured.
+  // A module that is cut or damaged: the event is the window's. Once page.js runs, it shows its errors itself.
   window.addEventListener(
     "error",
     function (event) {
       if (event.target && event.target.tagName === "SCRIPT")
         say("Part of this page could not be fetched. Check the connection, then try again.", true);
+      else if (event.filename && !document.documentElement.hasAttribute("data-running"))
+        say("Part of this page is damaged. Try again; if that does not help, the whole folder must be copied again.", true);
     },
     true,
   );

@@ -198,5 +198,6 @@ async function open() {
   }
 }
 
+document.documentElement.dataset.running = ""; // all modules are there, see opening.js
 showDisplay();
 if (!document.querySelector(".notice.error")) open();

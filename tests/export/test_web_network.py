@@ -324,6 +324,12 @@ def test_webgpu_on_a_software_adapter(browser, own_dir, tmp_path):
     site.server.shutdown()
 
 
+def change_a_byte(file):
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
 @pytest.mark.parametrize(
     "spoil, says",
     [
@@ -334,6 +340,7 @@ def test_webgpu_on_a_software_adapter(browser, own_dir, tmp_path):
         (lambda folder: (folder / "network.json").write_text("<html>"), "network.json is not JSON"),
         (lambda folder: (folder / "network.json").write_text("{}"), "is not of format dsd-web-1"),
         (lambda folder: (folder / "model/model.safetensors").write_bytes(b"x"), "is not the file of"),
+        (lambda folder: change_a_byte(folder / "model/model.safetensors"), "model/model.safetensors is damaged, or of"),
         (lambda folder: (folder / "runtime/ort-wasm-simd-threaded.wasm").unlink(), "the answer has status 404"),
         (lambda folder: (folder / "runtime/ort.wasm.min.js").unlink(), "runtime/ort.wasm.min.js cannot be run"),
         (lambda folder: (folder / "worker.js").unlink(), "worker.js cannot be loaded"),

@@ -111,6 +111,10 @@ def test_a_link_with_wrong_values_says_which_and_draws(opened, url):
     for part in ('"unicorn"', '"x"', '"9999"', "another model", '"nan"'):
         assert part in said
     assert page.locator("#draw-sheet canvas").count() == 2
+    page = opened(f"{url}#draw?class=207&seed=007&n=2&index={2**63 - 1}&steps=1")
+    wait_until_drawn(page)
+    assert f"index + n - 1 must be at most 2^63 - 1, not {2**63}" in notice(page)
+    assert "seed=7&" in page.url
 
 
 def test_stop_keeps_what_is_drawn(opened, url):
@@ -176,6 +180,7 @@ UNREADABLE = {
     "notes.txt": (b"no image at all", "not an image"),
     "empty.png": (b"", "is empty"),
     "cut.jpg": (b"\xff\xd8\xff\xe0" + bytes(99), "damaged, cut off"),
+    "damaged.png": (b"\x89PNG\r\n\x1a\n" + bytes(99), "damaged, cut off"),
 }
 
 
@@ -201,11 +206,18 @@ def test_a_lost_connection_is_said_and_loading_can_be_tried_again(opened, url):
     assert not page.locator("#notices .notice").count()
 
 
-def test_a_missing_part_and_a_browser_without_webassembly_are_said(opened, url):
+def test_a_missing_or_cut_part_and_a_browser_without_webassembly_are_said(opened, visit, url):
     page = opened(None)
     page.route("**/draw_view.js", lambda route: route.abort())
     page.goto(url)
     assert "could not be fetched" in notice(page)
+    page = visit()
+    page.route("**/walk_view.js", lambda route: route.fulfill(body="class Cut {", content_type="text/javascript"))
+    page.goto(url)
+    assert "Part of this page is damaged" in notice(page)
+    page.unroute("**/walk_view.js")
+    page.get_by_role("button", name="Try again").click()
+    wait_until_drawn(page)
     page = opened(None)
     page.add_init_script("delete globalThis.WebAssembly")
     page.goto(url)

@@ -2,7 +2,7 @@
 
 import { ClassChooser } from "./classes.js";
 import { showCaption } from "./history.js";
-import { formatLink, isSeed, laterIndex, LinkReader, modelMark, MOST_IMAGES, randomSeed } from "./link.js";
+import { formatLink, isSeed, laterIndex, LinkReader, modelMark, MOST_IMAGES, plainSeed, randomSeed } from "./link.js";
 import { SamplingFields } from "./sampling.js";
 import { previewEvery, StepStrip } from "./steps.js";
 import { announce, element, notify } from "./words.js";
@@ -64,11 +64,12 @@ export class DrawView {
     const { info, table } = this.page;
     const reader = new LinkReader(values, info);
     const first = table.byIndex.has(FIRST.imagenet) ? FIRST.imagenet : (table.classes[0]?.index ?? null);
+    const n = reader.number("n", { least: 1, most: MOST_IMAGES, default: 4, whole: true });
     const settings = {
       label: reader.label("class", first),
       seed: reader.seed("seed", FIRST.seed),
-      index: reader.seed("index", "0"),
-      n: reader.number("n", { least: 1, most: MOST_IMAGES, default: 4, whole: true }),
+      index: reader.index(n),
+      n,
       ...reader.sampling(),
     };
     return { settings, problems: reader.problems };
@@ -98,7 +99,7 @@ export class DrawView {
     if (!keep.checked) seed.value = randomSeed();
     const settings = {
       label: this.chooser.value,
-      seed: seed.value,
+      seed: plainSeed(seed.value),
       index: "0",
       n: n.valueAsNumber,
       ...this.sampling.value,

@@ -34,6 +34,11 @@ export function isSeed(text) {
   return /^\d{1,19}$/.test(text) && BigInt(text) <= MAX_SEED;
 }
 
+/** A seed or an index without leading zeros; an empty text is 0. */
+export function plainSeed(text) {
+  return String(BigInt(text));
+}
+
 /** The index `more` images after another; both stay exact beyond 2^53. */
 export function laterIndex(index, more) {
   return String(BigInt(index) + BigInt(more));
@@ -68,9 +73,19 @@ export class LinkReader {
 
   seed(key, fallback) {
     const text = this.values[key];
-    if (text === undefined || isSeed(text)) return text ?? fallback;
+    if (text === undefined) return fallback;
+    if (isSeed(text)) return plainSeed(text);
     this.problems.push(`${key} must be a whole number from 0 to 2^63 - 1, not ${short(text)}; ${fallback} is used.`);
     return fallback;
+  }
+
+  /** The index of the first of n images; that of the last must be an index too. */
+  index(n) {
+    const index = this.seed("index", "0");
+    const last = laterIndex(index, n - 1);
+    if (isSeed(last)) return index;
+    this.problems.push(`index + n - 1 must be at most 2^63 - 1, not ${last}; 0 is used as the index.`);
+    return "0";
   }
 
   number(key, { least, most, default: fallback, whole = false }) {

@@ -101,7 +101,7 @@ async function reason(file, name) {
     return `${name} is an AVIF image, which this browser cannot read. Save it as JPEG, PNG or WebP.`;
   if (/^(II\*|MM.\*)/.test(head))
     return `${name} is a TIFF or raw photo, which browsers cannot read. Save it as JPEG, PNG or WebP.`;
-  const isImage = /^\xff\xd8\xff|^\x89PNG|^GIF8|^RIFF.{4}WEBP|^BM/s.test(head);
+  const isImage = /^\xff\xd8\xff|^.PNG|^GIF8|^RIFF.{4}WEBP|^BM/s.test(head); // "latin1" decodes 0x89 as windows-1252
   if (isImage)
     return `${name} cannot be read: it is damaged, cut off, or too large for this browser. Try another copy.`;
   return `${name} is not an image that browsers can read. Choose a JPEG, PNG or WebP file.`;

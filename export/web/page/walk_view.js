@@ -4,7 +4,7 @@ import { ClassField } from "./classes.js";
 import { showCaption } from "./history.js";
 import { pngOf, save } from "./images.js";
 import { mixed } from "./latents.js";
-import { address, formatLink, isSeed, LinkReader, modelMark, randomSeed } from "./link.js";
+import { address, formatLink, isSeed, LinkReader, modelMark, plainSeed, randomSeed } from "./link.js";
 import { PhotoInput } from "./photo_input.js";
 import { Player } from "./player.js";
 import { SamplingFields } from "./sampling.js";
@@ -135,7 +135,7 @@ export class WalkView {
     for (const [i, { field, seed, index }] of this.ends.entries())
       Object.assign(values, {
         [ENDS[i]]: field.value,
-        [`${ENDS[i]}_seed`]: seed.value,
+        [`${ENDS[i]}_seed`]: plainSeed(seed.value),
         [`${ENDS[i]}_index`]: index === "0" ? undefined : index,
       });
     return formatLink("walk", {
@@ -155,7 +155,11 @@ export class WalkView {
   async #walk(link) {
     this.#link = link;
     const n = this.form.elements.n.valueAsNumber;
-    const [start, end] = this.ends.map(({ field, seed, index }) => ({ label: field.value, seed: seed.value, index }));
+    const [start, end] = this.ends.map(({ field, seed, index }) => ({
+      label: field.value,
+      seed: plainSeed(seed.value),
+      index,
+    }));
     const names = this.ends.map(({ field }) => this.page.table.title(field.value));
     await this.#run(names.join(" to "), n, link, async (onImage) => {
       await this.page.network.walk({ start, end, n, ...this.sampling.value, onImage: ({ image }) => onImage(image) });
