@@ -284,3 +284,19 @@ def test_without_gradio_an_error_says_what_to_install(command, tiny_dir, tmp_pat
     assert done.returncode == 1
     assert "dsd-serve[ui]" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_zip_of_images_that_are_not_there_says_so(page_url):
+    for query, status, sentence in (
+        ("", 400, "ids must name images"),
+        ("?ids=" + "0" * 32, 404, "no longer on the server"),
+    ):
+        answer = httpx.get(f"{page_url}/studio/images.zip{query}")
+        assert answer.status_code == status and sentence in answer.text
+
+
+def test_the_head_names_no_file_of_gradio_and_starts_addresses_at_the_prefix(page_url):
+    html = httpx.get(f"{page_url}/", headers={"X-Forwarded-Prefix": "/dsd"}).text
+    assert '<base href="/dsd/" />' in html
+    assert 'rel="manifest"' not in html
+    assert '<base href="./" />' in httpx.get(f"{page_url}/").text

@@ -44,6 +44,7 @@ def test_kinds_find_their_classes():
     assert {"tench", "goldfish"} <= set(names("fish"))
     assert {"alp", "volcano"} <= set(names("mountain"))
     assert "espresso" in names("coffee")
+    assert "monarch butterfly" in names("butterflies")
     assert len(names("")) == 1000
 
 
