@@ -59,9 +59,10 @@
     if (found) drawn = found;
     if (!ready) return;
     const link = changed ? found : settings(location.search), tab = currentTab();
-    if (changed && linked) history.replaceState(null, "", address(link, tab));
-    else if (link !== settings(location.search) || tab !== tabOf(location.search)) history.pushState(null, "", address(link, tab));
-    if (changed) linked = false;
+    if (linked && drawn) {
+      history.replaceState(null, "", address(drawn, tab));
+      linked = false;
+    } else if (link !== settings(location.search) || tab !== tabOf(location.search)) history.pushState(null, "", address(link, tab));
     save();
   }
 
