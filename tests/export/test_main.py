@@ -48,7 +48,7 @@ def test_a_flow_map_is_exported_in_every_precision(flow_map_dir, tmp_path):
     shutil.copytree(flow_map_dir, target)
     main([str(target), "--precision", "fp16", "bf16", *(["int8"] if has_int8() else [])])
     graphs = sorted(target.glob("*.onnx"))
-    assert len(graphs) == (6 if has_int8() else 5)
+    assert len(graphs) == (7 if has_int8() else 6)
     for file in graphs:
         assert [i.name for i in onnx.load(file, load_external_data=False).graph.input][-1] == "denoise_r"
     assert (read_model_dir(target).defaults.sampler, read_model_dir(target).defaults.num_steps) == ("flow_map", 2)
