@@ -1,4 +1,4 @@
-"""The static page in a browser: drawing, links, photos, walks, failures in words, keys, narrow screens and WCAG."""
+"""The static page in a browser: drawing, links, photos, walks, keys, narrow screens and WCAG."""
 
 import json
 import re
@@ -8,61 +8,19 @@ from PIL import Image
 
 import dsd_serve
 from dsd_serve.shell.redraw import compare
-from export.web_folder import write_web
 from tests.support.axe import violations
-from tests.support.browser import MS, REASON
+from tests.support.browser import REASON
 from tests.support.firefox import firefox
-from tests.support.servers import serving_folder
-from tests.support.web_runtime import installed_runtime
+from tests.support.web_page import QUICK, notice, wait_until_drawn
 
 pytestmark = pytest.mark.browser
 api = pytest.importorskip("playwright.sync_api", reason=REASON)
-
-# Few steps, since drawing in a browser is slow while other tests run.
-QUICK = "#draw?class=145&seed=7&n=2&steps=2&sampler=euler&guidance=1"
-
-
-@pytest.fixture(scope="module")
-def url(demo_dir, tmp_path_factory):
-    """The page of the demo model, in a folder below the root of a web server."""
-    root = tmp_path_factory.mktemp("root")
-    write_web(demo_dir, root / "deep" / "down", installed_runtime())
-
-    with serving_folder(root) as url:
-        yield f"{url}/deep/down/"
-
-
-@pytest.fixture
-def opened(visit):
-    """Opens pages, in which no script fails."""
-    failed = []
-    api.expect.set_options(timeout=MS)
-
-    def opened(address, **options):
-        page = visit(height=800, reduced_motion="reduce", **options)
-        page.on("pageerror", lambda error: failed.append(str(error)))
-        if address:
-            page.goto(address)
-        return page
-
-    yield opened
-    assert not failed
-
-
-def wait_until_drawn(page):
-    page.wait_for_selector("#draw-actions button")
-    page.wait_for_selector("#draw-form .stop", state="hidden")
 
 
 def images(page, selector="#draw-sheet"):
     """The pixels of the images at a place, as data: addresses."""
     page.get_by_label("Sharp pixels").check()
     return page.evaluate("where => [...document.querySelectorAll(`${where} canvas`)].map(c => c.toDataURL())", selector)
-
-
-def notice(page):
-    page.wait_for_selector("#notices .notice")
-    return page.inner_text("#notices p")
 
 
 def test_it_draws_at_once_and_a_link_or_a_file_draws_the_same(opened, url, tmp_path):
@@ -102,19 +60,6 @@ def test_it_draws_at_once_and_a_link_or_a_file_draws_the_same(opened, url, tmp_p
     api.expect(page).to_have_title(re.compile("School bus"))
     assert images(page) == first
     assert page.locator("#history li").count() == 4 + 2  # none was drawn again
-
-
-def test_a_link_with_wrong_values_says_which_and_draws(opened, url):
-    page = opened(f"{url}#draw?class=unicorn&seed=x&n=2&steps=9999&model=another&sampler=euler&guidance=nan")
-    wait_until_drawn(page)
-    said = notice(page)
-    for part in ('"unicorn"', '"x"', '"9999"', "another model", '"nan"'):
-        assert part in said
-    assert page.locator("#draw-sheet canvas").count() == 2
-    page = opened(f"{url}#draw?class=207&seed=007&n=2&index={2**63 - 1}&steps=1")
-    wait_until_drawn(page)
-    assert f"index + n - 1 must be at most 2^63 - 1, not {2**63}" in notice(page)
-    assert "seed=7&" in page.url
 
 
 def test_stop_keeps_what_is_drawn(opened, url):
@@ -173,55 +118,6 @@ def test_a_photo_is_compared_edited_and_walked_to(opened, url, tmp_path):
     assert page.get_attribute("#walk-player input", "aria-valuetext") == shown  # less motion is wanted, so it stands
     page.get_by_role("button", name="Play").click()
     api.expect(page.locator("#walk-player input")).not_to_have_attribute("aria-valuetext", shown)
-
-
-UNREADABLE = {
-    "a.heic": (b"\0\0\0\x18ftypheic" + bytes(99), "share it as jpeg"),
-    "notes.txt": (b"no image at all", "not an image"),
-    "empty.png": (b"", "is empty"),
-    "cut.jpg": (b"\xff\xd8\xff\xe0" + bytes(99), "damaged, cut off"),
-    "damaged.png": (b"\x89PNG\r\n\x1a\n" + bytes(99), "damaged, cut off"),
-}
-
-
-def test_a_photo_that_cannot_be_read_is_named_and_nothing_is_lost(opened, url):
-    page = opened(url + QUICK)
-    wait_until_drawn(page)
-    page.get_by_role("tab", name="Photo").click()
-    for name, (data, words) in UNREADABLE.items():
-        page.set_input_files("#photo input[type=file]", {"name": name, "mimeType": "", "buffer": data})
-        page.wait_for_selector(f"#notices .notice:has-text('{name}')")
-        assert words in notice(page).lower()
-    assert page.locator("#history li").count() == 2
-
-
-def test_a_lost_connection_is_said_and_loading_can_be_tried_again(opened, url):
-    page = opened(None)
-    page.route("**/model.safetensors*", lambda route: route.abort())
-    page.goto(url + QUICK)
-    assert "cannot be fetched" in notice(page)
-    page.unroute("**/model.safetensors*")
-    page.get_by_role("button", name="Try again").click()
-    wait_until_drawn(page)
-    assert not page.locator("#notices .notice").count()
-
-
-def test_a_missing_or_cut_part_and_a_browser_without_webassembly_are_said(opened, visit, url):
-    page = opened(None)
-    page.route("**/draw_view.js", lambda route: route.abort())
-    page.goto(url)
-    assert "could not be fetched" in notice(page)
-    page = visit()
-    page.route("**/walk_view.js", lambda route: route.fulfill(body="class Cut {", content_type="text/javascript"))
-    page.goto(url)
-    assert "Part of this page is damaged" in notice(page)
-    page.unroute("**/walk_view.js")
-    page.get_by_role("button", name="Try again").click()
-    wait_until_drawn(page)
-    page = opened(None)
-    page.add_init_script("delete globalThis.WebAssembly")
-    page.goto(url)
-    assert "cannot run WebAssembly" in notice(page)
 
 
 def test_it_is_used_by_keys_alone(opened, url):
