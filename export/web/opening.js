@@ -34,16 +34,21 @@
     say(
       "This browser cannot run WebAssembly, which the network needs. Current versions of Chrome, Edge, Firefox and Safari can, unless WebAssembly is switched off, as in Lockdown Mode on an iPhone.",
     );
-  // A module that cannot be fetched, or one that it imports: error events of elements do not bubble, but can be captured.
-  // A module that is cut or damaged: the event is the window's. Once page.js runs, it shows its errors itself.
+  function sayDamaged() {
+    if (document.documentElement.hasAttribute("data-running")) return; // page.js runs, and shows its errors itself
+    say("Part of this page is damaged. Try again; if that does not help, the whole folder must be copied again.", true);
+  }
+  // A module that cannot be fetched, or one that it imports: error events of elements do not bubble, but can be
+  // captured. A module that is cut or damaged: the event is the window's. Errors of extensions are not the page's.
   window.addEventListener(
     "error",
     function (event) {
       if (event.target && event.target.tagName === "SCRIPT")
         say("Part of this page could not be fetched. Check the connection, then try again.", true);
-      else if (event.filename && !document.documentElement.hasAttribute("data-running"))
-        say("Part of this page is damaged. Try again; if that does not help, the whole folder must be copied again.", true);
+      else if (event.filename && event.filename.indexOf(location.origin + "/") === 0) sayDamaged();
     },
     true,
   );
+  // A page.js that is empty, or cut between two statements, has no error. Browsers run modules before this event.
+  window.addEventListener("load", sayDamaged);
 })();

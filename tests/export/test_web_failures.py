@@ -113,7 +113,7 @@ def test_a_missing_part_and_a_browser_without_webassembly_are_said(opened, url):
     assert "cannot run WebAssembly" in notice(page)
 
 
-@pytest.mark.parametrize("part, kept", [("page/walk_view.js", 0.5), ("page/words.js", 0.5)])
+@pytest.mark.parametrize("part, kept", [("page/walk_view.js", 0.5), ("page/words.js", 0.5), ("page.js", 0)])
 def test_a_part_that_arrives_cut_is_said(visit, url, web_folder, part, kept):
     """With the right length, so that the browser takes it for the whole."""
     text = (web_folder / part).read_text()
@@ -124,6 +124,15 @@ def test_a_part_that_arrives_cut_is_said(visit, url, web_folder, part, kept):
     assert notice(page).startswith("Part of this page is damaged.")
     page.unroute(f"**/{part}")
     page.get_by_role("button", name="Try again").click()
+    wait_until_drawn(page)
+    assert not page.locator("#notices .notice").count()
+
+
+def test_an_error_of_an_extension_is_not_the_pages(opened, url):
+    page = opened(None)
+    page.add_init_script("""document.addEventListener("readystatechange", () => document.readyState === "interactive" &&
+        dispatchEvent(new ErrorEvent("error", { filename: "chrome-extension://one/content.js" })))""")
+    page.goto(url + QUICK)
     wait_until_drawn(page)
     assert not page.locator("#notices .notice").count()
 
