@@ -153,6 +153,12 @@
         button.setAttribute("aria-keyshortcuts", keys);
       }
     }
+    for (const card of all(".card-text")) { // keys scroll only what has the focus
+      const scrolls = card.scrollWidth > card.clientWidth;
+      if (scrolls === card.hasAttribute("tabindex")) continue;
+      const region = {tabindex: 0, role: "region", "aria-label": "Model card"};
+      for (const [name, value] of Object.entries(region)) scrolls ? card.setAttribute(name, value) : card.removeAttribute(name);
+    }
   }
 
   // Camera and clipboard: a sentence says what the browser refuses.
@@ -215,6 +221,7 @@
       markChosen(); stops(); followJump(); drawWanted(); calmDown(); relabel();
     });
   }
+  addEventListener("resize", look);
   new MutationObserver(look).observe(document.documentElement, {
     childList: true, subtree: true, attributes: true, attributeFilter: ["aria-selected", "aria-pressed", "data-chosen", "aria-label"],
   });
