@@ -127,7 +127,7 @@ def test_stop_on_other_tabs_cancels_too(opened, slow, photo, tabs, name, begun, 
     if name == "edit":
         page.set_input_files("#photo input[type=file]", photo)
         page.wait_for_function("document.querySelector('#kept [data-psnr]')")
-    fill(page, f"{name}-n", 8)
+    fill(page, f"{name}-n", 16)
     set_steps(page, 250, name)
     wait_until_idle(slow)
     before = cancelled(slow)

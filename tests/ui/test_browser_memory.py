@@ -243,7 +243,7 @@ def test_a_full_queue_is_waited_for(opened):
         page.set_default_timeout(300_000)  # the page waits as long as the queue was estimated to take
         shown = draw(page, 1)
         fill(page, "n", 5)
-        with kept_busy(busy.url, 120):
+        with kept_busy(busy.url):
             press(page, "generate-go")
             page.wait_for_selector("#generate-message :text('trying again in')")
             assert sources(page) == shown
