@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -105,6 +105,33 @@ class FairLimit:
 
 
 @dataclass(frozen=True)
+class Refused:
+    """The server's queue has no room for a call, which is sent again after a pause in seconds."""
+
+    pause: float
+
+
+async def until_admitted(send: Callable[[], Awaitable[T]]) -> AsyncGenerator[Refused | T, None]:
+    """Call send again as long as the server's queue is full. Yields every refusal, before its pause, and at last what
+    send returns. Raises ServerError for errors that waiting does not mend, and after MAX_RETRY_S."""
+    began = time.monotonic()
+    while True:
+        try:
+            answer = await send()
+        except ServerError as error:
+            if error.retry_after is None:
+                raise
+            pause = max(LEAST_PAUSE_S, error.retry_after)
+            if time.monotonic() + pause - began > MAX_RETRY_S:
+                raise
+        else:
+            yield answer
+            return
+        yield Refused(pause)
+        await asyncio.sleep(pause)
+
+
+@dataclass(frozen=True)
 class LimitedClient:
     """A client whose calls go to the model that their visitor has chosen, and wait for their visitor's turn if they
     cost the server rows."""
@@ -118,20 +145,31 @@ class LimitedClient:
 
         Raises ServerError.
         """
+        answers = self.attempts(call)
+        async with contextlib.aclosing(answers):
+            async for answer in answers:
+                if not isinstance(answer, Refused):
+                    return answer
+        raise AssertionError("attempts end with an answer or an error")
+
+    async def attempts(self, call: Call[T]) -> AsyncGenerator[Refused | T, None]:
+        """As `do`, for a caller that shows what it waits for: every refusal, and at last the answer."""
         call = self.chosen.apply(call)
         if call.method == "GET":
-            return await self.client.do(call)
-        n, began = images_of(call), time.monotonic()
+            found = await self.client.do(call)
+            yield found
+            return
+        n = images_of(call)
+
+        async def send() -> T:
+            async with self.limit.turn(n):
+                return await self.client.do(call)
+
         with self.limit.counting(n):
-            while True:
-                try:
-                    async with self.limit.turn(n):
-                        return await self.client.do(call)
-                except ServerError as error:
-                    pause = pause_of(error)
-                    if pause is None or time.monotonic() + pause - began > MAX_RETRY_S:
-                        raise
-                await asyncio.sleep(pause)
+            answers = until_admitted(send)
+            async with contextlib.aclosing(answers):
+                async for answer in answers:
+                    yield answer
 
     async def stream(self, call: Call[Event]) -> AsyncGenerator[Event, None]:
         """The events of a call as they arrive. Raises ServerError."""
@@ -141,11 +179,6 @@ class LimitedClient:
             async with self.limit.turn(n), contextlib.aclosing(self.client.stream(call)) as events:
                 async for event in events:
                     yield event
-
-
-def pause_of(error: ServerError) -> float | None:
-    """Seconds after which a refused call is sent again; None for an error that waiting does not mend."""
-    return None if error.retry_after is None else max(LEAST_PAUSE_S, error.retry_after)
 
 
 def images_of(call: Call[Any]) -> int:

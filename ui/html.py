@@ -128,11 +128,15 @@ def waits_for(drawing: Drawing, now: float) -> str:
     if drawing.first_event:
         return "drawing"
     if drawing.retry_at > now:
-        return f"the queue of the server is full: trying again in {drawing.retry_at - now:.0f} s"
+        return full_queue(drawing.retry_at - now)
     if drawing.ahead:
         images = f"{drawing.ahead} image{'s' if drawing.ahead > 1 else ''} ahead"
         return f"{images}, about {max(1, drawing.seconds_ahead):.0f} s"
     return "waiting for the server"
+
+
+def full_queue(seconds: float) -> str:
+    return f"the queue of the server is full: trying again in {seconds:.0f} s"
 
 
 def card(image: DrawnImage, number: int, chosen: bool, named: bool) -> str:

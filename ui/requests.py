@@ -12,7 +12,7 @@ from dsd_serve import calls
 from dsd_serve.calls import Call, Event
 from dsd_serve.errors import ServerError
 from ui.display import SHOWN, enlarged
-from ui.fair_limit import MAX_RETRY_S, LimitedClient, pause_of
+from ui.fair_limit import LimitedClient, until_admitted
 from ui.finished import Finished, FinishedImages
 
 PAUSE = 0.1  # seconds between two updates of a drawing; more would be invisible and costly
@@ -151,18 +151,11 @@ async def draw(
                 changed.set()
 
     async def follow(request: DrawRequest, images: list[DrawnImage]) -> None:
-        began = time.monotonic()
         try:
-            while True:
-                try:
-                    return await send(request, images)
-                except ServerError as error:
-                    pause = pause_of(error)
-                    if pause is None or time.monotonic() + pause - began > MAX_RETRY_S:
-                        raise
-                    drawing.retry_at = time.monotonic() + pause
+            async for refused in until_admitted(lambda: send(request, images)):
+                if refused:
+                    drawing.retry_at = time.monotonic() + refused.pause
                     changed.set()
-                    await asyncio.sleep(pause)
         except ServerError as error:
             drawing.error = drawing.error or str(error)
             for image in images:

@@ -117,9 +117,9 @@ def serving_folder(folder: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def kept_busy(url: str) -> Iterator[subprocess.Popen[bytes]]:
-    """The server draws 8 images for another client, for as long as that takes or the context is open."""
-    query = "class=1&n=8&steps=250&guidance=3&format=json"
+def kept_busy(url: str, n: int = 8) -> Iterator[subprocess.Popen[bytes]]:
+    """The server draws n images for another client, for as long as that takes or the context is open."""
+    query = f"class=1&n={n}&steps=250&guidance=3&format=json"
     client = subprocess.Popen(["curl", "-s", f"{url}/generate?{query}", "-o", os.devnull])
     try:
         until(lambda: httpx.get(f"{url}/debug/batcher").json()["running"])

@@ -15,7 +15,7 @@ import pytest
 from dsd_serve.imaging.codec import write_image
 from tests.support.browser import draw, fill, finished, press, repeated, set_steps, sources, tab, wait_until_ready
 from tests.support.data import ROOT, sample_image
-from tests.support.servers import Server, kept_busy, running_server
+from tests.support.servers import Server, kept_busy, running_server, until
 
 pytestmark = pytest.mark.browser
 
@@ -249,6 +249,18 @@ def test_a_full_queue_is_waited_for(opened):
             assert sources(page) == shown
         finished(page, 5, shown)
         assert not page.inner_text("#generate-message")
+
+
+def test_a_photo_waits_for_a_full_queue_too(opened, photo):
+    with running_server("--ui", "--max-waiting", "8", "--row-budget", "1") as busy:
+        page = opened(busy.url)
+        page.set_default_timeout(300_000)
+        with kept_busy(busy.url), kept_busy(busy.url, 1):
+            until(lambda: len(httpx.get(f"{busy.url}/debug/batcher").json()["waiting"]) == 8)
+            tab(page, "Your photo")
+            page.set_input_files("#photo input[type=file]", photo)
+            page.wait_for_selector("#kept :text('trying again in')")
+        page.wait_for_selector("#kept [data-psnr]")
 
 
 def test_images_are_sent_once(opened):

@@ -18,6 +18,7 @@ from dsd_serve.imaging import codec
 from ui import html, snippets
 from ui.comparison import HELP, comparison
 from ui.controls import EVENT, Sampling, Seed, Stop, Updates, actions, roll, sampling_of, until
+from ui.fair_limit import Refused
 from ui.finished import Finished
 from ui.photo_formats import read_photo
 from ui.requests import DrawRequest, draw
@@ -119,25 +120,34 @@ def reconstructing(info: ServerInfo) -> Callable[..., Any]:
         yield html.waiting("Waiting for the server"), gr.skip(), None
         try:
             data = read_photo(path)
-            answer = await info.client.do(calls.reconstruct(data, size=min(SIDE, info.model["limits"]["size"])))
-            shown = await info.decoder.read(data, SIDE)
+            answers = info.client.attempts(calls.reconstruct(data, size=min(SIDE, info.model["limits"]["size"])))
+            async with contextlib.aclosing(answers):
+                async for answer in answers:
+                    if isinstance(answer, Refused):
+                        yield html.waiting(f"Waiting: {html.full_queue(answer.pause)}"), gr.skip(), None
+                    else:
+                        yield await reconstructed(info, data, answer)
         except DSDError as error:
             yield html.callout(in_page_words(error)), "", None
-            return
-        decoded = codec.resize(codec.read_image(b64decode(answer["base64"])), SIDE)
-        size, (tokens, channels) = info.model["image_size"], info.model["latent_shape"]
-        words = (
-            f'<p class="figure"><b data-psnr>{answer["psnr"]:.1f} dB</b> PSNR at {size} x {size} pixels, from '
-            f"{tokens * channels} numbers: {tokens} tokens with {channels} channels. PSNR says how close the "
-            f"reconstruction is: 20 dB is rough, above 30 dB it is hard to tell apart. {HELP}</p>"
-        )
-        sides = [
-            info.images.keep(await asyncio.to_thread(codec.write_image, pixels), title)
-            for pixels, title in ((shown, "photo"), (decoded, "reconstruction"))
-        ]
-        yield words, comparison(*sides), shown.transpose(1, 2, 0)
 
     return reconstruct
+
+
+async def reconstructed(info: ServerInfo, data: bytes, answer: dict[str, Any]) -> tuple[str, str, Any]:
+    """A sentence about the reconstruction of a photo, the comparison of the two, and the photo for the editor."""
+    shown = await info.decoder.read(data, SIDE)
+    decoded = codec.resize(codec.read_image(b64decode(answer["base64"])), SIDE)
+    size, (tokens, channels) = info.model["image_size"], info.model["latent_shape"]
+    words = (
+        f'<p class="figure"><b data-psnr>{answer["psnr"]:.1f} dB</b> PSNR at {size} x {size} pixels, from '
+        f"{tokens * channels} numbers: {tokens} tokens with {channels} channels. PSNR says how close the "
+        f"reconstruction is: 20 dB is rough, above 30 dB it is hard to tell apart. {HELP}</p>"
+    )
+    sides = [
+        info.images.keep(await asyncio.to_thread(codec.write_image, pixels), title)
+        for pixels, title in ((shown, "photo"), (decoded, "reconstruction"))
+    ]
+    return words, comparison(*sides), shown.transpose(1, 2, 0)
 
 
 def redraw(
