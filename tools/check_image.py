@@ -27,7 +27,7 @@ from typing import Any
 MAX_MB = 600
 PEM = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 FORBIDDEN = re.compile(
-    r"(^|/)(torch|triton|gradio)/__init__\.py$"
+    r"/(site|dist)-packages/(torch|triton|gradio)/"
     r"|/bin/(\S*-)?(gcc|g\+\+|cc|c\+\+|clang|ld|make|nvcc)(-\d+)?$"
 )
 CONFIGURATION = re.compile(
@@ -244,7 +244,7 @@ def check_serving(container: Container | Rootfs) -> None:
 
     # A request in flight at SIGTERM is finished, new ones are refused, and the exit code is 0.
     with tempfile.NamedTemporaryFile() as answer:
-        slow = f"http://127.0.0.1:{port}/generate?class=207&steps=250&n=4"
+        slow = f"http://127.0.0.1:{port}/generate?class=207&steps=250&n=16&guidance=3"
         fetch = "import sys, urllib.request as u; open(sys.argv[2], 'wb').write(u.urlopen(sys.argv[1]).read())"
         request = subprocess.Popen([sys.executable, "-c", fetch, slow, answer.name])
         while not re.search(rb"dsd_images_running [1-9]", get(port, "/metrics")[1]) and request.poll() is None:
