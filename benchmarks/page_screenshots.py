@@ -147,7 +147,7 @@ def save(name: str, *pages: Page, width: int | None = None) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="benchmarks/page_screenshots.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="python -m benchmarks.page_screenshots", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("photo", type=Path)
     options = parser.parse_args()

@@ -264,7 +264,7 @@ def answers(port: int) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="benchmarks/page_speed.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="python -m benchmarks.page_speed", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("what", choices=["crowd", "paint", "sent", "clone"])
     parser.add_argument("--seconds", type=float, default=20, help="crowd: duration of each crowd")

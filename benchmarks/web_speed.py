@@ -56,7 +56,9 @@ def host(folder: Path) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.web_speed", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--visits", type=int, default=6, metavar="N", help="openings of the page (default 6)")
     options = parser.parse_args()
     first, painted, fetched = [], [], []

@@ -7,6 +7,7 @@ podman. buildah cannot start containers, so its images run in a mount namespace,
 arguments of docker run or podman run.
 """
 
+import argparse
 import json
 import os
 import re
@@ -24,6 +25,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+ENGINES = ("docker", "podman", "buildah")
 MAX_MB = 600
 PEM = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 FORBIDDEN = re.compile(
@@ -258,15 +260,25 @@ def check_serving(container: Container | Rootfs) -> None:
     check("SIGTERM ends it with 0", code == 0, code)
 
 
-def main(image: str = "dsd:cpu", engine: str = "") -> None:
-    names = [engine] if engine else ["docker", "podman", "buildah"]
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="tools/check_image.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("image", nargs="?", default="dsd:cpu")
+    parser.add_argument("engine", nargs="?", choices=ENGINES, help="by default the first that works")
+    options = parser.parse_args()
+    image = options.image
+    names = [options.engine] if options.engine else ENGINES
     for name in names:
         works = ["info"] if name != "buildah" else ["images"]
         if shutil.which(name) and not subprocess.run([name, *works], capture_output=True).returncode:
             break
     else:
-        sys.exit(f"check_image.py: none of {', '.join(names)} works here: the image was NOT checked")
-    container = Rootfs(image) if name == "buildah" else Container(name, image)
+        parser.error(f"{' or '.join(names)} is needed and does not work here: the image was NOT checked")
+    try:
+        container = Rootfs(image) if name == "buildah" else Container(name, image)
+    except subprocess.CalledProcessError as error:
+        parser.error(f"{name} has no image {image} (exit code {error.returncode}): build it with make image")
     began = time.monotonic()
     try:
         check("size", container.size < MAX_MB * 1e6, f"{container.size / 1e6:.0f} MB, at most {MAX_MB}")
@@ -283,4 +295,4 @@ def main(image: str = "dsd:cpu", engine: str = "") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()
