@@ -22,7 +22,7 @@ def test_trials_are_measured_once_and_written(image_folder, tmp_path, capsys):
     short = ["optim.steps=2", "optim.batch_size=4", "optim.micro_batch_size=4", "run.compile=off", "run.device=cpu"]
     short += ["run.held_out_seeds=4", "run.samples_per_class=0"]
     places = ["--data", str(image_folder), "--output", str(tmp_path), "--runs", str(tmp_path / "runs")]
-    command = [*places, "--samples", "6", "--variants", "base", "no images", "--", *short]
+    command = [*places, "--teacher", "demo", "--samples", "6", "--variants", "base", "no images", "--", *short]
     main(command)
     results = json.loads((tmp_path / "distilling.json").read_text())
     assert list(results) == ["teacher", "base", "no images"]
