@@ -9,7 +9,7 @@
 # make docs   builds the documentation site into build/site, with the page of the demo model in try/; dead links fail;
 #             needs npm
 # make audit  checks dependencies for known vulnerabilities      make locks  updates locks/ after a change of constraints.txt
-# make ci     lint, docs, audit and all tests except the slow ones, as in CI
+# make ci     lint, docs, audit, deploy-lint and all tests except the slow ones, as in CI
 # make demo   makes the demo model again, from the weights of 200 classes: runs/demo/model, then runs/demo-fast; DATA=...
 #             ARGS=optim.steps=100 tries all stages in minutes
 # make distill  a model that draws in three rows, from TEACHER=runs/demo/model into FAST=runs/fast; ARGS=optim.steps=2000
@@ -121,7 +121,7 @@ fmt: $(DEV)/.done
 	$(DEV)/bin/ruff check --fix .
 	$(DEV)/bin/ruff format .
 
-ci: lint docs audit test test-thorough test-ui test-triton test-clients
+ci: lint docs audit deploy-lint test test-thorough test-ui test-triton test-clients
 
 demo: $(DEV)/.done
 	$(DEV)/bin/dsd-train training/configs/demo.toml run.start_from=studies/results/tiny-imagenet data.path=$(DATA) \
