@@ -89,7 +89,7 @@ def take_without_server(photo: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_web(demo_model(), Path(folder) / "site", ROOT / "export/npm")
         with host(Path(folder) / "site") as url, chromium() as browser:
-            page = without_server(browser, f"{url}#draw?class=207&seed=5&n=4", "light", 1280, 770)
+            page = without_server(browser, f"{url}#draw?class=779&seed=7&n=4", "light", 1280, 770)
             save("web-draw.webp", page)
             page.set_viewport_size({"width": 1280, "height": 1480})
             send(page, photo)
