@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dsd_serve.config import ModelConfig
 from dsd_serve.params import SamplingParams, samplers_of, to_api
@@ -62,6 +63,24 @@ def test_seeds_may_be_numbers_texts_and_big_integers():
     first, *others = node("--input-type=module", "-e", code)
     assert others == [first, first]
     assert first == initial_noise(7, 0, (9,)).tolist()
+
+
+@pytest.mark.parametrize("width, side", [(100, 32), (32, 32), (129, 64), (20, 32), (1, 32), (256, 16)])
+def test_images_are_resampled_as_by_pillow(width, side):
+    image = np.random.default_rng(0).integers(0, 256, (width, width, 4), np.uint8)
+    image[..., 3] = 255  # Pillow weights colours by opacity
+    image[: width // 2, :, 0] = 255  # an edge, where the filter overshoots
+    code = f"""
+        import {{ readFileSync }} from "node:fs";
+        import {{ resampled }} from {json.dumps(str(WEB / "pixels.js"))};
+        const rgba = Uint8ClampedArray.from(JSON.parse(readFileSync(0, "utf-8")));
+        console.log(JSON.stringify([...resampled(rgba, {width}, {side})]));
+    """
+    ours = np.array(node("--input-type=module", "-e", code, text=json.dumps(image.ravel().tolist()))).reshape(
+        side, side, 4
+    )
+    theirs = np.array(Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS), int)
+    assert np.abs(ours - theirs).max() <= 1
 
 
 class StandIn:

@@ -4,6 +4,7 @@ import functools
 import json
 import shutil
 import threading
+from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -15,6 +16,7 @@ import pytest
 
 from dsd_serve.checkpoint import read_model_dir
 from dsd_serve.engines.onnx_engine import OnnxEngine
+from dsd_serve.imaging import codec
 from dsd_serve.programs import Edit, Generate, Interpolate, Reconstruct, WalkEnd, encode, run
 from export.web_folder import write_web
 from tests.support.browser import FLAGS
@@ -106,6 +108,25 @@ def shown(pixels) -> np.ndarray:
 
 def to_rgba(pixels: np.ndarray) -> list[int]:
     return np.concatenate([pixels.transpose(1, 2, 0), np.full((32, 32, 1), 9, np.uint8)], -1).ravel().tolist()
+
+
+PHOTO = """
+async ([url, base64]) => {
+  const { readPhoto } = await import(url + "page/photo_file.js");
+  const bytes = Uint8Array.from(atob(base64), (one) => one.charCodeAt(0));
+  return [...(await readPhoto(new File([bytes], "a.png"), 32)).pixels];
+}
+"""
+
+
+@pytest.mark.parametrize("width, height", [(600, 400), (300, 1000), (4000, 3000), (64, 64), (21, 33), (32, 32), (1, 1)])
+def test_photos_are_scaled_as_by_the_server(tab, site, width, height):
+    rng = np.random.default_rng(0)
+    smooth = codec.resize(rng.integers(0, 256, (3, 12, 12), np.uint8), max(width, height))[:, :height, :width]
+    photo = codec.write_image(np.clip(smooth + rng.integers(-30, 30, smooth.shape), 0, 255).astype(np.uint8))
+    received = shown(tab.evaluate(PHOTO, [site.url, b64encode(photo).decode()]))
+    difference = np.abs(received.astype(int) - codec.read_image(photo, size=32).transpose(1, 2, 0))
+    assert difference.max() <= 6 and difference.mean() <= 2
 
 
 SEEDS = """

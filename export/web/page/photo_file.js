@@ -1,8 +1,11 @@
 /** Photos: files that visitors drop, choose or paste, as pixels of the network's size. */
 
+import { resampled } from "../pixels.js";
+
 const MOST_BYTES = 60e6;
 const MOST_PIXELS = 120e6;
 const SHOWN = 512; // side of the photo as it is shown
+const GAP = 4; // a large photo is halved to no less than this multiple of the network's size, and then resampled
 
 /** A photo that cannot be used; its message is a sentence for the visitor. */
 export class PhotoError extends Error {
@@ -50,22 +53,23 @@ export async function readPhoto(file, side) {
  */
 export function squareOf(source, width, height, side) {
   const square = Math.min(width, height);
-  const large = Math.max(side, Math.min(SHOWN, square));
-  const shown = scaled(source, (width - square) / 2, (height - square) / 2, square, large);
-  const small = scaled(source, (width - square) / 2, (height - square) / 2, square, side);
-  return { ...pixelsOf(small), shown: pixelsOf(shown) };
+  const [x, y] = [(width - square) / 2, (height - square) / 2];
+  const large = canvasOf(Math.max(side, Math.min(SHOWN, square)));
+  large.getContext("2d").drawImage(halved(source, x, y, square, large.width), 0, 0, large.width, large.width);
+  const small = pixelsOf(halved(source, x, y, square, GAP * side));
+  return { pixels: resampled(small.pixels, small.width, side), width: side, shown: pixelsOf(large) };
 }
 
-/** A square of an image at another size, on white; it is halved repeatedly, so that every pixel contributes. */
-function scaled(source, x, y, square, side) {
-  let size = Math.max(side, Math.min(square, 2048));
+/** A square of an image, on white, halved as long as its side stays at least `least`: so every pixel contributes. */
+function halved(source, x, y, square, least) {
+  let size = Math.min(square, Math.max(2048, least));
   let canvas = canvasOf(size);
   canvas.getContext("2d").drawImage(source, x, y, square, square, 0, 0, size, size);
-  while (size > side) {
-    const next = Math.max(side, Math.ceil(size / 2));
-    const half = canvasOf(next);
-    half.getContext("2d").drawImage(canvas, 0, 0, size, size, 0, 0, next, next);
-    [canvas, size] = [half, next];
+  while (size / 2 >= least) {
+    size = Math.ceil(size / 2);
+    const half = canvasOf(size);
+    half.getContext("2d").drawImage(canvas, 0, 0, size, size);
+    canvas = half;
   }
   return canvas;
 }
