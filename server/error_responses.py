@@ -50,6 +50,7 @@ RULES = {  # where pydantic's words do not read well after "must be"
     "bool_parsing": "a valid boolean, true or false",
     "bool_type": "a valid boolean, true or false",
     "model_type": "a JSON object",
+    "string_too_short": "at least {min_length} characters long",
     "string_too_long": "at most {max_length} characters long",
     "string_unicode": "a valid string of Unicode",
 }

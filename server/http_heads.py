@@ -19,7 +19,7 @@ class RejectedRequest(Exception):
         self.status, self.sentence = status, sentence
 
 
-def check_head(version: str, method: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+def check_head(version: str, method: bytes, target: bytes, headers: list[tuple[bytes, bytes]]) -> None:
     """Raises RejectedRequest for heads that the parser accepts although RFC 9110 and 9112 forbid them."""
     if version == "0.9":
         raise RejectedRequest(400, "the request line must end in HTTP/1.1 or HTTP/1.0")
@@ -27,6 +27,8 @@ def check_head(version: str, method: bytes, headers: list[tuple[bytes, bytes]]) 
         raise RejectedRequest(505, f"this server speaks HTTP/1.1, not HTTP/{version}")
     if method == b"CONNECT":
         raise RejectedRequest(400, "this server is not a proxy: it does not take CONNECT")
+    if not target.startswith(b"/") and b"://" not in target:
+        raise RejectedRequest(400, f"the path must begin with /, got {shown(target)}")
     hosts, codings, expectations = (
         [value for name, value in headers if name == key] for key in (b"host", b"transfer-encoding", b"expect")
     )
@@ -52,7 +54,7 @@ def malformed(error: httptools.HttpParserError, data: bytes) -> RejectedRequest:
     if isinstance(error, httptools.HttpParserInvalidURLError) and any(byte > 0x7F for byte in data[:MAX_HEAD]):
         return RejectedRequest(400, "the URL must be ASCII: percent-encode what is not, as gr%C3%B6%C3%9Fe")
     if isinstance(error, httptools.HttpParserCallbackError):
-        return RejectedRequest(400, "the URL of the request is not valid")
+        return RejectedRequest(400, "the URL must be a path such as /generate?class=207, of at most 65,535 bytes")
     return RejectedRequest(400, f"this is not a valid HTTP/1.1 request: {reason}")
 
 

@@ -154,7 +154,10 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self.fruitful = True
         version = self.parser.get_http_version()
-        check_head(version, self.parser.get_method(), self.headers)
+        method = self.parser.get_method()
+        if self.url == b"*" and method == b"OPTIONS":
+            self.url = b"/"  # it asks about the server as a whole (RFC 9110, 9.3.7)
+        check_head(version, method, self.url, self.headers)
         if self.parser.should_upgrade():
             return
         if version == "1.0":

@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import logging
 import re
+import stat
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
@@ -103,19 +104,20 @@ def read_file(path: Path, setting: str = "api_keys", kind: str = "API key", form
         with path.open("rb") as opened:
             data = opened.read(MAX_FILE + 1)
         text = data.decode("utf-8-sig")
-        readable_by_all = path.stat().st_mode & 0o004
+        mode = path.stat().st_mode
+        readable_by_all = stat.S_ISREG(mode) and mode & stat.S_IROTH
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise ConfigError(f"the {kind}s in {file} cannot be read: {reason}") from None
     if len(data) > MAX_FILE:
         raise ConfigError(f"{file} is not a file of {kind}s: it is larger than {MAX_FILE // 1_000_000} MB")
-    if readable_by_all:
-        log.warning("every user of this machine can read the %ss in %s: chmod 600 it", kind, file)
     lines = re.split("\r\n|\r|\n", text)
     found = [(f"line {i} of {file}", re.split(r"(?:^|\s)#", line)[0].strip(" \t")) for i, line in enumerate(lines, 1)]
     found = [(where, line) for where, line in found if line]
     if not found:
         raise ConfigError(f"{file} holds no {kind}; each line must be {form}")
+    if readable_by_all:
+        log.warning("every user of this machine can read the %ss in %s: chmod 600 it", kind, file)
     return found
 
 

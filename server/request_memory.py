@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 from starlette.types import Scope
 
 from dsd_serve.memory import Claim
+from server.connections import network_of
 from server.keys import current_key
 from server.settings import Settings
+
+TEST_CLIENT = "testclient"  # the address of Starlette's TestClient
 
 MAX_PREVIEWS = 32_000_000  # bytes of previews that wait to be sent
 BESIDES = 118_000_000  # bytes: images drawn but not yet encoded, buffers of connections, what the allocator keeps
@@ -63,7 +66,10 @@ def client_of(scope: Scope) -> str | None:
         return key.who
     address = (scope.get("client") or ("",))[0]
     try:
-        local = ipaddress.ip_address(address).is_loopback
+        if ipaddress.ip_address(address).is_loopback:
+            return None
     except ValueError:
-        local = True  # a Unix socket, or a test
-    return None if local else f"the address {address}"
+        if not address or address == TEST_CLIENT:  # a Unix socket, or a test
+            return None
+    network = network_of(address)
+    return f"the {'network' if '/' in network else 'address'} {network[:80]}"

@@ -14,7 +14,7 @@ from dsd_serve.backends.row_budget import MAX_BUDGET
 from dsd_serve.errors import CancelledError, DeadlineError, InputError, QueueFullError, shown
 from dsd_serve.imaging import codec
 from dsd_serve.labels import ImageClass
-from dsd_serve.params import SamplingParams, check_sampler, from_api
+from dsd_serve.params import MAX_SEED, SamplingParams, check_sampler, from_api
 from dsd_serve.programs import OnPreviews, Task
 from server.keys import claim_images
 from server.model_slot import Served
@@ -146,6 +146,9 @@ class RequestModel:
         check_sampler(defaults.sampler if query.sampler is None else query.sampler, self.config.flow_map)
         seed = secrets.randbelow(2**32) if query.seed is None else query.seed
         first = from_api({**query.model_dump(), "seed": seed, "steps": steps}, defaults)
+        if first.index + query.n - 1 > MAX_SEED:
+            most = MAX_SEED - query.n + 1
+            raise InputError(f"index must be at most {most} for {query.n} images, got {first.index}", "index")
         return [replace(first, index=first.index + i) for i in range(query.n)]
 
     def class_of(self, query: GenerateRequest | EditQuery | End, param: str = "class") -> ImageClass | None:

@@ -9,6 +9,7 @@ or `await read_images(request, service.decoder, size)`. A form gives each of its
 is left when all are read, however long the drawing takes; then it is not counted any more.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -21,6 +22,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.types import Scope
 
 from dsd_serve.errors import InputError, shown
+from dsd_serve.form_header import form_header
 from dsd_serve.imaging.decoding import Decoder
 from dsd_serve.rows import Pixels
 from dsd_serve.strict_json import read_json
@@ -108,12 +110,16 @@ async def read_uploads(
     elif kind in ANY_BYTES or kind.startswith("image/") or kind in media_types:
         form = Form({files[0]: b"".join([chunk async for chunk in request.stream()])})
     else:
+        types = " or ".join(media_types) or "image/png or its like"
         raise HTTPException(
-            415, f"send the file as the body, with content-type image/png or its like, or as a form, not {shown(kind)}"
+            415, f"send the file as the body, with content-type {types}, or as a form, not {shown(kind)}"
         )
-    if not form.files.get(files[0]):
-        what = f"field {files[0]} of the form" if kind == "multipart/form-data" else "body"
-        raise InputError(f"the {what} is empty; send a file as the body, or as the field {files[0]} of a form")
+    name = files[0]
+    if name not in form.files:
+        raise InputError(f"the form has no file in the field {name}; curl -F {name}=@FILE sends one")
+    if not form.files[name]:
+        what = f"file in the form field {name}" if kind == "multipart/form-data" else "body"
+        raise InputError(f"the {what} is empty; send a file as the body, or as the field {name} of a form")
     form.held = resources_of(request.scope)
     return form
 
@@ -124,32 +130,47 @@ async def read_form(request: Request, files: Sequence[str], fields: Collection[s
     try:
         parts = await parser.parse()
     except MultiPartException as error:
-        raise InputError(f"the form cannot be read: {str(error.__cause__ or error.message)[:200]}") from None
+        raise unreadable(str(error.__cause__ or error.message)) from None
     if not parser.complete:
-        raise InputError("the form cannot be read: it ends before its closing boundary")
+        raise InputError("the form cannot be read: it ends before its closing boundary; send the whole form")
     form = Form(held=resources_of(request.scope))
+    texts: dict[str, list[str]] = {}
     for sent, value in parts.multi_items():
         name = sent.removesuffix("[]")
         if isinstance(value, UploadFile):
             form.files[name] = await value.read()
             await value.close()
         else:
-            form.fields[name] = f"{form.fields[name]},{value}" if name in form.fields else value
+            texts.setdefault(name, []).append(value)
+    form.fields = {name: ",".join(values) for name, values in texts.items()}
     return form
+
+
+def unreadable(reason: str) -> InputError:
+    """The error for a form that the parser refused. reason: in the parser's words."""
+    reason = reason[:1].lower() + reason[1:200].rstrip(".")
+    rule = (
+        "its parts must begin with the boundary that content-type names, and its lines end in CR LF"
+        if "boundary" in reason
+        else "it must be multipart/form-data, as curl -F and browsers send it"
+    )
+    return InputError(f"the form cannot be read ({reason}): {rule}")
 
 
 class FormParser(MultiPartParser):
     """Starlette's parser, restricted to the named files and text fields. Every file stays in memory.
 
-    Raises InputError from within `parse`, at the first part that is not as described.
+    Raises InputError if the form has no boundary, and from within `parse` at the first part that is not as described.
     """
 
     spool_max_size = 0  # bytes of a file in memory; 0 is no limit, because BodyLimits counts them
 
     def __init__(self, request: Request, files: Sequence[str], fields: Collection[str]) -> None:
-        super().__init__(request.headers, request.stream())
+        header = form_header(request.headers["content-type"])
+        super().__init__(Headers({"content-type": header}), request.stream())
         self.files, self.fields = files, fields
         self.names: set[str] = set()
+        self.sizes: Counter[str] = Counter()  # bytes of text by name, in all parts
         self.complete = False
 
     def on_headers_finished(self) -> None:
@@ -170,8 +191,10 @@ class FormParser(MultiPartParser):
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
         super().on_part_data(data, start, end)
         part = self._current_part
-        if len(part.data) > MAX_FIELD_BYTES:
-            raise InputError(f"the form field {part.field_name} has more than {MAX_FIELD_BYTES} bytes")
+        if part.file is None:
+            self.sizes[part.field_name] += end - start
+            if self.sizes[part.field_name] > MAX_FIELD_BYTES:
+                raise InputError(f"the form field {part.field_name} has more than {MAX_FIELD_BYTES} bytes")
 
     def on_part_end(self) -> None:
         part = self._current_part

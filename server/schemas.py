@@ -16,6 +16,7 @@ from pydantic import (
 
 from dsd_serve.labels import MAX_TEXT
 from dsd_serve.params import MAX_SEED, SAMPLER_NAMES, SETTINGS
+from server.settings import MIN_SIZE
 
 CLASS_FORMAT = "class-name"  # in the OpenAPI document, of strings that name a class
 MOST = 2**31 - 1  # of numbers that the server limits further: sizes, steps, images
@@ -91,7 +92,7 @@ Format = Literal["png", "jpeg", "webp", "json", "zip"]
 Size = Annotated[
     int | None,
     Field(
-        ge=8,
+        ge=MIN_SIZE,
         le=MOST,
         description="side of the images, in pixels; images are resized to it (default: the network's size)",
     ),
@@ -283,7 +284,7 @@ class ReplaceRequest(Request):
     """Body of POST /admin/model."""
 
     model: Annotated[
-        str, StringConstraints(min_length=1, max_length=4096), Field(description="directory, or hf:org/name")
+        str, StringConstraints(min_length=1, max_length=1024), Field(description="directory, or hf:org/name")
     ]
     name: Annotated[ModelName, Field(description="name of the model to replace (default: the first)")] = None
 

@@ -92,8 +92,11 @@ class Service:
         if not self.keys:
             log.info("there are no API keys to reload, so SIGHUP has no effect")
             return
+        file = self.settings.api_keys
         try:
-            renew(self.keys, load_keys(self.settings.api_keys, os.environ))
+            if file and not os.path.isfile(file):  # opening a pipe would wait for its writer, with the whole server
+                raise ConfigError(f"the API keys in {file} can be read again from a regular file only")
+            renew(self.keys, load_keys(file, os.environ))
         except ConfigError as error:
             log.error("the API keys are unchanged: %s", error)
         else:

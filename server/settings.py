@@ -163,6 +163,7 @@ GROUPS = {
     "logging and traces": ("log_level", "log_format", "otel"),
 }
 # Bounds of every number. They are finite, because a setting without a limit is not safe.
+MIN_SIZE = 8  # pixels a side of the images of an answer
 RANGES: dict[str, tuple[float, float]] = {
     "port": (0, 65535),
     "threads": (0, max(64, os.cpu_count() or 1)),
@@ -174,7 +175,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "max_seconds": (0.001, 1_000_000),
     "max_images": (1, 1000),
     "max_steps": (1, MAX_STEPS),
-    "max_size": (1, 100_000),
+    "max_size": (MIN_SIZE, 100_000),
     "max_body_mb": (0.001, 10_000),
     "max_uploads_mb": (0.001, 1_000_000),
     "max_decode_mb": (0.001, 1_000_000),

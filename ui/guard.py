@@ -12,6 +12,7 @@ from starlette.formparsers import MultiPartException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dsd_serve.errors import InputError
+from dsd_serve.form_header import form_header
 from dsd_serve.origins import is_foreign
 from ui.paths import FILE, READABLE, UPLOAD, UPLOAD_PROGRESS, WRITABLE
 from ui.private_files import MAX_FILE, FolderFullError, Uploads
@@ -102,11 +103,14 @@ class Guard:
                     raise too_large()
                 return message
 
-            request = Request(scope, counted)
+            content_type = Headers(scope=scope).get("content-type", "")
+            if content_type.partition(";")[0].strip().lower() != "multipart/form-data":
+                return PlainTextResponse("an upload must be a multipart/form-data form with files", 415)
             try:
-                if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
-                    return PlainTextResponse("an upload must be a multipart/form-data form with files", 415)
-                async with request.form(max_files=MAX_FILES, max_fields=MAX_FILES) as form:
+                header = Headers({"content-type": form_header(content_type)})
+                async with Request({**scope, "headers": header.raw}, counted).form(
+                    max_files=MAX_FILES, max_fields=MAX_FILES
+                ) as form:
                     files = [file for file in form.getlist("files") if isinstance(file, UploadFile)]
                     if any((file.size or 0) > MAX_FILE for file in files):
                         raise too_large()
@@ -114,6 +118,8 @@ class Guard:
                         await self.uploads.keep(file.file, file.filename or "", file.size or 0, address)
                         for file in files
                     ]
+            except InputError as error:
+                return PlainTextResponse(str(error), 422)
             except FolderFullError as error:
                 return PlainTextResponse(str(error), 507)
             except MultiPartException as error:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,6 +16,8 @@ from dsd_serve.errors import InputError, shown
 from dsd_serve.imaging.png import write_png
 from dsd_serve.imaging.provenance import TEXT_KEY, texts_of, xmp_of
 from dsd_serve.imaging.sanitize import ImageFile, inspect
+
+log = logging.getLogger(__name__)
 
 Pixels = NDArray[np.uint8]
 
@@ -82,7 +85,8 @@ def decode(source: ImageFile, size: int | None = None, *, opacity: bool = False)
         to_rgb = opacity_of if opacity else flatten
         image = to_rgb(file) if size is None else centre(file, size, to_rgb)
     except Exception as error:  # decoders raise anything on broken input
-        raise InputError(f"the image is broken and cannot be decoded ({type(error).__name__}: {error})") from None
+        log.debug("an image cannot be decoded: %r", error)  # its words may hold addresses of memory
+        raise InputError("the image is broken and cannot be decoded; save it again with another program") from None
     turn = TURNS.get(source.orientation)
     return to_pixels(image if turn is None else image.transpose(turn))
 

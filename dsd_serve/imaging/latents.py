@@ -6,6 +6,7 @@ safetensors is read and written here in a few lines, because serving does not ne
 import io
 import json
 import math
+import re
 import struct
 from typing import Any
 
@@ -90,6 +91,8 @@ def read_npy_header(data: bytes) -> tuple[tuple[tuple[int, ...], bool, Any], int
     """((shape, whether in Fortran order, dtype), offset of the numbers in bytes)."""
     stream = io.BytesIO(data)
     try:
+        if re.search(rb"[0-9]L", data[: data.find(b"\n", 0, MAX_HEADER)]):
+            raise ValueError("numbers as Python 2 wrote them, which numpy reads with a warning in our log")
         version = np.lib.format.read_magic(stream)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
         return read(stream, max_header_size=MAX_HEADER), stream.tell()
@@ -125,9 +128,11 @@ def read_json_latents(data: bytes, shape: tuple[int, int]) -> Array:
     if len(data) > most:
         raise InputError(f"{expected(shape)}, whose JSON has at most {most:,} bytes, got {len(data):,}")
     content = json_object(data, "the JSON of the latents", 2 * math.prod(shape) + 100)
-    rows = content.get(NAME)
-    if set(content) != {NAME} or not isinstance(rows, list):
+    if set(content) != {NAME}:
         raise InputError(f'the JSON must be {{"{NAME}": [[...], ...]}}, got the keys {shown(list(content))}')
+    rows = content[NAME]
+    if not isinstance(rows, list):
+        raise InputError(f"{NAME} must be a list of {shape[0]} lists of numbers, got {shown(rows)}")
     found = [len(rows), *{len(row) if isinstance(row, list) else 0 for row in rows}]
     if tuple(found) != shape:
         raise InputError(f"{expected(shape)}, got {len(rows)} rows" + (f" of {found[1]}" if len(found) == 2 else ""))

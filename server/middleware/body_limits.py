@@ -73,7 +73,8 @@ class Body:
         self.limits, self.source = limits, receive
         json = media_type(scope).endswith("json")
         self.max_bytes = min(limits.max_bytes, MAX_JSON_BYTES) if json else limits.max_bytes
-        if scope["method"] not in WITH_BODY:
+        self.method = scope["method"]
+        if self.method not in WITH_BODY:
             self.max_bytes = min(self.max_bytes, MAX_UNASKED_BYTES)
         length = headers.get("content-length", "")
         self.announced = int(length[:20]) if length.isdecimal() else 0
@@ -128,9 +129,10 @@ class Body:
         """Refuse bytes beyond what this body may have."""
         if self.size + added > self.max_bytes:
             self.came()
-            raise HTTPException(
-                413, f"the body is larger than {self.max_bytes / 1e6:g} MB, which is the limit of this server"
-            )
+            limit = f"larger than {self.max_bytes / 1e6:g} MB"
+            if self.method not in WITH_BODY:
+                raise HTTPException(413, f"a {self.method} takes no body, and this one is {limit}; send it by POST")
+            raise HTTPException(413, f"the body is {limit}, which is the limit of this server")
 
     def check_memory(self, added: int) -> None:
         """Refuse bytes beyond the memory for the bodies of this client, or of all. Stalled bodies are cut first."""

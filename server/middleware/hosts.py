@@ -73,10 +73,9 @@ class SameOriginPages:
             await self.app(scope, receive, send)
             return
         self.rejected("origin")
-        page = Headers(scope=scope).get("origin", "another site")[:80]
-        detail = (
-            f"a page of {page} may not send this; if it may, start the server with --cors-origins (DSD_CORS_ORIGINS)"
-        )
+        origin = Headers(scope=scope).get("origin", "another site")[:80]
+        page = "a page without an origin (null)" if origin == "null" else f"a page of {origin}"
+        detail = f"{page} may not send this; if it may, start the server with --cors-origins (DSD_CORS_ORIGINS)"
         await error_responses.reply(Request(scope), 403, detail)(scope, receive, send)
 
     def foreign(self, scope: Scope) -> bool:

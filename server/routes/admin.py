@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import Depends, HTTPException, Request
 from starlette.datastructures import Headers
 
-from dsd_serve.errors import ClosedError, DSDError, InputError, QueueFullError
+from dsd_serve.errors import ClosedError, DSDError, InputError, QueueFullError, shown
 from server.answers import ModelReplaced
 from server.error_responses import refuse_repeated
 from server.keys import is_same, sent_key
@@ -51,6 +51,8 @@ async def replace_model(request: Request, service: Annotated[Service, Depends(ch
     Answers when the new model is used, or with the reason why nothing has changed.
     """
     sent = await read_settings(request, ReplaceRequest)
+    if not sent.model.isprintable():
+        raise InputError(f"model must be a directory or hf:org/name, got {shown(sent.model)}", "model")
     slot = service.models.find(sent.name)
     began, before = time.monotonic(), slot.info
     try:

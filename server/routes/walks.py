@@ -100,7 +100,7 @@ async def walk_images(request: Request, model: RequestModel, query: WalkQuery) -
     model.check_answer(chosen, query.n, query.size, columns=query.n)
     sent = await read_images(request, model.decoder, model.config.image_size, ("from", "to"))
     if "to" not in sent:
-        raise InputError("the form must have two images, in the file fields from and to; to is missing")
+        raise InputError("the form has no file in the field to; this needs two images, curl -F from=@FILE -F to=@FILE")
     ends = [sent["from"], sent["to"]]
     encoded = await model.run(request, [Encode(pixels) for pixels in ends], query.timeout)
     start, end = encoded.results

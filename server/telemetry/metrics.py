@@ -190,6 +190,9 @@ class Metrics(Observer):
         )
 
 
+MAX_ACCEPT = 2000  # characters
+
+
 def install(app: FastAPI, metrics: Metrics) -> None:
     router = Router()
 
@@ -197,7 +200,10 @@ def install(app: FastAPI, metrics: Metrics) -> None:
     async def metrics_get(request: Request) -> Response:
         """The metrics, as Prometheus reads them."""
         metrics.refresh()
-        encode, media_type = choose_encoder(request.headers.get("accept", ""))
+        try:
+            encode, media_type = choose_encoder(request.headers.get("accept", "")[:MAX_ACCEPT])
+        except (TypeError, ValueError):  # it compares the versions of formats without checking them
+            encode, media_type = choose_encoder("")
         return Response(encode(metrics.registry), headers={"Content-Type": media_type})
 
     app.include_router(router)

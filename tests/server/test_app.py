@@ -3,6 +3,7 @@
 import base64
 import json
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -185,6 +186,21 @@ def test_health_docs_and_root(http):
     paths = http.get("/openapi.json").json()["paths"]
     assert {"/generate", "/reconstruct", "/edit", "/interpolate", "/encode", "/decode", "/model"} < set(paths)
     assert http.get("/docs").status_code == 200
+
+
+@pytest.mark.parametrize("version", ["abc", "1.x.0", "", "9" * 6000 + ".0.0", "1.0.0"])
+def test_metrics_come_whatever_version_is_accepted(http, version):
+    answer = http.get("/metrics", headers={"Accept": f"application/openmetrics-text;version={version}"})
+    assert answer.status_code == 200 and "dsd_ready 1" in answer.text
+    assert http.get("/metrics", headers={"Accept": "application/openmetrics-text;=;==;version=="}).status_code == 200
+
+
+def test_options_of_the_server_as_a_whole(server_url):
+    """RFC 9110, 9.3.7: OPTIONS *."""
+    host, port = server_url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        assert connection.makefile("rb").readline() in (b"HTTP/1.1 204 No Content\r\n", b"HTTP/1.1 200 OK\r\n")
 
 
 def test_a_seed_gives_the_same_bytes_alone_and_in_a_crowd(server_url):

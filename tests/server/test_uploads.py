@@ -1,6 +1,7 @@
 """Forms of several fields, and the memory that uploads may take, in a small application on a real server."""
 
 import asyncio
+import encodings
 import socket
 import threading
 import time
@@ -90,10 +91,20 @@ def test_files_and_fields_of_a_form(client):
 def test_texts_of_a_form_are_utf8_and_may_have_file_names(client):
     part = 'Content-Disposition: form-data; name="{}"; filename="a"'
     parts = (part.format("image"), b"x"), (part.format("note"), "é".encode())
-    for kind in ("multipart/form-data; boundary=B", "multipart/form-data; boundary=B; charset=latin-1"):
+    for charset in ("", "; charset=latin-1", "; charset=undefined", "; charset=punycode", "; charset=no such"):
+        kind = f"multipart/form-data; boundary=B{charset}"
         sent = hostile.form(*parts, said=kind)
         answer = client.post("/edit", content=sent.body, headers=sent.headers)
         assert answer.json() == {"files": {"image": 1}, "fields": {"note": "é"}}
+
+
+def test_python_keeps_no_charset_of_a_form(client):
+    """It keeps the name of every unknown codec that is looked up, for ever."""
+    known = set(encodings._cache)
+    said = "multipart/form-data; boundary=B; charset=" + "x" * 50_000
+    sent = hostile.form(('Content-Disposition: form-data; name="image"; filename="a"', b"x"), said=said)
+    assert client.post("/edit", content=sent.body, headers=sent.headers).json()["files"] == {"image": 1}
+    assert set(encodings._cache) == known
 
 
 def test_files_of_a_form_are_never_written_to_disk(client, monkeypatch):
@@ -110,16 +121,37 @@ def test_a_body_is_the_first_file(client):
 
 def test_forms_that_are_not_as_described(client):
     image = {"image": b"x"}
-    assert "field image of the form is empty" in detail(client.post("/edit", files={"mask": b"x"}), 422)
+    assert "form has no file in the field image; curl -F image=@FILE" in detail(
+        client.post("/edit", files={"mask": b"x"}), 422
+    )
+    assert "file in the form field image is empty" in detail(client.post("/edit", files={"image": b""}), 422)
     others = "unknown form field 'strenght'; this form takes image, mask, strength, note"
     assert others in detail(client.post("/edit", files=image, data={"strenght": "1"}), 422)
     assert "note has more than 10000 bytes" in detail(
         client.post("/edit", files=image, data={"note": "x" * 10_001}), 422
     )
+    several = [("note[]", b"x" * 6000), ("note[]", b"x" * 6000)]
+    assert "note[] has more than 10000 bytes" in detail(client.post("/edit", files=[("image", b"x"), *several]), 422)
     twice = [("image", b"x"), ("mask", b"1"), ("mask", b"2")]
     assert "field mask twice" in detail(client.post("/edit", files=twice), 422)
     assert "in UTF-8" in detail(client.post("/edit", files=image, data={"note": b"\xff\xfe"}), 422)
-    assert "text/csv" in detail(client.post("/edit", content=b"x", headers={"content-type": "text/csv"}), 415)
+    sentence = detail(client.post("/edit", content=b"x", headers={"content-type": "text/csv"}), 415)
+    assert "content-type application/x-npy, or as a form, not 'text/csv'" in sentence
+
+
+@pytest.mark.parametrize(
+    "said, body, words",
+    [
+        ("multipart/form-data", b"", "must name the boundary of the form"),
+        ("multipart/form-data; boundary=", b"", "must name the boundary of the form"),
+        ("multipart/form-data; boundary=B", b"--C\r\n\r\n", "must begin with the boundary that content-type names"),
+        ("multipart/form-data; boundary=B", b"--B\n\n", "lines end in CR LF"),
+        ("multipart/form-data; boundary=B", b"--B\r\n", "ends before its closing boundary; send the whole form"),
+        ("multipart/form-data; boundary=B", b"--B\r\nX: a\r\n\r\n", "as curl -F and browsers send it"),
+    ],
+)
+def test_forms_that_cannot_be_parsed(client, said, body, words):
+    assert words in detail(client.post("/edit", content=body, headers={"content-type": said}), 422)
 
 
 def test_the_limit_holds_for_all_files_together(client):

@@ -280,6 +280,18 @@ def test_malformed_uploads_get_an_error(page, body):
     assert answer.text == "[]" or "form" in answer.text
 
 
+@pytest.mark.parametrize("charset", ["undefined", "punycode", "x" * 50_000])
+def test_the_charset_of_an_upload_has_no_effect(page, charset):
+    body = b'--X\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\nabc\r\n--X--\r\n'
+    headers = {"content-type": f"multipart/form-data; boundary=X; charset={charset}"}
+    (path,) = page.http.post("/gradio_api/upload", content=body, headers=headers).raise_for_status().json()
+    assert Path(path).name == "a.png"
+    assert (
+        page.http.post("/gradio_api/upload", content=body, headers={"content-type": "multipart/form-data"}).status_code
+        == 422
+    )
+
+
 def test_file_names_stay_in_the_folder(page):
     for name in ("../../evil.png", "/etc/passwd", "a\\..\\b", "x" * 3000, ".bashrc", "名前.png", "a b.png"):
         path = Path(page.upload(b"x", name))

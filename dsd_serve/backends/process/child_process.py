@@ -1,6 +1,7 @@
 """A child process, for its parent: starting it, ending it, and the reason for which it ended."""
 
 import contextlib
+import errno
 import os
 import shutil
 import signal
@@ -62,6 +63,11 @@ class ChildProcess:
                 )
                 os.close(own_end)
             except (OSError, zmq.ZMQError) as error:
+                if error.errno == errno.ENAMETOOLONG:
+                    raise EngineUnavailableError(
+                        "TMPDIR must name a folder with a shorter path, because a socket is made in it, got "
+                        f"{tempfile.gettempdir()}"
+                    ) from None
                 raise EngineUnavailableError(
                     f"a process cannot be started ({error}): it needs a folder for a socket, which TMPDIR can name; "
                     f"{without}"

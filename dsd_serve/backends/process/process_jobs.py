@@ -154,7 +154,7 @@ class JobTable:
     def drop_late(self, now: float, hangs: bool) -> None:
         """End what the process should have ended. hangs: whether it ends nothing now."""
         for job in self.all():
-            if now > job.deadline + MARGIN:
+            if now > job.deadline + (0 if hangs else MARGIN):
                 self.end(job.number, error=DeadlineError("the result was not ready in time and was dropped"))
             elif job.cancelled and hangs:
                 self.end(job.number, error=CancelledError("the job was cancelled"))
