@@ -2,6 +2,7 @@
 
 import tomllib
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self, TypeVar, get_args
 
@@ -57,7 +58,10 @@ def sentence(kind: type[Section], item: Any) -> str:
     known: dict[str, FieldInfo] = model.model_fields
     place = "".join(f"{name}." for name in sections)
     if item["type"] == "extra_forbidden":
-        return f"unknown key {place}{key!r}; known are {', '.join(sorted(known))}"
+        meant = "".join(f"did you mean {near}? " for near in get_close_matches(key, known, 1))
+        return (
+            f"unknown key {place}{key if key.isprintable() else repr(key)}; {meant}known are {', '.join(sorted(known))}"
+        )
     lowest = [limit.ge for limit in known[key].metadata if isinstance(limit, Ge)]
     highest = [limit.le for limit in known[key].metadata if isinstance(limit, Le)]
     if item["type"] == "literal_error":
@@ -74,12 +78,7 @@ def read_config(kind: type[Kind], path: Path | None, overrides: Sequence[str], f
 
     path: None for the defaults of `kind`. folder: run.dir, unless the file or an override names it.
     """
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8")) if path else {}
-    except FileNotFoundError:
-        raise ConfigError(f"there is no configuration file {path}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    values = read_toml(path) if path else {}
     for override in overrides:
         key, equals, text = override.partition("=")
         section, dot, name = key.partition(".")
@@ -93,6 +92,21 @@ def read_config(kind: type[Kind], path: Path | None, overrides: Sequence[str], f
     if isinstance(values["run"], dict):
         values["run"].setdefault("dir", folder)
     return kind.from_dict(values)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))  # editors of Windows write a byte order mark
+    except FileNotFoundError:
+        raise ConfigError(f"there is no configuration file {path}") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path} is a folder; the configuration must be a TOML file") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} cannot be read: it is not UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
 
 
 def parse_value(text: str) -> Any:

@@ -111,6 +111,11 @@ def choose_device(config: RunConfig, network: ModelConfig) -> Device:
             )
     try:
         device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(
+            f"run.device must be auto, cpu, cuda, cuda:N or another device of torch, got {name!r}"
+        ) from None
+    try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"run.device {name!r} cannot be used: {str(error).splitlines()[0]}") from None

@@ -103,8 +103,8 @@ def test_text_and_bools_are_strict(section, name, field):
 @pytest.mark.parametrize(
     ("override", "named"),
     [
-        ("optim.lrr=1", "unknown key optim.'lrr'; known are batch_size, betas, ema_decay, frozen, grad_clip, lr, "),
-        ("optm.lr=1", "unknown key 'optm'; known are data, loss, model, monitor, optim, run"),
+        ("optim.lrr=1", "unknown key optim.lrr; did you mean lr? known are batch_size, betas, ema_decay, frozen, "),
+        ("optm.lr=1", "unknown key optm; did you mean optim? known are data, loss, model, monitor, optim, run"),
         ("optim.lr=fast", "optim.lr must be of type float, got 'fast'"),
         ("optim.lr=-1", "optim.lr must be above 0, got -1"),
         ("optim.steps=1.5", "optim.steps must be of type int, got 1.5"),
@@ -167,6 +167,26 @@ def test_a_missing_and_a_broken_file_are_sentences(tmp_path):
     (tmp_path / "broken.toml").write_text("[optim\n")
     with pytest.raises(ConfigError, match=r"broken\.toml is not valid TOML"):
         load_config(tmp_path / "broken.toml")
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"\xff\xfeo", "is not UTF-8"),
+        (None, "is a folder; the configuration must be a TOML file"),
+    ],
+)
+def test_a_file_that_is_no_text(tmp_path, data, words):
+    file = tmp_path / "a.toml"
+    file.write_bytes(data) if data else file.mkdir()
+    with pytest.raises(ConfigError, match=words):
+        load_config(file, [])
+
+
+def test_a_byte_order_mark_is_skipped(tmp_path):
+    file = tmp_path / "a.toml"
+    file.write_bytes(b"\xef\xbb\xbf[optim]\nlr = 0.5\n")
+    assert load_config(file, ["data.path=nowhere"]).optim.lr == 0.5
 
 
 def test_reading_a_configuration_needs_no_torch():

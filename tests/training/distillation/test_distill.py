@@ -185,7 +185,7 @@ def test_a_model_without_classes_is_distilled_without_guidance(tmp_path):
         (["jumps.rolled_out=2"], r"jumps\.rolled_out must be between 0 and 1, got 2"),
         (["loss.jump_weight=0", "loss.end_weight=0"], "otherwise no jump is learnt"),
         (["run.start_from=demo"], r"run\.start_from must be left out"),
-        (["loss.colour=1"], "unknown key loss.'colour'; known are"),
+        (["loss.colour=1"], "unknown key loss.colour; known are"),
         (["run.sample_steps=0"], r"run\.sample_steps must be between 1 and 100, got 0"),
         (["-o", "FILE"], "-o must be a folder"),
         (["-o", "TEACHER"], "-o must be another folder than the teacher"),
