@@ -18,6 +18,7 @@ A .pt file is read with `weights_only`: tensors and plain values, no code.
 import errno
 import hashlib
 import json
+import logging
 import pickle
 import stat
 from collections.abc import Iterable, Iterator, Mapping
@@ -35,6 +36,8 @@ from dsd_serve.errors import CheckpointError, DSDError, shown
 from dsd_serve.files import atomic
 from dsd_serve.params import SamplingParams, check_sampler, to_config, with_values
 from dsd_serve.precision import PRECISIONS, REFERENCE, find_precision
+
+log = logging.getLogger(__name__)
 
 FORMAT = "dsd-model-1"
 CHECKPOINT_FORMAT = "dsd-checkpoint-1"
@@ -288,9 +291,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} is refused: it is damaged, or holds something other than tensors and plain values, which could "
             "run code when it is loaded"
         ) from None
-    except Exception as error:  # torch raises anything on broken files
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise CheckpointError(f"{path} is not a checkpoint: {reason}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    except Exception as error:  # torch raises anything on broken files, in words for its developers
+        log.debug("%s: %s", path, error)
+        raise CheckpointError(f"{path} is not a checkpoint of dsd-train, or it is cut off or damaged") from None
     if not isinstance(values, dict) or values.get("format") != CHECKPOINT_FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of dsd-train")
     return values

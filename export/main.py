@@ -41,10 +41,10 @@ from types import ModuleType
 from typing import Any
 
 from dsd_serve import __version__
-from dsd_serve.checkpoint import check_sampling, read_checkpoint, read_model_dir
+from dsd_serve.checkpoint import MAX_NAME, check_sampling, read_checkpoint, read_model_dir
 from dsd_serve.config import PRESETS
 from dsd_serve.engines.plan import HARDWARE, MOST_ROWS, TUNED_ROWS
-from dsd_serve.errors import CheckpointError, DSDError, EngineUnavailableError, InputError
+from dsd_serve.errors import CheckpointError, DSDError, EngineUnavailableError, InputError, shown
 from dsd_serve.hub import PREFIX, model_dir
 from dsd_serve.params import SAMPLER_NAMES, SamplingParams, from_api, with_values
 from dsd_serve.precision import AUTO, PRECISIONS, REFERENCE, check_runs
@@ -76,7 +76,7 @@ def read_network(options: argparse.Namespace, target: Path) -> Network:
         card = with_sampling(network.card, defaults)
         return replace(network, name=options.name or directory.name, defaults=defaults, card=card)
     values = read_checkpoint(source) if source else random_values(options.untrained)
-    store, notes = options.store or REFERENCE, options.notes.read_text(encoding="utf-8") if options.notes else ""
+    store, notes = options.store or REFERENCE, read_notes(options.notes) if options.notes else ""
     config, state = ema_weights(values, source or options.untrained, store)
     sampler, steps = ("flow_map", 2) if config.flow_map else ("heun", 25)
     recommended = with_values(SamplingParams(num_steps=steps, sampler=sampler), values.get("sampling") or {})
@@ -86,6 +86,13 @@ def read_network(options: argparse.Namespace, target: Path) -> Network:
     size = sum(array.size for array in state.values())
     card = write_card(name, config, size, training_rows(values), store, defaults, notes)
     return Network(name, config, defaults, state, store, card, values["step"] if source else None)
+
+
+def read_notes(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise CheckpointError(f"--notes must name a text file in UTF-8, got {path}") from None
 
 
 def import_plans() -> ModuleType:
@@ -212,6 +219,12 @@ def target_dir(options: argparse.Namespace) -> Path:
     return target
 
 
+def model_name(text: str) -> str:
+    if not (text.isprintable() and 0 < len(text) <= MAX_NAME):
+        raise argparse.ArgumentTypeError(f"must be 1 to {MAX_NAME} printable characters, got {shown(text)}")
+    return text
+
+
 def arguments_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dsd-export", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -289,7 +302,9 @@ def arguments_parser() -> argparse.ArgumentParser:
         f"1 for single requests, {MOST_ROWS} for a server under load",
     )
     parser.add_argument("--force", action="store_true", help="redo everything, even if it is up to date")
-    parser.add_argument("--name", help="the model's name (default: the name of DIR; a model directory keeps its name)")
+    parser.add_argument(
+        "--name", type=model_name, help="the model's name (default: the name of DIR; a model directory keeps its name)"
+    )
     parser.add_argument(
         "--store",
         choices=tuple(name for name, row in PRECISIONS.items() if row.storable),
@@ -324,6 +339,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except DSDError as error:
         sys.exit(f"dsd-export: {error}")
     except OSError as error:
-        reason = "the disk is full" if error.errno in DISK_FULL else str(error)
+        written = f"{error.filename} cannot be written or read: {error.strerror}" if error.filename else str(error)
+        reason = "the disk is full" if error.errno in DISK_FULL else written
         sys.exit(f"dsd-export: {reason}; no partial files are left")
     log.info("%s is up to date; serve it with: dsd-serve --model %s", target, target)

@@ -35,7 +35,9 @@ def test_wrong_files_are_named(tmp_path):
         read_checkpoint(tmp_path)
     for name, content in (("empty.pt", b""), ("text.pt", b"hello, world"), ("zip.pt", b"PK\x03\x04" + b"\0" * 99)):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(CheckpointError, match=name):
+        with pytest.raises(
+            CheckpointError, match=rf"{name} is (refused|not a checkpoint of dsd-train, or it is cut off)"
+        ):
             read_checkpoint(tmp_path / name)
     torch.save({"weights": torch.zeros(3)}, tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match="not a checkpoint of dsd-train"):

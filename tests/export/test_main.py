@@ -451,6 +451,17 @@ def test_an_engine_rejects_a_mixture_and_a_changing_directory(directory, tmp_pat
         load_engine("onnx", directory)
 
 
+def test_notes_must_be_text_and_a_name_is_not_empty(checkpoint, tmp_path, capsys):
+    (tmp_path / "notes").write_bytes(b"\xff\xfe")
+    with pytest.raises(SystemExit, match="--notes must name a text file in UTF-8"):
+        main([str(checkpoint), "-o", str(tmp_path / "out"), "--notes", str(tmp_path / "notes")])
+    for name in ("", "a\nb", "x" * 201):
+        with pytest.raises(SystemExit):
+            main([str(checkpoint), "-o", str(tmp_path / "out"), "--name", name])
+        assert "--name: must be 1 to 200 printable characters, got" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [

@@ -16,6 +16,7 @@ from dsd_serve.errors import InputError
 
 Features = NDArray[Any]  # float [N, D]
 CHUNK = 2048  # rows of a kernel or distance matrix at a time
+NEIGHBOURS = 3  # as arXiv 1904.06991
 
 
 @dataclass(frozen=True)
@@ -110,16 +111,19 @@ def kernel_diagonal(x: Features) -> float:
     return float((((x * x).sum(1) + 1) ** 3).sum(dtype=np.float64))
 
 
-def precision_recall(samples: Features, real: Features, neighbours: int = 3) -> tuple[float, float]:
+def check_enough(samples: int, real: int, neighbours: int = NEIGHBOURS) -> None:
+    """Raise InputError if `precision_recall` cannot compare so many images."""
+    if min(samples, real) <= neighbours:
+        raise InputError(f"precision and recall need more than {neighbours} images a side, got {samples} and {real}")
+
+
+def precision_recall(samples: Features, real: Features, neighbours: int = NEIGHBOURS) -> tuple[float, float]:
     """Precision, the share of samples within the real set, and recall, the share of real images within the samples.
 
     arXiv 1904.06991. A set covers a ball around each of its images, up to that image's `neighbours`-th nearest
     neighbour in the set. Both values depend on the counts of both sets.
     """
-    if min(len(samples), len(real)) <= neighbours:
-        raise InputError(
-            f"precision and recall need more than {neighbours} images a side, got {len(samples)} and {len(real)}"
-        )
+    check_enough(len(samples), len(real), neighbours)
     return covered(samples, real, neighbours), covered(real, samples, neighbours)
 
 

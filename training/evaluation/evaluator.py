@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dsd_serve.errors import CheckpointError
+from dsd_serve.errors import CheckpointError, InputError
 from dsd_serve.imaging import codec
 from dsd_serve.labels import all_classes
 from dsd_serve.params import SamplingParams
@@ -177,7 +177,8 @@ class Evaluator:
     def probe(self, subject: Subject, latents: NDArray[np.float32]) -> dict[str, Any]:
         """Accuracy of a linear probe, trained on the reference and tested on the held-out images.
 
-        Without a separate reference it is trained and tested on parts of the held-out images.
+        Without a separate reference it is trained and tested on parts of the held-out images. Empty, with a line in the
+        log, if there are too few.
         """
         held, reference = self.held_out, self.reference
         if len(self.classes) < 2:
@@ -188,7 +189,11 @@ class Evaluator:
             train, test = (encoded, reference.labels[index]), (latents, held.labels)
         else:
             train, test = ((latents[part], held.labels[part]) for part in split_every(len(latents)))
-        accuracy = probe_accuracy(*train, *test)
+        try:
+            accuracy = probe_accuracy(*train, *test)
+        except InputError as error:
+            log.warning("the accuracy of a linear probe is left out: %s", error)
+            return {}
         return {"probe_top1": accuracy, "probe_train": len(train[0]), "probe_test": len(test[0])}
 
 

@@ -47,6 +47,7 @@ from training.classes import IMAGENET
 from training.dataset import Images
 from training.evaluation import against_statistics
 from training.evaluation.classifier import FeatureCache, default_cache, lite0
+from training.evaluation.distances import check_enough
 from training.evaluation.evaluator import (
     LIMIT,
     Evaluator,
@@ -124,6 +125,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     evaluator = make_evaluator(options, subjects)
     held, reference = evaluator.held_out, evaluator.reference
     samples = options.samples or len(held.labels)
+    check_enough(samples, len(reference.labels))
     drawn = [evaluator.draw(subject, samples, p) for subject, p in zip(subjects, params, strict=True)]
     return {
         "size": evaluator.size,

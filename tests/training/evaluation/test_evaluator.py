@@ -73,3 +73,9 @@ def test_models_are_compared_on_the_classes_that_both_have():
     assert common_classes([subject(PLAIN)], [images(207, 950)]) == (0,)
     with pytest.raises(CheckpointError, match="a model without classes compares only with another one"):
         common_classes([subject(PLAIN), subject(OWN)], [images(0)])
+
+
+def test_the_probe_is_left_out_where_there_are_too_few_images(caplog):
+    one = evaluator([0, 1, 2], [subject(WITH_WNIDS)])
+    assert one.probe(subject(WITH_WNIDS), np.zeros((4, 4, 3), np.float32)) == {}
+    assert "the accuracy of a linear probe is left out: a linear probe needs" in caplog.text
