@@ -16,12 +16,13 @@ from dataclasses import replace
 from typing import Any, cast, overload
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from dsd_serve.backends import Backend, Job, ModelInfo
 from dsd_serve.errors import ClosedError, InputError, shown
 from dsd_serve.imaging import codec
-from dsd_serve.imaging.inputs import ImageInput, read_input
+from dsd_serve.imaging.inputs import ImageInput, plain, read_input, read_mask
 from dsd_serve.labels import ImageClass
 from dsd_serve.params import FIELDS, MAX_SEED, SamplingParams, whole, with_values
 from dsd_serve.programs import Generate, Interpolate, OnPreviews, Reconstruct, Task, WalkEnd, between, walk_fractions
@@ -98,10 +99,9 @@ class Model:
         on_preview(number, step, image): called from another thread with the clean estimate of image `number` every
         `preview_every` steps, by default after each.
         """
-        one = classes is None or isinstance(classes, str | int)
-        found = [
-            self.info.find_class(name) for name in ([classes] if one else list(cast(Sequence[ClassName], classes)))
-        ]
+        one = isinstance(classes, str) or not isinstance(classes, Iterable)
+        names = [classes] if one else list(cast(Sequence[ClassName], classes))
+        found = [self.info.find_class(plain(name)) for name in names]
         params = self.params(seed, n, on_preview, settings)
         drawn = [(target, p) for target in found for p in self.towards(target, params, settings)]
         tasks = [Generate(self.info.label_of(target), p) for target, p in drawn]
@@ -115,7 +115,7 @@ class Model:
         class_: ClassName | None = None,
         *,
         strength: float = 0.6,
-        mask: ImageInput | None = None,
+        mask: ImageInput | NDArray[np.bool_] | None = None,
         n: None = None,
         seed: int | None = None,
         size: int | None = None,
@@ -130,7 +130,7 @@ class Model:
         class_: ClassName | None = None,
         *,
         strength: float = 0.6,
-        mask: ImageInput | None = None,
+        mask: ImageInput | NDArray[np.bool_] | None = None,
         n: int,
         seed: int | None = None,
         size: int | None = None,
@@ -144,7 +144,7 @@ class Model:
         class_: ClassName | None = None,
         *,
         strength: float = 0.6,
-        mask: ImageInput | None = None,
+        mask: ImageInput | NDArray[np.bool_] | None = None,
         n: int | None = None,
         seed: int | None = None,
         size: int | None = None,
@@ -154,14 +154,15 @@ class Model:
         """Redraw an image, towards a class if one is given; a list of `n` variants if `n` is given.
 
         strength: the amount of noise in (0, 1], and the share of the steps that run, rounded up; 1 keeps nothing of the
-        image. mask: an image, white where it is redrawn; the rest keeps its pixels. n, on_preview: as in `generate`.
+        image. mask: an image, white where it is redrawn, or bool [H, W], True there; the rest keeps its pixels. n,
+        on_preview: as in `generate`.
         """
         if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 < strength <= 1:
             raise InputError(f"strength must be above 0 and at most 1, got {shown(strength)}", "strength")
-        target = self.info.find_class(class_, optional=True)
+        target = self.info.find_class(plain(class_), optional=True)
         params = self.towards(target, self.params(seed, n, on_preview, settings), settings)
         pixels = self.read(image)
-        drawn = None if mask is None else self.read(mask).mean(0) >= 128
+        drawn = None if mask is None else read_mask(mask, self.info.config.image_size)
         tasks = self.info.edits(pixels, target, params, float(strength), drawn)
         about = [{**self.info.settings_of(target, p), "strength": strength} for p in params]
         images = self.draw(tasks, about, size, on_preview)
@@ -231,7 +232,7 @@ class Model:
         self, latents: Latents | Sequence[Latents], *, size: int | None = None
     ) -> Image.Image | list[Image.Image]:
         """The image of latents [L, C]; a list of images for a list of them or for [N, L, C]."""
-        one = isinstance(latents, np.ndarray) and latents.ndim == 2
+        one = not isinstance(latents, Iterable) or (len(latents) > 0 and np.ndim(latents[0]) == 1)
         several = [self.checked(z) for z in ([latents] if one else latents)]
         images = self.draw([Decode(z) for z in several], [{} for _ in several], size)
         return images[0] if one else images
@@ -270,7 +271,8 @@ class Model:
             known = ", ".join(name for name in FIELDS if name != "seed")
             raise InputError(f"there is no setting {shown(unknown[0])}; the settings are {known}", unknown[0])
         whole("n", 1 if n is None else n, 1, MAX_IMAGES)
-        values = {**settings, "seed": secrets.randbelow(2**32) if seed is None else seed}
+        values = {name: plain(value) for name, value in settings.items()}
+        values["seed"] = secrets.randbelow(2**32) if seed is None else plain(seed)
         values["preview_every"] = 0 if on_preview is None else settings.get("preview_every", 1)
         first = with_values(self.info.defaults, values)
         return [replace(first, index=first.index + i) for i in range(1 if n is None else n)]
@@ -288,10 +290,10 @@ class Model:
     def checked(self, latents: object) -> Latents:
         shape = self.info.config.latent_shape
         z = np.asarray(latents)
-        if z.dtype.kind not in "fiu" or z.shape != shape or not np.isfinite(z).all():
-            raise InputError(
-                f"latents must be finite numbers of shape {list(shape)}, got {z.dtype.name} {shown(list(z.shape))}"
-            )
+        if z.dtype.kind not in "fiu" or z.shape != shape:
+            raise InputError(f"latents must be numbers of shape {list(shape)}, got {z.dtype} {shown(list(z.shape))}")
+        if not np.isfinite(z).all():
+            raise InputError("latents must be finite numbers, got NaN or infinity")
         return np.ascontiguousarray(z, np.float32)
 
     def draw(

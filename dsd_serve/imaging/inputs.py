@@ -1,6 +1,7 @@
-"""Images as arguments in Python: a path, bytes, a PIL image or an array."""
+"""Arguments in Python: images as a path, bytes, a PIL image or an array, and numbers of numpy."""
 
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,3 +33,19 @@ def read_input(image: ImageInput, size: int) -> Pixels:
     if not isinstance(image, bytes | bytearray):
         raise InputError(f"an image must be a path, bytes, a PIL image or uint8 [H, W, 3], got {type(image).__name__}")
     return codec.read_image(bytes(image), size=size)
+
+
+def read_mask(mask: ImageInput | NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
+    """Where to redraw, bool [size, size]: the bright part of an image, or what is True in an array bool [H, W].
+
+    Raises InputError.
+    """
+    if isinstance(mask, np.ndarray) and mask.dtype == bool and mask.ndim == 2:
+        mask = np.repeat(mask[..., None].astype(np.uint8) * 255, 3, axis=2)
+    bright: NDArray[np.bool_] = read_input(cast(ImageInput, mask), size).mean(0) >= 128
+    return bright
+
+
+def plain(value: Any) -> Any:
+    """A number of numpy as one of Python; other values as they are."""
+    return value.item() if isinstance(value, np.generic) else value

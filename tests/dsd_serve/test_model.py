@@ -144,6 +144,8 @@ def test_threads_share_the_model_and_get_their_own_images(model):
     ("call", "words"),
     [
         (lambda m: m.generate("unicorn"), "class must be an index, a wnid like n02099601 or a name, got 'unicorn'"),
+        (lambda m: m.generate(1.0), "class must be an index, a wnid like n02099601 or a name, got 1.0"),
+        (lambda m: m.decode(None), "latents must be numbers of shape"),
         (lambda m: m.generate(5), "which this model was not trained on"),
         (lambda m: m.generate(1, steps=3), "there is no setting 'steps'; the settings are index, num_steps, sampler"),
         (lambda m: m.generate(1, num_steps=0), "num_steps must be a whole number from 1 to 1000, got 0"),
@@ -163,7 +165,7 @@ def test_threads_share_the_model_and_get_their_own_images(model):
             "strength must be above 0 and at most 1, got 0",
         ),
         (lambda m: m.edit(np.zeros((4, 4, 3), np.uint8), guidance_scale=3), "guidance_scale needs a class"),
-        (lambda m: m.decode(np.zeros((2, 2))), "latents must be finite numbers of shape"),
+        (lambda m: m.decode(np.zeros((2, 2))), "latents must be numbers of shape"),
         (lambda m: m.decode(np.full(m.info.config.latent_shape, np.nan)), "latents must be finite numbers"),
         (lambda m: m.walk(1, 207, n=1), "n must be a whole number from 2"),
         (lambda m: m.walk(1, b"image"), "start and end must be two classes or two images"),
@@ -175,6 +177,27 @@ def test_wrong_arguments_get_a_sentence(model, call, words):
     with pytest.raises(InputError) as caught:
         call(model)
     assert words in str(caught.value)
+
+
+def test_numbers_of_numpy_are_numbers(model):
+    """As labels from a dataset, and seeds from a generator, are."""
+    expected = [image.tobytes() for image in model.generate([1, 207], seed=3, num_steps=2)]
+    drawn = model.generate(np.array([1, 207]), seed=np.uint64(3), num_steps=np.int32(2))
+    assert [image.tobytes() for image in drawn] == expected
+    one = model.generate(np.int64(207), seed=3, num_steps=2, guidance_scale=np.float32(1))
+    assert one.info["dsd"] == model.generate(207, seed=3, num_steps=2, guidance_scale=1.0).info["dsd"]
+
+
+def test_latents_and_masks_come_as_arrays_too(model):
+    z = model.encode(np.full((32, 32, 3), 99, np.uint8))
+    assert model.decode(z.tolist()).tobytes() == model.decode(z).tobytes() == model.decode([z])[0].tobytes()
+    assert model.decode(np.stack([z, z]))[1].tobytes() == model.decode(z).tobytes()
+    side = model.info.config.image_size
+    photo = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    mask = np.zeros((side, side), bool)
+    mask[: side // 2] = True
+    drawn = np.asarray(model.edit(photo, 207, strength=1, mask=mask, seed=1))
+    assert (drawn[~mask] == photo[~mask]).all() and (drawn[mask] != photo[mask]).any()
 
 
 def test_a_closed_model_raises(tiny_dir):
