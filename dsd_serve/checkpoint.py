@@ -272,8 +272,13 @@ def write_checkpoint(path: Path, values: Mapping[str, Any]) -> None:
     """Write a training checkpoint atomically: a crash leaves the old one or the new one."""
     import torch
 
-    with atomic(path) as temporary:
-        torch.save({"format": CHECKPOINT_FORMAT, **values}, temporary)
+    try:
+        with atomic(path) as temporary, temporary.open("wb") as file:
+            torch.save({"format": CHECKPOINT_FORMAT, **values}, file)
+    except RuntimeError as error:  # torch ends the file even if the disk is full, and fails in its own words then
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
-"""Atomic writing of files, and the path of the demo model."""
+"""Atomic writing of files, errors of the system in words, and the path of the demo model."""
 
+import errno
 import os
 from importlib import resources
 from pathlib import Path
@@ -31,3 +32,12 @@ class atomic:
         except BaseException:  # Ctrl-C too
             self.temporary.unlink(missing_ok=True)
             raise
+
+
+def sentence_of(error: OSError) -> str:
+    """An error of the system in words."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full"
+    if error.errno == errno.EFBIG:
+        return "the file would exceed the file size limit"
+    return f"{error.filename or 'the output'} cannot be written or read: {error.strerror or error}"

@@ -31,7 +31,6 @@ plan, a warning says so; dsd-export DIR --check then runs the checks on its GPU,
 """
 
 import argparse
-import errno
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -45,6 +44,7 @@ from dsd_serve.checkpoint import MAX_NAME, check_sampling, read_checkpoint, read
 from dsd_serve.config import PRESETS
 from dsd_serve.engines.plan import HARDWARE, MOST_ROWS, TUNED_ROWS
 from dsd_serve.errors import CheckpointError, DSDError, EngineUnavailableError, InputError, shown
+from dsd_serve.files import sentence_of
 from dsd_serve.hub import PREFIX, model_dir
 from dsd_serve.params import SAMPLER_NAMES, SamplingParams, from_api, with_values
 from dsd_serve.precision import AUTO, PRECISIONS, REFERENCE, check_runs
@@ -58,8 +58,6 @@ from export.web_folder import check_target, write_web
 from export.web_runtime import find_runtime
 
 log = logging.getLogger(__name__)
-
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def read_network(options: argparse.Namespace, target: Path) -> Network:
@@ -339,7 +337,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except DSDError as error:
         sys.exit(f"dsd-export: {error}")
     except OSError as error:
-        written = f"{error.filename} cannot be written or read: {error.strerror}" if error.filename else str(error)
-        reason = "the disk is full" if error.errno in DISK_FULL else written
-        sys.exit(f"dsd-export: {reason}; no partial files are left")
+        sys.exit(f"dsd-export: {sentence_of(error)}; no partial files are left")
     log.info("%s is up to date; serve it with: dsd-serve --model %s", target, target)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from dsd_serve.engines.torch_engine import TorchEngine
+from dsd_serve.files import atomic
 from dsd_serve.imaging import codec
 from dsd_serve.params import SamplingParams
 from dsd_serve.programs import generate, run_all
@@ -55,6 +56,17 @@ def write_png(path: Path, images: Sequence[Any], columns: int) -> None:
     path.write_bytes(codec.write_image(codec.grid(list(images), columns)))
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl, [] without one. What a machine that crashed left of a line is skipped."""
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            values = json.loads(line)
+            if isinstance(values, dict) and isinstance(values.get("step"), int):
+                found.append(values)
+    return found
+
+
 class Journal:
     """metrics.jsonl, and TensorBoard where it is installed; silent on all but the first process.
 
@@ -67,13 +79,9 @@ class Journal:
         if not first:
             return
         path = folder / "metrics.jsonl"
-        kept = (
-            [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-            if path.exists()
-            else []
-        )
-        path.write_text("".join(line + "\n" for line in kept))  # steps after the checkpoint run again
-        self.past = [json.loads(line) for line in kept]
+        self.past = [line for line in read_lines(path) if line["step"] <= step]
+        with atomic(path) as temporary:  # steps after the checkpoint run again
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in self.past), encoding="utf-8")
         self.file = path.open("a", encoding="utf-8")
         with contextlib.suppress(ImportError):
             from torch.utils.tensorboard import SummaryWriter

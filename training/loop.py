@@ -66,35 +66,34 @@ def run_loop(state: State, config: RunConfig, where: Device, journal: Journal, c
     checkpoint: the file that `work.save` writes, for the sentence about a gradient that is not finite.
     """
     first = where.rank == 0
-    bar = tqdm(total=config.optim.steps, initial=state.step, unit="step", disable=not first, dynamic_ncols=True)
     began, began_step, stop = time.perf_counter(), state.step, StopSignal()
-    while True:
-        done = state.step >= config.optim.steps
-        stopping = stop.caught_anywhere(where)
-        evaluating = done or (state.step % config.run.eval_every == 0 and not stopping)
-        saving = done or stopping or (state.step % config.run.save_every == 0 and state.step > 0)
-        if where.device.type == "cpu" or evaluating or saving:  # on a GPU the check waits for the device
-            check_finite(state, checkpoint)
-        if first and evaluating:
-            work.evaluate(bar)
-            began, began_step = time.perf_counter(), state.step
-        if first and saving:
-            work.save()
-        if saving:
-            work.saved()
-        if done or stopping:
-            break
+    with tqdm(total=config.optim.steps, initial=state.step, unit="step", disable=not first, dynamic_ncols=True) as bar:
+        while True:
+            done = state.step >= config.optim.steps
+            stopping = stop.caught_anywhere(where)
+            evaluating = done or (state.step % config.run.eval_every == 0 and not stopping)
+            saving = done or stopping or (state.step % config.run.save_every == 0 and state.step > 0)
+            if where.device.type == "cpu" or evaluating or saving:  # on a GPU the check waits for the device
+                check_finite(state, checkpoint)
+            if first and evaluating:
+                work.evaluate(bar)
+                began, began_step = time.perf_counter(), state.step
+            if first and saving:
+                work.save()
+            if saving:
+                work.saved()
+            if done or stopping:
+                break
 
-        losses = work.step()
+            losses = work.step()
 
-        bar.update()
-        if state.step % config.run.log_every == 0:
-            check_finite(state, checkpoint)
-            values = averaged(dict(losses), where)
-            rate = (state.step - began_step) * config.optim.batch_size / (time.perf_counter() - began)
-            journal.write(state.step, {**values, "lr": lr_at(state.step, config.optim), work.rate: rate})
-            bar.set_postfix_str(f"loss {values['loss']:.3f}, {rate:.0f} images/s")
-    bar.close()
+            bar.update()
+            if state.step % config.run.log_every == 0:
+                check_finite(state, checkpoint)
+                values = averaged(dict(losses), where)
+                rate = (state.step - began_step) * config.optim.batch_size / (time.perf_counter() - began)
+                journal.write(state.step, {**values, "lr": lr_at(state.step, config.optim), work.rate: rate})
+                bar.set_postfix_str(f"loss {values['loss']:.3f}, {rate:.0f} images/s")
     return stopping and not done
 
 

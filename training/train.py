@@ -13,18 +13,15 @@ The cost of a run, before there are any images: dsd-train CONFIG --dry-run
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from dsd_serve import __version__
-from dsd_serve.errors import DSDError
 from training.dataset import Images, load_images, sample_of
 from training.device import Device, agree_on_step, choose_device, distributed
+from training.ending import in_a_sentence
 from training.inventory import added_or_removed, lines, report_broken
 from training.journal import Journal, evaluate, report
 from training.loop import Work, leave_group, remove_unfinished, run_loop
@@ -116,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the cost of the run; needs no data")
     options = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
+    with in_a_sentence("dsd-train"):
         config = load_config(options.config, options.overrides)
         if options.dry_run:
             from training.estimate import dry_run
@@ -125,8 +122,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(line, flush=True)
             return
         train(config)
-    except DSDError as error:
-        if not dist.is_initialized():
-            sys.exit(f"dsd-train: {error}")
-        print(f"dsd-train: {error}", file=sys.stderr, flush=True)
-        os._exit(1)  # a normal exit tears the process group down while its threads run, and may abort

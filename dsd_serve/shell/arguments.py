@@ -5,7 +5,6 @@ Its imports are light, so that --help and a wrong flag take no time.
 
 import argparse
 import contextlib
-import errno
 import os
 import re
 import signal
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from dsd_serve import __version__
 from dsd_serve.errors import DSDError, InputError, shown
+from dsd_serve.files import sentence_of
 from dsd_serve.params import API_NAMES, SHOWN_WITH_IMAGE, Setting, check
 from dsd_serve.params import SETTINGS as SAMPLING
 
@@ -191,13 +191,6 @@ def drop_unwritten() -> None:
 def stopped_by(error: KeyboardInterrupt) -> str:
     """The sentence of a stop: the last argument, where there is one."""
     return str(error.args[-1]) if len(error.args) > 1 else "stopped"
-
-
-def sentence_of(error: OSError) -> str:
-    """An error of the system in words."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return "the disk is full" if error.errno != errno.EFBIG else "the file would exceed the file size limit"
-    return f"{error.filename or 'the output'} cannot be written or read: {error.strerror or error}"
 
 
 def say(text: str) -> None:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dsd_serve.errors import InputError
+from dsd_serve.files import sentence_of
 from dsd_serve.shell.arguments import (
     Parser,
     add_model_flags,
@@ -32,7 +33,6 @@ from dsd_serve.shell.arguments import (
     load_model,
     parser_of,
     say,
-    sentence_of,
     whole_number,
 )
 

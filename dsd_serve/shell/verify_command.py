@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dsd_serve.errors import InputError
-from dsd_serve.shell.arguments import Parser, add_model_flags, ending, load_model, parser_of, sentence_of
+from dsd_serve.files import sentence_of
+from dsd_serve.shell.arguments import Parser, add_model_flags, ending, load_model, parser_of
 
 MAX_BYTES = 200_000_000  # of a file
 

@@ -1,4 +1,5 @@
 import json
+import resource
 import socket
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from training.order import Order, micro_batches
 from training.run_config import LossSection, MonitorSection, TrainConfig
 from training.state import new_state, start_from
 from training.step import lr_at
-from training.train import train
+from training.train import main, train
 
 NETWORK = ModelConfig(image_size=16, patch_size=8, latent_dim=8, hidden_size=32, depth=2, num_heads=2)
 
@@ -42,6 +43,44 @@ def test_resuming_is_bit_exact(train_config, tmp_path):
     losses = {line["step"]: line["loss"] for line in whole if "loss" in line}
     assert losses == {line["step"]: line["loss"] for line in part if "loss" in line}
     assert len(losses) == 12
+
+
+def test_what_a_crash_left_of_a_line_of_metrics_is_skipped(train_config, tmp_path):
+    options = [f"run.dir={tmp_path}", "run.log_every=1"]
+    train(train_config("optim.steps=2", *options))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "lo')
+    train(train_config("optim.steps=4", *options))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
+
+
+@pytest.fixture
+def small_files():
+    """Files of this process may have at most 40 kB."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_gets_a_sentence_and_leaves_the_checkpoint(image_folder, tmp_path, small_files):
+    command = ["training/configs/demo.toml", *train_arguments(image_folder, "optim.steps=2", f"run.dir={tmp_path}")]
+    main(command)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    small_files()
+    with pytest.raises(SystemExit, match=r"dsd-train: .* size limit; afterwards the same command resumes"):
+        main([*command, "optim.steps=4"])
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    assert not list(tmp_path.glob(".checkpoint*"))
+
+
+def test_a_folder_that_cannot_be_written_gets_a_sentence(image_folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    arguments = train_arguments(image_folder, "optim.steps=2", f"run.dir={tmp_path}/file/run")
+    with pytest.raises(
+        SystemExit, match=r"dsd-train: .*file.* cannot be written or read: (Not a directory|File exists)"
+    ):
+        main(["training/configs/demo.toml", *arguments])
 
 
 def test_sigterm_saves_a_checkpoint_and_exits_with_0(image_folder, tmp_path):

@@ -18,19 +18,17 @@ import json
 import logging
 import os
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-import torch.distributed as dist
 
 from dsd_serve import __version__
 from dsd_serve.checkpoint import read_model_dir
 from dsd_serve.config import PRESETS
-from dsd_serve.errors import CheckpointError, ConfigError, DSDError, EngineUnavailableError
+from dsd_serve.errors import CheckpointError, ConfigError, EngineUnavailableError
 from dsd_serve.export_process import export_command, export_environment, missing_packages
 from training.distillation.distill import distill
 from training.distillation.distill_config import DistillConfig, load_distill_config
+from training.ending import in_a_sentence
 
 log = logging.getLogger(__name__)
 
@@ -109,10 +107,5 @@ def run(options: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     options = arguments_parser().parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
+    with in_a_sentence("dsd-distill"):
         run(options)
-    except DSDError as error:
-        if not dist.is_initialized():
-            sys.exit(f"dsd-distill: {error}")
-        print(f"dsd-distill: {error}", file=sys.stderr, flush=True)
-        os._exit(1)  # a normal exit tears the process group down while its threads run, and may abort

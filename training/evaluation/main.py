@@ -40,7 +40,7 @@ import torch
 from dsd_serve import __version__
 from dsd_serve.engines import ENGINE_NAMES
 from dsd_serve.errors import DSDError, InputError, shown
-from dsd_serve.files import atomic
+from dsd_serve.files import atomic, sentence_of
 from dsd_serve.params import SAMPLER_NAMES, SamplingParams
 from dsd_serve.precision import PRECISIONS
 from training.classes import IMAGENET
@@ -251,8 +251,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 temporary.write_text(json.dumps(rounded(numbers), indent=1) + "\n", encoding="utf-8")
     except KeyboardInterrupt:
         sys.exit("dsd-eval: stopped; finished features of real images stay cached")
-    except (DSDError, OSError) as error:
+    except DSDError as error:
         sys.exit(f"dsd-eval: {error}")
+    except OSError as error:
+        sys.exit(f"dsd-eval: {sentence_of(error)}")
     print(against_statistics.text(numbers) if options.statistics else table(numbers))
 
 
