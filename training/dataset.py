@@ -239,8 +239,8 @@ def hold_out_of_classes(images: Images, share: float) -> tuple[Images, Images]:
         members = np.flatnonzero((images.labels == np.bincount(images.labels[~held]).argmax()) & ~held)
         if len(members) < 2:
             raise CheckpointError(
-                f"{images.path} has only {len(images)} images, too few to hold {LEAST_HELD} out; give others with "
-                "data.validation"
+                f"{images.path} has too few images to hold {LEAST_HELD} out, {len(images)}; add images, or give others "
+                "with data.validation"
             )
         held[members[-1]] = True
     return images.subset(np.flatnonzero(~held)), images.subset(np.flatnonzero(held))

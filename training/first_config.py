@@ -28,7 +28,7 @@ from dsd_serve.errors import CheckpointError, DSDError, InputError
 from dsd_serve.files import atomic
 from dsd_serve.imaging import codec
 from training.classes import NO_CLASSES
-from training.dataset import HELD_OUT, LOOKED_AT, MAX_PIXELS, Images
+from training.dataset import HELD_OUT, LOOKED_AT, MAX_PIXELS, Images, split
 from training.device import Device, choose_device
 from training.estimate import duration, free_bytes, kept_for_backward, micro_batches, size, speed_here, state_bytes
 from training.inventory import classes_line
@@ -226,6 +226,8 @@ def lines(options: argparse.Namespace) -> Iterator[str]:
     yield from images.source.remarks
     if options.validation:
         Images(options.validation, 32, data=data, table=images.table).look()
+    else:
+        split(images)  # too few images fail here, and not in the first run
     where = choose_device(TrainConfig(), TrainConfig().network_config())
     cuda = where.device.type == "cuda"
     if options.start_from:

@@ -287,9 +287,9 @@ def test_a_full_disk_leaves_the_old_files(directory, retrained):
     try:
         for limit in (1000, size // 2):
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
-            with pytest.raises(SystemExit, match="dsd-export: the file would exceed the file size limit; no partial files"):
+            with pytest.raises(SystemExit, match="dsd-export: the file would exceed the file size limit; no partial"):
                 main([str(retrained), "-o", str(directory), "--store", "fp16"])
-            with pytest.raises(SystemExit, match="the disk is full"):
+            with pytest.raises(SystemExit, match="size limit"):
                 main([str(retrained), "-o", str(directory.parent / "new"), "--store", "fp16"])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -294,12 +294,12 @@ def parts_of_a_data_set(root: Path) -> Path:
     return root
 
 
-@layout("too few to hold 2 out")
+@layout("too few images to hold 2 out")
 def one_image(root: Path) -> Path:
     return fill(root, 1)
 
 
-@layout("too few to hold 2 out")
+@layout("too few images to hold 2 out")
 def one_image_of_each_class(root: Path) -> Path:
     return cats_and_dogs(root, count=1)
 
