@@ -66,7 +66,8 @@ def client_of(scope: Scope) -> str | None:
         return key.who
     address = (scope.get("client") or ("",))[0]
     try:
-        if ipaddress.ip_address(address).is_loopback:
+        found = ipaddress.ip_address(address)
+        if (getattr(found, "ipv4_mapped", None) or found).is_loopback:  # mapped: IPv4 on a socket of both
             return None
     except ValueError:
         if not address or address == TEST_CLIENT:  # a Unix socket, or a test

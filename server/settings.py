@@ -162,8 +162,8 @@ GROUPS = {
     "security": ("api_keys", "admin_key", "allowed_hosts", "cors_origins"),
     "logging and traces": ("log_level", "log_format", "otel"),
 }
-# Bounds of every number. They are finite, because a setting without a limit is not safe.
 MIN_SIZE = 8  # pixels a side of the images of an answer
+# Bounds of every number. They are finite, because a setting without a limit is not safe.
 RANGES: dict[str, tuple[float, float]] = {
     "port": (0, 65535),
     "threads": (0, max(64, os.cpu_count() or 1)),

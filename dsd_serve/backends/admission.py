@@ -45,6 +45,6 @@ class Admission:
         if timeout is not None and expected > timeout:
             self.observer.rejected("deadline")
             raise DeadlineError(
-                f"this would take about {expected:.2g} s, more than the timeout of {timeout:g} s: allow more time, ask "
+                f"this would take about {expected:.{2 if expected >= 0.01 else 4}f} s, more than the timeout of {timeout:g} s: allow more time, ask "
                 "for fewer steps or images, or try again later"
             )

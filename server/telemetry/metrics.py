@@ -33,6 +33,7 @@ CANCELLATIONS = ("disconnect", "deadline", "shutdown")
 TICK_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 WAIT_SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+MAX_ACCEPT = 2000  # characters of a header, of which more are not read
 
 
 class Metrics(Observer):
@@ -188,9 +189,6 @@ class Metrics(Observer):
         self.gauge(
             "dsd_ready", "1 when requests are served, as /health/ready.", lambda: backend.ready and not draining()
         )
-
-
-MAX_ACCEPT = 2000  # characters
 
 
 def install(app: FastAPI, metrics: Metrics) -> None:

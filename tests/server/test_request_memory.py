@@ -232,6 +232,8 @@ def test_clients_are_distinguished_by_address_except_on_this_machine():
     assert client_of({"client": ("2001:db8::1", 5)}) == client_of({"client": ("2001:db8::9:1", 5)})
     assert client_of({"client": ("2001:db8::1", 5)}) == "the network 2001:db8::/64"
     assert client_of({"client": ("nonsense", 0)}) == "the address nonsense"  # of a proxy's header
+    assert client_of({"client": ("::ffff:192.0.2.1", 5)}) == "the address 192.0.2.1"
+    assert client_of({"client": ("::ffff:127.0.0.1", 5)}) is None
     assert client_of({"client": ("127.0.0.1", 5)}) is client_of({"client": ("::1", 5)}) is client_of({}) is None
 
 
