@@ -44,7 +44,8 @@ class Admission:
         expected = times.until_done(ahead, costs)
         if timeout is not None and expected > timeout:
             self.observer.rejected("deadline")
+            seconds = f"{expected:.{2 if expected >= 0.01 else 4}f} s"
             raise DeadlineError(
-                f"this would take about {expected:.{2 if expected >= 0.01 else 4}f} s, more than the timeout of {timeout:g} s: allow more time, ask "
-                "for fewer steps or images, or try again later"
+                f"this would take about {seconds}, more than the timeout of {timeout:g} s: allow more time, ask for "
+                "fewer steps or images, or try again later"
             )
