@@ -33,7 +33,7 @@ class ModelConfig:
     image_size, patch_size: pixels. latent_dim: channels C of one latent token. prediction: the meaning of the
     trunk's output in a denoise row, "latents" (the clean estimate itself, DSD) or "velocity" (the baselines of the
     collapse study); `denoise` returns the clean estimate either way. num_classes: 0 for a model without classes, which
-    knows only `null_label`. classes: the labels that were trained, empty for all. class_names: the name of each label;
+    has only `null_label`. classes: the labels that were trained, empty for all. class_names: the name of each label;
     empty: labels are those of ImageNet-1k. class_wnids: the WordNet id of each label, "" where there is none; empty:
     there are none (or ImageNet-1k's). flow_map: the network takes the time r to jump to as a further input.
     Raises ConfigError if the numbers do not fit together.
@@ -139,7 +139,7 @@ class ModelConfig:
 
     @property
     def num_parameters(self) -> int:
-        """Weights of the network."""
+        """Number of parameters."""
         d, patch = self.hidden_size, 3 * self.patch_size**2
         block = 4 * d * d + d // self.num_heads + 3 * d * mlp_size(d) + 6 * d
         borders = 2 * (patch * d + self.latent_dim * d) + d + d + self.latent_dim + patch

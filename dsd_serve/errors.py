@@ -106,7 +106,7 @@ class ServerError(DSDError):
 
 
 class Shown(Repr):
-    """A value as JSON and Python agree to write it, at most about 80 characters long, whatever its size."""
+    """A value as short JSON-like text for error messages: at most about 80 characters, whatever its size."""
 
     def __init__(self) -> None:
         super().__init__()

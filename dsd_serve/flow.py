@@ -4,7 +4,8 @@
     velocity = dz_t/dt = z - noise = (z_hat - z_t) / (1 - t)
     z_r = z_t + (r - t) velocity
 
-t = 1 is never evaluated. The functions take numpy arrays and torch tensors alike; t is a float or broadcasts against z.
+t = 1 is never evaluated. The functions take numpy arrays and torch tensors alike: z, z_t, z_hat and noise
+[..., L, C]; t and r are floats, or broadcast against these.
 """
 
 from typing import Any
@@ -21,7 +22,10 @@ def velocity(z_hat: Any, z_t: Any, t: Any) -> Any:
 
 
 def jump(z_hat: Any, z_t: Any, t: Any, r: Any) -> Any:
-    """z_r, in a straight line from z_t: at the velocity of z_hat for t <= r <= 1. At r = 1 it is z_hat."""
+    """The point z_r that is reached from z_t in a straight line with the velocity of z_hat; 0 <= t <= r <= 1, t < 1.
+
+    At r = 1 it is z_hat.
+    """
     return z_t + (r - t) * velocity(z_hat, z_t, t)
 
 

@@ -27,7 +27,7 @@ PLACE = re.compile(
 )
 FILE = re.compile(r"model(\.[a-z0-9_]+)*\.(onnx|safetensors)", re.A)
 MAX_BYTES = 50_000_000_000  # of the files of a model
-INSTALL = "pip install 'dsd-serve[hub]'"
+INSTALL = "pip install '.[hub]'"
 
 
 def model_dir(place: str | Path) -> Path:

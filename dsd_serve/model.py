@@ -43,8 +43,8 @@ class Model:
     image, or uint8 [H, W, 3]; their centre square is scaled to the network's size. Images are returned as PIL images
     in RGB, [S, S] at the network's size unless `size` scales them, with `info["dsd"]`, the JSON of the settings that
     draw them again; `dsd_serve.to_png` writes it into a file. `settings` are fields of SamplingParams, by default the
-    model's recommendation. Without a seed a random one is used. Raises InputError for a wrong argument, ClosedError
-    after `close`, EngineError when the network fails.
+    model's recommendation. Without a seed a random one is used. size: 8 to 16384 pixels; n: 1 to 1,000,000 images.
+    Raises InputError for a wrong argument, ClosedError after `close`, EngineError when the network fails.
 
     info: name, config, defaults and fingerprint of the model. backend: carries out its tasks.
     """

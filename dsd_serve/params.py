@@ -50,11 +50,12 @@ def setting(default: Any, about: str, **more: Any) -> Any:
 class SamplingParams:
     """Settings of one image. Raises InputError with the allowed range.
 
-    seed: 0 to 2^63 - 1. index: number of the image among those of one request, so that image i of a request equals
-    image i of any other request with that seed. num_steps: steps of the sampler (heun evaluates the network twice in
-    all but the last). guidance_scale: classifier-free guidance, 1 is off. guidance_start and guidance_stop: the times
-    (0 = noise, 1 = data) between which it is on (arXiv 2404.07724); elsewhere a step costs one row, not two.
-    preview_every: steps between previews, which are decoded clean estimates; 0: none.
+    seed: 0 to 2^63 - 1. index: number of the image among those of one request, 0 to 2^63 - 1, so that image i of a
+    request equals image i of any other request with that seed. num_steps: 1 to 1000 steps of the sampler (heun
+    evaluates the network twice in all but the last). guidance_scale: of classifier-free guidance (arXiv 2207.12598),
+    0 to 100; 1 is off. guidance_start <= guidance_stop: the times, from 0 (noise) to 1 (data), between which it is on
+    (arXiv 2404.07724); elsewhere a step costs one row, not two. preview_every: steps between previews, which are
+    decoded clean estimates, 0 to 1000; 0: none.
     """
 
     seed: int = setting(0, "seed of the noise", least=0, most=MAX_SEED, header=True)
@@ -71,7 +72,7 @@ class SamplingParams:
     )
     sampler: str = setting(
         "heun",
-        "euler, heun, dpmpp_2m, or flow_map if the model has one; heun evaluates the network twice per step",
+        "euler, heun, dpmpp_2m, or flow_map if the model has one; heun takes two evaluations a step, one in the last",
         choices=SAMPLER_NAMES,
         recommended=True,
         header=True,

@@ -30,7 +30,10 @@ def timesteps(num_steps: int, start: float = 0.0) -> list[float]:
 
 
 def initial_noise(seed: int, index: int, shape: tuple[int, ...]) -> Latents:
-    """Standard normal noise that depends on the seed and the index alone (counter-based Philox), never on a batch."""
+    """Standard normal noise, float32 of `shape`, that depends on the seed and the index alone (counter-based Philox).
+
+    seed, index: 0 to 2^63 - 1.
+    """
     generator = np.random.Generator(np.random.Philox(key=[seed, index]))
     return generator.standard_normal(shape, dtype=np.float32)
 
@@ -90,7 +93,10 @@ def num_rows(params: SamplingParams, ts: list[float], num_labels: int = 1) -> in
 
 
 def euler(z: Latents, ts: list[float], denoise: Denoiser) -> Rows:
-    """First order, one evaluation per step."""
+    """First order, one evaluation per step.
+
+    z: noise [L, C]. ts: increasing times, from below 1 to 1. Returns latents [L, C]. So do the other samplers.
+    """
     for t, t_next in pairwise(ts):
         z_hat = yield from denoise(z, t)
         z = jump(z_hat, z, t, t_next)
@@ -120,22 +126,23 @@ def heun(z: Latents, ts: list[float], denoise: Denoiser) -> Rows:
 def dpmpp_2m(z: Latents, ts: list[float], denoise: Denoiser) -> Rows:
     """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2) with alpha = t, sigma = 1 - t: second order, one evaluation.
 
-    The first step and the last are first order: lambda = log(alpha / sigma) is infinite at both ends. There, steps in
-    lambda remain large for any num_steps, which costs a factor log(num_steps) in the error over the whole range.
+    The first step is first order, the last, and from noise also the second, because lambda = log(alpha / sigma) is
+    infinite at t = 0 and t = 1. There, steps in lambda remain large for any num_steps, which costs a factor
+    log(num_steps) in the error over the whole range.
     """
     previous: tuple[float, Latents] | None = None
     for t, t_next in pairwise(ts):
         z_hat = yield from denoise(z, t)
         estimate = z_hat
         if previous is not None and previous[0] > 0 and t_next < 1:
-            r = (log_snr(t) - log_snr(previous[0])) / (log_snr(t_next) - log_snr(t))
+            r = (half_log_snr(t) - half_log_snr(previous[0])) / (half_log_snr(t_next) - half_log_snr(t))
             estimate = z_hat + (z_hat - previous[1]) / np.float32(2 * r)
         z = jump(estimate, z, t, t_next)  # the exact step of the linear part, for alpha = t
         previous = t, z_hat
     return z
 
 
-def log_snr(t: float) -> float:
+def half_log_snr(t: float) -> float:
     """lambda, half the log signal-to-noise ratio."""
     return math.log(t / (1 - t))
 

@@ -7,7 +7,7 @@ def main() -> None:
     try:
         from export.main import main as export_main
     except ImportError as error:
-        sys.exit(f"dsd-export: a package for export is missing ({error}): pip install 'dsd-serve[export]'")
+        sys.exit(f"dsd-export: a package for export is missing ({error}): pip install '.[export]'")
     except KeyboardInterrupt:
         sys.exit("dsd-export: stopped; no partial files are left")
     export_main()

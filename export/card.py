@@ -122,7 +122,7 @@ def hub_card(card: str, place: str, license_id: str) -> str:
     ]
     commands = [
         "```sh",
-        "pip install 'dsd-serve[cpu,hub]'",
+        "pip install '.[cpu,hub]'    # in a clone of DSD",
         f"dsd-serve --model {place}",
         "curl 'localhost:8000/generate?seed=1' -o image.png",
         "```",
@@ -152,7 +152,7 @@ def training_rows(checkpoint: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def flow_map_sentence(defaults: SamplingParams) -> str:
-    """What a flow map is, and how many rows an image needs with the recommended settings."""
+    """A sentence about flow maps, and how many rows an image needs with the recommended settings."""
     rows = Generate(0, defaults).cost.rows
     return (
         "the time to jump to is an input of the network; an image with these settings takes "
@@ -161,7 +161,7 @@ def flow_map_sentence(defaults: SamplingParams) -> str:
 
 
 def classes_sentence(config: ModelConfig) -> str:
-    """What the model draws: its classes by name and index, of which a long list is cut."""
+    """The classes that the model draws, by name and index; a long list is cut."""
     table = table_of(config)
     if not config.num_classes:
         return "Images of one kind: the model has no classes."

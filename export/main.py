@@ -99,7 +99,7 @@ def import_plans() -> ModuleType:
         import export.tensorrt.plans as plans
     except ImportError as error:
         raise EngineUnavailableError(
-            f"TensorRT plans need {error.name or error}: pip install 'dsd-serve[tensorrt]' or 'dsd-serve[tensorrt-rtx]'"
+            f"TensorRT plans need {error.name or error}: pip install '.[tensorrt]' or '.[tensorrt-rtx]'"
         ) from None
     return plans
 
@@ -308,13 +308,17 @@ def arguments_parser() -> argparse.ArgumentParser:
         choices=tuple(name for name, row in PRECISIONS.items() if row.storable),
         help="type of the weights in model.safetensors (default fp32)",
     )
-    parser.add_argument("--steps", type=int, help="recommended number of steps (default 25; 2 for a flow map)")
     parser.add_argument(
-        "--sampler", choices=SAMPLER_NAMES, help="recommended sampler (default heun; flow_map for a flow map)"
+        "--steps", type=int, help="recommended number of steps (default: SOURCE's, else 25; 2 for a flow map)"
     )
-    parser.add_argument("--guidance", type=float, help="recommended guidance scale (default 1, off)")
-    parser.add_argument("--guidance-start", type=float, metavar="T", help="time from which it is on (default 0, noise)")
-    parser.add_argument("--guidance-stop", type=float, metavar="T", help="time until which it is on (default 1, data)")
+    parser.add_argument(
+        "--sampler",
+        choices=SAMPLER_NAMES,
+        help="recommended sampler (default: SOURCE's, else heun; flow_map for a flow map)",
+    )
+    parser.add_argument("--guidance", type=float, help="recommended guidance scale (default: SOURCE's, else 1, off)")
+    parser.add_argument("--guidance-start", type=float, metavar="T", help="time from which it is on (SOURCE's, else 0)")
+    parser.add_argument("--guidance-stop", type=float, metavar="T", help="time until which it is on (SOURCE's, else 1)")
     parser.add_argument(
         "--class-images",
         choices=("auto", "on", "off"),
@@ -338,4 +342,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"dsd-export: {error}")
     except OSError as error:
         sys.exit(f"dsd-export: {sentence_of(error)}; no partial files are left")
-    log.info("%s is up to date; serve it with: dsd-serve --model %s", target, target)
+    log.info("%s is ready; serve it with: dsd-serve --model %s", target, target)

@@ -31,7 +31,7 @@ Fingerprint = Annotated[
 
 
 class ClassAndSeed(Answer):
-    """The class of an image, None for one towards none, and its noise."""
+    """The class of an image (null: no class), and the seed and index of its noise."""
 
     class_: Annotated[ImageClassAnswer | None, Field(alias="class")]
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)]
@@ -194,7 +194,7 @@ class Encoded(Answer):
 
 
 class ImageEvent(Encoded, OfAnEdit, DrawnSettings, ImageNumber):
-    """Image `image` of the request is ready. `strength` is there after /edit."""
+    """Image `image` of the request is ready. Only /edit sets `strength`."""
 
 
 class ImageCount(Answer):
@@ -202,7 +202,7 @@ class ImageCount(Answer):
 
 
 class DoneEvent(OfAnEdit, DrawnSettings, ImageCount):
-    """The last event: every image had its own. The settings are those of the first."""
+    """The last event, after an `image` or `error` event for every image. The settings are those of the first image."""
 
 
 class LatentsAnswer(Answer):
@@ -217,7 +217,7 @@ class Defaults(Recommended):
 
 class SelfTest(Answer):
     """The self-test at start: whether a row gives the same bits alone and in a batch, and so a seed the same bytes
-    under any load. On a CPU it does; on a GPU it was tried at the batch sizes `row_counts`, and no more is promised."""
+    under any load. Always true on a CPU. On a GPU only the batch sizes in `row_counts` were tested."""
 
     batch_invariant: bool
     rows: Annotated[int, Field(ge=1)]
@@ -266,7 +266,7 @@ class ModelReplaced(Answer):
 
 
 class CheckpointAnswer(Answer):
-    """A checkpoint whose images are there, as /checkpoints/STEP."""
+    """A checkpoint whose images /checkpoints/STEP returns."""
 
     step: Annotated[int, Field(ge=0)]
     fingerprint: Fingerprint
@@ -297,7 +297,7 @@ class Problem(BaseModel):
 
 
 class ErrorEvent(Problem, ImageNumber):
-    """Why image `image` was not drawn; the others go on."""
+    """The error of image `image`; the other images are not affected."""
 
 
 def fill(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:

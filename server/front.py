@@ -1,4 +1,4 @@
-"""What dsd-serve and dsd-ui share: how they start and listen, and the checks of every request.
+"""The parts that dsd-serve and dsd-ui share: how they start and listen, and the checks of every request.
 
 Its imports are light, so that Ctrl-C ends the program silently while the rest is loaded.
 """

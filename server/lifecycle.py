@@ -1,5 +1,5 @@
-"""Uvicorn servers that handle signals. At SIGTERM or SIGINT dsd-serve goes on listening, finishes what runs and refuses
-what is new.
+"""Uvicorn servers that handle signals. At SIGTERM or SIGINT dsd-serve keeps listening, finishes running requests and
+refuses new ones.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ LAST_ANSWERS = 5  # seconds for answers on their way once everything else is ove
 
 
 class BoundedServer(uvicorn.Server):
-    """Uvicorn with limits on its connections. SIGTERM or SIGINT ends it in order and with exit code 0, a second
-    signal at once.
+    """Uvicorn with limits on its connections. SIGTERM or SIGINT shuts it down gracefully, with exit code 0; a
+    second signal ends it at once.
 
-    SIGHUP calls `reload`, and ends it in order only when its terminal is gone. at_end: called before connections are
-    closed.
+    SIGHUP calls `reload`, and shuts it down gracefully only when its terminal is gone. at_end: called before the
+    connections are closed.
     """
 
     def __init__(

@@ -64,7 +64,7 @@ class Opener:
         self.apart = (live or settings.engine_apart) and engine is None
 
     def look(self, name: str, place: str) -> Unloaded:
-        """What the model directory of a place says about itself. Raises CheckpointError."""
+        """The name, configuration and age of the model directory of a place. Raises CheckpointError."""
         directory = read_model_dir(model_dir(place))
         created = int((directory.path / "config.json").stat().st_mtime)
         return Unloaded(name or directory.name, directory.config, created)
@@ -92,7 +92,7 @@ class Opener:
         return self.described(opened.info, opened.backend, name, place)
 
     def described(self, info: ModelInfo, backend: Backend, name: str = "", place: str = "") -> Served:
-        """The model as it is served, with what is worth knowing of it in the log."""
+        """The served model; logs its engine, row budget and self-test."""
         info = replace(info, name=name) if name and name != info.name else info
         announce(info)
         return Served(info, backend, place)
@@ -106,7 +106,7 @@ class Opener:
 
 
 def announce(info: ModelInfo) -> None:
-    """Log what is worth knowing of a model."""
+    """Log the engine, row budget, self-test and class names of a model."""
     info.table.prepare()
     if info.table.warning:
         log.warning("%s", info.table.warning)

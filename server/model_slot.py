@@ -44,7 +44,7 @@ class Served:
 
 @dataclass(frozen=True)
 class Unloaded:
-    """What is known of a model before it is loaded. created: of its config.json, in seconds since 1970."""
+    """The facts about a model before it is loaded. created: modification time of config.json, Unix seconds."""
 
     name: str
     config: ModelConfig

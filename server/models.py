@@ -121,7 +121,7 @@ class Models:
 
     @property
     def given_up(self) -> str | None:
-        """The reason why only a new start of this whole process can help one of the models, or None."""
+        """The reason why this process must be restarted because of one of the models, or None."""
         return next((reason for one in self.served if (reason := one.backend.given_up)), None)
 
     @property

@@ -53,7 +53,7 @@ def require_class(document: Schema) -> None:
 
 
 def describe_answers(schemas: Schema, table: ClassTable, example: ImageClass) -> None:
-    """What answers say of a class."""
+    """The description of a class in answers."""
     answer = schemas["ImageClassAnswer"]
     for name, value in example.to_dict().items():
         answer["properties"][name]["examples"] = [value]

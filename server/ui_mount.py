@@ -13,7 +13,7 @@ from dsd_serve.errors import ConfigError, EngineUnavailableError
 from server.middleware.prefix import below_prefix
 from server.service import Service
 
-MISSING = "--ui needs gradio ({error}): pip install 'dsd-serve[ui]', or leave --ui out"
+MISSING = "--ui needs gradio ({error}): pip install '.[ui]', or leave --ui out"
 KEYS = "--ui cannot be combined with API keys, because anyone could draw on the page without one; serve it with dsd-ui"
 
 

@@ -166,7 +166,7 @@ def check(settings: Settings, run: Path) -> None:
         raise ConfigError(f"watch with a run needs engine {' or '.join(ENGINES)}, got {settings.engine}")
     if missing := missing_packages():
         raise EngineUnavailableError(
-            f"watch exports the checkpoints of {run}, which needs {', '.join(missing)}: pip install 'dsd-serve[export]'"
+            f"watch exports the checkpoints of {run}, which needs {', '.join(missing)}: pip install '.[export]'"
         )
 
 

@@ -4,7 +4,7 @@
 
 Draws 200 samples with the model's recommended settings and measures how far each is from the nearest training image, by
 features of EfficientNet-Lite0 (1 - cosine) and by pixels (root mean square, mirrored or not, as in training). As many
-held-out images are the measure: samples of a model that knows images by heart are nearer than these.
+held-out images are the measure: samples of a model that has memorised its training images are nearer than these.
 
 Writes nearest.json, the page nearest.md with 20 samples and the numbers of the three training images nearest to each by
 features and by pixels, and a figure of these samples beside these images. The figure holds training images, so it stays
@@ -150,8 +150,8 @@ def document(numbers: dict[str, Any]) -> str:
         f"Written by `python -m studies.nearest` for the model {numbers['name']} (fingerprint "
         f"{numbers['fingerprint'][:8]}). {SAMPLES} samples with the recommended settings, and as many held-out images, "
         f"are compared with the {numbers['training_images']:,} training images: by features of EfficientNet-Lite0 "
-        "(1 - cosine), and by pixels (root mean square, mirrored or not). Samples of a model that knows images by "
-        "heart are nearer than held-out images.",
+        "(1 - cosine), and by pixels (root mean square, mirrored or not). Samples of a model that has memorised "
+        "its training images are nearer than held-out images.",
         "",
         *markdown_table(["", "nearest training image, median", "smallest"], medians),
         "",

@@ -143,7 +143,7 @@ def recommendation(values: Mapping[str, Any]) -> list[str]:
         "",
         f"{described(chosen)}.",
         "",
-        "The cheapest of the settings that a model directory can recommend (even steps)",
+        "The cheapest of the settings that a model directory can recommend (evenly spaced timesteps)",
         f"whose frechet_lite0 exceeds that of real images by at most {SLACK - 1:.0%} more than the smallest one does,",
         "and whose top1 is not below the highest of those. Two settings differ if the mean difference of their seeds",
         f"is more than {ERRORS} standard errors of that difference, which are smaller than the ± of either setting:",

@@ -43,7 +43,7 @@ def summarised(of_seeds: Mapping[str, Sequence[float]], digits: Mapping[str, int
 
 
 def candidates(results: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The settings that a model directory can recommend, nearest first: those of even steps."""
+    """The settings that a model directory can recommend, nearest first: those of evenly spaced timesteps."""
     return sorted((r for r in results if r["shift"] == 1), key=lambda r: r["frechet_lite0"])
 
 

@@ -82,7 +82,7 @@ def test_a_missing_extra_is_named(name, extra):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode != 0
-    assert f"pip install 'dsd-serve[{extra}]'" in done.stderr
+    assert f"pip install '.[{extra}]'" in done.stderr
     assert "Traceback" not in done.stderr
 
 

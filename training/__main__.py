@@ -7,7 +7,7 @@ def main() -> None:
     try:
         from training.train import main as train_main
     except ImportError as error:
-        sys.exit(f"dsd-train: a package for training is missing ({error}): pip install 'dsd-serve[train]'")
+        sys.exit(f"dsd-train: a package for training is missing ({error}): pip install '.[train]'")
     train_main()
 
 
@@ -16,7 +16,7 @@ def distill() -> None:
     try:
         from training.distillation.main import main as distill_main
     except ImportError as error:
-        sys.exit(f"dsd-distill: a package for training is missing ({error}): pip install 'dsd-serve[train]'")
+        sys.exit(f"dsd-distill: a package for training is missing ({error}): pip install '.[train]'")
     distill_main()
 
 
@@ -25,7 +25,7 @@ def evaluate() -> None:
     try:
         from training.evaluation.main import main as evaluate_main
     except ImportError as error:
-        sys.exit(f"dsd-eval: a package for evaluation is missing ({error}): pip install 'dsd-serve[train]'")
+        sys.exit(f"dsd-eval: a package for evaluation is missing ({error}): pip install '.[train]'")
     evaluate_main()
 
 

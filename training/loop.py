@@ -46,7 +46,7 @@ class StopSignal:
 
 @dataclass
 class Work:
-    """What the steps of a run do.
+    """The functions of a run that differ between training and distillation.
 
     step: one optimiser step; its losses. evaluate: measures, and writes to the journal and the bar; called by the first
     process. save: writes the checkpoint; as evaluate. saved: called by every process after a save. rate: the key in the

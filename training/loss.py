@@ -1,14 +1,15 @@
 """The DSD objective and the two baselines that collapse (arXiv 2511.14716).
 
-For an image x the latents are z = E(x+), from the online encoder and the augmented image; the targets are
-z_target = E_ema(x), from the EMA encoder and the clean image. With z_t = t z + (1 - t) noise the three objectives are
+For an augmented image x the latents are z = E(x+), from the online encoder, where x+ is x with some patches masked; the
+targets are z_target = E_ema(x), from the EMA encoder and the unmasked image. With z_t = t z + (1 - t) noise the three
+objectives are
 
     dsd            w(t) || z_hat(z_t, t, y) - sg(z_target) ||^2    both remedies: stop-gradient, clean-latent prediction
     stop_gradient  || v(z_t, t, y) - (sg(z_target) - noise) ||^2   the first remedy alone
     naive          || v(z_t, t, y) - (z - noise) ||^2              neither
 
-and the gradient reaches the encoder through z_t in all of them. To these are added the reconstruction of the image, the
-same pixel losses of the decoded clean estimate, and auxiliary losses on hidden states.
+and the gradient reaches the encoder through z_t in all of them. To these are added pixel losses of the reconstruction
+(l1 or l2, optionally a Laplacian pyramid and LPIPS), and auxiliary losses on hidden states.
 """
 
 from dataclasses import dataclass
@@ -29,8 +30,8 @@ SMALLEST_BAND = 4  # least side, in pixels, of the pyramid's coarsest band
 class Draws:
     """The random numbers of one micro-batch of B images with K draws each. A step is a pure function of them.
 
-    noise [B K, L, C], t [B K], null [B K] bool (drop the label), mask [B, L] bool (hide the patch from the encoder),
-    decode_noise [B, L, C] and decode_t [B]: noise of the latents that are decoded (t = 1: none).
+    noise [B K, L, C], t [B K] in (0, 0.999], null [B K] bool (drop the label), mask [B, L] bool (hide the patch from
+    the encoder), decode_noise [B, L, C] and decode_t [B] in (0, 1]: noise of the decoded latents (t = 1: none).
     """
 
     noise: Tensor
@@ -73,7 +74,7 @@ def projector(hidden_size: int, width: int | None = None) -> nn.Sequential:
 
 
 class NetworkObjective(nn.Module):
-    """An objective: a loss and what it trains. model: the network, beside which there may be heads."""
+    """A loss with its trainable modules. model: the network; subclasses may add heads."""
 
     model: DSD
 

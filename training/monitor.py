@@ -59,7 +59,7 @@ def denoised_psnr(model: DSD, pixels: Tensor, labels: Tensor, t: float, batch_si
     return psnr(pixels.numpy(), torch.cat(decoded).numpy())
 
 
-MEMORISED = "the network begins to memorise"  # how the sentence begins that is said once in a run
+MEMORISED = "the network begins to memorise"  # prefix of the warning, which is given once per run
 
 
 class Monitor:

@@ -71,13 +71,13 @@ def open_graph(file: Path, device: torch.device) -> Any:
     try:
         import onnxruntime as ort
     except ImportError:
-        raise CheckpointError("loss.vision_model needs ONNX Runtime: pip install 'dsd-serve[cpu]' or [gpu]") from None
+        raise CheckpointError("loss.vision_model needs ONNX Runtime: pip install '.[cpu]' or [gpu]") from None
     if not file.exists():
         raise CheckpointError(f"loss.vision_model names {str(file)!r}, which does not exist")
     providers: list[Any] = ["CPUExecutionProvider"]
     if device.type == "cuda":
         if "CUDAExecutionProvider" not in ort.get_available_providers():
-            raise CheckpointError("loss.vision_model on CUDA needs onnxruntime-gpu: pip install 'dsd-serve[gpu]'")
+            raise CheckpointError("loss.vision_model on CUDA needs onnxruntime-gpu: pip install '.[gpu]'")
         providers = [("CUDAExecutionProvider", {"device_id": device.index or 0})]
     try:
         return ort.InferenceSession(str(file), providers=providers)

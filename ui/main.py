@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         try:
             front.serve_page(make, options)
         except ImportError as error:
-            sys.exit(f"dsd-ui: the page needs gradio ({error}): pip install 'dsd-serve[ui]'")
+            sys.exit(f"dsd-ui: the page needs gradio ({error}): pip install '.[ui]'")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -32,7 +32,7 @@ class ModelInfo:
     """A model and the engine that runs it, as plain values that can travel.
 
     described: the engine's `describe`. budget: rows a tick, as measured at the start. card: the text of card.md.
-    created: of its config.json, in seconds since 1970. class_images: those of its directory, if there are any.
+    created: modification time of config.json, Unix seconds. class_images: those of its directory, if there are any.
     """
 
     name: str
@@ -242,7 +242,7 @@ class Backend(Protocol):
 
     @property
     def given_up(self) -> str | None:
-        """The reason why only a new start of this whole process can help, or None."""
+        """The reason why this process must be restarted, or None."""
         ...
 
     @property

@@ -42,7 +42,7 @@ def load_engine(
             from dsd_serve.engines.torch_engine import TorchEngine
         except ImportError as error:
             raise EngineUnavailableError(
-                f"engine 'torch' needs torch, which cannot be imported ({error}): pip install 'dsd-serve[train]'"
+                f"engine 'torch' needs torch, which cannot be imported ({error}): pip install '.[train]'"
             ) from None
         check_runs(precision, name)
         return TorchEngine.load(model_dir, device=device, num_threads=num_threads, precision=precision)

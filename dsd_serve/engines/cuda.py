@@ -50,8 +50,8 @@ def import_runtime() -> ModuleType:
         from cuda.bindings import runtime
     except ImportError as error:
         raise EngineUnavailableError(
-            f"NVIDIA's cuda-bindings are required but cannot be imported ({error}): pip install 'dsd-serve[tensorrt]' "
-            "or 'dsd-serve[tensorrt-rtx]'"
+            f"NVIDIA's cuda-bindings are required but cannot be imported ({error}): pip install '.[tensorrt]' "
+            "or '.[tensorrt-rtx]'"
         ) from None
     return runtime
 

@@ -14,7 +14,7 @@ from dsd_serve.errors import CheckpointError, EngineUnavailableError, shown
 from dsd_serve.precision import check_runs, find_precision
 from dsd_serve.rows import OUTPUT_NAMES, Array, Row, collate, distribute, inputs_of, outputs_of
 
-INSTALL = "pip install 'dsd-serve[cpu]' (or 'dsd-serve[gpu]' for NVIDIA GPUs; never both, they overwrite each other)"
+INSTALL = "pip install '.[cpu]' (or '.[gpu]' for NVIDIA GPUs; never both, they overwrite each other)"
 
 log = logging.getLogger(__name__)
 
@@ -240,7 +240,7 @@ def choose_provider(ort: Any, device: str) -> tuple[str, dict[str, str]]:
         raise EngineUnavailableError(f"device must be cpu, cuda or cuda:N, got {device!r}")
     if "CUDAExecutionProvider" not in ort.get_available_providers():
         raise EngineUnavailableError(
-            f"device {device!r} needs onnxruntime-gpu, and this is the CPU build: install 'dsd-serve[gpu]' "
+            f"device {device!r} needs onnxruntime-gpu, and this is the CPU build: install '.[gpu]' "
             "in an environment of its own"
         )
     check_driver(device)  # ONNX Runtime would run on the CPU

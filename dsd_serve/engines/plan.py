@@ -28,8 +28,8 @@ FILE_KEYS = {"checks": "gates"}  # field -> key in the file, if they differ
 
 
 HOW_TO_INSTALL = {
-    "tensorrt": "pip install 'dsd-serve[tensorrt]'",
-    "tensorrt_rtx": "pip install 'dsd-serve[tensorrt-rtx]'",
+    "tensorrt": "pip install '.[tensorrt]'",
+    "tensorrt_rtx": "pip install '.[tensorrt-rtx]'",
 }
 
 # Compute capabilities of tensorrt_rtx: all for which it builds, and those for which it does by default. Of the GPUs of

@@ -98,7 +98,7 @@ class Shard:
 
     @property
     def suffix(self) -> str:
-        """What the files of this shard have in their names: nothing if it is the only one."""
+        """The part of file names that says which shard they are of: empty if it is the only one."""
         return "" if self.count == 1 else f"-{self.number}-of-{self.count}"
 
     def share(self, total: int, unit: int = 1) -> range:

@@ -98,14 +98,14 @@ function* heun(z, ts, denoise) {
   return z;
 }
 
-/** DPM-Solver++(2M): the first step and the last are first order. */
+/** DPM-Solver++(2M): the first step is first order, the last, and from noise also the second. */
 function* dpmpp2m(z, ts, denoise) {
   let previous = null;
   for (const [t, next] of steps(ts)) {
     const zHat = yield* denoise(z, t, t);
     let estimate = zHat;
     if (previous !== null && previous.t > 0 && next < 1) {
-      const ratio = (logSNR(t) - logSNR(previous.t)) / (logSNR(next) - logSNR(t));
+      const ratio = (halfLogSNR(t) - halfLogSNR(previous.t)) / (halfLogSNR(next) - halfLogSNR(t));
       const [before, by] = [previous.zHat, fround(2 * ratio)];
       estimate = zHat.map((value, i) => value + fround(fround(value - before[i]) / by));
     }
@@ -121,6 +121,6 @@ function* flowMap(z, ts, denoise) {
   return z;
 }
 
-const logSNR = (t) => log(t / (1 - t));
+const halfLogSNR = (t) => log(t / (1 - t));
 
 export const SAMPLERS = { euler, heun, dpmpp_2m: dpmpp2m, flow_map: flowMap };

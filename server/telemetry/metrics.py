@@ -158,7 +158,7 @@ class Metrics(Observer):
         self.gauges.append((made.labels(**labels) if labels else made, value))
 
     def refresh(self) -> None:
-        """Bring what is not counted as it happens up to date."""
+        """Update the gauges that are computed at each scrape, and the count of dropped log lines."""
         for gauge, value in self.gauges:
             gauge.set(value())
         dropped = lines_dropped()

@@ -116,7 +116,7 @@ def load_traces(enabled: bool) -> Traces:
         return Traces(open_provider())
     except ImportError as error:
         raise ConfigError(
-            f"{reason} asks for traces, and OpenTelemetry cannot be imported ({error}): pip install 'dsd-serve[otel]'"
+            f"{reason} asks for traces, and OpenTelemetry cannot be imported ({error}): pip install '.[otel]'"
         ) from None
     except Exception as error:  # for a variable that the SDK cannot read; it does not say which
         raise ConfigError(

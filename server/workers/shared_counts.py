@@ -35,7 +35,7 @@ class WorkerCounts:
         self.connections: dict[str, int] = {}
 
     def report(self) -> Counts:
-        """What has changed since the last report."""
+        """The counts that changed since the last report."""
         service, limiter = self.service, self.limiter
         images = dict(service.shares)
         if service.unanswered:
@@ -52,7 +52,7 @@ class WorkerCounts:
         return found
 
     def note(self, message: Counts) -> None:
-        """What has changed in the counts of the others."""
+        """The changes in the counts of the other workers."""
         apply(self.service.others, message.images)
         apply(self.limiter.others, message.connections)
         for key in self.service.keys:

@@ -25,7 +25,7 @@ LAST_MESSAGES = 2000  # milliseconds for what is unsent at the end
 
 
 class WorkerBackend(MessageBackend):
-    """Owns the thread that talks to the main process, which admits what this has admitted, and has the last word.
+    """Owns the thread that talks to the main process. Tasks must be admitted here and then there.
 
     refusals: is notified of what is refused here; the main process counts the rest. orders: what the worker is to do
     beside its tasks, for the worker's own loop. Whatever goes wrong with the messages ends this process, which is then
@@ -62,7 +62,7 @@ class WorkerBackend(MessageBackend):
 
     @property
     def given_up(self) -> str | None:
-        """The reason why only a new start of the whole server can help, or None."""
+        """The reason why the whole server must be restarted, or None."""
         return self.status.given_up
 
     @property

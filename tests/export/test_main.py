@@ -484,6 +484,6 @@ def test_an_untrained_preset_needs_a_folder():
 def test_without_tensorrt_the_error_comes_before_the_work(directory, monkeypatch):
     monkeypatch.setitem(sys.modules, "export.tensorrt.plans", None)
     before = stamps(directory)
-    with pytest.raises(SystemExit, match=r"pip install 'dsd-serve\[tensorrt\]'"):
+    with pytest.raises(SystemExit, match=r"pip install '\.\[tensorrt\]'"):
         main([str(directory), "--trt", "--precision", "fp16"])
     assert stamps(directory) == before

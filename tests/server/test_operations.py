@@ -430,7 +430,7 @@ def test_traces_without_their_extra_are_a_sentence():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode != 0
-    assert "pip install 'dsd-serve[otel]'" in done.stderr and "Traceback" not in done.stderr
+    assert "pip install '.[otel]'" in done.stderr and "Traceback" not in done.stderr
 
 
 # The end.

@@ -282,7 +282,7 @@ def test_without_gradio_an_error_says_what_to_install(command, tiny_dir, tmp_pat
         timeout=60,
     )
     assert done.returncode == 1
-    assert "dsd-serve[ui]" in done.stderr
+    assert "pip install '.[ui]'" in done.stderr
     assert "Traceback" not in done.stderr
 
 

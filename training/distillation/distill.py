@@ -52,7 +52,7 @@ def recommended(config: DistillConfig, teacher: Teacher) -> SamplingParams:
 
 
 def record(config: DistillConfig, teacher: Teacher) -> dict[str, Any]:
-    """What a checkpoint holds beside the state: for its export, and to know the teacher again."""
+    """Values stored with the state: recommended settings for the export, and the identity of the teacher."""
     return {"sampling": to_config(recommended(config, teacher)), "distilled": identity(teacher)}
 
 

@@ -34,8 +34,9 @@ class JumpBatch:
     """The rows of one micro-batch and their targets.
 
     Jumps: z_t [J, L, C], t, r and labels [J], target [J, L, C]; the last B of them go to r = 1, and end in `image`
-    [B, 3, S, S], whose hidden states are `hidden` [2, B, L, W]. Flow: rows with r = t, flow_z_t ... flow_target. Roles:
-    images [E, 3, S, S] and their latents [E, L, C], decode_z [D, L, C] and decoded [D, 3, S, S].
+    [B, 3, S, S], whose hidden states are `hidden` [2, B, L, W]. Flow: F rows with r = t, flow_z_t [F, L, C] to
+    flow_target [F, L, C]. Roles: E images [E, 3, S, S] and their latents [E, L, C], D latents decode_z [D, L, C] and
+    their images decoded [D, 3, S, S]. Images are in [-1, 1], labels int64.
     """
 
     z_t: Tensor

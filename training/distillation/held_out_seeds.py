@@ -22,7 +22,7 @@ SHOWN = 10  # classes in the grid
 
 
 class HeldOutSeeds:
-    """Noise and labels that no step trains on, and the teacher's images of them."""
+    """Noise [N, L, C] and labels int64 [N] that no step trains on, and the teacher's latents and images of them."""
 
     def __init__(self, teacher: Teacher, config: DistillConfig, where: Device) -> None:
         self.teacher, self.where, self.shown = teacher.network, where, config.run.samples_per_class

@@ -47,9 +47,7 @@ def configuration(options: argparse.Namespace) -> DistillConfig:
 def check_output(folder: Path | None, model: str) -> Path:
     """The model directory to write. Raises DSDError before the long work."""
     if missing := missing_packages():
-        raise EngineUnavailableError(
-            f"the last step, dsd-export, needs {', '.join(missing)}: pip install 'dsd-serve[export]'"
-        )
+        raise EngineUnavailableError(f"the last step, dsd-export, needs {', '.join(missing)}: pip install '.[export]'")
     if folder is None:
         raise ConfigError("give the model directory to write: dsd-distill MODEL -o FAST")
     if folder.exists() and not folder.is_dir():

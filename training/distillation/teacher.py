@@ -128,7 +128,7 @@ def even_times(batch: int, steps: int, generator: torch.Generator | None, device
     """Times [batch, steps + 1] from 0 to 1, the inner ones shifted at random by up to 0.4 of a step; even without a
     generator.
 
-    A student that saw even times alone would know no jumps between others.
+    A student trained on evenly spaced times only would not learn other jumps.
     """
     times = torch.linspace(0, 1, steps + 1, device=device).repeat(batch, 1)
     if generator is not None:
@@ -158,7 +158,7 @@ def draw_trajectories(
         z_hat = estimate = of_null + column(guidance.at(t)) * (of_class - of_null)
         if 1 < i < steps - 1:
             before = times[:, i - 1]
-            ratio = (log_snr(t) - log_snr(before)) / (log_snr(r) - log_snr(t))  # [B]
+            ratio = (half_log_snr(t) - half_log_snr(before)) / (half_log_snr(r) - half_log_snr(t))  # [B]
             estimate = z_hat + (z_hat - estimates[-1]) / (2 * column(ratio))
         points.append(jump(estimate, z, column(t), column(r)))
         estimates.append(z_hat)
@@ -168,7 +168,7 @@ def draw_trajectories(
     )
 
 
-def log_snr(t: Tensor) -> Tensor:
+def half_log_snr(t: Tensor) -> Tensor:
     return torch.log(t / (1 - t))
 
 

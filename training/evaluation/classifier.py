@@ -23,7 +23,7 @@ from tqdm import tqdm
 from dsd_serve.errors import EngineUnavailableError
 from dsd_serve.files import atomic
 
-INSTALL = "pip install 'dsd-serve[eval]'"
+INSTALL = "pip install '.[eval]'"
 VERSION = "lite0-128-1"  # part of the names of cached features: change it whenever features change
 SIZE = 128  # pixels along a side of the classifier's input
 BATCH = 64

@@ -54,8 +54,8 @@ def spread(features: Features, labels: NDArray[np.int64]) -> float | None:
 def frechet(a: Moments, b: Moments) -> float:
     """|mu_a - mu_b|^2 + tr(A + B - 2 (A B)^(1/2)), the squared Frechet distance of two Gaussians.
 
-    After Dowson and Landau (1982). tr (A B)^(1/2) = tr (A^(1/2) B A^(1/2))^(1/2), whose argument is positive
-    semidefinite: two symmetric eigenvalue problems, whereas a root of the product itself may come out complex.
+    At least 0. After Dowson and Landau (1982). tr (A B)^(1/2) = tr (A^(1/2) B A^(1/2))^(1/2), whose argument is
+    positive semidefinite: two symmetric eigenvalue problems, whereas a root of the product itself may come out complex.
     """
     values, vectors = np.linalg.eigh(a.covariance)
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
@@ -121,7 +121,8 @@ def precision_recall(samples: Features, real: Features, neighbours: int = NEIGHB
     """Precision, the share of samples within the real set, and recall, the share of real images within the samples.
 
     arXiv 1904.06991. A set covers a ball around each of its images, up to that image's `neighbours`-th nearest
-    neighbour in the set. Both values depend on the counts of both sets.
+    neighbour in the set. Both values are from 0 to 1 and depend on the counts of both sets. Raises InputError for too
+    few images.
     """
     check_enough(len(samples), len(real), neighbours)
     return covered(samples, real, neighbours), covered(real, samples, neighbours)

@@ -37,7 +37,7 @@ def load_fidelity() -> Any:
         import torch_fidelity
     except ImportError as error:
         raise EngineUnavailableError(
-            f"--inception needs torch-fidelity, which cannot be imported ({error}): pip install 'dsd-serve[fidelity]'"
+            f"--inception needs torch-fidelity, which cannot be imported ({error}): pip install '.[fidelity]'"
         ) from None
     except RuntimeError as error:  # torchvision built for another torch
         raise EngineUnavailableError(

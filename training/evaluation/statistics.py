@@ -23,7 +23,7 @@ TOLERANCE = 1e-4  # relative asymmetry and negative eigenvalues of a covariance,
 
 @dataclass(frozen=True)
 class Statistics:
-    """What samples are compared with. pool, spatial: None if the file has none.
+    """The statistics with which samples are compared. pool, spatial: None if the file has none.
 
     images, size: number and side in pixels of the images in the file, 0 without images. ADM's files hold 10,000
     beside the statistics of the whole training set.

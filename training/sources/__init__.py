@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsd_serve.errors import CheckpointError
-from training.classes import ClassNames
+from training.classes import ClassNames, some
 from training.run_config import DataSection
 from training.sources.columns import HuggingFaceSource, ParquetSource
 from training.sources.folder import FolderSource
@@ -60,7 +60,10 @@ def open_source(path: str, data: DataSection) -> Source:
         files = sorted(place.glob(f"*{suffix}"))
         training = [file for file in files if not file.name.lower().startswith(("val", "test"))]
         if files:
-            return kind(training or files, data)
+            source = kind(training or files, data)
+            if training and (others := [file.name for file in files if file not in training]):
+                source.remarks.append(f"left out: {some(others)}, whose names begin with val or test")
+            return source
     return FolderSource(place, data)
 
 

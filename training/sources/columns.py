@@ -90,7 +90,7 @@ class ParquetSource:
             import pyarrow as pa
             import pyarrow.parquet as pq
         except ImportError:
-            raise CheckpointError("parquet files need pyarrow: pip install 'dsd-serve[train]'") from None
+            raise CheckpointError("parquet files need pyarrow: pip install '.[train]'") from None
         place = str(files[0] if len(files) == 1 else files[0].parent)
         try:
             schema = pq.read_schema(files[0])

@@ -107,7 +107,7 @@ def read_file(file: Path) -> bytes:
 
 
 def entries(folder: Path) -> list["os.DirEntry[str]"]:
-    """What a folder holds, without hidden files and what is not data. Raises CheckpointError."""
+    """The contents of a folder, without hidden files and files that are not data. Raises CheckpointError."""
     try:
         with os.scandir(folder) as found:
             return [entry for entry in found if not entry.name.startswith(".") and entry.name not in NOT_DATA]

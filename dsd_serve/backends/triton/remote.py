@@ -64,8 +64,7 @@ class TritonBackend:
             from tritonclient.grpc import aio
         except ImportError as error:
             raise EngineUnavailableError(
-                f"--triton needs the client of Triton, which cannot be imported ({error}): "
-                "pip install 'dsd-serve[triton]'"
+                f"--triton needs the client of Triton, which cannot be imported ({error}): pip install '.[triton]'"
             ) from None
         self.max_waiting = max_waiting
         self.observer = observer or Observer()

@@ -151,7 +151,7 @@ def test_without_onnxruntime_an_error_says_what_to_install():
         "load_engine('onnx', demo_model())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "pip install 'dsd-serve[cpu]'" in done.stderr
+    assert "pip install '.[cpu]'" in done.stderr
 
 
 def test_without_a_driver_an_error_says_so_and_onnx_runtime_does_not_fall_back(monkeypatch):

@@ -15,7 +15,7 @@ from export.main import main
 from export.tensorrt.compile import BuildOptions, aim, check_types, compile_graph
 from export.tensorrt.plans import build
 
-trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'dsd-serve[tensorrt-rtx]'")
+trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install '.[tensorrt-rtx]'")
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +180,7 @@ def test_without_tensorrt_an_error_says_what_to_install(built):
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ended.returncode == 1
-    assert "pip install 'dsd-serve[tensorrt]'" in ended.stderr
+    assert "pip install '.[tensorrt]'" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
