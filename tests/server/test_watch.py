@@ -126,7 +126,7 @@ def test_what_cannot_be_watched_is_a_sentence(own_dir, tmp_path, monkeypatch):
         with pytest.raises(ConfigError, match=sentence):
             Service(settings)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "torch" else True)
-    with pytest.raises(EngineUnavailableError, match=r"which needs torch: pip install 'dsd-serve\[export\]'"):
+    with pytest.raises(EngineUnavailableError, match=r"which needs torch: pip install '\.\[export\]'"):
         Service(Settings(watch=str(tmp_path)))
 
 

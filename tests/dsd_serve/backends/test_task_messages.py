@@ -171,7 +171,7 @@ def test_an_impossible_front_is_rejected(monkeypatch):
     with pytest.raises(SystemExit, match="dsd-serve: triton must be HOST:PORT"):
         main(["--triton", "localhost"])
     monkeypatch.setitem(sys.modules, "tritonclient.grpc", None)  # as if it were not installed
-    with pytest.raises(SystemExit, match=r"pip install 'dsd-serve\[triton\]'"):
+    with pytest.raises(SystemExit, match=r"pip install '\.\[triton\]'"):
         main(["--triton", "localhost:8001"])
 
 

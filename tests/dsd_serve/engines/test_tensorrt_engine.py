@@ -273,7 +273,7 @@ def test_missing_and_damaged_files_are_named(directory, cuda, damage, words):
         (
             (9, 0),
             (),
-            r"tensorrt_rtx does not support that GPU; pip install 'dsd-serve\[tensorrt\]', and build it again",
+            r"tensorrt_rtx does not support that GPU; pip install '\.\[tensorrt\]', and build it again",
         ),
         ((9, 0), ("8.6", "8.9", "12.0"), "tensorrt_rtx does not support that GPU"),
         ((7, 5), ("8.6", "8.9", "12.0"), r"build it again with dsd-export .* --targets 7\.5"),
@@ -313,9 +313,7 @@ def test_a_missing_device_is_named(device, count, words):
 
 
 def test_a_missing_library_is_named(directory, monkeypatch):
-    with pytest.raises(
-        EngineUnavailableError, match=r"tensorrt cannot be imported .* pip install 'dsd-serve\[tensorrt\]'"
-    ):
+    with pytest.raises(EngineUnavailableError, match=r"tensorrt cannot be imported .* pip install '\.\[tensorrt\]'"):
         load_engine("tensorrt", directory, "cuda")
 
 

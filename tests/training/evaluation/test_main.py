@@ -84,7 +84,7 @@ def test_features_are_cached_by_the_pixels_of_the_images(classifier, tmp_path, p
 
 def test_a_missing_classifier_gets_a_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
-    with pytest.raises(EngineUnavailableError, match=r"pip install 'dsd-serve\[eval\]'"):
+    with pytest.raises(EngineUnavailableError, match=r"pip install '\.\[eval\]'"):
         load_network()
 
 
@@ -245,7 +245,7 @@ def test_inception_weights_are_read_as_tensors_only(tmp_path):
 
 def test_a_missing_torch_fidelity_gets_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
-    with pytest.raises(EngineUnavailableError, match=r"pip install 'dsd-serve\[fidelity\]'"):
+    with pytest.raises(EngineUnavailableError, match=r"pip install '\.\[fidelity\]'"):
         Inception(tmp_path / "weights.pth")
 
 
